@@ -1,0 +1,102 @@
+"""luthier from Python: `run = luthier.train(model=..., data=[...])`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from luthier import config
+from luthier.config import DataFile, RunConfig
+from luthier.config_yaml import Document
+from luthier.errors import UserError, excerpt
+from luthier.finished import Run
+from luthier.paths import cache_dir
+
+RUNS = Path("runs")
+
+
+def train(model: str | Mapping[str, Any], data: Any, *, resume: bool = False, trust_remote_code: bool = False, **keys: Any) -> Run:
+    """Fine-tunes a model, as `luthier train` does.
+
+    Args:
+        model: as the key `model` of a configuration.
+        data: a path, paths, the map of the key `data`, or the rows themselves as a list of dicts.
+        resume: go on from the last checkpoint of `output_dir`.
+        trust_remote_code: run Python code that comes with the model.
+        keys: other keys of a configuration: whole sections (`tuning="full"`), or names that are unique (`learning_rate=1e-4`);
+            dotted ones as `**{"training.learning_rate": 1e-4}`. `output_dir` is by default the next free `runs/NNN`.
+
+    Raises:
+        UserError: the configuration or the data are wrong.
+        EnvironmentProblem: the machine cannot do it.
+    """
+    from luthier import run
+
+    finished = run.train(make_config(model, data, keys), resume=resume, trust_remote_code=trust_remote_code)
+    return Run(finished.folder, trust_remote_code)
+
+
+def make_config(model: str | Mapping[str, Any], data: Any, keys: Mapping[str, Any]) -> RunConfig:
+    """The configuration of the arguments of `train`, under the same checks as the command line's."""
+    document = Document({"model": _plain(model, "model"), "data": _plain(_with_rows_in_files(data), "data")}, "train()")
+    document.tree["output_dir"] = keys["output_dir"] if "output_dir" in keys else _next_free()
+    document.tree["output_dir"] = str(document.tree["output_dir"])
+    top = {key: value for key, value in keys.items() if key in RunConfig.model_fields and key != "output_dir"}
+    for key, value in top.items():
+        document.set([key], _plain(value, key))
+    for key, value in keys.items():
+        if key not in RunConfig.model_fields:
+            # JSON is YAML, so a value takes the way of the command line, with its checks
+            config.apply_override(document, f"{key}={json.dumps(_plain(value, key), ensure_ascii=False)}")
+    return config.build(document)
+
+
+def _plain(value: Any, name: str) -> Any:
+    """Paths and tuples as YAML has them; refuses what a configuration cannot hold."""
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(item, name) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, name) for item in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise UserError("train()", f"{name} is {excerpt(value)}", "text, a number, True or False, a list or a dict")
+
+
+def _with_rows_in_files(data: Any) -> Any:
+    """`data` with lists of rows replaced by the file that holds them."""
+    if isinstance(data, Mapping):
+        return {key: _with_rows_in_files(value) if key in ("train", "eval") else value for key, value in data.items()}
+    if isinstance(data, Sequence) and not isinstance(data, str) and data and all(_is_row(item) for item in data):
+        return str(_rows_file(data))
+    return data
+
+
+def _is_row(item: Any) -> bool:
+    """A dict that is no `{"path": ..., "format": ...}`."""
+    return isinstance(item, Mapping) and not ("path" in item and item.keys() <= set(DataFile.model_fields))
+
+
+def _rows_file(rows: Sequence[Mapping[str, Any]]) -> Path:
+    """A JSONL file of the rows, named by what it says, so that the same rows are the same data."""
+    try:
+        text = "".join(json.dumps(dict(row), ensure_ascii=False) + "\n" for row in rows)
+    except (TypeError, ValueError) as error:
+        raise UserError("train()", f"a row of data cannot be written as JSON: {error}", "dicts of text, numbers, lists and dicts") from None
+    raw = text.encode("utf-8", errors="backslashreplace")
+    path = cache_dir() / "inline" / f"{hashlib.sha256(raw).hexdigest()[:32]}.jsonl"
+    if not path.is_file():
+        path.parent.mkdir(exist_ok=True)
+        partial = path.with_suffix(".partial")
+        partial.write_bytes(raw)
+        partial.replace(path)
+    return path
+
+
+def _next_free() -> Path:
+    numbers = [int(path.name) for path in RUNS.glob("*") if path.name.isdigit()] if RUNS.is_dir() else []
+    return RUNS / f"{max(numbers, default=0) + 1:03d}"

@@ -1,0 +1,173 @@
+"""Atomic save, verified load; safetensors and JSON only.
+
+A checkpoint is written to a temporary folder beside its target, each file fsynced, `manifest.json` (sha256 and size of each file) last,
+then renamed, and the parent fsynced. So at every moment there is the old state or the new one, never a mixture. Loading verifies;
+a damaged checkpoint is named and the next older one is used; none left is an error, never a silent fresh start.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from luthier.errors import EnvironmentProblem, UserError
+
+PREFIX = "step-"
+TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
+
+
+def pack(tree: Any, tensors: dict[str, torch.Tensor]) -> Any:
+    """JSON of a tree of dicts, lists, tuples and scalars, with its tensors moved to `tensors` and named in their place."""
+    if isinstance(tree, torch.Tensor):
+        name = str(len(tensors))
+        tensors[name] = tree.detach().cpu().contiguous().clone()
+        return {"tensor": name}
+    if isinstance(tree, dict):
+        return {"dict": [[pack(key, tensors), pack(value, tensors)] for key, value in tree.items()]}
+    if isinstance(tree, (list, tuple)):
+        return {type(tree).__name__: [pack(value, tensors) for value in tree]}
+    if tree is None or isinstance(tree, (bool, int, float, str)):
+        return tree
+    raise TypeError(f"a checkpoint cannot hold a {type(tree).__name__}")
+
+
+def unpack(packed: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
+    """The inverse of `pack`."""
+    if not isinstance(packed, dict):
+        return packed
+    ((kind, content),) = packed.items()
+    if kind == "tensor":
+        return tensors[content]
+    if kind == "dict":
+        return {unpack(key, tensors): unpack(value, tensors) for key, value in content}
+    values = [unpack(value, tensors) for value in content]
+    return tuple(values) if kind == "tuple" else values
+
+
+def write_folder(target: Path, fill: Callable[[Path], None], manifest: Mapping[str, Any]) -> None:
+    """Makes the folder `target` whole or not at all: `fill` writes its files, a manifest with their hashes comes last.
+
+    Raises:
+        EnvironmentProblem: no space or no permission; nothing of the folder is left behind.
+    """
+    temporary = target.with_name(f".tmp-{target.name}-{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        fill(temporary)
+        files = {path.relative_to(temporary).as_posix(): path for path in sorted(temporary.rglob("*")) if path.is_file()}
+        entries = {name: {"sha256": sha256(path), "bytes": path.stat().st_size} for name, path in files.items()}
+        write_json(temporary / MANIFEST, {**manifest, "files": entries})
+        for path in [*files.values(), temporary / MANIFEST, temporary]:
+            fsync(path)
+        if target.exists():
+            shutil.rmtree(target)
+        temporary.rename(target)
+        fsync(target.parent)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        raise EnvironmentProblem(str(target), "the disk is full" if full else f"could not be written: {error}", "a writable folder with room",
+                                 "free space, then luthier train ... --resume") from error
+
+
+def write_json(path: Path, tree: Any) -> None:
+    path.write_text(json.dumps(tree, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def verify(folder: Path) -> str | None:
+    """What is wrong with a checkpoint's files; None where each has the size and hash of the manifest."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        for name, entry in manifest["files"].items():
+            if (folder / name).stat().st_size != entry["bytes"] or sha256(folder / name) != entry["sha256"]:
+                return f"{name} is not what was written"
+    except FileNotFoundError as error:
+        return f"{Path(str(error.filename)).name} is missing"
+    except OSError as error:
+        return f"{Path(str(error.filename)).name} cannot be read ({error.strerror})"
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"{MANIFEST} is damaged"
+    return None
+
+
+class Checkpoints:
+    """The checkpoints of a run: `RUN/checkpoints/step-000100/`."""
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder = folder
+        self.keep = keep
+
+    def steps(self) -> list[int]:
+        """The steps of which there is a checkpoint, oldest first."""
+        found = self.folder.glob(f"{PREFIX}*") if self.folder.exists() else []
+        return sorted(int(path.name.removeprefix(PREFIX)) for path in found if path.name.removeprefix(PREFIX).isdigit())
+
+    def path(self, step: int) -> Path:
+        return self.folder / f"{PREFIX}{step:06d}"
+
+    def save(self, step: int, state: Mapping[str, Any], manifest: Mapping[str, Any], best_step: int | None) -> Path:
+        """Writes `state` (a tree with tensors), re-reads it, then deletes the oldest beyond `keep` (never the best).
+
+        Raises:
+            EnvironmentProblem: it could not be written, or did not read back; older ones are untouched.
+        """
+        tensors: dict[str, torch.Tensor] = {}
+        packed = pack(dict(state), tensors)
+
+        def fill(folder: Path) -> None:
+            save_file(tensors, folder / TENSORS)
+            write_json(folder / STATE, packed)
+
+        target = self.path(step)
+        write_folder(target, fill, {**manifest, "step": step})
+        if wrong := verify(target):
+            raise EnvironmentProblem(str(target), f"was written but does not read back: {wrong}", "a disk that keeps what it is given")
+        for old in [other for other in self.steps() if other not in (best_step, step)][: -(self.keep - 1) or None]:
+            shutil.rmtree(self.path(old))
+        return target
+
+    def load(self, step: int) -> dict[str, Any]:
+        """The state saved at `step`; call `verify` first."""
+        folder = self.path(step)
+        state: dict[str, Any] = unpack(json.loads((folder / STATE).read_text(encoding="utf-8")), load_file(folder / TENSORS))
+        return state
+
+    def newest_valid(self, say: Callable[[str], None]) -> int:
+        """The newest checkpoint whose files are whole; damaged ones are named.
+
+        Raises:
+            UserError: there is none.
+        """
+        damaged = []
+        for step in reversed(self.steps()):
+            wrong = verify(self.path(step))
+            if wrong is None:
+                return step
+            damaged.append(f"{self.path(step)}: {wrong}")
+            say(f"damaged checkpoint {damaged[-1]}; the next older one is tried")
+        found = "; ".join(damaged) if damaged else "there is no checkpoint yet"
+        raise UserError(str(self.folder), found, "a whole checkpoint", "start again with another output_dir, or without --resume in an empty one")

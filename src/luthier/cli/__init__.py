@@ -1,0 +1,197 @@
+"""The command line: one small file a command, found by looking into this folder.
+
+`train.py` is `luthier train` and exports a function `train`; `config_schema.py` is `luthier config schema` and exports
+`config_schema`. A file whose name starts with an underscore is no command. The first line of a file's docstring is its
+line in `luthier --help`; the docstring of the function is its help, and ends with a block that starts with `Example:`,
+one command a line. A file is imported only when its command is used.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib
+import inspect
+import os
+import re
+import sys
+import typing
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from luthier.errors import LuthierError
+
+FOLDER = Path(__file__).parent
+BUG_EXIT_CODE = 1
+INTERRUPTED_EXIT_CODE = 130
+BROKEN_PIPE_EXIT_CODE = 141
+
+ABOUT = "Fine-tune open language models on your own data: one short YAML file and one command."
+EXAMPLES = """
+Example:
+  luthier init train.jsonl --model org/name
+  luthier train mine.yaml
+  luthier chat runs/mine
+"""
+
+
+def command_names() -> list[str]:
+    """All commands, as typed: `train`, `config schema`."""
+    return sorted(path.stem.replace("_", " ").strip() for path in FOLDER.glob("*.py") if not path.stem.startswith("_"))
+
+
+def short_help(module_name: str) -> str:
+    """The first line of a file's docstring, read without importing the file."""
+    tree = ast.parse((FOLDER / f"{module_name}.py").read_text(encoding="utf-8"))
+    return (ast.get_docstring(tree) or "").partition("\n")[0]
+
+
+class Command(TyperCommand):
+    """A command whose help ends with examples, a line each."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        epilog, self.epilog = self.epilog, None
+        super().format_help(ctx, formatter)
+        print(epilog)
+
+
+class Commands(TyperGroup):
+    """The commands whose names start with `prefix`; each is imported on demand."""
+
+    prefix: str = ""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        epilog, self.epilog = self.epilog, None
+        super().format_help(ctx, formatter)
+        print(epilog)
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        starts = [name.removeprefix(self.prefix) for name in command_names() if name.startswith(self.prefix)]
+        return list(dict.fromkeys(name.partition(" ")[0] for name in starts))
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        full = self.prefix + cmd_name
+        if full in command_names():
+            return OnDemand(full)
+        return _group(full + " ")
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        self.commands = {name: self.get_command(ctx, name) for name in self.list_commands(ctx)}  # for "did you mean"
+        return super().resolve_command(ctx, args)
+
+
+def _group(prefix: str) -> Commands:
+    names = [name.removeprefix(prefix) for name in command_names() if name.startswith(prefix)]
+    name = prefix.strip()
+    help_text, epilog = _help(f"{', '.join(names).capitalize()} of {name}.\n\nExample:\n  luthier {prefix}{names[0]}")
+    group = Commands(name=name.rpartition(" ")[2], help=help_text, epilog=epilog, rich_markup_mode="rich", no_args_is_help=True)
+    group.prefix = prefix
+    return group
+
+
+class OnDemand(TyperCommand):
+    """A command that is known by its file's docstring until it is used."""
+
+    def __init__(self, full_name: str) -> None:
+        self.module_name = full_name.replace(" ", "_")
+        super().__init__(full_name.rpartition(" ")[2], help=short_help(self.module_name))
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        return load_command(self.module_name).make_context(info_name, args, parent=parent, **extra)
+
+
+def load_command(module_name: str) -> Any:
+    """The click command of a file of this folder."""
+    module = importlib.import_module(f"luthier.cli.{module_name}")
+    function: Callable[..., None] = getattr(module, module_name)
+    help_text, epilog = _help(function.__doc__ or module.__doc__ or "")
+    app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+    settings: dict[str, Any] = getattr(module, "CONTEXT_SETTINGS", {})
+    app.command(
+        module_name.rpartition("_")[2], cls=Command, help=help_text, epilog=epilog, context_settings=settings
+    )(_guarded(function))
+    return typer.main.get_command(app)
+
+
+def _help(docstring: str) -> tuple[str, str]:
+    """Help text for rich, one line a paragraph, and the examples as they stand."""
+    from rich.markup import escape
+
+    text, *rest = re.split(r"^(?=Examples?:)", inspect.cleandoc(docstring), maxsplit=1, flags=re.MULTILINE)
+    paragraphs = [" ".join(paragraph.split()) for paragraph in text.strip().split("\n\n")]
+    return escape("\n\n".join(paragraphs)), "".join(rest)
+
+
+def _guarded(function: Callable[..., None]) -> Callable[..., None]:
+    """The function with an option `--debug`, and a quiet end on ctrl-c and on a closed pipe."""
+    signature = inspect.signature(function)
+    hints = typing.get_type_hints(function, include_extras=True)
+    parameters = [parameter.replace(annotation=hints[name]) for name, parameter in signature.parameters.items()]
+    hints["debug"] = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+    if "debug" not in signature.parameters:
+        parameters.append(inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=hints["debug"]))
+
+    @functools.wraps(function)
+    def guarded(**arguments: Any) -> None:
+        if "debug" not in signature.parameters:
+            arguments.pop("debug")
+        try:
+            function(**arguments)
+            sys.stdout.flush()
+        except KeyboardInterrupt:
+            raise typer.Exit(INTERRUPTED_EXIT_CODE) from None
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the last flush at exit has where to go
+            raise typer.Exit(BROKEN_PIPE_EXIT_CODE) from None
+
+    del guarded.__wrapped__  # or its signature would be read, not ours
+    guarded.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    guarded.__annotations__ = hints
+    return guarded
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"luthier {version('luthier')}")
+        raise typer.Exit
+
+
+def _app() -> Any:
+    help_text, epilog = _help(ABOUT + "\n" + EXAMPLES)
+    app = typer.Typer(cls=Commands, add_completion=False, rich_markup_mode="rich", no_args_is_help=True, help=help_text, epilog=epilog)
+
+    @app.callback()
+    def options(
+        version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")] = False,
+    ) -> None:
+        pass
+
+    return typer.main.get_command(app)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit code; errors end in one screen on stderr."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        _app().main(args=given, prog_name="luthier", standalone_mode=True)
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except LuthierError as error:
+        if "--debug" in given:
+            raise
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except Exception as error:  # noqa: BLE001 - the one place: whatever gets here is a bug of ours, and says so
+        if "--debug" in given:
+            raise
+        print(f"{type(error).__name__}: {str(error)[:500]}\nThis is a bug of luthier. The traceback: the same command with --debug", file=sys.stderr)
+        return BUG_EXIT_CODE
+    return 0

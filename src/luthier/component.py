@@ -1,0 +1,72 @@
+"""The folder is the registry.
+
+`load("tuning", "lora")` imports `luthier/tuning/lora.py` and returns the one class that it exports in `__all__`.
+`load("tuning", "their_package.module:Class")` takes someone else's. There is no list to edit.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import inspect
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from luthier.errors import UserError
+
+ROOT = Path(__file__).parent
+
+
+class Config(BaseModel):
+    """Base of every piece of configuration: frozen, strict, and unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class ComponentConfig(Config):
+    """Configuration of a component; its other keys are those of the component that `kind` names."""
+
+    kind: str
+    """Which component: the name of a file in its folder, or `package.module:Class`."""
+
+
+def listing(family: str) -> list[str]:
+    """The kinds of a family, which are the files of its folder."""
+    return sorted(path.stem for path in (ROOT / family).glob("*.py") if not path.stem.startswith("_"))
+
+
+@cache
+def load(family: str, kind: str) -> type[Any]:
+    """The class of the component `kind` of `family`.
+
+    Raises:
+        UserError: there is no such component; names the nearest ones.
+    """
+    module_name, _, class_name = kind.partition(":")
+    if class_name:
+        if importlib.util.find_spec(module_name.partition(".")[0]) is None:
+            raise UserError(f"kind {kind!r}", f"no module {module_name!r} can be imported", "package.module:Class",
+                            f"pip install the package that holds {module_name}")
+        return _class_of(importlib.import_module(module_name), class_name, kind)
+    if kind not in listing(family):
+        raise UserError(family, f"there is no {kind!r}", "one of " + ", ".join(listing(family)), did_you_mean(kind, listing(family)))
+    module = importlib.import_module(f"luthier.{family}.{kind}")
+    (name,) = module.__all__
+    return _class_of(module, name, kind)
+
+
+def _class_of(module: Any, name: str, kind: str) -> type[Any]:
+    found = getattr(module, name, None)
+    if not inspect.isclass(found):
+        raise UserError(f"kind {kind!r}", f"{module.__name__} has no class {name!r}", "package.module:Class")
+    return found
+
+
+def did_you_mean(word: str, known: list[str]) -> str:
+    """'did you mean "lora"?', or nothing where no known word is near."""
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f'did you mean "{near[0]}"?' if near else ""

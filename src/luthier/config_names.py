@@ -1,0 +1,93 @@
+"""What other tools call our keys: their names are answered with ours, never accepted silently."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+RENAMED = {
+    # transformers, trl, peft
+    "model_name_or_path": "model.path",
+    "model_revision": "model.revision",
+    "torch_dtype": "model.dtype",
+    "dataset_name": "data.train",
+    "max_seq_length": "data.max_length",
+    "eval_strategy": "training.eval_steps",
+    "evaluation_strategy": "training.eval_steps",
+    "save_strategy": "training.save_steps",
+    "gradient_checkpointing": "training.activation_checkpointing",
+    "warmup_ratio": "training.warmup_steps (a share below 1)",
+    "load_best_model_at_end": "training.load_best_checkpoint",
+    "lr": "training.learning_rate",
+    "epochs": "training.num_train_epochs",
+    "scheduler": "training.lr_scheduler_type",
+    "lora_r": "tuning.r",
+    "lora_target_modules": "tuning.target_modules",
+    # LLaMA-Factory
+    "template": "data.chat_template",
+    "cutoff_len": "data.max_length",
+    "dataset": "data.train",
+    "val_size": "data.eval",
+    "finetuning_type": "tuning",
+    "stage": "objective",
+    "lora_rank": "tuning.r",
+    "lora_target": "tuning.target_modules",
+    # Axolotl
+    "base_model": "model",
+    "datasets": "data.train",
+    "sequence_len": "data.max_length",
+    "val_set_size": "data.eval",
+    "adapter": "tuning",
+    "num_epochs": "training.num_train_epochs",
+    "lr_scheduler": "training.lr_scheduler_type",
+    "optimizer": "training.optim",
+    "saves_per_epoch": "training.save_steps",
+    "evals_per_epoch": "training.eval_steps",
+    "special_tokens": "the tokenizer's own special tokens",
+    # torchtune, LitGPT, Unsloth
+    "checkpoint_dir": "model.path",
+    "batch_size": "training.global_batch_size",
+    "micro_batch_size": "training.global_batch_size",
+    "rank": "tuning.r",
+    "alpha": "tuning.lora_alpha",
+}
+"""Another tool's key: ours."""
+
+BATCH_PARTS = ("per_device_train_batch_size", "micro_batch_size", "batch_size_training", "gradient_accumulation_steps")
+
+NOT_NEEDED = {
+    "packing": "samples always lie one after the other without padding, kept apart exactly; leave it out",
+    "sample_packing": "samples always lie one after the other without padding, kept apart exactly; leave it out",
+    "neat_packing": "samples always lie one after the other without padding, kept apart exactly; leave it out",
+    "sft_packing": "samples always lie one after the other without padding, kept apart exactly; leave it out",
+    "do_train": "luthier train trains; leave it out",
+    "bf16": "write model: {path: ..., dtype: bfloat16}, or leave it out: dtype auto",
+    "fp16": "write model: {path: ..., dtype: float16}; trained weights stay float32",
+    "overwrite_output_dir": "a run's folder is never overwritten; choose another output_dir, or pass --resume",
+    "resume_from_checkpoint": "luthier train mine.yaml --resume",
+    "trust_remote_code": "a flag of the command line only: luthier train mine.yaml --trust-remote-code",
+    "preprocessing_num_workers": "encoding needs no such key; leave it out",
+    "dataloader_num_workers": "batches are laid out ahead of the run; leave it out",
+    "per_device_eval_batch_size": "evaluation uses max_tokens_per_micro_batch; leave it out",
+}
+
+
+def foreign_key(key: str, tree: Mapping[str, Any]) -> str | None:
+    """What to write instead of another tool's key; None for a key that no tool that we know has."""
+    if key in BATCH_PARTS:
+        return _global_batch_size(tree)
+    if key in NOT_NEEDED:
+        return NOT_NEEDED[key]
+    return f"write {RENAMED[key]}" if key in RENAMED else None
+
+
+def _global_batch_size(tree: Mapping[str, Any]) -> str:
+    """The product of the parts where they are given: `write global_batch_size: 16`."""
+    training = tree.get("training")
+    places = [tree, training] if isinstance(training, Mapping) else [tree]
+    product, counted = 1, False
+    for part in BATCH_PARTS:
+        for place in places:
+            if isinstance(value := place.get(part), int):
+                product, counted = product * value, True
+    return f"write global_batch_size: {product}" if counted else "write global_batch_size: the product of all its parts"

@@ -1,0 +1,93 @@
+"""The account of all rows and tokens: what came in, what is trained, held out, cut or dropped, and why. It adds up, or it is a bug."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass
+class Ledger:
+    """Rows and tokens of one data set. Tokens are counted of rows that could be encoded."""
+
+    rows_in: int = 0
+    rows_trained: int = 0
+    rows_held_out: int = 0
+    rows_cut: int = 0
+    """of those trained or held out: rows that lost their end to `max_length`"""
+    dropped: dict[str, list[str]] = field(default_factory=dict)
+    """reason -> file:line of each row"""
+    cut: list[str] = field(default_factory=list)
+    """file:line of each row that was cut"""
+    tokens_in: int = 0
+    tokens_trained: int = 0
+    """with loss, of the rows that are trained on"""
+    tokens_context: int = 0
+    """without loss, of the rows that are trained on"""
+    tokens_held_out: int = 0
+    tokens_cut: int = 0
+    answer_tokens_cut: int = 0
+    """of tokens_cut: those that would have had loss"""
+    tokens_dropped: int = 0
+    """of rows dropped for their length"""
+    rows_other_ids_if_encoded_whole: int = 0
+    """rows for which one encoding of the whole text gives other ids than its parts (within a few characters of the answers' edges)"""
+    rows_with_control_text: int = 0
+    """rows in which the data spell out a control token, which was encoded as plain text"""
+    held_out_prompts_also_trained: int = 0
+    """held-out rows (from files of their own) whose prompt stands in the training data as well"""
+    laws: dict[str, int] = field(default_factory=dict)
+    """law -> rows that broke it; each of them is in `dropped`"""
+    sources: list[dict[str, Any]] = field(default_factory=list)
+    """name, format, whether it was recognised, rows, purpose"""
+
+    def drop(self, reason: str, row: str) -> None:
+        self.dropped.setdefault(reason, []).append(row)
+
+    @property
+    def rows_dropped(self) -> int:
+        return sum(map(len, self.dropped.values()))
+
+    def check(self) -> None:
+        """Raises AssertionError where a row or token is missing from the account."""
+        assert self.rows_in == self.rows_trained + self.rows_held_out + self.rows_dropped, self
+        parts = self.tokens_trained + self.tokens_context + self.tokens_held_out + self.tokens_cut + self.tokens_dropped
+        assert self.tokens_in == parts, self
+        assert self.answer_tokens_cut <= self.tokens_cut, self
+        assert self.rows_cut == len(self.cut) <= self.rows_trained + self.rows_held_out, self
+        assert sum(self.laws.values()) <= self.rows_dropped, self
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, as `ledger.json` has them."""
+        return {**asdict(self), "rows_dropped": self.rows_dropped}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Ledger:
+        return cls(**{key: value for key, value in values.items() if key != "rows_dropped"})
+
+    def lines(self) -> list[str]:
+        """The account as lines of text."""
+        out = [f"{source['name']}: {source['rows']:,} rows, format {source['format']}{' (recognised)' if source['recognised'] else ''}, {source['purpose']}"
+               for source in self.sources]
+        out += [
+            f"rows    {self.rows_in:>12,} in = {self.rows_trained:,} trained + {self.rows_held_out:,} held out + {self.rows_dropped:,} dropped",
+            f"tokens  {self.tokens_in:>12,} in = {self.tokens_trained:,} trained + {self.tokens_context:,} context + {self.tokens_held_out:,} held out"
+            f" + {self.tokens_cut:,} cut + {self.tokens_dropped:,} dropped",
+        ]
+        out += [f"dropped {len(rows):>12,} {reason} ({_some(rows)})" for reason, rows in self.dropped.items()]
+        if self.rows_cut:
+            out.append(f"cut     {self.rows_cut:>12,} rows, {self.answer_tokens_cut:,} tokens of answers lost ({_some(self.cut)})")
+        for count, words in ((self.rows_with_control_text, "rows spell out a control token; it is plain text to the model"),
+                             (self.rows_other_ids_if_encoded_whole, "rows would have other ids if encoded in one piece"),
+                             (self.held_out_prompts_also_trained, "held-out rows ask what is also trained: their loss is no fair measure")):
+            if count:
+                out.append(f"note    {count:>12,} {words}")
+        return out
+
+    def as_text(self) -> str:
+        """The account for a terminal."""
+        return "\n".join(self.lines())
+
+
+def _some(rows: list[str], most: int = 3) -> str:
+    return ", ".join(rows[:most]) + (f" and {len(rows) - most:,} more" if len(rows) > most else "")

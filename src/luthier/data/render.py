@@ -1,0 +1,268 @@
+"""From conversations to samples: rendered once, cut at the start of each answer, the parts encoded apart.
+
+So the ids before an answer are those of the prompt that is served for it, by construction. What the assistant says is told by the
+template's generation marks, else by prefix renders: the render of the messages up to an answer with the generation prompt, and that of the
+messages with the answer, must both begin the render of the whole.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from luthier.data.encode import Encoder, Piece
+from luthier.data.laws import Evidence, LawBroken, Turn, check
+from luthier.data.template import Request, Template
+from luthier.errors import UserError
+from luthier.formats._shared import BadRow
+from luthier.types import NO_TARGET, Conversation, Message, Sample, Text
+
+WINDOW_BEFORE, WINDOW_AFTER = 32, 16
+"""Characters on each side of a cut over which one encoding of the whole is compared with that of the parts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """One example in tokens, and what was noticed on the way."""
+
+    ids: list[int]
+    trained: list[bool]
+    other_ids_if_whole: bool
+    """one encoding of the whole text would have given other ids"""
+    control_text: bool
+    """the data held a control token's text, which was encoded as plain text"""
+    evidence: Evidence
+
+
+@dataclass(frozen=True, slots=True)
+class _Rendered:
+    text: str
+    plain: str
+    turns: tuple[Turn, ...]
+    cuts: list[int]
+
+
+class ChatRenderer:
+    """Implements `types.Renderer`: samples under one tokenizer and one template, each checked by the laws.
+
+    `prefetch` encodes many examples at once; `encode_conversation` and `encode_text` then find them ready.
+    """
+
+    def __init__(self, tokenizer: Any, template: Template | None, stop_ids: Iterable[int] = ()) -> None:
+        self.tokenizer = tokenizer
+        self.template = template
+        self.encoder = Encoder(tokenizer)
+        self.stop_ids: set[int] = stop_ids_of(tokenizer) | set(stop_ids)
+        """ids that end generation: the tokenizer's end token, and those of the model's generation_config.json"""
+        self._ready: dict[Conversation | Text, Encoded | UserError] = {}
+
+    def encode_conversation(self, conversation: Conversation, index: int) -> Sample:
+        """The sample of a conversation. Raises UserError (BadRow): not rendered, or a law is broken."""
+        return _sample(self.encoded(conversation), conversation.row, index)
+
+    def encode_text(self, text: Text, index: int) -> Sample:
+        """The sample of plain text: BOS where the tokenizer adds one, the text, EOS; all trained. Raises UserError (BadRow)."""
+        return _sample(self.encoded(text), text.row, index)
+
+    def encoded(self, example: Conversation | Text) -> Encoded:
+        """An example in tokens with the evidence for the laws. Raises UserError (BadRow)."""
+        if example not in self._ready:
+            self.prefetch([example])
+        found = self._ready[example]
+        if isinstance(found, UserError):
+            raise found
+        return found
+
+    def prefetch(self, examples: Sequence[Conversation | Text]) -> None:
+        """Encodes many examples at once; what was prefetched before is forgotten."""
+        conversations = [example for example in examples if isinstance(example, Conversation)]
+        rendered = self._render(conversations)
+        self._ready = {}
+        work: list[tuple[Conversation | Text, _Rendered, list[Piece]]] = []
+        for example, found in [*zip(conversations, rendered, strict=True), *((item, self._text(item)) for item in examples if isinstance(item, Text))]:
+            if isinstance(found, UserError):
+                self._ready[example] = found
+            else:
+                work.append((example, found, self._pieces(found)))
+        pieces = [piece for _, _, some in work for piece in some]
+        windows = [_windows(some, self.encoder) for _, _, some in work]
+        ids = iter(self.encoder.encode([*pieces, *(piece for some in windows for window in some for piece in window)]))
+        parts = [[next(ids) for _ in some] for _, _, some in work]
+        for (example, found, some), tokens, checks in zip(work, parts, windows, strict=True):
+            differs = False
+            for _ in checks:
+                whole, left, right = next(ids), next(ids), next(ids)
+                differs |= whole != left + right
+            self._ready[example] = self._judge(example, found, some, tokens, differs)
+
+    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+        """What is served to get an answer: the messages and the generation prompt, encoded as in training. Raises UserError."""
+        (found,) = self._render([Conversation(tuple(messages), "prompt")], prompt=True)
+        if isinstance(found, UserError):
+            raise found
+        return [index for ids in self.encoder.encode(self._pieces(found, prompt=True)) for index in ids]
+
+    # ---- rendering
+
+    def _render(self, conversations: Sequence[Conversation], prompt: bool = False) -> list[_Rendered | UserError]:
+        """Renders conversations; with `prompt`, as they are served: the generation prompt at the end, unstable turns left whole."""
+        if not conversations:
+            return []
+        template = self._template()
+        requests: dict[Request, int] = {}
+        plans = []
+        for conversation in conversations:
+            raw = tuple((message.role, message.content) for message in conversation.messages)
+            shown = tuple((role, self._cut_apart(content)) for role, content in raw)
+            wanted = [Request(shown, prompt, template.marked), Request(raw, prompt)]
+            for index in _answers(conversation):
+                wanted += [Request(raw[:index], True), Request(raw[:index], True) if template.marked else Request(raw[: index + 1])]
+            plans.append([requests.setdefault(request, len(requests)) for request in wanted])
+        texts = template.render(list(requests))
+        return [self._assemble(conversation, [texts[place] for place in places], prompt)
+                for conversation, places in zip(conversations, plans, strict=True)]
+
+    def _template(self) -> Template:
+        if self.template is None:
+            raise UserError("data.chat_template", "the model's tokenizer has no chat template (a base model has none)", "a template for conversations",
+                            "data.chat_template=FILE.jinja")
+        return self.template
+
+    def _cut_apart(self, content: str) -> str:
+        """The content with our private mark inside every control token that is written out in it."""
+        places = self.encoder.places_inside_control(content)
+        if not places:
+            return content
+        assert self.template is not None
+        return self.template.cut.join(content[a:b] for a, b in zip([0, *places], [*places, len(content)], strict=True))
+
+    def _assemble(self, conversation: Conversation, texts: list[str | UserError], prompt: bool) -> _Rendered | UserError:
+        """Finds the assistant's turns in the rendered text."""
+        answers = _answers(conversation)
+        failed = next((text for text in texts if isinstance(text, UserError)), None)
+        if failed is not None:
+            return BadRow(conversation.row, "chat template", failed.found, failed.expected, failed.fix)
+        whole, plain, *prefixes = (text for text in texts if isinstance(text, str))
+        template = self._template()
+        text, spans, cuts = template.unmark(whole)
+        turns = []
+        if template.marked and len(spans) != len(answers):
+            return BadRow(conversation.row, "chat template", f"{len(spans)} parts marked by {{% generation %}} for {len(answers)} answers",
+                          "one marked part for each answer")
+        for number, index in enumerate(answers):
+            message, before, after = conversation.messages[index], prefixes[2 * number], prefixes[2 * number + 1]
+            if template.marked:
+                start, limit = spans[number]
+            elif text.startswith(before) and text.startswith(after):
+                start, limit = len(before), len(after)
+            elif prompt:
+                continue
+            else:
+                return BadRow(conversation.row, "chat template",
+                              f"not prefix-stable: what it writes for messages 0 to {index} changes when more follow", "a template that only appends",
+                              "put {% generation %} marks around the answers in a copy of the template: data.chat_template=FILE.jinja")
+            turns.append(self._turn(index, message, text, (start, limit), before))
+        return _Rendered(text, plain, tuple(turns), cuts)
+
+    def _turn(self, index: int, message: Message, text: str, limits: tuple[int, int], before: str) -> Turn:
+        """The turn within `limits`, ending after its stop token: the first control token behind the answer's own text."""
+        start, span = limits[0], text[slice(*limits)]
+        words = message.content if message.content in span else message.content.strip()
+        behind = span.find(words) + len(words) if words in span else 0
+        stop = self.encoder.find_control(span, behind)
+        marked = self.template is not None and self.template.marked
+        end = stop.end() if stop else len(span) if marked or behind == 0 else behind
+        return Turn(index, message, start, start + end, stop.group() if stop else "", span[end:] if marked else "", before, message.train)
+
+    def _text(self, text: Text) -> _Rendered | UserError:
+        if self.encoder.eos_id is None:
+            return BadRow(text.row, "text", "the tokenizer has no end token, so a text could not be ended", "a tokenizer with an eos_token")
+        return _Rendered(text.text, text.text, (), self.encoder.places_inside_control(text.text))
+
+    # ---- encoding
+
+    def _pieces(self, found: _Rendered, prompt: bool = False) -> list[Piece]:
+        """The text in parts: cut at both ends of each turn and inside control tokens from the data.
+
+        Training has nothing behind the last trained turn, where nothing can be learned.
+        """
+        trained = [turn for turn in found.turns if turn.trained]
+        end = trained[-1].end if trained and not prompt else len(found.text)
+        edges = sorted({0, end, *(edge for edge in (*found.cuts, *(edge for turn in found.turns for edge in (turn.start, turn.end))) if edge < end)})
+        pieces: list[Piece] = []
+        for start, stop in zip(edges, edges[1:], strict=False):
+            after = self.encoder.control_at_end(pieces[-1].text) if pieces else ""
+            inside = not found.turns or any(turn.start <= start and stop <= turn.end for turn in trained)
+            pieces.append(Piece(found.text[start:stop], after, inside))
+        return pieces
+
+    def _judge(self, example: Conversation | Text, found: _Rendered, pieces: list[Piece], parts: list[list[int]], differs: bool) -> Encoded | LawBroken:
+        """Puts the parts together and checks the laws."""
+        encoder, is_text = self.encoder, isinstance(example, Text)
+        ids, trained = ([encoder.bos_id], [True]) if is_text and encoder.adds_bos else ([], [])
+        places, length = {0: len(ids)}, 0
+        for piece, part in zip(pieces, parts, strict=True):
+            ids = ids + part
+            trained += [piece.trained] * len(part)
+            length += len(piece.text)
+            places[length] = len(ids)
+        expected = sum(encoder.count_control(piece.text) for piece in pieces)
+        if is_text:
+            ids, trained, expected = [*ids, encoder.eos_id], [*trained, True], expected + 1 + places[0]
+        evidence = Evidence(
+            messages=() if isinstance(example, Text) else example.messages, text=found.text[:length], plain=found.plain, turns=found.turns,
+            ids=ids, trained=[False, *trained[1:]], spans=[(places[turn.start], places[turn.end]) for turn in found.turns if turn.trained],
+            control_expected=expected, control_ids=frozenset(encoder.control_ids), control=encoder.control, stop_ids=frozenset(self.stop_ids),
+            bos_id=encoder.bos_id, bos_wanted=not is_text and encoder.adds_bos and self._template().from_file,
+        )
+        return check(evidence, example.row) or Encoded(ids, evidence.trained, differs, bool(found.cuts), evidence)
+
+
+def _answers(conversation: Conversation) -> list[int]:
+    return [index for index, message in enumerate(conversation.messages) if message.role == "assistant"]
+
+
+def _sample(encoded: Encoded, row: str, index: int) -> Sample:
+    """Position i is trained to predict id i + 1 where that id is the assistant's."""
+    ids = np.asarray(encoded.ids, dtype=np.int64)
+    targets = np.full(len(ids), NO_TARGET, dtype=np.int64)
+    trained = np.asarray(encoded.trained[1:], dtype=bool)
+    targets[:-1][trained] = ids[1:][trained]
+    return Sample(ids, targets, row, index)
+
+
+def _windows(pieces: list[Piece], encoder: Encoder) -> list[tuple[Piece, Piece, Piece]]:
+    """For each cut between ordinary characters at the edge of a turn: the text around it whole, its left, its right."""
+    out = []
+    for left, right in zip(pieces, pieces[1:], strict=False):
+        if right.after is not None or left.trained == right.trained:
+            continue  # behind a control token every encoding starts anew
+        before, after = left.text[-WINDOW_BEFORE:], right.text[:WINDOW_AFTER]
+        last = 0
+        while match := encoder.find_control(before, last):
+            last = match.end()
+        before = before[last:]
+        out.append((Piece(before + after, None), Piece(before, None), Piece(after, None)))
+    return out
+
+
+def stop_ids_of(tokenizer: Any) -> set[int]:
+    """The tokenizer's end token and the `eos_token_id` of the generation_config.json beside it.
+
+    Raises:
+        UserError: that file is no JSON map.
+    """
+    ids = {tokenizer.eos_token_id} - {None}
+    path = Path(str(tokenizer.name_or_path)) / "generation_config.json"
+    if path.is_file():
+        try:
+            found = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+        except (ValueError, AttributeError, OSError) as error:
+            raise UserError(str(path), f"cannot be read: {error}", "the JSON map that came with the model") from None
+        ids |= set(found) if isinstance(found, list) else {found} - {None}
+    return {index for index in ids if isinstance(index, int)}

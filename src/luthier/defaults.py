@@ -1,0 +1,19 @@
+"""Defaults that depend on the method: one table, printed at the start of every run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+LEARNING_RATE = {"lora": 2e-4, "full": 2e-5}
+WEIGHT_DECAY = {"lora": 0.0, "full": 0.01}
+OTHER_LEARNING_RATE = 2e-5
+
+
+def method_defaults(tuning: str) -> dict[str, Any]:
+    """Values of `training` keys that the user left out, for a tuning method."""
+    return {
+        "learning_rate": LEARNING_RATE.get(tuning, OTHER_LEARNING_RATE),
+        "weight_decay": WEIGHT_DECAY.get(tuning, 0.0),
+        "num_train_epochs": 3.0,
+        "save_steps": 0.34,
+    }

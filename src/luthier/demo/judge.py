@@ -1,0 +1,119 @@
+"""Judges written configurations by luthier's own parser, and says how sure one can be.
+
+Exact: the answer parses and gives the same RunConfig as the reference, whatever the spelling or order. Fields: of all leaves that the
+reference or the answer sets (`training.learning_rate`, `data.train.0.path`, ...), the share on which both agree; so a wish that was
+missed counts, and so does one that was invented. An answer that is not a YAML map at all has no field right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from luthier.config import RunConfig, build, normalise
+from luthier.config_yaml import parse_yaml
+from luthier.errors import UserError
+from luthier.statistics import bootstrap_ratio, wilson
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One answer against its reference."""
+
+    exact: bool
+    right: int
+    fields: int
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A share with its 95 % interval; all between 0 and 1."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What a model did on one set of requests."""
+
+    requests: int
+    exact: Share
+    fields: Share
+
+
+def strip_fences(answer: str) -> str:
+    """The text between ``` fences where an answer has them, else the whole."""
+    before, fence, rest = answer.partition("```")
+    if not fence or before.strip():
+        return answer.strip()
+    first, newline, body = rest.partition("\n")
+    body = body if newline and first.strip().lower() in ("", "yaml", "yml") else rest
+    return body.partition("```")[0].strip()
+
+
+def read_tree(answer: str) -> dict[str, Any] | None:
+    """The answer as a tree of plain values; None where it is no YAML map."""
+    try:
+        return parse_yaml(strip_fences(answer), "answer").tree
+    except UserError:
+        return None
+
+
+def read_config(answer: str) -> RunConfig | None:
+    """The answer as a configuration; None where luthier would refuse it."""
+    try:
+        return build(parse_yaml(strip_fences(answer), "answer"))
+    except UserError:
+        return None
+
+
+def leaves(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Every value of a tree by its dotted path, after luthier's own shorthands are written out."""
+    out: dict[str, Any] = {}
+
+    def walk(node: Any, path: str) -> None:
+        items = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, (list, tuple)) else None
+        if items is None:
+            out[path] = node
+            return
+        for key, value in items:
+            walk(value, f"{path}.{key}" if path else str(key))
+
+    walk(normalise(tree), "")
+    return out
+
+
+def judge(reference: str, answer: str) -> Verdict:
+    """Compares an answer with the YAML that was wanted.
+
+    Raises:
+        UserError: the reference itself is no configuration.
+    """
+    wanted = build(parse_yaml(reference, "reference"))
+    expected = leaves(parse_yaml(reference, "reference").tree)
+    tree = read_tree(answer)
+    if tree is None:
+        return Verdict(False, 0, len(expected))
+    found = leaves(tree)
+    paths = expected.keys() | found.keys()
+    right = sum(path in expected and path in found and _same(expected[path], found[path]) for path in paths)
+    return Verdict(read_config(answer) == wanted, right, len(paths))
+
+
+def _same(left: Any, right: Any) -> bool:
+    """Equal values; a number never equals a truth value (in Python 1 == True)."""
+    return isinstance(left, bool) == isinstance(right, bool) and bool(left == right)
+
+
+def figures(verdicts: Sequence[Verdict], seed: int = 0) -> Figures:
+    """Shares over a set of requests: Wilson's interval for exact answers; for fields a bootstrap over whole requests, because the
+    fields of one answer hang together."""
+    exact, right, fields = (np.array([getattr(verdict, name) for verdict in verdicts], dtype=np.int64) for name in ("exact", "right", "fields"))
+    count = len(verdicts)
+    return Figures(count, Share(float(exact.mean()), *wilson(int(exact.sum()), count)),
+                   Share(float(right.sum() / fields.sum()), *bootstrap_ratio(right, fields, seed)))

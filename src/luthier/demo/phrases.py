@@ -1,0 +1,320 @@
+"""How people say it: sentences around a model and its data, and the clauses of each wish, all written by hand.
+
+A request has one of three manners: `prose` (one sentence with a list of wishes), `steps` (an opening and a sentence for each wish) or
+`notes` (telegraphic). `SEEN` phrasings make the training rows; `UNSEEN` ones, written apart, only the test on new phrasings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Phrasing:
+    """Frames take {model}, {data} and {list}; clauses take {v}. `clauses[field][manner]` or, for a choice, `clauses["field=choice"]`."""
+
+    prose: tuple[str, ...]
+    steps: tuple[str, ...]
+    notes: tuple[str, ...]
+    before: tuple[str, ...]
+    """what may stand before a request in prose or steps"""
+    after: tuple[str, ...]
+    clauses: Mapping[str, Mapping[str, tuple[str, ...]]]
+
+
+def _lines(text: str) -> tuple[str, ...]:
+    return tuple(line.strip() for line in text.strip().splitlines())
+
+
+def _clause(prose: str, steps: str, notes: str) -> Mapping[str, tuple[str, ...]]:
+    """Alternatives are set apart by a bar."""
+    parts = {"prose": prose, "steps": steps, "notes": notes}
+    return {manner: tuple(part.strip() for part in text.split("|")) for manner, text in parts.items()}
+
+
+SEEN = Phrasing(
+    prose=_lines("""
+        Fine-tune {model} on {data} with {list}.
+        Finetune {model} on {data} using {list}.
+        Tune {model} on {data} with {list}.
+        Please fine-tune {model} with the data in {data}, {list}.
+        Train {model} on {data}: {list}.
+        Can you train {model} on {data} with {list}?
+        Could you fine-tune {model} for me on {data}, using {list}?
+        I want to tune {model} on {data} with {list}.
+        I'd like to fine-tune {model} on my file {data}, with {list}.
+        We need {model} trained on {data}, {list}.
+        Using {list}, fine-tune {model} on {data}.
+        With {list}, train {model} on {data}.
+        Take {model} and train it on {data} with {list}.
+        Adapt {model} to {data} with {list}.
+        Give me a config for {model} on {data} with {list}.
+        Write a config that tunes {model} on {data}, {list}.
+        How do I fine-tune {model} on {data} with {list}?
+        Make {model} learn {data} with {list}.
+        Set up a run of {model} on {data} with {list}.
+        My data is {data}; please tune {model} on it with {list}.
+        Use {data} to fine-tune {model} with {list}.
+        Let's train {model} on {data}, {list}.
+        Start from {model}, train on {data}, {list}.
+        Run a fine-tune of {model} over {data} with {list}.
+        Teach {model} what is in {data}, with {list}.
+        From {data}, train {model} with {list}.
+        A training run please: {model}, {data}, {list}.
+        Need a fine-tune of {model} on {data} ({list}).
+    """),
+    steps=_lines("""
+        Fine-tune {model} on {data}.
+        Train {model} on {data}.
+        I have a file {data} and I want to tune {model} on it.
+        We collected {data} last month and would like {model} to learn from it.
+        Please train {model} with the rows of {data}.
+        Could you set up training of {model} on {data}?
+        The model is {model} and the data is {data}.
+        My data set is {data}. The base model is {model}.
+        I am trying to teach {model} our style; the examples are in {data}.
+        Use {model}. The training file is {data}.
+        Start with {model} and learn from {data}.
+        I'd like to tune {model}. The examples are in {data}.
+        Help me fine-tune {model} with {data}.
+        Our team wants {model} tuned. Data: {data}.
+        Write me a YAML for {model} trained on {data}.
+        Let's do a run with {model} on {data}.
+        Here is {data}. Tune {model} on it.
+        Tune {model}, please. Take the data from {data}.
+    """),
+    notes=_lines("""
+        {model}, {data}, {list}
+        {model} on {data}, {list}
+        {model} + {data}, {list}
+        tune {model} on {data}, {list}
+        {data} -> {model}, {list}
+        model {model}, data {data}, {list}
+        model: {model}, data: {data}, {list}
+        train {model}, {data}, {list}
+        finetune {model} {data} {list}
+        {list}, {model}, {data}
+        base {model}, file {data}, {list}
+        run: {model} / {data}, {list}
+        todo: {model} on {data}, {list}
+        {data}, {model}, {list}
+        ft {model} w/ {data}, {list}
+    """),
+    before=_lines("""
+        Hi!
+        Hello,
+        Hey,
+        Good morning.
+        Quick one:
+        Hi there.
+        OK,
+    """),
+    after=_lines("""
+        Thanks!
+        Thank you.
+        Thanks a lot.
+        That's all.
+        Nothing else.
+        Cheers.
+        The rest can stay as it is.
+    """),
+    clauses={
+        "method=lora": _clause(
+            "LoRA|a LoRA adapter|LoRA adapters|plain LoRA|lora|low-rank adapters",
+            "Use LoRA|Train a LoRA adapter|Do it with LoRA|Make it a LoRA run|LoRA is fine",
+            "lora|LoRA|adapter|method lora|lora adapter"),
+        "method=qlora": _clause(
+            "QLoRA|qlora|4-bit QLoRA|LoRA on a 4-bit base|4 bit quantization|the base in 4 bits|nf4 quantization|the model loaded in 4-bit",
+            "Use QLoRA|Load the base in 4 bits|Make it QLoRA|Quantize the model to 4 bit|Hold the weights in nf4|Memory is tight, so use 4 bits",
+            "qlora|QLoRA|4bit|4-bit|nf4|lora 4bit|q-lora"),
+        "method=int8": _clause(
+            "8-bit LoRA|LoRA on an 8-bit base|8 bit quantization|int8 weights|the base in 8 bits|the model loaded in 8-bit",
+            "Load the base in 8 bits|Use 8-bit quantization|Quantize the model to int8|Hold the weights in 8 bit",
+            "8bit|int8|8-bit|lora 8bit|8 bit lora"),
+        "method=full": _clause(
+            "full fine-tuning|all weights trained|full tuning|a full finetune|every parameter trained|no LoRA but all weights",
+            "Train all weights|Do a full fine-tune|Full fine-tuning, no adapters|Tune every parameter|No LoRA, train everything|Update the whole model",
+            "full|full ft|full fine-tune|all weights|full tuning|no lora"),
+        "rank": _clause(
+            "rank {v}|a rank of {v}|r={v}|LoRA rank {v}|r {v}|an adapter of rank {v}",
+            "Use rank {v}|Set the rank to {v}|The LoRA rank should be {v}|Take r = {v}|Rank {v}, please|I want rank {v}",
+            "r{v}|r={v}|rank {v}|r {v}|rank={v}|lora rank {v}"),
+        "alpha": _clause(
+            "alpha {v}|an alpha of {v}|lora_alpha {v}|LoRA alpha {v}|alpha={v}",
+            "Set alpha to {v}|Use an alpha of {v}|Alpha should be {v}|lora_alpha is {v}|Take alpha {v}",
+            "alpha {v}|alpha={v}|a={v}|lora_alpha {v}|a {v}"),
+        "dropout": _clause(
+            "dropout {v}|a dropout of {v}|LoRA dropout {v}|{v} dropout|dropout at {v}",
+            "Set dropout to {v}|Use a dropout of {v}|Dropout should be {v}|Add dropout of {v}|I want {v} dropout",
+            "dropout {v}|dropout={v}|drop {v}|do {v}|dropout: {v}"),
+        "epochs": _clause(
+            "{v} epochs|for {v} epochs|{v} passes over the data|{v} epochs of training|epochs = {v}|{v} rounds through the data",
+            "Train for {v} epochs|Do {v} epochs|Go over the data {v} times|{v} epochs are enough|Run it for {v} epochs|Make {v} passes",
+            "{v} epochs|{v} ep|epochs {v}|ep={v}|{v}ep|epochs={v}|{v} passes"),
+        "max_steps": _clause(
+            "{v} steps|for {v} steps|at most {v} steps|max_steps {v}|{v} optimizer steps|a maximum of {v} steps",
+            "Train for {v} steps|Stop after {v} steps|Do {v} steps|Limit it to {v} steps|Run {v} steps only|No more than {v} steps",
+            "{v} steps|steps {v}|max steps {v}|steps={v}|max_steps={v}|stop at {v} steps"),
+        "learning_rate": _clause(
+            "lr {v}|a learning rate of {v}|learning rate {v}|an lr of {v}|lr={v}|learning rate = {v}|{v} as the learning rate|lr at {v}",
+            "Set the learning rate to {v}|Use a learning rate of {v}|The learning rate should be {v}|Learning rate {v}|lr is {v}|"
+            "Start at a learning rate of {v}|Use lr {v}",
+            "lr {v}|lr={v}|lr: {v}|learning rate {v}|LR {v}|lr = {v}"),
+        "batch": _clause(
+            "batch size {v}|a batch size of {v}|batches of {v}|a global batch of {v}|a batch of {v}|{v} samples a batch|batch={v}",
+            "Use a batch size of {v}|Set the batch size to {v}|Batch size is {v}|Use batches of {v}|The global batch should be {v}|"
+            "Put {v} examples in a batch",
+            "bs {v}|batch {v}|bs={v}|batch size {v}|bsz {v}|batch={v}"),
+        "length": _clause(
+            "max length {v}|a maximum length of {v}|at most {v} tokens|{v} tokens max|rows up to {v} tokens|a length limit of {v}|max_length {v}",
+            "Limit rows to {v} tokens|The maximum length is {v}|Set max_length to {v}|Rows have at most {v} tokens|Use a max length of {v}",
+            "max length {v}|len {v}|max_len {v}|{v} tokens|max {v} tokens|length {v}"),
+        "held_out": _clause(
+            "{v} held out|{v} for evaluation|{v} of the data for eval|{v} of the rows held out|an eval share of {v}|{v} as validation|"
+            "{v} set aside for testing",
+            "Hold out {v}|Keep {v} for evaluation|Use {v} of the data for eval|Set {v} aside for validation|Evaluate on {v} of the rows|"
+            "Keep {v} of the rows back for testing",
+            "eval {v}|{v} eval|val {v}|{v} held out|holdout {v}|{v} validation|test {v}"),
+        "dtype=bfloat16": _clause("bf16|bfloat16|bf16 precision|in bf16", "Use bf16|Compute in bfloat16|Run it in bf16", "bf16|bfloat16|dtype bf16"),
+        "dtype=float16": _clause("fp16|float16|half precision (fp16)|in fp16", "Use fp16|Compute in float16|Run it in fp16", "fp16|float16|dtype fp16"),
+        "dtype=float32": _clause("fp32|float32|full fp32 precision|in fp32", "Use fp32|Compute in float32|Run it in fp32", "fp32|float32|dtype fp32"),
+        "scheduler=linear": _clause(
+            "a linear schedule|linear decay|a linear lr schedule|the linear scheduler",
+            "Use a linear schedule|Let the learning rate fall linearly|The schedule is linear", "linear|linear schedule|sched linear|linear decay"),
+        "scheduler=cosine": _clause(
+            "a cosine schedule|cosine decay|a cosine lr schedule|the cosine scheduler",
+            "Use a cosine schedule|The schedule is cosine|Decay the learning rate by a cosine", "cosine|cosine schedule|sched cosine|cosine decay"),
+        "scheduler=constant": _clause(
+            "a constant schedule|a constant learning rate|no decay of the lr|the constant scheduler",
+            "Use a constant schedule|Keep the learning rate constant|Do not decay the learning rate",
+            "constant|constant lr|sched constant|constant schedule"),
+        "report_to": _clause(
+            "logging to {v}|{v} logging|reports to {v}|metrics in {v}|{v} tracking",
+            "Log to {v}|Report to {v}|Send the metrics to {v}|I want to see it in {v}|Track it with {v}", "{v}|log {v}|report {v}|log to {v}|{v} logging"),
+        "seed": _clause(
+            "seed {v}|a seed of {v}|random seed {v}|seed={v}|the seed at {v}",
+            "Set the seed to {v}|Use seed {v}|The random seed is {v}|Seed it with {v}|Take {v} as seed", "seed {v}|seed={v}|seed: {v}|s={v}"),
+        "output": _clause(
+            "output in {v}|the result in {v}|saved to {v}|output folder {v}|results under {v}|output_dir {v}",
+            "Save it to {v}|Put the result in {v}|Write everything to {v}|The output folder is {v}|Store the run in {v}|Output goes to {v}",
+            "out {v}|-> {v}|save to {v}|output {v}|to {v}|out: {v}"),
+    },
+)
+
+UNSEEN = Phrasing(
+    prose=_lines("""
+        Would it be possible to have {model} customised with {data}? I am thinking of {list}.
+        What would the file look like if {model} should study {data} under {list}?
+        For {data} I would pick {model}; go for {list}.
+        Prepare an experiment in which {model} sees {data}, choosing {list}.
+        {list}: those are the settings for specialising {model} with the help of {data}.
+        It would be great to have {model} refined by means of {data}, given {list}.
+        I was told to get {model} going with {data} and to take {list}.
+        Kindly produce the settings to continue training {model} from {data}: {list}.
+        Let {model} practise on everything inside {data}; we agreed on {list}.
+        Next experiment has {list}, it is {model} as base and {data} as material.
+        Show me the YAML where {data} feeds {model} and there is {list}.
+        My boss asks for {model} specialised on {data} having {list}.
+    """),
+    steps=_lines("""
+        Yesterday I exported {data} from our system, and now {model} ought to imitate it.
+        There is this spreadsheet {data} that {model} should get to know.
+        For my thesis I am going to specialise {model}; everything it needs is in {data}.
+        Which settings do I need so that {model} picks up {data}?
+        Base checkpoint: {model}. Material to learn: {data}.
+        I downloaded {model} this morning and plan to feed it {data}.
+        Everything the assistant has to know sits in {data}, and {model} shall be the starting point.
+        Let's customise {model}, the examples being stored as {data}.
+    """),
+    notes=_lines("""
+        experiment - {model} - {data} - {list}
+        next: feed {data} into {model}; {list}
+        {list} | {model} | {data}
+        starting point {model} :: material {data} :: {list}
+        {model} learns {data}; {list}
+        job for tonight = {model} with {data}, {list}
+    """),
+    before=_lines("""
+        Dear luthier,
+        Sorry to bother you.
+        New task:
+        Morning!
+    """),
+    after=_lines("""
+        Much appreciated!
+        Defaults for everything else.
+        Looking forward to it.
+        I leave the rest to you.
+    """),
+    clauses={
+        "method=lora": _clause(
+            "an ordinary LoRA|low-rank adaptation (LoRA)|just the LoRA matrices trained",
+            "Only LoRA matrices get trained|LoRA would be my choice|I prefer LoRA here", "by lora|style=LoRA|LoRA only"),
+        "method=qlora": _clause(
+            "QLoRA to save memory|the frozen part squeezed into four bits (QLoRA)|weights kept in 4-bit nf4",
+            "My GPU is small, hence QLoRA|QLoRA would be my choice|The frozen weights belong in 4 bit", "via QLoRA|quant 4bit|nf4 base"),
+        "method=int8": _clause(
+            "the frozen part squeezed into 8 bit|weights kept as int8|8-bit loading",
+            "The frozen weights belong in 8 bit|8-bit loading would be my choice|An int8 base is what fits here", "quant 8bit|int8 base|via 8-bit"),
+        "method=full": _clause(
+            "full-parameter training|the complete set of weights updated|tuning of all the parameters (full)",
+            "I do not want adapters but full training|The complete model gets trained, all weights|Full-parameter training would be my choice",
+            "full-parameter|complete weights (full)|everything trained, full"),
+        "rank": _clause(
+            "the rank fixed at {v}|matrices of rank {v}|{v} for the rank",
+            "For the rank I have {v} in mind|Adapters get rank {v}|We settled on a rank equal to {v}", "rank:{v}|R = {v}|{v} as rank"),
+        "alpha": _clause(
+            "the alpha fixed at {v}|{v} for alpha|a scaling alpha equal to {v}",
+            "For alpha I have {v} in mind|The scaling alpha equals {v}|We settled on {v} for alpha", "alpha:{v}|ALPHA = {v}|{v} as alpha"),
+        "dropout": _clause(
+            "the dropout fixed at {v}|{v} for dropout|adapter dropout equal to {v}",
+            "For dropout I have {v} in mind|Adapters drop out with {v} dropout|We settled on {v} for dropout", "dropout = {v}|{v} as dropout|adapter dropout {v}"),
+        "epochs": _clause(
+            "the number of epochs fixed at {v}|a total of {v} epochs|every row seen {v} times",
+            "It should see each row {v} times|Altogether that makes {v} epochs|I have {v} epochs in mind", "{v} full epochs|num epochs = {v}|{v}x epochs"),
+        "max_steps": _clause(
+            "a cap of {v} steps|the number of steps fixed at {v}|not a step beyond {v} steps",
+            "Altogether that makes {v} steps|There is a cap of {v} steps|Once {v} steps are done it should end", "cap {v} steps|{v} updates (steps)|end after {v} steps"),
+        "learning_rate": _clause(
+            "the learning rate fixed at {v}|{v} for the learning rate|a peak lr equal to {v}",
+            "For the learning rate I have {v} in mind|Its learning rate peaks at {v}|We settled on {v} for the lr",
+            "{v} as lr|learning-rate = {v}|peak lr {v}"),
+        "batch": _clause(
+            "the batch size fixed at {v}|{v} rows per batch|{v} for the batch size",
+            "For the batch size I have {v} in mind|Each batch holds {v} rows|We settled on {v} rows per batch", "{v} per batch|batchsize = {v}|{v} rows/batch"),
+        "length": _clause(
+            "sequences no longer than {v} tokens|the length capped at {v} tokens|a context of {v} tokens",
+            "Nothing may be longer than {v} tokens|Sequences end at {v} tokens|The longest row may have {v} tokens",
+            "seq len = {v}|cap {v} tokens|ctx {v} tokens"),
+        "held_out": _clause(
+            "{v} kept unseen for checking|a validation part of {v}|{v} reserved for evaluation",
+            "I need {v} reserved for validation|Training must not touch {v}, which is for evaluation|Reserve {v} to measure how it does",
+            "reserve {v} for eval|valid = {v}|{v} as eval set"),
+        "dtype=bfloat16": _clause("bf16 numbers|arithmetic in bfloat16", "The numbers are to be bf16|My card likes bfloat16", "prec bf16|precision = bfloat16"),
+        "dtype=float16": _clause("fp16 numbers|arithmetic in float16", "The numbers are to be fp16|My card likes float16", "prec fp16|precision = float16"),
+        "dtype=float32": _clause("fp32 numbers|arithmetic in float32", "The numbers are to be fp32|My machine likes float32", "prec fp32|precision = float32"),
+        "scheduler=linear": _clause(
+            "the rate going down linearly|linear as its lr schedule", "Linear decay is what I like|Its schedule ought to be linear", "lr goes linear|schedule = linear"),
+        "scheduler=cosine": _clause(
+            "the rate following a cosine|cosine as its lr schedule", "Cosine decay is what I like|Its schedule ought to be cosine", "lr goes cosine|schedule = cosine"),
+        "scheduler=constant": _clause(
+            "the rate staying constant|constant as its lr schedule", "A constant rate is what I like|Its schedule ought to be constant",
+            "lr stays constant|schedule = constant"),
+        "report_to": _clause(
+            "curves shown in {v}|{v} as tracker|everything logged with {v}",
+            "The curves belong in {v}|We look at our runs in {v}|Have it tracked by {v}", "tracker {v}|curves in {v}|tracking = {v}"),
+        "seed": _clause(
+            "{v} for the seed|the seed fixed at {v}|randomness seeded by {v}",
+            "For the seed I have {v} in mind|Its seed equals {v}|Randomness starts from seed {v}", "{v} as seed|rng seed {v}|SEED = {v}"),
+        "output": _clause(
+            "{v} as the place for the outcome|the folder {v} for the output|all files landing in {v}",
+            "Please leave the outcome in {v}|All files should land in {v}|You will find room in {v} for the output",
+            "dest {v}|folder = {v}|lands in {v}"),
+    },
+)
+
+TYPOS = (("learning rate", "learnign rate"), ("epochs", "epcohs"), ("batch size", "bacth size"), ("please", "plese"),
+         ("Fine-tune", "Fine-tne"), ("Train", "Trian"), ("training", "trainig"), ("evaluation", "evalution"), ("schedule", "shedule"),
+         ("dropout", "droput"), ("steps", "stpes"), ("tokens", "tokns"))
+"""Slips of the hand that a few requests carry; never inside a value."""

@@ -1,0 +1,219 @@
+"""Makes plain requests and the YAML that they ask for.
+
+A row is a function of (seed, set, number): the same rows on every machine. The YAML is written in one short canonical style.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from luthier.demo import phrases, values
+from luthier.demo.phrases import Phrasing
+from luthier.demo.values import Values
+
+TRAINING_ROWS = 1000
+TEST_ROWS = 100
+
+PERIODS = ".?!:"
+METHODS = {"lora": 4, "qlora": 4, "int8": 2, "full": 2}
+OPTIONAL = {"rank": 6, "alpha": 3, "dropout": 2, "epochs": 6, "max_steps": 2, "learning_rate": 7, "batch": 4, "length": 3, "held_out": 3,
+            "dtype": 2, "scheduler": 2, "report_to": 2, "seed": 2, "output": 3}
+"""How often a wish is uttered, against the others."""
+WISHES = {1: 4, 2: 6, 3: 4, 4: 2}
+"""How many wishes a request has."""
+CHOICES = {"dtype": ("bfloat16", "float16", "float32"), "scheduler": ("linear", "cosine", "constant")}
+TRACKERS = ("wandb", "tensorboard", "mlflow", "trackio")
+ONLY_ADAPTERS = {"rank", "alpha", "dropout"}
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A request and the YAML that answers it, with what they were made of (for the tests and for a look)."""
+
+    request: str
+    yaml: str
+    said: Mapping[str, str]
+    """field: value, in the spelling of the YAML"""
+    templates: tuple[str, ...]
+    """the phrasings used, before values were filled in"""
+
+
+def make(count: int, seed: int, phrasing: Phrasing, pools: Values, name: str) -> list[Pair]:
+    """`count` pairs without a repeated request."""
+    pairs: dict[str, Pair] = {}
+    number = 0
+    while len(pairs) < count:
+        pair = _pair(random.Random(f"{seed}/{name}/{number}"), phrasing, pools)
+        pairs.setdefault(pair.request, pair)
+        number += 1
+    return list(pairs.values())
+
+
+def training_set(rows: int = TRAINING_ROWS, seed: int = 0) -> list[Pair]:
+    return make(rows, seed, phrases.SEEN, values.SEEN, "train")
+
+
+def test_sets(rows: int = TEST_ROWS, seed: int = 0) -> dict[str, list[Pair]]:
+    """The two questions: new values in known phrasings, and known values in new phrasings."""
+    return {"unseen values": make(rows, seed, phrases.SEEN, values.UNSEEN, "values"),
+            "unseen phrasings": make(rows, seed, phrases.UNSEEN, values.SEEN, "phrasings")}
+
+
+def _pair(rng: random.Random, phrasing: Phrasing, pools: Values) -> Pair:
+    said = {"model": _model(rng, pools), "data": _file(rng, pools)}
+    wishes = _wishes(rng)
+    for wish in wishes:
+        said[wish] = _value(rng, wish, pools)
+    if said.get("method") == "full":
+        wishes = [wish for wish in wishes if wish not in ONLY_ADAPTERS]
+        said = {field: value for field, value in said.items() if field not in ONLY_ADAPTERS}
+    request, templates = _say(rng, phrasing, wishes, said)
+    written = {wish: _as_number(value) for wish, value in said.items()}
+    return Pair(request, write_yaml(written), written, templates)
+
+
+def _pick(rng: random.Random, weights: Mapping[int, int] | Mapping[str, int]) -> object:
+    return rng.choices(list(weights), list(weights.values()))[0]
+
+
+def _wishes(rng: random.Random) -> list[str]:
+    """Which fields are asked for beside model and data, in the order of the request."""
+    count = int(str(_pick(rng, WISHES)))
+    wishes = ["method"] if rng.random() < 0.55 else []
+    weights = dict(OPTIONAL)
+    while len(wishes) < count:
+        wish = str(_pick(rng, weights))
+        del weights[wish]
+        if wish in ("epochs", "max_steps"):  # one of them decides how long it trains
+            weights.pop("epochs", None)
+            weights.pop("max_steps", None)
+        wishes.append(wish)
+    if rng.random() < 0.5:
+        rng.shuffle(wishes)
+    return wishes
+
+
+def _value(rng: random.Random, wish: str, pools: Values) -> str:
+    if wish == "method":
+        return str(_pick(rng, METHODS))
+    if wish in CHOICES:
+        return rng.choice(CHOICES[wish])
+    if wish == "report_to":
+        return rng.choice(TRACKERS)
+    pool = {"rank": pools.rank, "alpha": pools.alpha, "dropout": pools.dropout, "epochs": pools.epochs, "max_steps": pools.max_steps,
+            "learning_rate": pools.learning_rate, "batch": pools.batch, "length": pools.length, "held_out": pools.held_out,
+            "seed": pools.seed, "output": pools.outputs}[wish]
+    value = rng.choice(pool)
+    return rng.choice((f"{value}%", f"{value}%", f"{value} percent", f"{value} %", f"{int(value) / 100:g}")) if wish == "held_out" else value
+
+
+def _as_number(value: str) -> str:
+    """A spelling of the request in the spelling of the YAML: `two` is 2, `5%` is 0.05; all else stays as it was written."""
+    head, _, tail = value.partition(" ")
+    if value.endswith("%") or tail == "percent":
+        return f"{int(head.rstrip('%')) / 100:g}"
+    return str(values.NUMBER_WORDS.get(value, value))
+
+
+def _model(rng: random.Random, pools: Values) -> str:
+    if rng.random() < 0.2:
+        return rng.choice(pools.models)
+    name = f"{rng.choice(pools.families)}-{rng.choice(pools.sizes)}"
+    if rng.random() < 0.2:
+        name += f"-{rng.choice(pools.endings)}"
+    return f"{rng.choice(pools.orgs)}/{name}" if rng.random() < 0.15 else name
+
+
+def _file(rng: random.Random, pools: Values) -> str:
+    stem = rng.choice(pools.words)
+    if rng.random() < 0.15:
+        stem += rng.choice("_-") + rng.choice(pools.words)
+    elif rng.random() < 0.15:
+        stem += rng.choice("_-") + rng.choice(pools.tags)
+    name = f"{stem}.{rng.choice(values.ENDINGS_OF_FILES)}"
+    return f"{rng.choice(pools.folders)}/{name}" if rng.random() < 0.15 else name
+
+
+def _say(rng: random.Random, phrasing: Phrasing, wishes: list[str], said: Mapping[str, str]) -> tuple[str, tuple[str, ...]]:
+    """The request in words, and the templates that it was made of."""
+    manner = rng.choices(("prose", "steps", "notes"), (5, 4, 3))[0]
+    frame = rng.choice(getattr(phrasing, manner))
+    clauses = []
+    for wish in wishes:
+        known = phrasing.clauses.get(wish) or phrasing.clauses[f"{wish}={said[wish]}"]
+        clauses.append(rng.choice(known[manner]))
+    used = [frame, *clauses]
+    texts = [_singular(clause.format(v=said[wish])) for clause, wish in zip(clauses, wishes, strict=True)]
+    if manner == "steps":
+        text = frame + "".join(f" {sentence}." for sentence in texts)
+    elif manner == "prose":
+        text = frame.replace("{list}", _enumerate(rng, texts))
+    else:
+        text = frame.replace("{list}", rng.choice((", ", ", ", " ", "; ")).join(texts))
+    if manner != "notes":
+        text = _wrap(rng, phrasing, text, used)
+    text = _slip(rng, text)
+    return text.replace("{model}", said["model"]).replace("{data}", said["data"]), tuple(used)
+
+
+def _singular(text: str) -> str:
+    """`one epochs` is one epoch."""
+    return re.sub(r"\b(1|one) (epoch|time|step|pass|round|row|sample)(?:e?s)\b", r"\1 \2", text)
+
+
+def _enumerate(rng: random.Random, texts: list[str]) -> str:
+    if len(texts) == 1 or rng.random() < 0.2:
+        return ", ".join(texts)
+    return ", ".join(texts[:-1]) + " and " + texts[-1]
+
+
+def _wrap(rng: random.Random, phrasing: Phrasing, text: str, used: list[str]) -> str:
+    """Greeting, thanks, and how carefully it is typed."""
+    if rng.random() < 0.1:
+        used.append(rng.choice(phrasing.before))
+        text = f"{used[-1]} {text}"
+    if rng.random() < 0.12:
+        used.append(rng.choice(phrasing.after))
+        text = f"{text} {used[-1]}"
+    if rng.random() < 0.15 and not text.startswith("{"):
+        text = text[0].lower() + text[1:]
+    return text[:-1] if rng.random() < 0.2 and text[-1] in PERIODS else text
+
+
+def _slip(rng: random.Random, text: str) -> str:
+    """In a few requests, one word with a slip of the hand. Values of clauses are never among these words."""
+    if rng.random() < 0.06:
+        for right, wrong in rng.sample(phrases.TYPOS, len(phrases.TYPOS)):
+            if right in text:
+                return text.replace(right, wrong, 1)
+    return text
+
+
+def write_yaml(said: Mapping[str, str]) -> str:
+    """The canonical answer: one line a section, only what was said, in a fixed order; output_dir is runs/<name of the data>."""
+    method = said.get("method", "lora")
+    adapter = "lora" if ONLY_ADAPTERS & said.keys() or "method" in said else None
+    quantization = {"qlora": "nf4", "int8": "int8"}.get(method)
+    sections = [
+        ("model", "path", {"path": said["model"], "quantization": quantization, "dtype": said.get("dtype")}),
+        ("data", "train", {"train": said["data"], "eval": said.get("held_out"), "max_length": said.get("length")}),
+        ("tuning", "kind", {"kind": "full" if method == "full" else adapter, "r": said.get("rank"), "lora_alpha": said.get("alpha"),
+                            "lora_dropout": said.get("dropout")}),
+        ("training", "", {"num_train_epochs": said.get("epochs"), "max_steps": said.get("max_steps"),
+                          "learning_rate": said.get("learning_rate"), "global_batch_size": said.get("batch"),
+                          "lr_scheduler_type": said.get("scheduler")}),
+    ]
+    lines = []
+    for name, short, keys in sections:
+        given = {key: value for key, value in keys.items() if value is not None}
+        if list(given) == [short]:
+            lines.append(f"{name}: {given[short]}")
+        elif given:
+            lines.append(f"{name}: {{{', '.join(f'{key}: {value}' for key, value in given.items())}}}")
+    lines += [f"{key}: {said[key]}" for key in ("report_to", "seed") if key in said]
+    lines.append(f"output_dir: {said.get('output') or 'runs/' + PurePosixPath(said['data']).stem}")
+    return "\n".join(lines)

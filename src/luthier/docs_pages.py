@@ -1,0 +1,67 @@
+"""The pages of docs/ that are generated: `python -m luthier.docs_pages` writes them (`make docs`)."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from luthier import config_docs
+from luthier.errors import UserError
+
+RESULTS = Path("benchmarks") / "results"
+RESULT_KEYS = ("claim", "command", "figure", "unit", "measured", "device", "commit")
+
+
+def pages(root: Path) -> dict[str, str]:
+    """File name in docs/ and text of each generated page; `root` is the repository."""
+    return {"config.md": config_docs.markdown(), "claims.md": claims(results(root / RESULTS))}
+
+
+def results(folder: Path) -> list[dict[str, Any]]:
+    """The measured results in a folder: each JSON file holds one, or a list of them.
+
+    Raises:
+        UserError: a file is no JSON, or a result lacks a key.
+    """
+    found = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(str(path), f"this is no JSON: {error}", "a result, or a list of results") from None
+        for result in content if isinstance(content, list) else [content]:
+            if missing := [key for key in RESULT_KEYS if key not in result]:
+                raise UserError(str(path), "a result without " + ", ".join(missing), "the keys " + ", ".join(RESULT_KEYS))
+            found.append(result)
+    return found
+
+
+def claims(measured: list[dict[str, Any]]) -> str:
+    """docs/claims.md: every claim, the command that proves it, and what it last gave."""
+    lines = [
+        "# Claims",
+        "",
+        "Generated from `benchmarks/results/*.json` by `make docs`; do not edit. The README says nothing with a figure that is not here.",
+        "",
+        "| claim | command | last figure | measured | device | commit |",
+        "|---|---|---|---|---|---|",
+    ]
+    for result in measured:
+        figure = f"{result['figure']} {result['unit']}".strip()
+        cells = (result["claim"], f"`{result['command']}`", figure, result["measured"], result["device"], result["commit"])
+        lines.append("| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def write(root: Path) -> None:
+    """Writes all generated pages of a repository."""
+    for name, text in pages(root).items():
+        path = root / "docs" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write(Path(sys.argv[1] if len(sys.argv) > 1 else "."))

@@ -1,0 +1,28 @@
+"""What an export is made of. The families do not load models: whoever exports hands the parts over."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Parts:
+    """An opened run, adapter or model."""
+
+    model: Any
+    """float32, on the CPU: a PEFT model where `adapter` is set, else a transformers model. An export may consume it."""
+    tokenizer: Any
+    template: str | None
+    """The chat template as it is served, without generation marks."""
+    stop_ids: tuple[int, ...]
+    """Tokens that end an answer."""
+    base: Path
+    """The folder of the base model, or of the model itself."""
+    base_name: str
+    """How the base is named in an adapter's config."""
+    base_dtype: str
+    """The dtype in which the base's weights are stored, for example `bfloat16`."""
+    adapter: Path | None
+    """The folder of the adapter, if there is one."""

@@ -1,0 +1,50 @@
+"""A clean PEFT folder: what was learned alone, for anyone who has the base."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+from luthier.component import ComponentConfig
+from luthier.export._parts import Parts
+
+__all__ = ["Adapter"]
+
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+
+
+class Adapter:
+    """The adapter's weights to the bit, with the tokenizer and the chat template that it was trained with."""
+
+    class Config(ComponentConfig):
+        kind: Literal["adapter"] = "adapter"
+
+    needs_adapter = True
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    def dtype(self, parts: Parts) -> str:
+        del parts
+        return "float32"
+
+    def write(self, parts: Parts, folder: Path) -> None:
+        """adapter_model.safetensors, adapter_config.json, tokenizer and template."""
+        assert parts.adapter is not None  # noqa: S101 - needs_adapter
+        shutil.copyfile(parts.adapter / WEIGHTS, folder / WEIGHTS)
+        settings = json.loads((parts.adapter / CONFIG).read_text(encoding="utf-8"))
+        settings["base_model_name_or_path"] = parts.base_name
+        (folder / CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+        parts.tokenizer.chat_template = parts.template
+        parts.tokenizer.save_pretrained(folder)
+
+    def reload(self, parts: Parts, folder: Path) -> Any:
+        """The base with the written adapter, by plain transformers and peft."""
+        import torch
+        from peft import PeftModel
+        from transformers import AutoModelForCausalLM
+
+        base = AutoModelForCausalLM.from_pretrained(parts.base, dtype=torch.float32, trust_remote_code=False)
+        return PeftModel.from_pretrained(base, model_id=str(folder)).eval()

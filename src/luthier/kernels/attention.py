@@ -1,0 +1,142 @@
+"""Causal attention that keeps the documents of a flat batch apart.
+
+The definition, for query i and key j of one document (i, j count from the document's start; w is the window, if any):
+
+    out_i = sum_j softmax_j(scaling * q_i . k_j) v_j     over j <= i and i - j < w
+
+and nothing flows between documents. `dense_attention` says it with one mask over the whole batch and is the twin that defines the
+others; `per_document_attention` computes each document alone; `varlen_attention` is torch's fused kernel for CUDA.
+
+transformers calls `flat_attention` by its registered name. It refuses every keyword that it does not implement (sinks,
+soft-cap, position bias, a mask), so that no model is computed differently from what it means.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+NAME = "luthier_flat"
+
+IGNORED = frozenset({"position_ids", "use_cache", "output_attentions", "output_hidden_states", "output_router_logits", "num_items_in_batch",
+                     "cache_position", "position_embeddings", "is_causal", "seq_idx", "logits_to_keep", "return_dict"})
+"""Keywords that change nothing here: positions are already in q and k, and only causal models are tuned."""
+
+
+class UnsupportedAttention(ValueError):
+    """The model asks its attention for something that the flat path does not implement; it runs padded instead."""
+
+
+def register() -> None:
+    """Makes the flat path known to transformers under NAME. Doing it again changes nothing."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(NAME, flat_attention)
+
+
+def flat_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    cu_seq_lens_q: torch.Tensor | None = None,
+    cu_seq_lens_k: torch.Tensor | None = None,
+    max_length_q: int | None = None,
+    max_length_k: int | None = None,
+    **others: Any,
+) -> tuple[torch.Tensor, None]:
+    """transformers' attention interface: query [1, heads, T, head size], key and value [1, kv heads, T, head size] -> [1, T, heads, head size].
+
+    Raises:
+        UnsupportedAttention: a mask, an unknown keyword, a cache, or no document lengths.
+    """
+    unknown = sorted(name for name, given in others.items() if given is not None and given is not False and name not in IGNORED)
+    if unknown or attention_mask is not None or getattr(module, "is_causal", True) is False or others.get("is_causal") is False:
+        raise UnsupportedAttention(f"flat attention does not implement {', '.join(unknown) or 'a mask or two-way attention'}")
+    if cu_seq_lens_q is None or max_length_q is None or query.shape[0] != 1 or query.shape[2] != key.shape[2]:
+        raise UnsupportedAttention("flat attention needs one row, no cache and the lengths of its documents")
+    scale = scaling if scaling is not None else float(query.shape[-1]) ** -0.5
+    if dropout == 0.0 and choose_path(query.device, query.dtype, query.shape[-1], value.shape[-1]) == "varlen":
+        out = varlen_attention(query, key, value, cu_seq_lens_q, max_length_q, scale, sliding_window)
+    else:
+        out = per_document_attention(query, key, value, cu_seq_lens_q.tolist(), scale, sliding_window, dropout)
+    return out, None
+
+
+def choose_path(device: torch.device, dtype: torch.dtype, head_size: int, value_size: int) -> str:
+    """`varlen` where torch's fused kernel can serve, else `per_document`.
+
+    The kernel (FlashAttention-2) wants CUDA capability 8.0 or more, 16-bit floats, one head size up to 256 that 8 divides. Older
+    cards (T4, 2080 Ti, 1080 Ti) and CPUs go document by document.
+    """
+    if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
+        return "per_document"
+    capable = torch.cuda.get_device_capability(device) >= (8, 0)
+    return "varlen" if capable and head_size == value_size and head_size <= 256 and head_size % 8 == 0 else "per_document"
+
+
+def per_document_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, edges: list[int], scaling: float,
+                           window: int | None, dropout: float = 0.0) -> torch.Tensor:
+    """Each document by torch's scaled_dot_product_attention. Shapes as in flat_attention; `edges` are cumulative lengths from 0."""
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    parts = []
+    for start, end in zip(edges[:-1], edges[1:], strict=True):
+        mask = _window_mask(end - start, window, query.device) if window is not None and end - start > window else None
+        part = F.scaled_dot_product_attention(query[:, :, start:end], key[:, :, start:end], value[:, :, start:end], attn_mask=mask,
+                                              dropout_p=dropout, is_causal=mask is None, scale=scaling)
+        parts.append(part.transpose(1, 2))
+    return torch.cat(parts, dim=1)
+
+
+def _window_mask(length: int, window: int, device: torch.device) -> torch.Tensor:
+    """[length, length] bool: key j is seen by query i where 0 <= i - j < window."""
+    position = torch.arange(length, device=device)
+    distance = position[:, None] - position[None, :]
+    return (distance >= 0) & (distance < window)
+
+
+def dense_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, edges: list[int], scaling: float,
+                    window: int | None) -> torch.Tensor:
+    """The definition: one mask over the whole batch. Quadratic in T; the twin for tests."""
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    lengths = torch.tensor(edges[1:], device=query.device) - torch.tensor(edges[:-1], device=query.device)
+    document = torch.repeat_interleave(torch.arange(len(lengths), device=query.device), lengths)
+    seen = (document[:, None] == document[None, :]) & _window_mask(query.shape[2], window or query.shape[2], query.device)
+    scores = (query.float() @ key.float().transpose(-1, -2)) * scaling
+    weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)
+    return (weights @ value.float()).to(query.dtype).transpose(1, 2)
+
+
+def varlen_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, cu_seq_lens: torch.Tensor, longest: int, scaling: float,
+                     window: int | None) -> torch.Tensor:
+    """torch's fused kernel for documents of different lengths (CUDA). Causality is said explicitly: its default window is two-way,
+    and the keyword for it came and went between torch releases."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    accepted = inspect.signature(varlen_attn).parameters
+    left = -1 if window is None else window - 1
+    options: dict[str, Any] = {"scale": scaling}
+    if "window_size" in accepted:
+        options["window_size"] = (left, 0)
+    elif window is not None:
+        raise UnsupportedAttention("this torch has no attention window in varlen_attn")
+    if "is_causal" in accepted:
+        options["is_causal"] = True
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    q, k, v = (tensor[0].transpose(0, 1).contiguous() for tensor in (query, key, value))
+    edges = cu_seq_lens.to(torch.int32)
+    return varlen_attn(q, k, v, edges, edges, longest, longest, **options)[None]

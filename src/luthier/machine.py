@@ -1,0 +1,145 @@
+"""Facts of the machine: what `doctor` and `init` say of it and a run's manifest records. Reads, changes nothing."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("luthier", "torch", "transformers", "tokenizers", "peft", "accelerate", "bitsandbytes", "datasets", "pydantic", "safetensors")
+CGROUP = Path("/sys/fs/cgroup")
+MEMINFO = Path("/proc/meminfo")
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One accelerator."""
+
+    name: str
+    memory_bytes: int
+    free_bytes: int
+    capability: str
+    """compute capability, as `9.0`"""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a run has to work with; sizes in bytes, as this process may use them (containers' limits included)."""
+
+    system: str
+    processor: str
+    python: str
+    cores: int
+    memory_bytes: int | None
+    available_bytes: int | None
+    disk_free_bytes: int
+    gpus: tuple[Gpu, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def look(folder: Path | None = None) -> Machine:
+    """The machine as it is now; `folder` says on which disk free space is counted. Imports torch."""
+    memory = _meminfo()
+    total, available = memory.get("MemTotal"), memory.get("MemAvailable")
+    limit, used = _cgroup_number("memory.max"), _cgroup_number("memory.current")
+    if limit is not None and (total is None or limit < total):
+        total = limit
+        free = limit - (used or 0)
+        available = free if available is None else min(available, free)
+    return Machine(
+        system=f"{platform.system()} {platform.release()} {platform.machine()}",
+        processor=_processor(),
+        python=platform.python_version(),
+        cores=cores(),
+        memory_bytes=total,
+        available_bytes=available,
+        disk_free_bytes=shutil.disk_usage(_existing(folder or Path.cwd())).free,
+        gpus=_gpus(),
+    )
+
+
+def cores() -> int:
+    """CPU cores that this process may use: its affinity, bounded by the container's quota."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = (CGROUP / "cpu.max").read_text().split()
+    except (OSError, ValueError):
+        return usable
+    return min(usable, max(1, int(quota) // int(period))) if quota.isdigit() else usable
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of what decides numbers; a package that is not installed is left out."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def size(count_bytes: float) -> str:
+    """`23.5 GiB`, `512 MiB`, `90 KiB`."""
+    for unit, power in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
+        if count_bytes >= 2**power:
+            return f"{count_bytes / 2**power:.1f} {unit}" if power == 30 else f"{count_bytes / 2**power:.0f} {unit}"
+    return f"{count_bytes:.0f} B"
+
+
+def _meminfo() -> dict[str, int]:
+    try:
+        lines = MEMINFO.read_text().splitlines()
+    except OSError:
+        return _sysconf_memory()
+    pairs = (line.split(":", 1) for line in lines if ":" in line)
+    return {name: int(value.split()[0]) * 1024 for name, value in pairs}
+
+
+def _sysconf_memory() -> dict[str, int]:
+    """Where there is no /proc (macOS): the total only."""
+    try:
+        return {"MemTotal": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")}
+    except (ValueError, OSError):
+        return {}
+
+
+def _cgroup_number(name: str) -> int | None:
+    try:
+        text = (CGROUP / name).read_text().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or its nearest parent that exists."""
+    folder = folder.absolute()
+    return next(path for path in (folder, *folder.parents) if path.exists())
+
+
+def _gpus() -> tuple[Gpu, ...]:
+    import torch
+
+    if not torch.cuda.is_available():
+        return ()
+    found = []
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        free, total = torch.cuda.mem_get_info(index)
+        found.append(Gpu(properties.name, total, free, f"{properties.major}.{properties.minor}"))
+    return tuple(found)

@@ -1,0 +1,187 @@
+"""Whether a model may run flat is proven, not looked up.
+
+Architectures with convolutions, state-space layers, windows, soft-caps or old attention code accept flat input and leak between
+documents without an error. So a small random twin of the model (its own classes, two layers or one of each kind, its windows made
+short) is asked: change document A, and document B's logits must not move; B flat must be B alone by the stock attention.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+
+from luthier import __version__
+from luthier.kernels import attention
+from luthier.paths import cache_dir
+
+VOCABULARY = 128
+WINDOW_TOKENS = 8
+LENGTHS = (13, 5, 21, 1, 9)
+"""Documents of the proof: shorter and longer than the window."""
+
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+"""Largest difference of logits, relative to the largest logit: rounding of the dtype. Isolation is held to that of float32."""
+
+WEIGHT_STD = 0.15
+"""Large enough that a leak moves the logits far beyond rounding (the usual 0.02 would hide it)."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the proof found. Figures are relative to the largest logit; None where it did not get so far."""
+
+    flat: bool
+    why: str
+    isolation: float | None = None
+    """how far document B's logits moved when document A changed"""
+    agreement: float | None = None
+    """how far each document flat is from itself alone under the stock attention"""
+
+
+@contextmanager
+def stock_attention(model: nn.Module) -> Iterator[None]:
+    """Inside, the model attends by transformers' own code: for generation and padded batches."""
+    core = model.get_base_model() if hasattr(model, "get_base_model") else model
+    before = core.config._attn_implementation
+    if before != attention.NAME:
+        yield
+        return
+    core.set_attn_implementation(core.luthier_stock_attention)
+    try:
+        yield
+    finally:
+        core.set_attn_implementation(before)
+
+
+def use_flat_attention(model: Any) -> None:
+    """From here on the model takes flat batches. Raises ValueError where its code has no attention hook."""
+    attention.register()
+    model.luthier_stock_attention = model.config._attn_implementation
+    model.set_attn_implementation(attention.NAME)
+
+
+def prove(config: Any, dtype: torch.dtype, device: torch.device | str = "cpu") -> Verdict:
+    """The verdict for an architecture's configuration, from the cache where the same was proven before.
+
+    Args:
+        config: the model's transformers configuration (its sizes are reduced for the twin).
+        dtype: what will be computed in; the proof runs in float32 and in this.
+        device: where.
+    """
+    device = torch.device(device)
+    twin_config = reduced(config)
+    key = json.dumps([twin_config.to_dict(), str(dtype), str(device), torch.__version__, transformers.__version__, __version__], default=str, sort_keys=True)
+    path = cache_dir() / "flat" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+    if path.exists():
+        return Verdict(**json.loads(path.read_text()))
+    verdict = _prove(twin_config, torch.float32, device)
+    if verdict.flat and dtype != torch.float32:
+        low = _prove(twin_config, dtype, device)
+        verdict = verdict if low.flat else low
+    path.parent.mkdir(exist_ok=True)
+    partial = path.with_suffix(f".{id(verdict)}.tmp")
+    partial.write_text(json.dumps(asdict(verdict)))
+    partial.replace(path)
+    return verdict
+
+
+def reduced(config: Any) -> Any:
+    """A configuration of the same code paths, small: few layers (one of each kind), few heads, short windows, a small vocabulary."""
+    small = copy.deepcopy(config)
+    text = small.get_text_config()
+    layers = text.num_hidden_layers
+    kinds = getattr(text, "layer_types", None)
+    keep = sorted({kinds.index(kind) for kind in kinds}) if kinds else list(range(min(2, layers)))
+    if len(keep) == 1:
+        keep = list(range(min(2, layers)))
+    for name, value in list(text.to_dict().items()):
+        if isinstance(value, (list, tuple)) and len(value) == layers and layers > 1:
+            setattr(text, name, [value[i] for i in keep])
+        elif isinstance(value, int) and not isinstance(value, bool) and "window" in name and value > WINDOW_TOKENS and "pattern" not in name:
+            setattr(text, name, WINDOW_TOKENS)
+        elif isinstance(value, int) and name.endswith("chunk_size") and value > 2 * WINDOW_TOKENS:
+            setattr(text, name, 2 * WINDOW_TOKENS)
+    text.num_hidden_layers = len(keep)
+    text.vocab_size = VOCABULARY
+    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+        if getattr(text, name, None) is not None:
+            setattr(text, name, 0)
+    _fewer_heads(text)
+    return small
+
+
+def _fewer_heads(text: Any) -> None:
+    """Keeps head size and the ratio of query to key heads (they choose the kernel), reduces their number and the MLP."""
+    heads, kv = getattr(text, "num_attention_heads", None), getattr(text, "num_key_value_heads", None)
+    hidden = getattr(text, "hidden_size", None)
+    has_other_sizes = any(name.startswith(("mamba", "conv_dim", "linear_")) for name in text.to_dict())
+    if not isinstance(heads, int) or not isinstance(hidden, int) or hidden <= 256 or has_other_sizes:
+        return
+    head_size = getattr(text, "head_dim", None) or hidden // heads
+    ratio = heads // kv if isinstance(kv, int) and kv and heads % kv == 0 else 1
+    text.num_attention_heads = 2 * ratio
+    if isinstance(kv, int):
+        text.num_key_value_heads = 2
+    text.hidden_size = head_size * text.num_attention_heads
+    for name in ("intermediate_size", "ffn_dim", "n_inner", "moe_intermediate_size"):
+        if isinstance(getattr(text, name, None), int):
+            setattr(text, name, 128)
+
+
+def twin(config: Any, dtype: torch.dtype, device: torch.device) -> Any:
+    """A random model of the configuration, the same at every call; no generator's state is touched."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=torch.float32, trust_remote_code=False)
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.ndim >= 2:
+                    parameter.normal_(0.0, WEIGHT_STD, generator=generator)
+    return model.to(device, dtype).eval()
+
+
+@torch.no_grad()
+def _prove(config: Any, dtype: torch.dtype, device: torch.device) -> Verdict:
+    try:
+        model = twin(config, dtype, device)
+    except (ValueError, RuntimeError, TypeError, AttributeError, KeyError, ZeroDivisionError, ImportError) as error:
+        return Verdict(False, f"no small twin of this architecture could be made ({type(error).__name__}: {str(error)[:120]})")
+    generator = torch.Generator().manual_seed(2)
+    documents = [torch.randint(1, VOCABULARY, (length,), generator=generator) for length in LENGTHS]
+    changed = [(documents[0] + 1 + torch.arange(LENGTHS[0])) % (VOCABULARY - 1) + 1, *documents[1:]]
+    alone = [model(input_ids=document[None].to(device), use_cache=False).logits[0].float() for document in documents]
+    scale = max(float(logits.abs().max()) for logits in alone)
+    try:
+        use_flat_attention(model)
+        before, after = _flat_logits(model, documents, device), _flat_logits(model, changed, device)
+    except (ValueError, RuntimeError, TypeError, KeyError, AttributeError, IndexError, NotImplementedError) as error:
+        return Verdict(False, f"it does not take flat batches ({type(error).__name__}: {str(error).splitlines()[0][:120]})")
+    isolation = max(float((a - b).abs().max()) for a, b in zip(before[1:], after[1:], strict=True)) / scale
+    agreement = max(float((a - b).abs().max()) for a, b in zip(before, alone, strict=True)) / scale
+    if not isolation <= TOLERANCE[torch.float32]:
+        return Verdict(False, f"documents leak into one another (a change moved its neighbour's logits by {isolation:.1e})", isolation, agreement)
+    if not agreement <= TOLERANCE[dtype]:
+        return Verdict(False, f"documents flat differ from documents alone (by {agreement:.1e})", isolation, agreement)
+    return Verdict(True, f"proven in {str(dtype).removeprefix('torch.')}: isolation {isolation:.0e}, agreement {agreement:.0e}", isolation, agreement)
+
+
+def _flat_logits(model: Any, documents: list[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
+    lengths = [len(document) for document in documents]
+    edges = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32).to(device)
+    logits = model(
+        input_ids=torch.cat(documents)[None].to(device), position_ids=torch.cat([torch.arange(length) for length in lengths])[None].to(device),
+        cu_seq_lens_q=edges, cu_seq_lens_k=edges, max_length_q=max(lengths), max_length_k=max(lengths), use_cache=False,
+    ).logits[0].float()
+    return list(logits.split(lengths))

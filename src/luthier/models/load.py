@@ -1,0 +1,362 @@
+"""From a model's folder to a model, strictly: what does not fit is an error that names it, never a warning.
+
+transformers fills missing weights with random numbers and says so in a log line; here that stops.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+from luthier.errors import EnvironmentProblem, UserError, excerpt
+from luthier.models.folder import TOKENIZER_FILES, check_folder, read_json, tensors
+from luthier.models.sources import ModelSource
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+_CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length", "seq_length")
+_VOLATILE_KEYS = ("transformers_version", "_name_or_path", "_model_name_or_path", "torch_dtype", "dtype", "use_cache")
+_SAMPLED_TENSORS = 32
+_SAMPLED_BYTES = 4096
+_BENCH_SHAPE = (256, 576, 1536)
+"""tokens, inputs, outputs of the matrix product that decides: a projection of a small model"""
+
+
+class Quantization(Protocol):
+    """How the base is held in fewer bits; a component of `quantization/`."""
+
+    def loading_config(self, compute_dtype: torch.dtype) -> Any: ...
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """transformers without its progress bars, which would run through ours."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def choose_dtype(name: str, device: torch.device | str) -> tuple[torch.dtype, str]:
+    """The type that frozen weights are held in and that is computed in, and why.
+
+    Args:
+        name: `auto`, `float32`, `bfloat16` or `float16`.
+        device: where the model will run.
+    """
+    device = torch.device(device)
+    if name != "auto":
+        return DTYPES[name], "as asked for"
+    if device.type == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return torch.bfloat16, f"{torch.cuda.get_device_name(device)} computes in bfloat16"
+        return torch.float16, f"{torch.cuda.get_device_name(device)} has no bfloat16"
+    if device.type == "cpu":
+        ratio = _cpu_speed(torch.float32) / _cpu_speed(torch.bfloat16)
+        if ratio >= 1:
+            return torch.bfloat16, f"this CPU multiplies bfloat16 {ratio:.1f} times as fast as float32 (measured)"
+        return torch.float32, f"this CPU multiplies float32 {1 / ratio:.1f} times as fast as bfloat16 (measured)"
+    return torch.float32, f"nothing is known of half precision on {device.type}"
+
+
+def _cpu_speed(dtype: torch.dtype) -> float:
+    """Seconds of one matrix product, the best of a few: an emulated type is 5 times slower or more, so noise cannot decide."""
+    tokens, inputs, outputs = _BENCH_SHAPE
+    left, right = torch.ones(tokens, inputs, dtype=dtype), torch.ones(outputs, inputs, dtype=dtype)
+    best = float("inf")
+    with torch.inference_mode():
+        for _ in range(4):
+            start = time.perf_counter()
+            torch.nn.functional.linear(left, right)
+            best = min(best, time.perf_counter() - start)
+    return best
+
+
+def load_config(folder: Path, trust_remote_code: bool = False) -> PretrainedConfig:
+    """The model's configuration.
+
+    Raises:
+        UserError: transformers does not know the architecture, or a value is wrong.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise UserError(
+            str(folder / "config.json"),
+            f"transformers cannot use it: {excerpt(str(error), 200)}",
+            "an architecture that this version knows",
+            "pip install -U transformers, or another model",
+        ) from error
+
+
+def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder; never asks on stdin.
+
+    Raises:
+        UserError: there is none, it is damaged, or it has ids beyond the model's vocabulary.
+        EnvironmentProblem: it needs a package that is not installed.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
+    except ImportError as error:
+        raise EnvironmentProblem(
+            str(folder), excerpt(str(error), 200), "the package that this tokenizer needs", _install(error)
+        ) from error
+    except (ValueError, KeyError, TypeError, OSError, RuntimeError) as error:
+        raise UserError(
+            str(folder),
+            f"the tokenizer cannot be loaded: {excerpt(str(error), 200)}",
+            "tokenizer.json, whole",
+            "download the model again",
+        ) from error
+    if (folder / "config.json").is_file():
+        check_vocabulary(load_config(folder, trust_remote_code), tokenizer, str(folder))
+    return tokenizer
+
+
+def check_vocabulary(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, where: str) -> None:
+    """Refuses a tokenizer with ids that the model has no embedding for: they would fail, or read another row, in training."""
+    rows = getattr(config.get_text_config(), "vocab_size", None)
+    vocabulary = tokenizer.get_vocab()
+    if rows is None or not vocabulary:
+        return
+    token, largest = max(vocabulary.items(), key=lambda item: item[1])
+    if largest >= rows:
+        raise UserError(
+            where,
+            f"the tokenizer has id {largest} ({excerpt(token, 40)}), the model {rows} rows of embeddings",
+            f"ids below {rows}",
+            "the tokenizer that belongs to this model, or a model whose embeddings were resized for it",
+        )
+
+
+def context_length(config: PretrainedConfig) -> int | None:
+    """The most tokens that the model was made for; None where its config sets no bound (ALiBi, state-space models)."""
+    text = config.get_text_config()
+    found = [value for key in _CONTEXT_KEYS if isinstance(value := getattr(text, key, None), int) and value > 0]
+    return found[0] if found else None
+
+
+def load_model(
+    source: ModelSource | Path,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    quantization: Quantization | None = None,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """A causal language model in eval mode, with exactly the weights of its folder.
+
+    Args:
+        source: the base of a resolved source, or its folder. An adapter is not put on here.
+        dtype: of the weights (with `quantization`: of what stays unquantized, and of the computation).
+        device: where the weights go, without a detour over the CPU's memory.
+        quantization: holds the linear layers in fewer bits.
+
+    Raises:
+        UserError: the folder is incomplete, weights are missing, left over, of the wrong shape, or not finite.
+        EnvironmentProblem: not enough memory, or a package is missing.
+    """
+    from transformers import AutoModelForCausalLM
+
+    folder, name = (source.folder, source.name) if isinstance(source, ModelSource) else (source, str(source))
+    check_folder(folder, name, trust_remote_code)
+    options: dict[str, Any] = {}
+    if quantization is not None:
+        options["quantization_config"] = quantization.loading_config(dtype)
+    if quantization is not None or torch.device(device).type != "cpu":
+        options["device_map"] = {"": torch.device(device)}
+    config = load_config(folder, trust_remote_code)
+    try:
+        with quiet():
+            model, report = AutoModelForCausalLM.from_pretrained(
+                folder,
+                config=config,
+                dtype=dtype,
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=trust_remote_code,
+                output_loading_info=True,
+                **options,
+            )
+    except ImportError as error:
+        raise EnvironmentProblem(
+            name, excerpt(str(error), 200), "the package that this model needs", _install(error)
+        ) from error
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise EnvironmentProblem(
+            name,
+            "not enough memory to load the model",
+            f"about {_need(folder, name, dtype)}",
+            "model.quantization=nf4, dtype=bfloat16, or a smaller model",
+        ) from error
+    except (ValueError, KeyError, TypeError, OSError, RuntimeError) as error:
+        raise UserError(
+            name,
+            f"transformers cannot load {folder}: {excerpt(str(error), 300)}",
+            "a causal language model that it knows",
+            "download the model again, or another model",
+        ) from error
+    _refuse_misfits(report, name)
+    _refuse_non_finite(model, name)
+    return model.eval()
+
+
+def _need(folder: Path, name: str, dtype: torch.dtype) -> str:
+    from luthier.models._files import human_bytes
+    from luthier.models.folder import summarise
+
+    return human_bytes(summarise(folder, name).parameters * dtype.itemsize)
+
+
+def _install(error: ImportError) -> str:
+    return f"pip install {error.name}" if error.name else "pip install the package that is named"
+
+
+def _refuse_misfits(report: dict[str, Any], name: str) -> None:
+    for kind, what in (
+        ("missing_keys", "weights that the model needs are not in its files"),
+        ("unexpected_keys", "weights in its files have no place in the model"),
+        ("mismatched_keys", "weights have another shape than the model's config says"),
+    ):
+        keys = sorted(str(key[0]) if isinstance(key, tuple) else str(key) for key in report.get(kind) or ())
+        if keys:
+            raise UserError(
+                name,
+                f"{len(keys)} {what}; the first is {keys[0]}",
+                "config.json and safetensors of one and the same model",
+                "download the model again, or name the folder that save_pretrained wrote",
+            )
+    if errors := report.get("error_msgs"):
+        raise UserError(
+            name, excerpt(str(list(errors)[0]), 200), "weights that fit the model", "download the model again"
+        )
+
+
+@torch.no_grad()
+def _refuse_non_finite(model: PreTrainedModel, name: str) -> None:
+    """A sum is finite only if every summand is (a quarter of the cost of looking at each); an overflowing sum is looked at again."""
+    bad = []
+    for key, weight in model.named_parameters():
+        if (
+            weight.is_floating_point()
+            and weight.itemsize > 1
+            and not weight.sum().isfinite()
+            and not weight.isfinite().all()
+        ):
+            bad.append(key)
+    if bad:
+        raise UserError(
+            name,
+            f"{len(bad)} weights hold NaN or infinity, the first is {bad[0]}",
+            "finite numbers",
+            "download the model again; a float16 copy of a bfloat16 model overflows: use the original",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class BaseInfo:
+    """What an adapter remembers of its base, so that another model is not taken for it. JSON-able by `as_dict`."""
+
+    name: str
+    """as written in a config; resolves to the same base"""
+    commit: str | None
+    config_hash: str
+    """of config.json without keys that say nothing of the architecture"""
+    weights_hash: str
+    """of names, types and shapes of all tensors, and of a sample of their bytes; independent of how they are cut into files"""
+    tokenizer_hash: str
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, tree: dict[str, Any]) -> BaseInfo:
+        """The inverse of `as_dict`.
+
+        Raises:
+            UserError: a key is missing.
+        """
+        try:
+            return cls(**{key: tree[key] for key in cls.__dataclass_fields__})
+        except KeyError as error:
+            raise UserError(
+                "base",
+                f"no {error} in the record of an adapter's base",
+                "the record as it was written",
+                "copy the adapter again",
+            ) from None
+
+    def differences(self, other: BaseInfo) -> list[str]:
+        """In what two bases differ as models: `config`, `weights`, `tokenizer`. Where they came from does not matter."""
+        return [
+            what
+            for what in ("config", "weights", "tokenizer")
+            if getattr(self, f"{what}_hash") != getattr(other, f"{what}_hash")
+        ]
+
+
+def fingerprint(source: ModelSource | Path) -> BaseInfo:
+    """What tells a base from another, in a few milliseconds: it reads headers and 32 samples of 4 kB, not the weights.
+
+    Raises:
+        UserError: the folder is incomplete.
+    """
+    if isinstance(source, Path):
+        source = ModelSource(source, str(source.resolve()), None, "folder")
+    config = {
+        key: value
+        for key, value in read_json(source.folder / "config.json", source.name).items()
+        if key not in _VOLATILE_KEYS
+    }
+    return BaseInfo(
+        name=source.name,
+        commit=source.commit,
+        config_hash=_hash(json.dumps(config, sort_keys=True).encode()),
+        weights_hash=_weights_hash(source.folder, source.name),
+        tokenizer_hash=_hash(
+            b"".join(
+                file.name.encode() + file.read_bytes()
+                for part in TOKENIZER_FILES
+                if (file := source.folder / part).is_file()
+            )
+        ),
+    )
+
+
+def _weights_hash(folder: Path, name: str) -> str:
+    found = sorted(tensors(folder, name), key=lambda tensor: tensor.name)
+    digest = hashlib.blake2b(digest_size=16)
+    for tensor in found:
+        digest.update(f"{tensor.name} {tensor.dtype} {tensor.shape}\n".encode())
+    step = max(1, len(found) // _SAMPLED_TENSORS)
+    for tensor in found[::step]:
+        middle = tensor.start + max(0, tensor.end - tensor.start - _SAMPLED_BYTES) // 2
+        with tensor.file.open("rb") as file:
+            file.seek(middle)
+            digest.update(file.read(min(_SAMPLED_BYTES, tensor.end - middle)))
+    return digest.hexdigest()
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=16).hexdigest()

@@ -1,0 +1,143 @@
+"""A finished run, an adapter or a model, opened for use: to talk to, to score with, to compare with what it was before."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+
+from luthier import config as configuration
+from luthier import engine
+from luthier.component import load as load_component
+from luthier.config import RunConfig
+from luthier.data.render import ChatRenderer
+from luthier.data.template import Template
+from luthier.errors import UserError
+from luthier.models.adapters import load_adapter, starts_at_base
+from luthier.models.load import choose_dtype, context_length, fingerprint, load_model, load_tokenizer
+from luthier.models.sources import ModelSource, resolve
+from luthier.policy import Policy
+from luthier.randomness import DropoutKeys
+
+TOKENIZER = "tokenizer_config.json"
+
+
+@dataclass
+class Opened:
+    """A model in eval mode with what it needs to read and write text."""
+
+    target: str
+    """As the user named it."""
+    model: Any
+    """A PEFT model where there is an adapter, else a transformers model."""
+    tokenizer: Any
+    renderer: ChatRenderer
+    template: Template | None
+    """None where the tokenizer has none: then the model can be scored on plain text only."""
+    source: ModelSource
+    config: RunConfig | None
+    """Of the run that made it; None for other people's models and adapters."""
+    compute_dtype: torch.dtype
+    trust_remote_code: bool = False
+
+    @property
+    def adapter(self) -> Path | None:
+        return self.source.adapter
+
+    @property
+    def context_tokens(self) -> int | None:
+        """The longest text that the model takes."""
+        core = self.model.get_base_model() if self.adapter is not None else self.model
+        return context_length(core.config)
+
+    @property
+    def is_tuned(self) -> bool:
+        """Whether there is something to compare with: what it was before it was tuned."""
+        return self.adapter is not None or self.config is not None
+
+    def policy(self, with_reference: bool = False) -> Policy:
+        """The model in scoring form; takes padded batches under the stock attention, which is exact on every architecture.
+
+        Args:
+            with_reference: whether `policy.reference()` will be used. Where switching an adapter off is not the way back to
+                step 0, this loads the weights of then.
+
+        Raises:
+            UserError: a reference is wanted of something that luthier did not tune.
+        """
+        from_base = self.adapter is not None and starts_at_base(self.adapter)
+        policy = Policy(self.model, DropoutKeys(0), self.compute_dtype, from_base).eval()
+        policy.verify_head()
+        if with_reference and not from_base:
+            policy.initial = self._weights_at_step_0()
+        return policy
+
+    def _weights_at_step_0(self) -> dict[str, torch.Tensor]:
+        """Of all that was trained, by the names of the policy's parameters."""
+        if self.config is None or self.adapter is not None:
+            raise UserError(self.target, "nothing is known of what it was before it was tuned", "the folder of a run, or an adapter on its base",
+                            "luthier compare RUN --prompt TEXT")
+        before = resolve(self.config.model.path, self.config.model.revision, self.trust_remote_code)
+        own = next(self.model.parameters())
+        base = load_model(before, dtype=own.dtype, device=own.device, trust_remote_code=self.trust_remote_code)
+        return {f"model.{name}": parameter.data for name, parameter in base.named_parameters()}
+
+
+def open_model(target: str, *, dtype: str = "auto", device: torch.device | None = None, quantized: bool = True,
+               trust_remote_code: bool = False) -> Opened:
+    """Opens RUN, ADAPTER or MODEL (any source of `model.path`).
+
+    Args:
+        dtype: how frozen weights are held; `auto`: as in the run that made it, else by the hardware.
+        device: where; default: the machine's best.
+        quantized: whether the base of a run is held in as few bits as in the run.
+
+    Raises:
+        UserError: there is no such model, or it does not fit together.
+        EnvironmentProblem: it cannot be fetched.
+    """
+    source = resolve(target, trust_remote_code=trust_remote_code)
+    result = source.adapter or source.folder
+    config = _config_of_run(result)
+    if config is not None and dtype == "auto":
+        dtype = config.model.dtype
+    where = device if device is not None else engine.device()
+    chosen, _why = choose_dtype(dtype, where)
+    quantization = None
+    if config is not None and source.adapter is not None and quantized and config.model.quantization is not None:
+        kind = load_component("quantization", config.model.quantization.kind)
+        quantization = kind(config.model.quantization)
+    model = load_model(source, dtype=chosen, device=where, quantization=quantization, trust_remote_code=trust_remote_code)
+    if source.adapter is not None:
+        model = load_adapter(model, source.adapter, base=fingerprint(source).as_dict())
+    tokenizer = load_tokenizer(result if (result / TOKENIZER).is_file() else source.folder, trust_remote_code)
+    template = Template.choose(tokenizer) if tokenizer.chat_template else None
+    renderer = ChatRenderer(tokenizer, template, _stop_ids(model))
+    return Opened(target, model.eval(), tokenizer, renderer, template, source, config, chosen, trust_remote_code)
+
+
+def _stop_ids(model: Any) -> list[int]:
+    """What the base's own generation config stops at; an adapter's folder has no such file."""
+    core = model.get_base_model() if isinstance(model, PeftModel) else model
+    found = core.generation_config.eos_token_id
+    return [] if found is None else [found] if isinstance(found, int) else list(found)
+
+
+def _config_of_run(result: Path) -> RunConfig | None:
+    """The configuration beside RUN/adapter or RUN/model."""
+    run = result.parent
+    if result.name not in ("adapter", "model") or not (run / "manifest.json").is_file():
+        return None
+    return configuration.load(run / "config.yaml")
+
+
+def base_dtype(source: ModelSource) -> str:
+    """The dtype in which the base's weights are stored, for example `bfloat16`."""
+    tree = json.loads((source.folder / "config.json").read_text(encoding="utf-8"))
+    text = tree.get("text_config", {})
+    found = tree.get("dtype") or tree.get("torch_dtype") or text.get("dtype") or text.get("torch_dtype")
+    return str(found).removeprefix("torch.") if found else "float32"

@@ -1,0 +1,45 @@
+"""Memory before the run, as far as the loop needs it: how many tokens fit in a forward pass, and whether activations are kept."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Literal
+
+import torch
+
+TOKENS = {"cpu": 1024, "cuda": 8192, "mps": 2048}
+"""Tokens of one forward pass where the user leaves it to us: enough to keep the hardware busy, few enough to stay in cache and memory."""
+
+ACTIVATIONS_PER_LAYER = 18
+"""Hidden-sized 16-bit values that a layer keeps for its backward pass, per token, beside the MLP's: inputs of norms, projections,
+attention and adapters (counted on a Llama block; an estimate)."""
+
+SHARE_OF_FREE_MEMORY = 0.5
+
+
+def tokens_per_micro_batch(asked: int | Literal["auto"], device: torch.device) -> int:
+    """Most tokens of one forward pass."""
+    return TOKENS[device.type] if asked == "auto" else asked
+
+
+def activation_bytes(model_config: Any, tokens: int) -> int:
+    """Estimated bytes of activations kept for the backward pass of `tokens` tokens."""
+    text = model_config.get_text_config()
+    hidden = int(text.hidden_size)
+    mlp = getattr(text, "intermediate_size", None) or 4 * hidden
+    per_layer = ACTIVATIONS_PER_LAYER * hidden + 4 * int(mlp if isinstance(mlp, int) else max(mlp))
+    return 2 * tokens * int(text.num_hidden_layers) * per_layer
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that is free now: of the card, or of the machine."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+
+
+def activation_checkpointing(asked: bool | Literal["auto"], model_config: Any, tokens: int, device: torch.device) -> bool:
+    """Whether activations are computed again in the backward pass: as asked, or where keeping them would take half the free memory."""
+    if asked != "auto":
+        return asked
+    return activation_bytes(model_config, tokens) > SHARE_OF_FREE_MEMORY * free_bytes(device)

@@ -1,0 +1,179 @@
+"""What a run's files say of it, read once: for the report, the summary at the end and the curves of a notebook."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+from luthier.config_yaml import read_yaml
+from luthier.errors import LuthierError
+from luthier.reporting.curves import Point, Series, smoothed, svg_curve
+from luthier.reporting.progress import memory
+from luthier.reporting.recorder import METRICS, SAMPLES, TIMINGS, read_lines
+
+Line = dict[str, Any]
+Kind = TypeVar("Kind", list[Any], dict[str, Any])
+
+
+@dataclass(frozen=True)
+class RunFigures:
+    """The record of a run. What is not there, or cannot be read, is empty, and `missing` names the file."""
+
+    folder: Path
+    steps: list[Line]
+    evaluations: list[Line]
+    timings: list[Line]
+    samples: list[Line]
+    config: dict[str, Any]
+    config_text: str
+    answers: list[Line]
+    ledger: dict[str, Any]
+    manifest: dict[str, Any]
+    missing: list[str] = field(default_factory=list)
+
+    @property
+    def first_evaluation(self) -> Line | None:
+        """The model as it came: the evaluation of step 0, where there is one."""
+        return self.evaluations[0] if self.evaluations and self.evaluations[0]["step"] == 0 else None
+
+    @property
+    def last_evaluation(self) -> Line | None:
+        return self.evaluations[-1] if self.evaluations and self.evaluations[-1]["step"] > 0 else None
+
+    @cached_property
+    def trained_tokens(self) -> int:
+        return sum(int(line.get("trained_tokens") or 0) for line in self.steps)
+
+    @cached_property
+    def seconds(self) -> float:
+        """Time in optimizer steps, over all starts of the run."""
+        return sum(float(line.get("step_s") or 0) for line in self.timings)
+
+    @cached_property
+    def peak_memory_bytes(self) -> float | None:
+        return max(
+            (line["memory_bytes"] for line in self.timings if line.get("memory_bytes") is not None), default=None
+        )
+
+    @cached_property
+    def tokens_per_s(self) -> float | None:
+        """Of the whole run: each step's speed weighs as much as it lasted."""
+        known = [
+            (line["tokens_per_s"], line["step_s"])
+            for line in self.timings
+            if line.get("tokens_per_s") is not None and line.get("step_s")
+        ]
+        seconds = sum(weight for _, weight in known)
+        return sum(value * weight for value, weight in known) / seconds if seconds else None
+
+
+def read_figures(folder: Path | str) -> RunFigures:
+    """Reads the files of a run's folder."""
+    place, missing = Path(folder), list[str]()
+    metrics = [line for line in read_lines(place / METRICS) if isinstance(line.get("step"), int)]
+    missing += [name for name in (METRICS, TIMINGS, SAMPLES) if not (place / name).is_file()]
+    config, text = _config(place / "config.yaml", missing)
+    answers = _json(place / "answers.json", list, missing)
+    return RunFigures(
+        folder=place,
+        steps=[line for line in metrics if "loss" in line],
+        evaluations=[line for line in metrics if "eval_loss" in line],
+        timings=[line for line in read_lines(place / TIMINGS) if isinstance(line.get("step"), int)],
+        samples=[line for line in read_lines(place / SAMPLES) if isinstance(line.get("step"), int)],
+        config=config,
+        config_text=text,
+        answers=[line for line in answers if isinstance(line, dict)],
+        ledger=_json(place / "ledger.json", dict, missing),
+        manifest=_json(place / "manifest.json", dict, missing),
+        missing=missing,
+    )
+
+
+def _config(path: Path, missing: list[str]) -> tuple[dict[str, Any], str]:
+    try:
+        text = path.read_bytes().decode("utf-8", errors="replace")
+    except OSError:
+        missing.append(path.name)
+        return {}, ""
+    try:
+        return read_yaml(path).tree, text
+    except LuthierError:
+        return {}, text
+
+
+def _json(path: Path, kind: type[Kind], missing: list[str]) -> Kind:
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        found = None
+    if not isinstance(found, kind):
+        missing.append(path.name)
+        return kind()
+    return found
+
+
+def points(lines: list[Line], key: str) -> list[Point]:
+    """(step, value) of the lines that have a number under `key`."""
+    return [(float(line["step"]), float(line[key])) for line in lines if isinstance(line.get(key), (int, float))]
+
+
+def with_mean(name: str, found: list[Point], colour: int = 0) -> list[Series]:
+    """A curve, and where it has enough points to hide its course, its smoothed line above it."""
+    if len(found) < 20:
+        return [Series(name, found, "line", colour)]
+    return [Series(name, found, "faint", colour), Series("smoothed", smoothed(found), "line", colour)]
+
+
+def loss_curve(run: RunFigures) -> str:
+    """The picture that says most: training loss, smoothed, and held-out loss."""
+    return svg_curve(
+        [
+            *with_mean("train", points(run.steps, "loss")),
+            Series("held-out", points(run.evaluations, "eval_loss"), "dots", 1),
+        ],
+        "Loss",
+    )
+
+
+def all_curves(run: RunFigures) -> list[str]:
+    """Every curve of a run as HTML figures; the ones without data only where something should have been recorded."""
+    accuracy = [
+        *with_mean("train", points(run.steps, "token_accuracy")),
+        Series("held-out", points(run.evaluations, "eval_token_accuracy"), "dots", 1),
+    ]
+    curves = (
+        [loss_curve(run), svg_curve(accuracy, "Tokens predicted right", format_y=_percent)]
+        if run.steps
+        else [loss_curve(run)]
+    )
+    if run.steps:
+        curves += [
+            svg_curve([Series("learning rate", points(run.steps, "learning_rate"))], "Learning rate", from_zero=True),
+            svg_curve(
+                with_mean("each step", points(run.steps, "grad_norm")), "Gradient norm, before clipping", from_zero=True
+            ),
+        ]
+    if run.timings:
+        curves += [
+            svg_curve(with_mean("each step", points(run.timings, "tokens_per_s")), "Tokens per second", from_zero=True),
+            svg_curve(
+                [Series("memory", points(run.timings, "memory_bytes"))], "Memory", format_y=memory, from_zero=True
+            ),
+        ]
+    return curves
+
+
+def _percent(value: float) -> str:
+    return f"{value * 100:.3g} %"
+
+
+def at(tree: Mapping[str, Any], *path: str) -> Any:
+    """The value at a path of nested maps, None where there is none."""
+    node: Any = tree
+    for key in path:
+        node = node.get(key) if isinstance(node, Mapping) else None
+    return node

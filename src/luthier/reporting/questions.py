@@ -1,0 +1,148 @@
+"""What is asked of a model that is to be judged: a prompt, and the answer that was expected, if there is one."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from luthier import component
+from luthier import config as configuration
+from luthier.config import DataFile
+from luthier.data.prepare import Prepared, prepare
+from luthier.data.source import sources
+from luthier.errors import UserError, excerpt
+from luthier.generation import Generation
+from luthier.models.opened import Opened
+from luthier.types import NO_TARGET, Message, Row, Sample
+
+ANSWER_COLUMNS = {"output", "completion", "response", "messages", "conversations", "text", "chosen"}
+REQUEST_COLUMNS = ("prompt", "instruction")
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt as the model gets it, and what should come."""
+
+    prompt: str
+    """For people."""
+    prompt_ids: list[int]
+    reference: str | None = None
+    sample: Sample | None = None
+    """Prompt and reference as one sample of which only the reference is trained."""
+    row: str | None = None
+    """file:line"""
+
+
+def from_sample(sample: Sample, tokenizer: Any, stop_ids: Collection[int]) -> Question | None:
+    """The last trained turn of an encoded conversation as a question; None for a text without a prompt."""
+    trained = np.flatnonzero(sample.targets != NO_TARGET)
+    if not len(trained):
+        return None
+    breaks = np.flatnonzero(np.diff(trained) > 1)
+    start = int(trained[breaks[-1] + 1] if len(breaks) else trained[0])
+    if start == 0:
+        return None
+    targets = sample.targets.copy()
+    targets[:start] = NO_TARGET
+    expected = [int(token) for token in targets[start : int(trained[-1]) + 1] if token not in stop_ids]
+    prompt_ids = [int(token) for token in sample.input_ids[: start + 1]]
+    return Question(
+        _text(tokenizer, prompt_ids),
+        prompt_ids,
+        _text(tokenizer, expected),
+        Sample(sample.input_ids, targets, sample.row, sample.group),
+        sample.row,
+    )
+
+
+def _text(tokenizer: Any, ids: list[int]) -> str:
+    return str(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
+def matches(answer: Generation, question: Question) -> bool:
+    """Whether an answer came to its end and says the reference, white space around both aside."""
+    return answer.stopped and question.reference is not None and answer.text.strip() == question.reference.strip()
+
+
+def asked(opened: Opened, prompt: str, system: str | None = None, row: str | None = None) -> Question:
+    """A plain request as a question without a reference. Raises UserError where the model has no chat template."""
+    messages = [Message("system", system)] if system else []
+    return Question(prompt, opened.renderer.prompt_ids([*messages, Message("user", prompt)]), row=row)
+
+
+def read_questions(opened: Opened, path: str, *, system: str | None = None, drop_bad_rows: bool = False, limit: int | None = None) -> list[Question]:
+    """The questions of a file.
+
+    Args:
+        path: a `.txt` file (a prompt a line), rows with `prompt` or `instruction` alone, or rows in any format of training data,
+            whose last answer is the reference.
+        system: for prompts without a reference.
+        limit: take only the first so many.
+
+    Raises:
+        UserError: the file cannot be used, or holds no question.
+    """
+    if path.endswith(".txt"):
+        questions = [asked(opened, line.strip(), system, f"{path}:{number}") for number, line in enumerate(_lines(path), start=1) if line.strip()]
+    elif (prompts := _prompts_alone(path)) is not None:
+        questions = [asked(opened, text, own or system, row) for row, text, own in prompts[:limit]]
+    else:
+        prepared = read_samples(opened, path, drop_bad_rows=drop_bad_rows)
+        count = len(prepared.train) if limit is None else min(limit, len(prepared.train))
+        found = [from_sample(prepared.train[index], opened.tokenizer, opened.renderer.stop_ids) for index in range(count)]
+        questions = [question for question in found if question is not None]
+    if not questions:
+        raise UserError(path, "it holds no question", "prompts, or conversations", "luthier eval scores plain text")
+    return questions[:limit]
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(path, f"cannot be read: {error}", "a text file in UTF-8, a prompt a line") from None
+
+
+def _prompts_alone(path: str) -> list[tuple[str, str, str | None]] | None:
+    """(row, prompt, system) of rows that hold a request and no answer; None where the first row is anything else."""
+    out: list[tuple[str, str, str | None]] = []
+    for source in sources(DataFile(path=path), "--prompts"):
+        for row in source.rows():
+            if not isinstance(row, Row):
+                if not out:
+                    return None  # the way of training data lists all bad rows
+                raise row
+            key = next((name for name in REQUEST_COLUMNS if name in row.values), None)
+            if key is None or row.values.keys() & ANSWER_COLUMNS:
+                if not out:
+                    return None
+                raise UserError(row.place, f"has the columns {excerpt(sorted(row.values))}", "a prompt alone, as the rows before it")
+            text, system = row.values[key], row.values.get("system")
+            if not isinstance(text, str) or not text.strip():
+                raise UserError(row.place, f"{key} is {excerpt(text)}", "a request as text")
+            out.append((row.id, text, system if isinstance(system, str) else None))
+    return out
+
+
+def read_samples(opened: Opened, path: str, *, drop_bad_rows: bool = False) -> Prepared:
+    """A file in any format of training data, encoded as for training; rows are dropped only where that is asked for.
+
+    Raises:
+        UserError: the file, or rows of it, cannot be used.
+    """
+    policy = "drop" if drop_bad_rows else "error"
+    config = configuration.from_dict({
+        "model": opened.target, "output_dir": "unused", "data": {"train": [{"path": path}], "on_bad_row": policy, "on_long_row": policy},
+    })
+    objective = component.load("objectives", "sft")
+    try:
+        return prepare(config, opened.tokenizer, context_length=opened.context_tokens, objective=objective(objective.Config()))
+    except UserError as error:
+        if "rows cannot be used" in error.found:
+            found = error.found.replace("; nothing was trained", "")
+            raise UserError(error.where, found, error.expected, "mend the rows, or add --drop-bad-rows") from None
+        raise

@@ -1,0 +1,179 @@
+"""What `luthier init` does: look at the data and the machine, and write a configuration to start from."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from luthier import component, config, machine
+from luthier.config import DataFile
+from luthier.config_yaml import parse_yaml, to_yaml
+from luthier.data.prepare import ROWS_TO_RECOGNISE, recognise
+from luthier.data.source import Source, sources
+from luthier.errors import EnvironmentProblem, UserError
+from luthier.formats._shared import BadRow
+from luthier.types import Conversation, Example, Row
+
+MOST_ROWS = 200_000
+"""Rows that are looked at in one file; more than that tells nothing new."""
+
+ENOUGH_TO_HOLD_OUT = 100
+"""From so many rows on, a twentieth of them is a measurement."""
+
+HELD_OUT = 0.05
+STEPS_AT_LEAST = 20
+"""A small data set gets a small batch, so that there are steps to learn in."""
+
+
+@dataclass(frozen=True)
+class DataLook:
+    """One file, as far as it can be told without a tokenizer. Lengths are characters."""
+
+    path: str
+    format: str
+    rows: int
+    whole: bool
+    """False where the file has more rows than were looked at"""
+    bad_rows: int
+    first_bad_row: str
+    row_lengths: tuple[int, ...]
+    answer_lengths: tuple[int, ...]
+
+    def as_text(self) -> str:
+        more = "" if self.whole else " or more"
+        line = f"{self.path}: {self.rows:,} rows{more}, format {self.format}; {_spread('rows', self.row_lengths)}"
+        if self.answer_lengths:
+            line += f"; {_spread('answers', self.answer_lengths)}"
+        if self.bad_rows:
+            line += f"\n{self.bad_rows:,} rows cannot be used, the first: {self.first_bad_row}"
+        return line
+
+
+def _spread(what: str, lengths: Sequence[int]) -> str:
+    return f"{what} of {min(lengths):,} to {max(lengths):,} characters, half of them up to {statistics.median_low(lengths):,}"
+
+
+def look_at_data(path: str, format: str = "auto") -> list[DataLook]:
+    """What is in a file, in the files of a pattern, or in a hub data set.
+
+    Raises:
+        UserError: nothing is there, it cannot be read, its format is not recognised, or no row can be used.
+    """
+    return [_look(source) for source in sources(DataFile(path=path, format=format), "data.train")]
+
+
+def _look(source: Source) -> DataLook:
+    rows = list(itertools.islice(source.rows(), MOST_ROWS + 1))
+    whole, rows = len(rows) <= MOST_ROWS, rows[:MOST_ROWS]
+    good = [row for row in rows if isinstance(row, Row)]
+    if not good:
+        raise UserError(source.name, "no row can be read" if rows else "there are no rows in it", "at least one row")
+    kind = source.file.format
+    if kind == "auto":
+        kind = recognise(good[:ROWS_TO_RECOGNISE], source.name, "data.train")
+    cls = component.load("formats", kind)
+    reader, examples, bad = cls(cls.Config(kind=kind)), list[Example](), [row for row in rows if isinstance(row, BadRow)]
+    for row in good:
+        try:
+            examples.append(reader.parse(row))
+        except BadRow as error:
+            bad.append(error)
+    if not examples:
+        raise UserError(source.name, f"none of its {len(rows):,} rows can be used; the first: {bad[0]}", f"rows in the format {kind}")
+    answers = [length for example in examples for length in _answer_lengths(example)]
+    first_bad = f"{bad[0].where}: {bad[0].found}" if bad else ""
+    return DataLook(source.name, kind, len(rows), whole, len(bad), first_bad, tuple(map(_length, examples)), tuple(answers))
+
+
+def _length(example: Example) -> int:
+    if isinstance(example, Conversation):
+        return sum(len(message.content) for message in example.messages)
+    return len(example.text)
+
+
+def _answer_lengths(example: Example) -> list[int]:
+    if not isinstance(example, Conversation):
+        return []
+    return [len(message.content) for message in example.messages if message.role == "assistant" and message.train]
+
+
+def machine_text(found: machine.Machine) -> str:
+    """The machine in a line."""
+    free = "unknown" if found.available_bytes is None else machine.size(found.available_bytes)
+    gpus = ", ".join(f"{gpu.name} ({machine.size(gpu.free_bytes)} free)" for gpu in found.gpus) or "no GPU"
+    return f"{found.cores} cores, {free} memory free, {gpus}"
+
+
+def draft(model: str, looks: Sequence[DataLook], paths: Sequence[str], tuning: str = "lora", output_dir: str = "") -> str:
+    """YAML text of a configuration for this data, with comments; it loads.
+
+    Raises:
+        UserError: the model or the tuning method is none.
+    """
+    rows = sum(look.rows for look in looks)
+    data: dict[str, Any] = {"train": paths[0] if len(paths) == 1 else list(paths)}
+    comments = {"train": f"{rows:,} rows, {' and '.join(sorted({look.format for look in looks}))}"}
+    if rows >= ENOUGH_TO_HOLD_OUT:
+        data["eval"] = HELD_OUT
+        comments["eval"] = "the share of rows that is held out to measure on"
+    if bad := sum(look.bad_rows for look in looks):
+        comments["on_bad_row"] = f"{bad:,} rows cannot be used; drop: leave them out, and write them to rejected.jsonl"
+        data["on_bad_row"] = "error"
+    filled = config.from_dict({"model": model, "data": data, "tuning": tuning, "output_dir": output_dir or _new_folder(paths[0])})
+    training = {
+        "global_batch_size": _batch(rows),
+        "learning_rate": filled.training.learning_rate,
+        "num_train_epochs": filled.training.num_train_epochs,
+    }
+    comments |= {
+        "model": "luthier download fetches it ahead of time",
+        "tuning": "or " + ", ".join(kind for kind in component.listing("tuning") if kind != tuning),
+        "global_batch_size": "examples of one optimizer step",
+        "learning_rate": f"the default of {tuning}",
+        "num_train_epochs": "passes over the data",
+        "output_dir": "everything that the run writes",
+    }
+    tree = {"model": model, "data": data, "tuning": tuning, "training": training, "output_dir": filled.output_dir}
+    head = "# Written by luthier init. `luthier explain` lists all keys, `luthier explain KEY` says what one takes.\n"
+    text = head + _commented(to_yaml(tree), comments)
+    config.build(parse_yaml(text, "draft"))
+    return text
+
+
+def _commented(text: str, comments: dict[str, str]) -> str:
+    lines = []
+    for line in text.splitlines():
+        comment = comments.get(line.split(":")[0].strip(), "")
+        lines.append(f"{line:<34} # {comment}" if comment else line)
+    return "\n".join(lines) + "\n"
+
+
+def _batch(rows: int) -> int:
+    return next(size for size in (16, 8, 4, 2, 1) if rows >= size * STEPS_AT_LEAST or size == 1)
+
+
+def _new_folder(path: str) -> str:
+    """`runs/` and the data's name, with a number where that is taken."""
+    stem = "".join(char if char.isalnum() or char in "-_." else "-" for char in Path(path).stem) or "run"
+    names = itertools.chain([f"runs/{stem}"], (f"runs/{stem}-{number}" for number in itertools.count(2)))
+    return next(name for name in names if not Path(name).exists())
+
+
+def write_new(path: Path, text: str) -> None:
+    """Writes a file that is not there yet.
+
+    Raises:
+        UserError: it is there already.
+        EnvironmentProblem: it cannot be written.
+    """
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise UserError(str(path), "this file is there already", "a new file", f"--output {path.stem}-2.yaml") from None
+    except OSError as error:
+        raise EnvironmentProblem(str(path), f"cannot be written: {error.strerror}", "a writable folder", "--output FILE") from None

@@ -1,0 +1,282 @@
+"""The loop: micro-batches, backward, clip, step, schedule, log, evaluate, checkpoint.
+
+Losses are sums; the one division is by the weight of the whole global batch, known from the plan before the first forward pass.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import nn
+
+from luthier.checkpoint import Checkpoints
+from luthier.config import TrainingConfig
+from luthier.data.batching import Layout, Steps, micro_batches
+from luthier.engine import Engine, memory_bytes
+from luthier.errors import NonFinite, Stopped, UserError
+from luthier.evaluation import score
+from luthier.policy import Policy
+from luthier.randomness import key
+from luthier.reporting.recorder import Recorder
+from luthier.types import Objective, Sample
+
+ROWS_SHOWN = 5
+
+
+@dataclass
+class Progress:
+    """Where a run is; with the weights and the optimizer's state all that a resume needs."""
+
+    step: int = 0
+    """optimizer steps done"""
+    trained_tokens: int = 0
+    moving_steps: int = 0
+    """steps with a non-zero learning rate"""
+    best_loss: float = math.inf
+    best_step: int | None = None
+    evaluations_without_gain: int = 0
+
+
+@dataclass
+class Job:
+    """Everything that the loop works with, built by run.py."""
+
+    config: TrainingConfig
+    seed: int
+    policy: Policy
+    wrapped: nn.Module
+    """the policy as the engine wraps it; what is called"""
+    engine: Engine
+    objective: Objective
+    samples: Sequence[Sample]
+    held_out: Sequence[Sample] | None
+    steps: Steps
+    layout: Layout
+    max_tokens: int
+    optimizer: torch.optim.Optimizer
+    schedule: Callable[[int], float]
+    """step (from 0) -> share of the peak learning rate"""
+    checkpoints: Checkpoints
+    progress: Progress = field(default_factory=Progress)
+    recorder: Recorder = field(init=False)
+    """made when the step that the run starts from is known, as the next two"""
+    manifest: Mapping[str, Any] = field(init=False)
+    answer_samples: Callable[[int], None] = field(init=False)
+    """lets the model answer the sample prompts after a step"""
+
+
+class StopSignal:
+    """SIGTERM, SIGINT and SIGUSR1 set a flag that the loop reads at the end of a step; a second one acts at once."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignal:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            try:
+                self._before[number] = signal.signal(number, self._note)
+            except ValueError:  # not the main thread (a notebook's worker): its owner handles signals
+                break
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        if self.number:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        self.number = number
+
+
+def train(job: Job) -> None:
+    """Runs from `job.progress` to the last step.
+
+    Raises:
+        NonFinite: a loss or gradient was NaN or infinite; the weights are those before the step.
+        Stopped: a signal came; the step was finished and saved.
+    """
+    config, progress = job.config, job.progress
+    eval_every = every(config.eval_steps, job.steps.total) if job.held_out is not None else 0
+    save_every = every(config.save_steps, job.steps.total)
+    check = LearningCheck(job.policy)
+    job.wrapped.train()
+    with StopSignal() as stop:
+        if progress.step == 0:
+            job.answer_samples(0)
+            if eval_every:
+                evaluate(job)
+        while progress.step < job.steps.total and not gave_up(job):
+            train_step(job, check)
+            last = progress.step == job.steps.total
+            if eval_every and (progress.step % eval_every == 0 or last):
+                evaluate(job)
+            stopping = max(job.engine.sum([float(stop.number)])) > 0
+            if progress.step % save_every == 0 or last or stopping or gave_up(job) or (config.load_best_checkpoint and progress.best_step == progress.step):
+                save(job)
+            if stopping and not last:
+                raise Stopped(stop.number or signal.SIGTERM, f"step {progress.step} of {job.steps.total}", "the same command with --resume goes on")
+
+
+def train_step(job: Job, check: LearningCheck) -> None:
+    """One optimizer step and its line in the record."""
+    started, progress, step = time.perf_counter(), job.progress, job.progress.step
+    rate = job.schedule(step)
+    for group in job.optimizer.param_groups:
+        group["lr"] = group["peak_lr"] * rate
+    indices = job.steps.indices(step)
+    samples = [job.samples[i] for i in indices]
+    sums, weight, grad_norm = optimizer_step(job, step, samples, indices)
+    progress.step += 1
+    progress.trained_tokens += sum(sample.trained_tokens for sample in samples)
+    if rate > 0:
+        progress.moving_steps += 1
+        check.after_step(progress.moving_steps, job.optimizer)
+    seconds = time.perf_counter() - started
+    line = {"step": progress.step, "epoch": job.steps.epoch_of(step), **{name: value / weight for name, value in sums.items()},
+            "learning_rate": job.optimizer.param_groups[0]["lr"], "grad_norm": grad_norm, "trained_tokens": progress.trained_tokens}
+    tokens = sum(len(sample) for sample in samples)
+    job.recorder.step(line, {"step_s": seconds, "tokens_per_s": tokens / seconds, "memory_bytes": memory_bytes(job.engine.device)})
+
+
+def optimizer_step(job: Job, step: int, samples: Sequence[Sample], indices: Sequence[int]) -> tuple[dict[str, float], float, float]:
+    """Gradients of the whole global batch, then one step: (sums over the batch, its weight, gradient norm).
+
+    An fp16 overflow repeats the step at half the loss scale. Raises NonFinite otherwise; nothing has changed then.
+    """
+    engine, weight = job.engine, job.objective.weight(list(samples))
+    batches = micro_batches(samples, indices, layout=job.layout, max_tokens=job.max_tokens, step=step,
+                            processes=engine.processes, rank=engine.rank)
+    while True:
+        job.optimizer.zero_grad(set_to_none=True)
+        sums: dict[str, float] = {"loss": 0.0}
+        bad_rows: list[str] = []
+        for position, batch in enumerate(batches):
+            # A model's own dropout draws from the default generator: keyed here, so that it does not depend on what ran before.
+            torch.manual_seed(key(job.seed, "internal", step, position, engine.rank) % 2**63)
+            with engine.accumulating(last=position == len(batches) - 1):
+                out = job.objective.loss(job.wrapped, batch)
+                engine.backward(out.sum, weight)
+            for name, value in {"loss": out.sum.detach(), **out.metrics}.items():
+                sums[name] = sums.get(name, 0.0) + float(value)
+            if not math.isfinite(float(out.sum.detach())):
+                bad_rows += batch.row_ids
+        totals = engine.sum([*sums.values(), float(bool(bad_rows))])
+        if totals[-1]:
+            raise non_finite(step, "loss", bad_rows or ["rows of another process"])
+        result = engine.clip_and_step(job.optimizer, job.config.max_grad_norm)
+        if result.applied:
+            return dict(zip(sums, totals[:-1], strict=True)), weight, result.grad_norm
+        if not engine.loss_scale.overflowed():
+            raise non_finite(step, "gradient", [sample.row for sample in samples])
+
+
+def non_finite(step: int, what: str, rows: list[str]) -> NonFinite:
+    shown = ", ".join(rows[:ROWS_SHOWN]) + (f" and {len(rows) - ROWS_SHOWN} more" if len(rows) > ROWS_SHOWN else "")
+    return NonFinite(f"step {step + 1}", f"the {what} is not finite; nothing was updated with it. Rows: {shown}", "finite numbers",
+                     "look at these rows (luthier data CONFIG --row FILE:N), lower learning_rate, or use model.dtype=bfloat16 or float32")
+
+
+def evaluate(job: Job) -> None:
+    """Held-out loss, perplexity and token accuracy; sample answers; the best step so far."""
+    assert job.held_out is not None
+    found = score(job.wrapped, job.held_out, layout=job.layout, max_tokens=job.max_tokens,
+                  processes=job.engine.processes, rank=job.engine.rank)
+    progress = job.progress
+    job.recorder.evaluation({"step": progress.step, **{f"eval_{name}": value for name, value in found.items()}})
+    if progress.step == 0:
+        return
+    job.answer_samples(progress.step)
+    if found["loss"] < progress.best_loss:
+        progress.best_loss, progress.best_step, progress.evaluations_without_gain = found["loss"], progress.step, 0
+    else:
+        progress.evaluations_without_gain += 1
+
+
+def gave_up(job: Job) -> bool:
+    patience = job.config.early_stopping_patience
+    return patience is not None and job.progress.evaluations_without_gain >= patience
+
+
+def save(job: Job) -> None:
+    """A checkpoint of the present step, written by one process while the others wait."""
+    job.recorder.sync()
+    if job.engine.main:
+        job.checkpoints.save(job.progress.step, state_of(job), job.manifest, job.progress.best_step)
+    job.engine.barrier()
+
+
+def state_of(job: Job) -> dict[str, Any]:
+    return {
+        "weights": {name: parameter.data for name, parameter in job.policy.named_parameters() if parameter.requires_grad},
+        "optimizer": job.optimizer.state_dict(),
+        "progress": asdict(job.progress),
+        "loss_scale": {"scale": job.engine.loss_scale.scale, "good_steps": job.engine.loss_scale.good_steps},
+    }
+
+
+def restore(job: Job, state: Mapping[str, Any]) -> None:
+    """Puts a checkpoint's state into a freshly built job."""
+    put_weights(job.policy, state["weights"])
+    job.optimizer.load_state_dict(state["optimizer"])
+    job.engine.loss_scale.scale, job.engine.loss_scale.good_steps = state["loss_scale"]["scale"], state["loss_scale"]["good_steps"]
+    for name, value in state["progress"].items():
+        setattr(job.progress, name, value)
+
+
+def put_weights(policy: Policy, weights: Mapping[str, torch.Tensor]) -> None:
+    trained = {name: parameter for name, parameter in policy.named_parameters() if parameter.requires_grad}
+    if trained.keys() != weights.keys():
+        raise UserError("checkpoint", f"it holds {len(weights)} trained tensors, the model has {len(trained)} with other names",
+                        "the configuration of the run", "resume with the config.yaml of the run's folder")
+    for name, parameter in trained.items():
+        parameter.data.copy_(weights[name])
+
+
+def every(value: float | int | None, total: int) -> int:
+    """Steps between two events; below 1 a share of all steps."""
+    if value is None:
+        return total
+    return max(1, math.ceil(value * total)) if isinstance(value, float) and value < 1 else int(value)
+
+
+class LearningCheck:
+    """After the second step with a non-zero rate every trained tensor must have had a gradient and have changed.
+
+    A tensor whose numbers are too large for the rate to show in float32 (early in a long warm-up) is judged by its gradient alone.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        self.trained = {name: p for name, p in policy.named_parameters() if p.requires_grad}
+        self.before = {name: _bits(p) for name, p in self.trained.items()}
+        self.had_gradient: set[str] = set()
+
+    def after_step(self, moving_steps: int, optimizer: torch.optim.Optimizer) -> None:
+        """Raises UserError after the second moving step if something does not learn."""
+        if moving_steps > 2:
+            return
+        self.had_gradient |= {name for name, p in self.trained.items() if p.grad is not None and bool(p.grad.any())}
+        if moving_steps < 2:
+            return
+        rate = max(group["lr"] for group in optimizer.param_groups)
+        still = [name for name, p in self.trained.items() if name not in self.had_gradient
+                 or (_bits(p) == self.before[name] and rate > float(p.detach().abs().max()) * torch.finfo(p.dtype).eps)]
+        if still:
+            raise UserError("training", f"{len(still)} of {len(self.trained)} trained tensors got no gradient or did not change in two steps: "
+                            + ", ".join(still[:ROWS_SHOWN]), "every trained tensor learns",
+                            "name only layers that the model uses in tuning.target_modules")
+
+
+def _bits(parameter: nn.Parameter) -> int:
+    return int(parameter.detach().contiguous().view(torch.int32 if parameter.element_size() == 4 else torch.int16).sum(dtype=torch.int64))
+
+

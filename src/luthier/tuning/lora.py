@@ -1,0 +1,110 @@
+"""Low-rank adaptation (Hu et al., 2021, arXiv:2106.09685), through peft, whose file format everyone loads."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
+from torch import nn
+
+from luthier.component import ComponentConfig
+from luthier.errors import UserError
+from luthier.randomness import DropoutKeys, KeyedDropout
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["Lora"]
+
+
+class Lora:
+    """Frozen weights W get a trained product: W x + lora_alpha / r * B A x, with A [R, in] and B [out, R] in float32."""
+
+    class Config(ComponentConfig):
+        kind: Literal["lora"] = "lora"
+        r: Annotated[int, Field(ge=1)] = 16
+        """Rank of the update."""
+        lora_alpha: Annotated[int, Field(ge=1)] | None = None
+        """The update is scaled by lora_alpha / r. Default: 2 r."""
+        lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+        """Share of the adapter's inputs that is dropped in training; the mask depends on the row, not on the batch's layout."""
+        target_modules: str | tuple[str, ...] = "all-linear"
+        """Which layers get an update: `all-linear` (every attention and MLP projection), names (the last part of a module's name
+        is enough), or one regular expression over whole names."""
+
+    makes_adapter = True
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    def apply(self, model: nn.Module, keys: DropoutKeys) -> tuple[nn.Module, str]:
+        """The model with an adapter, and a line that says what is trained.
+
+        Raises:
+            UserError: a pattern of target_modules matches nothing; names the linear layers that exist.
+        """
+        from peft import LoraConfig, get_peft_model
+
+        config = self.config
+        linear = dict(self._linear_layers(model))
+        targets = self._targets(model, linear)
+        alpha = config.lora_alpha if config.lora_alpha is not None else 2 * config.r
+        transposed = any(type(module).__name__ == "Conv1D" for module in linear.values())
+        adapted = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=config.r, lora_alpha=alpha, lora_dropout=config.lora_dropout,
+                                                   target_modules=targets, bias="none", fan_in_fan_out=transposed))
+        replace_dropout(adapted, keys)
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+        return adapted, self._coverage(adapted, linear)
+
+    def _linear_layers(self, model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+        for name, module in model.named_modules():
+            if isinstance(module, nn.Linear) or type(module).__name__ in ("Conv1D", "Linear4bit", "Linear8bitLt"):
+                yield name, module
+
+    def _targets(self, model: Any, linear: dict[str, nn.Module]) -> str | list[str]:
+        """What peft is asked for. `all-linear`: every projection but the head and the routers of experts, by short names where they say it."""
+        asked = self.config.target_modules
+        if asked != "all-linear":
+            self._refuse_unmatched(asked, linear)
+            return list(asked) if isinstance(asked, tuple) else asked
+        experts = getattr(model.config.get_text_config(), "num_experts", None) or getattr(model.config.get_text_config(), "num_local_experts", None)
+        head = model.get_output_embeddings()
+        wanted = {name for name, module in linear.items()
+                  if module is not head and not (experts and getattr(module, "out_features", None) == experts)}
+        short = {name.rpartition(".")[2] for name in wanted}
+        meant = {name for name in linear if name.rpartition(".")[2] in short}
+        return sorted(short if meant == wanted else wanted)
+
+    def _refuse_unmatched(self, asked: str | tuple[str, ...], linear: dict[str, nn.Module]) -> None:
+        for pattern in (asked,) if isinstance(asked, str) else asked:
+            try:
+                matched = any(re.fullmatch(pattern, name) if isinstance(asked, str) else name == pattern or name.endswith("." + pattern)
+                              for name in linear)
+            except re.error as error:
+                raise UserError("tuning.target_modules", f"{pattern!r} is no regular expression: {error}", "for example .*\\.(q|v)_proj") from None
+            if not matched:
+                known = sorted({name.rpartition(".")[2] for name in linear})
+                raise UserError("tuning.target_modules", f"{pattern!r} matches no linear layer of this model", "of " + ", ".join(known),
+                                f"tuning.target_modules=[{', '.join(known[:2])}]")
+
+    def _coverage(self, adapted: nn.Module, linear: dict[str, nn.Module]) -> str:
+        from peft.tuners.lora import LoraLayer
+
+        covered = sum(isinstance(module, LoraLayer) for module in adapted.modules())
+        trained = sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
+        total = sum(parameter.numel() for parameter in adapted.parameters())
+        return f"LoRA on {covered} of {len(linear)} linear layers: {trained:,} trained parameters ({100 * trained / total:.2f} % of {total:,})"
+
+
+def replace_dropout(adapted: Any, keys: DropoutKeys) -> None:
+    """Puts keyed dropout where peft put dropout with a generator's state."""
+    from peft.tuners.lora import LoraLayer
+
+    for name, module in adapted.named_modules():
+        if isinstance(module, LoraLayer):
+            for adapter, dropout in list(module.lora_dropout.items()):
+                if isinstance(dropout, nn.Dropout):
+                    module.lora_dropout[adapter] = KeyedDropout(dropout.p, name, keys)
