@@ -18,7 +18,9 @@ from luthier.paths import cache_dir
 RUNS = Path("runs")
 
 
-def train(model: str | Mapping[str, Any], data: Any, *, resume: bool = False, trust_remote_code: bool = False, **keys: Any) -> Run:
+def train(
+    model: str | Mapping[str, Any], data: Any, *, resume: bool = False, trust_remote_code: bool = False, **keys: Any
+) -> Run:
     """Fine-tunes a model, as `luthier train` does.
 
     Args:
@@ -26,7 +28,7 @@ def train(model: str | Mapping[str, Any], data: Any, *, resume: bool = False, tr
         data: a path, paths, the map of the key `data`, or the rows themselves as a list of dicts.
         resume: go on from the last checkpoint of `output_dir`.
         trust_remote_code: run Python code that comes with the model.
-        keys: other keys of a configuration: whole sections (`tuning="full"`), or names that are unique (`learning_rate=1e-4`);
+        keys: other keys of a configuration: whole sections (`tuning="full"`), or unique names (`learning_rate=1e-4`);
             dotted ones as `**{"training.learning_rate": 1e-4}`. `output_dir` is by default the next free `runs/NNN`.
 
     Raises:
@@ -86,7 +88,9 @@ def _rows_file(rows: Sequence[Mapping[str, Any]]) -> Path:
     try:
         text = "".join(json.dumps(dict(row), ensure_ascii=False) + "\n" for row in rows)
     except (TypeError, ValueError) as error:
-        raise UserError("train()", f"a row of data cannot be written as JSON: {error}", "dicts of text, numbers, lists and dicts") from None
+        raise UserError(
+            "train()", f"a row of data cannot be written as JSON: {error}", "dicts of text, numbers, lists and dicts"
+        ) from None
     raw = text.encode("utf-8", errors="backslashreplace")
     path = cache_dir() / "inline" / f"{hashlib.sha256(raw).hexdigest()[:32]}.jsonl"
     if not path.is_file():

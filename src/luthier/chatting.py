@@ -50,14 +50,31 @@ class Chat:
         asked = [*self.messages, Message("user", text)]
         prompt = self.opened.renderer.prompt_ids(asked)
         context = self.opened.context_tokens
-        room = self.settings.max_new_tokens if context is None else min(self.settings.max_new_tokens, context - len(prompt))
+        room = (
+            self.settings.max_new_tokens
+            if context is None
+            else min(self.settings.max_new_tokens, context - len(prompt))
+        )
         if room < 1:
-            raise UserError("chat", f"this conversation takes {len(prompt):,} tokens, the model's context has {context:,}",
-                            "room for an answer", "/reset starts anew")
+            raise UserError(
+                "chat",
+                f"this conversation takes {len(prompt):,} tokens, the model's context has {context:,}",
+                "room for an answer",
+                "/reset starts anew",
+            )
         # the number of the turn is part of the key, so that the same question twice may get two answers
         seed = self.settings.seed + len(asked)
-        (answer,) = generate(self.opened.model, self.opened.tokenizer, [prompt], max_new_tokens=room, stop_ids=self.opened.renderer.stop_ids,
-                             temperature=self.settings.temperature, top_p=self.settings.top_p, seed=seed, on_text=on_text)
+        (answer,) = generate(
+            self.opened.model,
+            self.opened.tokenizer,
+            [prompt],
+            max_new_tokens=room,
+            stop_ids=self.opened.renderer.stop_ids,
+            temperature=self.settings.temperature,
+            top_p=self.settings.top_p,
+            seed=seed,
+            on_text=on_text,
+        )
         self.messages = [*asked, Message("assistant", answer.text)]
         self.used_tokens = len(prompt) + len(answer.ids)
         return answer

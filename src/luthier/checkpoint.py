@@ -135,6 +135,9 @@ class Checkpoints:
         Raises:
             EnvironmentProblem: it could not be written, or did not read back; older ones are untouched.
         """
+        target = self.path(step)
+        if target.exists() and verify(target) is None:
+            return target  # a run that went back to an older one comes to the same state again
         tensors: dict[str, torch.Tensor] = {}
         packed = pack(dict(state), tensors)
 
@@ -142,7 +145,6 @@ class Checkpoints:
             save_file(tensors, folder / TENSORS)
             write_json(folder / STATE, packed)
 
-        target = self.path(step)
         write_folder(target, fill, {**manifest, "step": step})
         if wrong := verify(target):
             raise EnvironmentProblem(str(target), f"was written but does not read back: {wrong}", "a disk that keeps what it is given")

@@ -68,8 +68,12 @@ def examine(target: str | None, config: RunConfig | None = None, trust_remote_co
     source = resolve(target, config.model.revision if config else None, trust_remote_code)
     model_config = load_config(source.folder, trust_remote_code)
     verdict = flat.prove(model_config, dtype, device)
-    found["model"] = {"name": source.name, "commit": source.commit, "architecture": (model_config.architectures or ["unknown"])[0],
-                      "context_tokens": context_length(model_config)}
+    found["model"] = {
+        "name": source.name,
+        "commit": source.commit,
+        "architecture": (model_config.architectures or ["unknown"])[0],
+        "context_tokens": context_length(model_config),
+    }
     found["layout"] = "flat" if verdict.flat else "padded"
     found["attention"] = _attention(model_config, verdict.flat, device, dtype)
     found["proof"] = asdict(verdict)
@@ -94,21 +98,31 @@ def invariances(model_config: Any, config: RunConfig | None, runs_flat: bool, de
     try:
         policy = _policy(model_config, config, device)
     except (LuthierError, ValueError, RuntimeError, TypeError, AttributeError, KeyError, ImportError) as error:
-        return [Check("invariances", False, f"no twin of this model could be tuned ({type(error).__name__}: {str(error)[:120]})")]
+        return [
+            Check(
+                "invariances",
+                False,
+                f"no twin of this model could be tuned ({type(error).__name__}: {str(error)[:120]})",
+            )
+        ]
     samples = _samples()
     together = _gradient(policy, samples, "padded", ALL_TOKENS)
     norm = float(together.norm())
-    checks = [_compare("padded: 8 rows at once = 1 row 8 times", together, _gradient(policy, samples, "padded", 1), norm)]
+    checks = [
+        _compare("padded: 8 rows at once = 1 row 8 times", together, _gradient(policy, samples, "padded", 1), norm)
+    ]
     if runs_flat:
         flat.use_flat_attention(policy.core)
         lying = _gradient(policy, samples, "flat", ALL_TOKENS)
-        checks.append(_compare("flat: 8 rows at once = 1 row 8 times", lying, _gradient(policy, samples, "flat", 1), norm))
+        checks.append(
+            _compare("flat: 8 rows at once = 1 row 8 times", lying, _gradient(policy, samples, "flat", 1), norm)
+        )
         checks.append(_compare("flat = padded", lying, together, norm))
     return checks
 
 
 def _policy(model_config: Any, config: RunConfig | None, device: torch.device) -> Policy:
-    """The twin, tuned as the configuration says (by LoRA with dropout without one), its trained part moved off its start."""
+    """The twin, tuned as the configuration says (else by LoRA with dropout), its trained part moved off its start."""
     tuning = component.load("tuning", config.tuning.kind if config else "lora")
     chosen = config.tuning if config else tuning.Config(kind="lora", r=4, lora_dropout=0.1)
     keys = DropoutKeys(0)
@@ -160,8 +174,10 @@ def as_text(found: dict[str, Any]) -> str:
         f"disk {_size(facts['disk_free_bytes'])} free",
     ]
     for gpu in facts["gpus"]:
-        lines.append(f"GPU        {gpu['name']}, {_size(gpu['free_bytes'])} free of {_size(gpu['memory_bytes'])}, "
-                     f"capability {gpu['capability']}")
+        lines.append(
+            f"GPU        {gpu['name']}, {_size(gpu['free_bytes'])} free of {_size(gpu['memory_bytes'])}, "
+            f"capability {gpu['capability']}"
+        )
     lines.append("versions   " + ", ".join(f"{name} {version}" for name, version in found["versions"].items()))
     lines.append(f"runs on    {found['device']}, in {found['dtype']}: {found['dtype_reason']}")
     if "model" not in found:
@@ -173,7 +189,9 @@ def as_text(found: dict[str, Any]) -> str:
         f"layout     {found['layout']}: {proof['why']}",
         f"attention  {found['attention']}",
     ]
-    lines += [f"{'ok' if check['passed'] else 'FAILED':<10} {check['name']}: {check['says']}" for check in found["checks"]]
+    lines += [
+        f"{'ok' if check['passed'] else 'FAILED':<10} {check['name']}: {check['says']}" for check in found["checks"]
+    ]
     return "\n".join(lines)
 
 

@@ -20,7 +20,13 @@ from luthier.config import COMPONENTS, DEFAULT_KINDS, DataConfig, DataFile, Mode
 from luthier.config_names import foreign_key
 from luthier.errors import UserError
 
-SECTIONS: dict[str, type[Config]] = {"": RunConfig, "model": ModelConfig, "data": DataConfig, "data.train": DataFile, "training": TrainingConfig}
+SECTIONS: dict[str, type[Config]] = {
+    "": RunConfig,
+    "model": ModelConfig,
+    "data": DataConfig,
+    "data.train": DataFile,
+    "training": TrainingConfig,
+}
 BOUNDS = {Gt: ("above", "gt"), Ge: ("at least", "ge"), Lt: ("below", "lt"), Le: ("at most", "le")}
 NAMES = {int: "whole number", float: "number", str: "text", bool: "true or false", type(None): "null"}
 
@@ -74,8 +80,15 @@ def _keys_of(section: str, schema: type[Config], kind: str) -> Iterator[Key]:
             continue
         path = (*section.split("."), name) if section else (name,)
         required = field.is_required() and name not in DEFAULT_KINDS
-        yield Key(section, name, kind, _takes_shorthand(path, takes(hints[name])), default_of(section, name, field), required,
-                  " ".join((field.description or "").split()))
+        yield Key(
+            section,
+            name,
+            kind,
+            _takes_shorthand(path, takes(hints[name])),
+            default_of(section, name, field),
+            required,
+            " ".join((field.description or "").split()),
+        )
 
 
 def _takes_shorthand(path: tuple[str, ...], by_type: str) -> str:
@@ -92,7 +105,11 @@ def default_of(section: str, name: str, field: Any) -> str:
         by_kind = {kind: defaults.method_defaults(kind).get(name) for kind in component.listing("tuning")}
         if any(value is not None for value in by_kind.values()):
             values = {kind: as_yaml(value) for kind, value in by_kind.items()}
-            return values["lora"] if len(set(values.values())) == 1 else ", ".join(f"{value} ({kind})" for kind, value in values.items())
+            return (
+                values["lora"]
+                if len(set(values.values())) == 1
+                else ", ".join(f"{value} ({kind})" for kind, value in values.items())
+            )
     if field.is_required():
         return ""
     value = field.get_default(call_default_factory=True)
@@ -131,7 +148,11 @@ def takes(hint: Any) -> str:
 
 def _bounded(text: str, metadata: tuple[Any, ...]) -> str:
     parts = [item for entry in metadata for item in getattr(entry, "metadata", [entry])]
-    bounds = [f"{BOUNDS[type(part)][0]} {as_yaml(getattr(part, BOUNDS[type(part)][1]))}" for part in parts if type(part) in BOUNDS]
+    bounds = [
+        f"{BOUNDS[type(part)][0]} {as_yaml(getattr(part, BOUNDS[type(part)][1]))}"
+        for part in parts
+        if type(part) in BOUNDS
+    ]
     if any(isinstance(part, MinLen) for part in parts):
         bounds.append("not empty")
     return ", ".join([text, *bounds])
@@ -159,14 +180,24 @@ def explain(word: str) -> str:
     if message := errors_explained.find(word):
         return message
     known = sorted({name for key in keys() for name in (key.name, key.dotted)} | set(errors_explained.ERRORS))
-    raise UserError(f"luthier explain {word}", "no key and no error of this name", "luthier explain lists all", component.did_you_mean(word, known))
+    raise UserError(
+        f"luthier explain {word}",
+        "no key and no error of this name",
+        "luthier explain lists all",
+        component.did_you_mean(word, known),
+    )
 
 
 def _paragraph(key: Key) -> str:
     title = key.dotted + (f" (kind: {key.kind})" if key.kind else "")
     default = "none; it is required" if key.required else key.default or "that of each of its keys"
-    schema = component.load(COMPONENTS[tuple(key.section.split("."))], key.kind).Config if key.kind else SECTIONS[key.section]
-    return f"{title}\n  {key.meaning}\n  takes: {key.takes}\n  default: {default}\n  source: {schema.__module__}, class {schema.__qualname__}"
+    schema = (
+        component.load(COMPONENTS[tuple(key.section.split("."))], key.kind).Config
+        if key.kind
+        else SECTIONS[key.section]
+    )
+    source = f"{schema.__module__}, class {schema.__qualname__}"
+    return f"{title}\n  {key.meaning}\n  takes: {key.takes}\n  default: {default}\n  source: {source}"
 
 
 def overview() -> str:
@@ -186,12 +217,12 @@ def markdown() -> str:
     lines = [
         "# The configuration",
         "",
-        "Generated from the docstrings of `src/luthier/config.py` and of the components by `make docs`; do not edit.",
+        "Generated from docstrings (`src/luthier/config.py` and the components) by `make docs`; do not edit.",
         "",
-        "The file is YAML 1.2. Unknown and duplicate keys are errors. A bare string is a kind (`tuning: lora` is `{kind: lora}`) or a",
-        "path (`model: org/name`, `data: train.jsonl`). On the command line the last word is enough where it is unique:",
-        "`luthier train mine.yaml learning_rate=1e-4`. The same text is printed by `luthier explain KEY`, and `luthier config schema`",
-        "prints a JSON Schema for editors.",
+        "The file is YAML 1.2. Unknown and duplicate keys are errors. A bare string is a kind (`tuning: lora` is",
+        "`{kind: lora}`) or a path (`model: org/name`, `data: train.jsonl`). On the command line the last word is",
+        "enough where it is unique: `luthier train mine.yaml learning_rate=1e-4`. `luthier explain KEY` prints the",
+        "same text, and `luthier config schema` prints a JSON Schema for editors.",
     ]
     groups: dict[tuple[str, str], list[Key]] = {}
     for key in keys():
@@ -200,8 +231,16 @@ def markdown() -> str:
         title = f"`{section}`" if section else "The top"
         if section == "data.train":
             title = "Each file of `data.train` and `data.eval`"
-        lines += ["", f"## {title}" + (f", `kind: {kind}`" if kind else ""), "", "| key | takes | default | meaning |", "|---|---|---|---|"]
-        lines += [f"| `{key.name}` | {_cell(key.takes)} | {_default_cell(key)} | {_cell(key.meaning)} |" for key in members]
+        lines += [
+            "",
+            f"## {title}" + (f", `kind: {kind}`" if kind else ""),
+            "",
+            "| key | takes | default | meaning |",
+            "|---|---|---|---|",
+        ]
+        lines += [
+            f"| `{key.name}` | {_cell(key.takes)} | {_default_cell(key)} | {_cell(key.meaning)} |" for key in members
+        ]
     return "\n".join(lines) + "\n"
 
 

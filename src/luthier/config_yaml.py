@@ -15,6 +15,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.representer import SafeRepresenter
 
 from luthier.errors import EnvironmentProblem, UserError, excerpt
 
@@ -149,9 +150,20 @@ def _plain(node: Any, path: tuple[str | int, ...], lines: dict[tuple[str | int, 
     raise UserError(source, f"a value of type {type(node).__name__} at {'.'.join(map(str, path))}", "text, a number, true or false, a list or a map")
 
 
+class _Representer(SafeRepresenter):
+    """Quotes text with a NEL (U+0085), which YAML 1.1 and so the reader fold to a space; in double quotes it is escaped."""
+
+    def represent_str(self, data: str) -> Any:
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style='"' if "\x85" in data else None)
+
+
+_Representer.add_representer(str, _Representer.represent_str)
+
+
 def to_yaml(tree: Mapping[str, Any]) -> str:
     """YAML text of a plain tree, keys in their order; floats in the short form that reads back as floats."""
     writer = YAML(typ="safe", pure=True)
+    writer.Representer = _Representer
     writer.default_flow_style = False
     writer.sort_base_mapping_type_on_output = False
     writer.width = 4096

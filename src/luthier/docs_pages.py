@@ -33,7 +33,9 @@ def results(folder: Path) -> list[dict[str, Any]]:
             raise UserError(str(path), f"this is no JSON: {error}", "a result, or a list of results") from None
         for result in content if isinstance(content, list) else [content]:
             if missing := [key for key in RESULT_KEYS if key not in result]:
-                raise UserError(str(path), "a result without " + ", ".join(missing), "the keys " + ", ".join(RESULT_KEYS))
+                raise UserError(
+                    str(path), "a result without " + ", ".join(missing), "the keys " + ", ".join(RESULT_KEYS)
+                )
             found.append(result)
     return found
 
@@ -43,14 +45,22 @@ def claims(measured: list[dict[str, Any]]) -> str:
     lines = [
         "# Claims",
         "",
-        "Generated from `benchmarks/results/*.json` by `make docs`; do not edit. The README says nothing with a figure that is not here.",
+        "Generated from `benchmarks/results/*.json` by `make docs`; do not edit.",
+        "The README says nothing with a figure that is not here.",
         "",
         "| claim | command | last figure | measured | device | commit |",
         "|---|---|---|---|---|---|",
     ]
     for result in measured:
         figure = f"{result['figure']} {result['unit']}".strip()
-        cells = (result["claim"], f"`{result['command']}`", figure, result["measured"], result["device"], result["commit"])
+        cells = (
+            result["claim"],
+            f"`{result['command']}`",
+            figure,
+            result["measured"],
+            result["device"],
+            result["commit"],
+        )
         lines.append("| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
 

@@ -6,11 +6,11 @@ processes only change the order of work, not the figures.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import exp, inf
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,14 @@ WINDOW = 256
 
 MOST_NATS = 700.0
 """exp() of more is no float."""
+
+
+class Rows(Protocol):
+    """A list of samples, or a file of them."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Sample: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,22 +64,36 @@ def perplexity(loss: float) -> float:
     return exp(loss) if loss < MOST_NATS else inf
 
 
-def score(policy: nn.Module, samples: Sequence[Sample], *, layout: Literal["flat", "padded"], max_tokens: int,
-          processes: int = 1, rank: int = 0) -> dict[str, float]:
-    """{"loss", "perplexity", "token_accuracy", "tokens"} of the trained tokens of `samples`, the same on every process."""
+def score(
+    policy: nn.Module,
+    samples: Rows,
+    *,
+    layout: Literal["flat", "padded"],
+    max_tokens: int,
+    processes: int = 1,
+    rank: int = 0,
+) -> dict[str, float]:
+    """loss, perplexity, token_accuracy and tokens of the trained tokens of `samples`, the same on every process."""
     return score_rows(policy, samples, layout=layout, max_tokens=max_tokens, processes=processes, rank=rank).summary
 
 
-def score_rows(policy: nn.Module, samples: Sequence[Sample], *, layout: Literal["flat", "padded"], max_tokens: int,
-               processes: int = 1, rank: int = 0) -> RowScores:
+def score_rows(
+    policy: nn.Module,
+    samples: Rows,
+    *,
+    layout: Literal["flat", "padded"],
+    max_tokens: int,
+    processes: int = 1,
+    rank: int = 0,
+) -> RowScores:
     """Scores of each sample, the same on every process.
 
     Args:
         policy: a `luthier.policy.Policy`, possibly wrapped by an engine; run in eval mode, which is undone afterwards.
-        samples: at least `len()` and `[i] -> Sample`.
+        samples: the rows.
         layout: how the policy wants its micro-batches.
         max_tokens: most tokens of one forward pass; a longer sample goes alone.
-        processes, rank: with more than one process each scores its share and the sums are exchanged by torch.distributed.
+        processes, rank: with more than one process each scores its share and the sums are exchanged.
     """
     sums = torch.zeros(2, len(samples), dtype=torch.float64)
     tokens = np.zeros(len(samples), dtype=np.int64)
@@ -80,7 +102,9 @@ def score_rows(policy: nn.Module, samples: Sequence[Sample], *, layout: Literal[
             indices = list(range(start, min(start + WINDOW, len(samples))))
             window = [samples[index] for index in indices]
             tokens[indices] = [sample.trained_tokens for sample in window]
-            for batch in micro_batches(window, indices, layout=layout, max_tokens=max_tokens, step=0, processes=processes, rank=rank):
+            for batch in micro_batches(
+                window, indices, layout=layout, max_tokens=max_tokens, step=0, processes=processes, rank=rank
+            ):
                 scores = policy(batch, want=("correct",))
                 rows = batch.rows[batch.targets != NO_TARGET]
                 sums[0].index_add_(0, rows, -scores.logps.double().cpu())

@@ -1,4 +1,4 @@
-"""From a run to a folder that others can use: written aside, reloaded, compared with what it came from, and only then named.
+"""From a run to a folder that others can use: written aside, read back, compared, and only then named.
 
 What an export writes and how it is read back is the component's own (`export/`).
 """
@@ -9,23 +9,33 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
 from luthier import component
 from luthier.checkpoint import fsync
 from luthier.component import ComponentConfig
-from luthier.errors import EnvironmentProblem, UserError
+from luthier.errors import EnvironmentProblem, UserError, excerpt
 from luthier.export._parts import Parts
 from luthier.models.load import quiet
 from luthier.models.opened import Opened, base_dtype, open_model
 from luthier.types import Message
 
-QUESTIONS = ("What is the capital of France?", "写一首关于春天的短诗。", "Write a function that adds two numbers.", "Who are you?")
-TEXTS = ("The quick brown fox jumps over the lazy dog, and then it rests.", "def add(a, b):\n    return a + b\n", "从前有一座山，山上有一座庙。")
+QUESTIONS = (
+    "What is the capital of France?",
+    "写一首关于春天的短诗。",
+    "Write a function that adds two numbers.",
+    "Who are you?",
+)
+TEXTS = (
+    "The quick brown fox jumps over the lazy dog, and then it rests.",
+    "def add(a, b):\n    return a + b\n",
+    "从前有一座山，山上有一座庙。",
+)
 MOST_TOKENS = 128
 """Of one text of the comparison."""
 MOST_RUN_PROMPTS = 4
@@ -34,7 +44,9 @@ EXACT = 1e-3
 """Largest difference of logits, relative to the largest logit, that float32 allows between two orders of summation."""
 LOST_SHARE = 0.5
 """A merge whose rounding changes the model by this share of what tuning changed has lost the tuning."""
-NEGLIGIBLE_NATS = 1e-4
+NEGLIGIBLE_NATS = 1e-6
+
+BASES = ("as trained", "16bit")
 
 
 @dataclass(frozen=True)
@@ -48,6 +60,10 @@ class Drift:
     mean_kl_nats: float
     """KL(original || written) of the next token, the mean over positions"""
     positions: int
+
+    def as_text(self) -> str:
+        """What matters most of it."""
+        return f"same top token {100 * self.top1_agreement:.1f} %, mean KL {self.mean_kl_nats:.1e} nats"
 
 
 @dataclass(frozen=True)
@@ -63,92 +79,158 @@ class Exported:
     tuning: Drift | None
     """the base against the run: what the tuning changed, on the same texts; None without an adapter"""
 
+    def as_text(self) -> str:
+        """For the terminal."""
+        drift, tuning = self.drift, self.tuning
+        lines = [
+            f"{self.folder}: {self.kind}, {self.dtype}, {self.size_bytes / 1e6:,.1f} MB",
+            f"drift over {drift.positions} positions: max |dlogit| {drift.max_logit_difference:.2e} "
+            f"(largest logit {drift.largest_logit:.3g}), {drift.as_text()}",
+        ]
+        if tuning is not None:
+            lines.append(f"for comparison, tuning itself changed: {tuning.as_text()}")
+        return "\n".join(lines)
 
-def export(target: str, to: str, output: str | Path, *, settings: dict[str, Any] | None = None, base: str = "as trained",
-           trust_remote_code: bool = False, say: Callable[[str], None] = print) -> Exported:
+
+def export(
+    target: str,
+    to: str,
+    output: str | Path,
+    *,
+    settings: dict[str, Any] | None = None,
+    base: str = "as trained",
+    trust_remote_code: bool = False,
+    say: Callable[[str], None] = print,
+) -> Exported:
     """Writes RUN, ADAPTER or MODEL as the export `to`.
 
     Args:
         output: a folder that does not exist or is empty.
         settings: keys of the export's own Config.
-        base: `as trained`, or `16bit`: merge into the unquantized base although the adapter was trained on a quantized one.
+        base: `as trained`, or `16bit`: merge into the unquantized base though the run trained on a quantized one.
         say: gets a line before each long step.
 
     Raises:
         UserError: the folder is in use, there is nothing to export, or the result would not be what was trained.
         EnvironmentProblem: no room or no permission; nothing is left behind.
     """
+    if base not in BASES:
+        raise UserError("--base", excerpt(base), "one of " + ", ".join(BASES))
     kind: Any = component.load("export", to)
     exporter = kind(_config(kind, to, settings or {}))
     folder = Path(output)
     _refuse_used(folder)
     say(f"opening {target} in float32 on the CPU")
-    opened = open_model(target, dtype="float32", device=torch.device("cpu"), quantized=False, trust_remote_code=trust_remote_code)
+    opened = open_model(
+        target, dtype="float32", device=torch.device("cpu"), quantized=False, trust_remote_code=trust_remote_code
+    )
     _refuse_wrong(exporter, to, opened, base)
     parts = _parts(opened)
-    _refuse_full_disk(folder, parts, exporter.dtype(parts))
+    if not exporter.needs_adapter:  # an adapter alone is small
+        _refuse_full_disk(folder, parts, exporter.dtype(parts))
     inputs = _inputs(opened)
     original = _logits(parts.model, inputs)
-    tuning = None
-    if parts.adapter is not None:
-        with parts.model.disable_adapter():
-            tuning = drift(original, _logits(parts.model, inputs))
+    tuning = _effect_of_tuning(parts, original, inputs)
+    opened.model = None
+    found = _write_and_compare(exporter, parts, folder, original, inputs, tuning, say)
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return Exported(folder, to, exporter.dtype(parts), size, found, tuning)
+
+
+def _effect_of_tuning(parts: Parts, original: torch.Tensor, inputs: list[list[int]]) -> Drift | None:
+    if parts.adapter is None:
+        return None
+    with parts.model.disable_adapter():
+        return drift(original, _logits(parts.model, inputs))
+
+
+def _write_and_compare(
+    exporter: Any,
+    parts: Parts,
+    folder: Path,
+    original: torch.Tensor,
+    inputs: list[list[int]],
+    tuning: Drift | None,
+    say: Callable[[str], None],
+) -> Drift:
+    """Writes aside, reads back, compares, and only then gives the folder its name."""
     temporary = folder.absolute().with_name(f".tmp-{folder.absolute().name}-{os.getpid()}")
     try:
         temporary.mkdir(parents=True)
         say(f"writing {folder}")
         with quiet():
             exporter.write(parts, temporary)
-            opened.model = None
             say("reading it back")
+            parts = replace(parts, model=None)
             found = drift(original, _logits(exporter.reload(parts, temporary), inputs))
         _refuse_lost(found, tuning, exporter.dtype(parts))
-        files = [path for path in temporary.rglob("*") if path.is_file()]
-        for path in [*files, temporary]:
+        for path in [*(path for path in temporary.rglob("*") if path.is_file()), temporary]:
             fsync(path)
         temporary.rename(folder)
         fsync(folder.absolute().parent)
     except OSError as error:
-        raise EnvironmentProblem(str(folder), f"could not be written: {error.strerror or error}", "a writable folder with room") from error
+        raise EnvironmentProblem(
+            str(folder), f"could not be written: {error.strerror or error}", "a writable folder with room"
+        ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    return Exported(folder, to, exporter.dtype(parts), size, found, tuning)
+    return found
 
 
 def _config(kind: Any, to: str, settings: dict[str, Any]) -> ComponentConfig:
     unknown = sorted(settings.keys() - kind.Config.model_fields.keys())
     if unknown:
-        raise UserError(f"export {to}", f"it has no setting {unknown[0]!r}", "one of " + ", ".join(sorted(kind.Config.model_fields)))
-    config: ComponentConfig = kind.Config.model_validate({"kind": to, **settings})
+        raise UserError(
+            f"export {to}", f"it has no setting {unknown[0]!r}", "one of " + ", ".join(sorted(kind.Config.model_fields))
+        )
+    try:
+        config: ComponentConfig = kind.Config.model_validate({"kind": to, **settings})
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        raise UserError(
+            f"export {to}", f"{'.'.join(map(str, wrong['loc']))} is {excerpt(wrong['input'])}", wrong["msg"]
+        ) from None
     return config
 
 
 def _refuse_used(folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(str(folder), "exists and is not empty; nothing is overwritten", "a new or empty folder", f"--output {folder}-2")
+        raise UserError(
+            str(folder),
+            "exists and is not empty; nothing is overwritten",
+            "a new or empty folder",
+            f"--output {folder}-2",
+        )
 
 
 def _refuse_wrong(exporter: Any, to: str, opened: Opened, base: str) -> None:
     if exporter.needs_adapter and opened.adapter is None:
-        raise UserError(opened.target, "has no adapter: all its weights are its own", "a run with tuning: lora",
-                        f"luthier export {opened.target} --to merged --output DIR")
+        raise UserError(
+            opened.target,
+            "has no adapter: all its weights are its own",
+            "a run with tuning: lora",
+            f"luthier export {opened.target} --to merged --output DIR",
+        )
     quantization = opened.config.model.quantization if opened.config is not None else None
     if to != "adapter" and quantization is not None and base != "16bit":
-        raise UserError(opened.target, f"the adapter was trained on a base held in {quantization.kind}; the unquantized base is another model, "
-                        "to which it fits a little worse", "the choice to merge into it all the same, or the adapter alone",
-                        f"luthier export {opened.target} --to {to} --base 16bit --output DIR (the drift is measured against the same base)")
+        raise UserError(
+            opened.target,
+            f"the adapter was trained on a base held in {quantization.kind}; the unquantized base is another model, "
+            "to which it fits a little worse",
+            "the choice to merge into it all the same, or the adapter alone",
+            f"luthier export {opened.target} --to {to} --base 16bit --output DIR",
+        )
 
 
 def _refuse_full_disk(folder: Path, parts: Parts, dtype: str) -> None:
-    """An adapter is small; a merged model is as large as its weights."""
-    if parts.adapter is not None and dtype == "float32":
-        return
+    """A model is as large as its weights."""
     need = sum(parameter.numel() for parameter in parts.model.parameters()) * getattr(torch, dtype).itemsize
     place = next(parent for parent in folder.absolute().parents if parent.exists())
     free = shutil.disk_usage(place).free
     if free < need:
-        raise EnvironmentProblem(str(folder), f"{free / 1e9:.1f} GB are free", f"{need / 1e9:.1f} GB", "another --output, or free space")
+        raise EnvironmentProblem(
+            str(folder), f"{free / 1e9:.1f} GB are free", f"{need / 1e9:.1f} GB", "another --output, or free space"
+        )
 
 
 def _parts(opened: Opened) -> Parts:
@@ -156,8 +238,16 @@ def _parts(opened: Opened) -> Parts:
     if opened.adapter is not None:
         settings = json.loads((opened.adapter / "adapter_config.json").read_text(encoding="utf-8"))
         name = settings.get("base_model_name_or_path") or name
-    return Parts(opened.model, opened.tokenizer, opened.template.saved_source if opened.template is not None else None, tuple(sorted(opened.renderer.stop_ids)), opened.source.folder, name,
-                 base_dtype(opened.source), opened.adapter)
+    return Parts(
+        opened.model,
+        opened.tokenizer,
+        opened.template.saved_source if opened.template is not None else None,
+        tuple(sorted(opened.renderer.stop_ids)),
+        opened.source.folder,
+        name,
+        base_dtype(opened.source),
+        opened.adapter,
+    )
 
 
 def _inputs(opened: Opened) -> list[list[int]]:
@@ -166,8 +256,14 @@ def _inputs(opened: Opened) -> list[list[int]]:
     if opened.config is not None:
         answers = Path(opened.target) / "answers.json"
         if answers.is_file():
-            prompts += [str(line["prompt"]) for line in json.loads(answers.read_text(encoding="utf-8"))[:MOST_RUN_PROMPTS]]
-    ids = [opened.renderer.prompt_ids([Message("user", prompt)]) for prompt in prompts] if opened.template is not None else []
+            prompts += [
+                str(line["prompt"]) for line in json.loads(answers.read_text(encoding="utf-8"))[:MOST_RUN_PROMPTS]
+            ]
+    ids = (
+        [opened.renderer.prompt_ids([Message("user", prompt)]) for prompt in prompts]
+        if opened.template is not None
+        else []
+    )
     ids += [opened.tokenizer(text, add_special_tokens=False)["input_ids"] for text in TEXTS]
     limit = min(MOST_TOKENS, opened.context_tokens or MOST_TOKENS)
     return [found[:limit] for found in ids]
@@ -184,16 +280,25 @@ def drift(original: torch.Tensor, written: torch.Tensor) -> Drift:
     first, second = original.log_softmax(-1), written.log_softmax(-1)
     kl = (first.exp() * (first - second)).sum(-1)
     return Drift(
-        max_logit_difference=float((original - written).abs().max()), largest_logit=float(original.abs().max()),
-        top1_agreement=float((original.argmax(-1) == written.argmax(-1)).float().mean()), mean_kl_nats=max(0.0, float(kl.mean())),
+        max_logit_difference=float((original - written).abs().max()),
+        largest_logit=float(original.abs().max()),
+        top1_agreement=float((original.argmax(-1) == written.argmax(-1)).double().mean()),
+        mean_kl_nats=max(0.0, float(kl.mean())),
         positions=len(original),
     )
 
 
 def _refuse_lost(found: Drift, tuning: Drift | None, dtype: str) -> None:
     if dtype == "float32" and not found.max_logit_difference <= EXACT * max(found.largest_logit, 1.0):
-        raise RuntimeError(f"the written model is not the one it came from: logits differ by {found.max_logit_difference:.2e}")
+        raise RuntimeError(
+            f"the written model is not the one it came from: logits differ by {found.max_logit_difference:.2e}"
+        )
     effect = tuning.mean_kl_nats if tuning is not None else float("inf")
     if not found.mean_kl_nats <= max(NEGLIGIBLE_NATS, LOST_SHARE * effect):
-        raise UserError("export", f"rounding to {dtype} changes the model by {found.mean_kl_nats:.1e} nats a token, tuning changed it by {effect:.1e}: "
-                        "what was learned would be lost", "a dtype that holds it", "--dtype float32, or --to adapter")
+        raise UserError(
+            "export",
+            f"rounding to {dtype} changes the model by {found.mean_kl_nats:.1e} nats a token, tuning by {effect:.1e}: "
+            "what was learned would be lost",
+            "a dtype that holds it",
+            "--dtype float32, or --to adapter",
+        )

@@ -26,7 +26,9 @@ class Run:
         self.folder = Path(folder)
         self.trust_remote_code = trust_remote_code
         if not (self.folder / "config.yaml").is_file():
-            raise UserError(str(self.folder), "there is no config.yaml", "the folder of a run", "luthier runs lists them")
+            raise UserError(
+                str(self.folder), "there is no config.yaml", "the folder of a run", "luthier runs lists them"
+            )
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
@@ -52,8 +54,16 @@ class Run:
 
         return open_model(str(self.folder), trust_remote_code=self.trust_remote_code)
 
-    def chat(self, text: str, *, system: str | None = None, temperature: float = 0.0, top_p: float = 1.0, max_new_tokens: int = 512,
-             seed: int = 0) -> str:
+    def chat(
+        self,
+        text: str,
+        *,
+        system: str | None = None,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        max_new_tokens: int = 512,
+        seed: int = 0,
+    ) -> str:
         """One answer of the tuned model. Raises UserError where `text` leaves no room for it."""
         from luthier.chatting import Chat, Settings
 

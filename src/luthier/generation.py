@@ -1,7 +1,7 @@
 """Answers of a model: batched, exact, and a function of their prompt alone.
 
-Greedy answers do not depend on what else is in the batch. Sampled ones are drawn with one number a token, keyed by (seed,
-prompt, how often the prompt came before, position), so neither batching nor the global generators matter.
+Greedy answers do not depend on what else is in the batch. Sampled ones are drawn with one number a token, keyed by
+(seed, prompt, how often the prompt came before, position), so neither batching nor the global generators matter.
 """
 
 from __future__ import annotations
@@ -33,16 +33,25 @@ class Generation:
     """One answer."""
 
     text: str
-    """Without the stop token and other special tokens; where the answer was cut inside a character, without its first bytes."""
+    """Without the stop token and other special tokens; a character that the limit cut in two is left out."""
     ids: list[int]
     """The tokens of the answer, without the stop token."""
     stopped: bool
     """Whether the model ended it; False when it had max_new_tokens."""
 
 
-def generate(model: Any, tokenizer: Any, prompts: Sequence[list[int]], *, max_new_tokens: int, stop_ids: Collection[int],
-             temperature: float = 0.0, top_p: float = 1.0, seed: int = 0,
-             on_text: Callable[[str], None] | None = None) -> list[Generation]:
+def generate(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[list[int]],
+    *,
+    max_new_tokens: int,
+    stop_ids: Collection[int],
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    on_text: Callable[[str], None] | None = None,
+) -> list[Generation]:
     """Answers `prompts`, in their order.
 
     Args:
@@ -71,7 +80,9 @@ def generate(model: Any, tokenizer: Any, prompts: Sequence[list[int]], *, max_ne
         for indices in _batches([len(prompt) for prompt in prompts], max_new_tokens):
             draw = _KeyedSampling([keys[i] for i in indices], temperature, top_p) if keys is not None else None
             streamer = _TextStream(tokenizer, stop_ids, on_text) if on_text is not None else None
-            new = _generate_batch(core, tokenizer, [prompts[i] for i in indices], max_new_tokens, stop_ids, draw, streamer)
+            new = _generate_batch(
+                core, tokenizer, [prompts[i] for i in indices], max_new_tokens, stop_ids, draw, streamer
+            )
             for index, ids in zip(indices, new, strict=True):
                 answers[index] = _finish(tokenizer, ids, stop_ids)
             if streamer is not None:
@@ -92,19 +103,39 @@ def _batches(lengths: list[int], max_new_tokens: int) -> Iterator[list[int]]:
         yield batch
 
 
-def _generate_batch(core: Any, tokenizer: Any, prompts: list[list[int]], max_new_tokens: int, stop_ids: Collection[int],
-                    draw: _KeyedSampling | None, streamer: BaseStreamer | None) -> list[list[int]]:
+def _generate_batch(
+    core: Any,
+    tokenizer: Any,
+    prompts: list[list[int]],
+    max_new_tokens: int,
+    stop_ids: Collection[int],
+    draw: _KeyedSampling | None,
+    streamer: BaseStreamer | None,
+) -> list[list[int]]:
     """The new ids of each prompt, with what follows a stop token."""
-    pad = next((token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id, *sorted(stop_ids)) if token is not None), 0)
+    pad = next(
+        (token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id, *sorted(stop_ids)) if token is not None), 0
+    )
     longest = max(map(len, prompts))
     ids = torch.tensor([[pad] * (longest - len(prompt)) + prompt for prompt in prompts], device=core.device)
     mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=core.device)
     if draw is not None:
         draw.prompt_tokens = longest
-    config = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, use_cache=True, pad_token_id=pad,
-                              eos_token_id=sorted(stop_ids) or None)
-    out = core.generate(input_ids=ids, attention_mask=mask, generation_config=config, streamer=streamer,
-                        logits_processor=LogitsProcessorList([draw] if draw is not None else []))
+    config = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        num_beams=1,
+        use_cache=True,
+        pad_token_id=pad,
+        eos_token_id=sorted(stop_ids) or None,
+    )
+    out = core.generate(
+        input_ids=ids,
+        attention_mask=mask,
+        generation_config=config,
+        streamer=streamer,
+        logits_processor=LogitsProcessorList([draw] if draw is not None else []),
+    )
     return out[:, longest:].tolist()  # type: ignore[no-any-return]
 
 
@@ -151,7 +182,7 @@ def _draw_keys(prompts: Sequence[list[int]], seed: int) -> list[int]:
 
 
 class _KeyedSampling(LogitsProcessor):  # type: ignore[misc]
-    """Draws the next token by inverting the distribution at one keyed number, and leaves only that token to greedy search."""
+    """Draws the next token by inverting the distribution at one keyed number; greedy search finds only that token."""
 
     def __init__(self, keys: list[int], temperature: float, top_p: float) -> None:
         self.keys = keys
@@ -163,7 +194,9 @@ class _KeyedSampling(LogitsProcessor):  # type: ignore[misc]
         """input_ids [B, T], scores [B, V]; the drawn token of each row gets 0, the others minus infinity."""
         position = input_ids.shape[1] - self.prompt_tokens
         numbers = [randomness.uniform(key, position) for key in self.keys]
-        probabilities, tokens = torch.softmax(scores.double() / self.temperature, dim=-1).sort(dim=-1, descending=True, stable=True)
+        probabilities, tokens = torch.softmax(scores.double() / self.temperature, dim=-1).sort(
+            dim=-1, descending=True, stable=True
+        )
         until = probabilities.cumsum(dim=-1)
         before = until - probabilities
         mass = torch.where(before < self.top_p, until, 0.0).amax(dim=-1, keepdim=True)
@@ -203,5 +236,5 @@ class _TextStream(BaseStreamer):  # type: ignore[misc]
     def _send(self, text: str, last: bool = False) -> None:
         # a decoder may take back bytes that it had shown whole (a run of byte tokens): then wait until it agrees again
         if text.startswith(self.sent) and (last or not text.endswith(BROKEN)) and text != self.sent:
-            self.on_text(text[len(self.sent):])
+            self.on_text(text[len(self.sent) :])
             self.sent = text

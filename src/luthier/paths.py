@@ -15,9 +15,13 @@ def cache_dir() -> Path:
 
 
 def decline_telemetry() -> None:
-    """Tells trackers, before they are imported, that nothing is to be sent home about their use; what a user has set stays.
+    """Tells trackers, before they are imported, to send nothing home about their use; what a user has set stays.
 
     What they send on purpose (metrics to the server that the user has chosen) is not touched.
     """
-    for name, value in (("MLFLOW_DISABLE_TELEMETRY", "true"), ("WANDB_ERROR_REPORTING", "false"), ("HF_HUB_DISABLE_TELEMETRY", "1")):
+    for name, value in (
+        ("MLFLOW_DISABLE_TELEMETRY", "true"),
+        ("WANDB_ERROR_REPORTING", "false"),
+        ("HF_HUB_DISABLE_TELEMETRY", "1"),
+    ):
         os.environ.setdefault(name, value)

@@ -78,7 +78,8 @@ def train(config: RunConfig, *, resume: bool = False, trust_remote_code: bool = 
             policy, trained = build_policy(config, source, dtype, engine.device, decisions, trust_remote_code)
             say(trained)
             job = _build_job(config, folder, policy, data, objective, engine, decisions)
-            manifest = run_folder.manifest(config, data, fingerprint(source), decisions, hardware(engine.device), job.steps.total)
+            base = fingerprint(source).as_dict()
+            manifest = run_folder.manifest(config, data, base, decisions, hardware(engine.device), job.steps.total)
             if main:
                 run_folder.begin(folder, config, data, manifest, before, say)
             job.manifest = {name: manifest[name] for name in ("luthier", "versions", "fingerprints", "decisions")}
@@ -94,7 +95,7 @@ def train(config: RunConfig, *, resume: bool = False, trust_remote_code: bool = 
             finally:
                 job.recorder.close()
             if main:
-                _finish(config, job, folder, tokenizer, data, fingerprint(source))
+                _finish(config, job, folder, tokenizer, data, base)
                 say(end_summary(folder))
             engine.barrier()
             return Run(folder)
@@ -229,7 +230,7 @@ def _finish(config: RunConfig, job: Job, folder: Path, tokenizer: Any, data: Pre
 
     def fill(target: Path) -> None:
         if tuning.makes_adapter:
-            save_adapter(job.policy.model, target, base.as_dict(), job.policy.starts_at_base)
+            save_adapter(job.policy.model, target, base, job.policy.starts_at_base)
         else:
             job.policy.core.save_pretrained(target)
         tokenizer.chat_template = data.template.saved_source

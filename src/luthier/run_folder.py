@@ -54,8 +54,8 @@ def locked(folder: Path, resume: bool, enabled: bool) -> Iterator[None]:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise UserError("output_dir", f"another run is writing {folder}", "one run a folder", "wait for it, or choose another output_dir") from None
-            _check_content(folder, resume)
             try:
+                _check_content(folder, resume)
                 yield
             finally:
                 (folder / LOCK).unlink(missing_ok=True)

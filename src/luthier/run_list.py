@@ -41,7 +41,11 @@ def list_runs(folder: Path) -> list[RunLine]:
     """
     if not folder.is_dir():
         raise UserError(str(folder), "there is no such folder", "a folder that holds runs", "luthier runs FOLDER")
-    manifests = [folder / "manifest.json", *sorted(folder.glob("*/manifest.json")), *sorted(folder.glob("*/*/manifest.json"))]
+    manifests = [
+        folder / "manifest.json",
+        *sorted(folder.glob("*/manifest.json")),
+        *sorted(folder.glob("*/*/manifest.json")),
+    ]
     return [read_run(path.parent) for path in manifests if path.is_file() and (path.parent / CONFIG).is_file()]
 
 
@@ -52,13 +56,26 @@ def read_run(folder: Path) -> RunLine:
     evaluations = [line for line in lines if "eval_loss" in line]
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        state, model, method, total = (manifest["state"], manifest["base"]["name"], manifest["method"], manifest["total_steps"])
+        state, model, method, total = (
+            manifest["state"],
+            manifest["base"]["name"],
+            manifest["method"],
+            manifest["total_steps"],
+        )
     except (OSError, ValueError, KeyError, TypeError):
         state, model, method, total = "damaged", "", "", None
     if state == "running" and not _is_locked(folder):
         state = "interrupted"
-    return RunLine(str(folder), model, method, state, steps[-1]["step"] if steps else 0, total,
-                   steps[-1]["loss"] if steps else None, evaluations[-1]["eval_loss"] if evaluations else None)
+    return RunLine(
+        str(folder),
+        model,
+        method,
+        state,
+        steps[-1]["step"] if steps else 0,
+        total,
+        steps[-1]["loss"] if steps else None,
+        evaluations[-1]["eval_loss"] if evaluations else None,
+    )
 
 
 def _is_locked(folder: Path) -> bool:

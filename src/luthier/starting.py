@@ -54,7 +54,8 @@ class DataLook:
 
 
 def _spread(what: str, lengths: Sequence[int]) -> str:
-    return f"{what} of {min(lengths):,} to {max(lengths):,} characters, half of them up to {statistics.median_low(lengths):,}"
+    half = statistics.median_low(lengths)
+    return f"{what} of {min(lengths):,} to {max(lengths):,} characters, half of them up to {half:,}"
 
 
 def look_at_data(path: str, format: str = "auto") -> list[DataLook]:
@@ -76,17 +77,27 @@ def _look(source: Source) -> DataLook:
     if kind == "auto":
         kind = recognise(good[:ROWS_TO_RECOGNISE], source.name, "data.train")
     cls = component.load("formats", kind)
-    reader, examples, bad = cls(cls.Config(kind=kind)), list[Example](), [row for row in rows if isinstance(row, BadRow)]
+    reader, examples, bad = (
+        cls(cls.Config(kind=kind)),
+        list[Example](),
+        [row for row in rows if isinstance(row, BadRow)],
+    )
     for row in good:
         try:
             examples.append(reader.parse(row))
         except BadRow as error:
             bad.append(error)
     if not examples:
-        raise UserError(source.name, f"none of its {len(rows):,} rows can be used; the first: {bad[0]}", f"rows in the format {kind}")
+        raise UserError(
+            source.name,
+            f"none of its {len(rows):,} rows can be used; the first: {bad[0]}",
+            f"rows in the format {kind}",
+        )
     answers = [length for example in examples for length in _answer_lengths(example)]
     first_bad = f"{bad[0].where}: {bad[0].found}" if bad else ""
-    return DataLook(source.name, kind, len(rows), whole, len(bad), first_bad, tuple(map(_length, examples)), tuple(answers))
+    return DataLook(
+        source.name, kind, len(rows), whole, len(bad), first_bad, tuple(map(_length, examples)), tuple(answers)
+    )
 
 
 def _length(example: Example) -> int:
@@ -108,7 +119,9 @@ def machine_text(found: machine.Machine) -> str:
     return f"{found.cores} cores, {free} memory free, {gpus}"
 
 
-def draft(model: str, looks: Sequence[DataLook], paths: Sequence[str], tuning: str = "lora", output_dir: str = "") -> str:
+def draft(
+    model: str, looks: Sequence[DataLook], paths: Sequence[str], tuning: str = "lora", output_dir: str = ""
+) -> str:
     """YAML text of a configuration for this data, with comments; it loads.
 
     Raises:
@@ -123,20 +136,23 @@ def draft(model: str, looks: Sequence[DataLook], paths: Sequence[str], tuning: s
     if bad := sum(look.bad_rows for look in looks):
         comments["on_bad_row"] = f"{bad:,} rows cannot be used; drop: leave them out, and write them to rejected.jsonl"
         data["on_bad_row"] = "error"
-    filled = config.from_dict({"model": model, "data": data, "tuning": tuning, "output_dir": output_dir or _new_folder(paths[0])})
+    filled = config.from_dict(
+        {"model": model, "data": data, "tuning": tuning, "output_dir": output_dir or _new_folder(paths[0])}
+    )
     training = {
         "global_batch_size": _batch(rows),
         "learning_rate": filled.training.learning_rate,
         "num_train_epochs": filled.training.num_train_epochs,
     }
     comments |= {
-        "model": "luthier download fetches it ahead of time",
         "tuning": "or " + ", ".join(kind for kind in component.listing("tuning") if kind != tuning),
         "global_batch_size": "examples of one optimizer step",
         "learning_rate": f"the default of {tuning}",
         "num_train_epochs": "passes over the data",
         "output_dir": "everything that the run writes",
     }
+    if not Path(model).exists():
+        comments["model"] = f"luthier download {model} fetches it ahead of time"
     tree = {"model": model, "data": data, "tuning": tuning, "training": training, "output_dir": filled.output_dir}
     head = "# Written by luthier init. `luthier explain` lists all keys, `luthier explain KEY` says what one takes.\n"
     text = head + _commented(to_yaml(tree), comments)
@@ -176,4 +192,6 @@ def write_new(path: Path, text: str) -> None:
     except FileExistsError:
         raise UserError(str(path), "this file is there already", "a new file", f"--output {path.stem}-2.yaml") from None
     except OSError as error:
-        raise EnvironmentProblem(str(path), f"cannot be written: {error.strerror}", "a writable folder", "--output FILE") from None
+        raise EnvironmentProblem(
+            str(path), f"cannot be written: {error.strerror}", "a writable folder", "--output FILE"
+        ) from None

@@ -18,7 +18,7 @@ Z_95 = 1.959963984540054
 """The 97.5 % quantile of the standard normal distribution."""
 
 FEWEST_PAIRS = 6
-"""Below it no difference can be told from chance at 5 %: all n pairs agree in sign by chance with probability 2 ** (1 - n)."""
+"""Fewer cannot be told from chance at 5 %: all n pairs agree in sign by chance with probability 2 ** (1 - n)."""
 
 RESAMPLES = 10_000
 FEWEST_RESAMPLES = 1_000
@@ -55,7 +55,9 @@ def bootstrap_mean(values: Sequence[float] | Numbers, seed: int = 0) -> tuple[fl
     return _ends(means)
 
 
-def bootstrap_ratio(numerators: Sequence[float] | Numbers, denominators: Sequence[float] | Numbers, seed: int = 0) -> tuple[float, float]:
+def bootstrap_ratio(
+    numerators: Sequence[float] | Numbers, denominators: Sequence[float] | Numbers, seed: int = 0
+) -> tuple[float, float]:
     """The interval of sum(numerators) / sum(denominators), resampling the rows; for example NLL per token.
 
     Args:
@@ -65,11 +67,15 @@ def bootstrap_ratio(numerators: Sequence[float] | Numbers, denominators: Sequenc
     above, below = np.asarray(numerators, dtype=np.float64), np.asarray(denominators, dtype=np.float64)
     if above.shape != below.shape or (below <= 0).any():
         raise ValueError("one positive denominator for each numerator is needed")
-    ratios = np.concatenate([above[rows].sum(axis=1) / below[rows].sum(axis=1) for rows in _resamples(len(above), seed)])
+    ratios = np.concatenate(
+        [above[rows].sum(axis=1) / below[rows].sum(axis=1) for rows in _resamples(len(above), seed)]
+    )
     return _ends(ratios)
 
 
-def paired_bootstrap(a: Sequence[float] | Numbers, b: Sequence[float] | Numbers, seed: int = 0) -> tuple[float, float, float]:
+def paired_bootstrap(
+    a: Sequence[float] | Numbers, b: Sequence[float] | Numbers, seed: int = 0
+) -> tuple[float, float, float]:
     """(mean(a) - mean(b), low, high), where a[i] and b[i] were measured on the same row i."""
     first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if first.shape != second.shape:

@@ -138,7 +138,7 @@ def train_step(job: Job, check: LearningCheck) -> None:
     sums, weight, grad_norm = optimizer_step(job, step, samples, indices)
     progress.step += 1
     progress.trained_tokens += sum(sample.trained_tokens for sample in samples)
-    if rate > 0:
+    if job.optimizer.param_groups[0]["lr"] > 0:
         progress.moving_steps += 1
         check.after_step(progress.moving_steps, job.optimizer)
     seconds = time.perf_counter() - started

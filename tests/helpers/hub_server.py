@@ -1,7 +1,7 @@
 """A small hub on loopback that speaks the Hugging Face hub's HTTP API, and can misbehave on request.
 
-Model info, tree, resolve (HEAD and GET, ranges, etags, redirects of large files to a second address), and the hub's errors by
-`X-Error-Code`. No code of the client is replaced: it is pointed here with HF_ENDPOINT.
+Model info, tree, resolve (HEAD and GET, ranges, etags, redirects of large files to a second address), and the hub's
+errors by `X-Error-Code`. No code of the client is replaced: it is pointed here with HF_ENDPOINT.
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ class Repo:
 
 def files_of(folder: Path) -> dict[str, bytes]:
     """The content of a folder, as a commit."""
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
+    }
 
 
 def _git_hash(data: bytes) -> str:
@@ -75,7 +77,8 @@ class HubServer:
 
     @property
     def storage_url(self) -> str:
-        """Where large files lie: another host by name, as the real hub's storage is; the client follows and drops its token."""
+        """Where large files lie: another host by name, as the real hub's storage is; the client follows and drops its
+        token."""
         return f"http://localhost:{self._server.server_address[1]}"
 
     def fetched(self, file: str) -> list[str | None]:
@@ -86,7 +89,9 @@ class HubServer:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -141,8 +146,17 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
             if what == "tree":
                 body = [_tree_entry(file, data) for file, data in files.items()]
             else:
-                body = {"id": name, "modelId": name, "sha": commit, "private": False, "gated": "manual" if repo.gated else False,
-                        "tags": [], "downloads": 0, "likes": 0, "siblings": [_sibling(file, data) for file, data in files.items()]}
+                body = {
+                    "id": name,
+                    "modelId": name,
+                    "sha": commit,
+                    "private": False,
+                    "gated": "manual" if repo.gated else False,
+                    "tags": [],
+                    "downloads": 0,
+                    "likes": 0,
+                    "siblings": [_sibling(file, data) for file, data in files.items()],
+                }
             self._send(200, json.dumps(body).encode(), {"Content-Type": "application/json", "X-Repo-Commit": commit})
 
         def _resolve(self, name: str, revision: str, file: str) -> None:
@@ -158,8 +172,16 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
                 self._error(404, "EntryNotFound", "Entry not found", {"X-Repo-Commit": commit})
             elif file.endswith(LARGE):
                 sha = hashlib.sha256(data).hexdigest()
-                self._send(302, b"", {"Location": f"{hub.storage_url}/cdn/{name}/{commit}/{file}", "X-Repo-Commit": commit,
-                                      "X-Linked-Etag": f'"{sha}"', "X-Linked-Size": str(len(data))})
+                self._send(
+                    302,
+                    b"",
+                    {
+                        "Location": f"{hub.storage_url}/cdn/{name}/{commit}/{file}",
+                        "X-Repo-Commit": commit,
+                        "X-Linked-Etag": f'"{sha}"',
+                        "X-Linked-Size": str(len(data)),
+                    },
+                )
             else:
                 self._content(data, file, {"X-Repo-Commit": commit, "ETag": f'"{_git_hash(data)}"'})
 
@@ -192,7 +214,11 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
 
         def _error(self, status: int, code: str, message: str, headers: dict[str, str] | None = None) -> None:
             named = {"X-Error-Code": code} if code else {}
-            self._send(status, json.dumps({"error": message}).encode(), {**named, "X-Error-Message": message, **(headers or {})})
+            self._send(
+                status,
+                json.dumps({"error": message}).encode(),
+                {**named, "X-Error-Message": message, **(headers or {})},
+            )
 
     return Handler
 

@@ -159,7 +159,8 @@ def _tokenizer_json() -> str:
 
 
 def tiny_tokenizer(chat_template: str | None = CHATML) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of at most 512 tokens; ids 0 <|endoftext|> (padding), 1 <|im_start|>, 2 <|im_end|> (end of a turn)."""
+    """A byte-level BPE of at most 512 tokens; ids 0 <|endoftext|> (padding), 1 <|im_start|>, 2 <|im_end|> (end of a
+    turn)."""
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(_tokenizer_json()),
         bos_token="<|im_start|>",

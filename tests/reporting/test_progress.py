@@ -48,7 +48,8 @@ def test_durations(seconds: float | None, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "text"), [(0, "0"), (5e6, "5 MB"), (999.4e6, "999 MB"), (999.6e6, "1.0 GB"), (1.82e9, "1.8 GB"), (None, "?")]
+    ("size", "text"),
+    [(0, "0"), (5e6, "5 MB"), (999.4e6, "999 MB"), (999.6e6, "1.0 GB"), (1.82e9, "1.8 GB"), (None, "?")],
 )
 def test_memory(size: float | None, text: str) -> None:
     assert memory(size) == text

@@ -40,9 +40,11 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(lines=st.lists(LINES, max_size=5))
-def test_every_value_reads_back_to_the_bit(tmp_path_factory: pytest.TempPathFactory, lines: list[dict[str, Any]]) -> None:
+def test_every_value_reads_back_to_the_bit(
+    tmp_path_factory: pytest.TempPathFactory, lines: list[dict[str, Any]]
+) -> None:
     folder = tmp_path_factory.mktemp("run")
     with Recorder(folder, run_config(), total_steps=9, quiet=True) as recorder:
         for step, line in enumerate(lines, 1):
@@ -50,7 +52,7 @@ def test_every_value_reads_back_to_the_bit(tmp_path_factory: pytest.TempPathFact
     assert repr(read_lines(folder / METRICS)) == repr([{"step": step, **line} for step, line in enumerate(lines, 1)])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(total=st.integers(1, 12), data=st.data())
 def test_a_run_cut_back_and_gone_on_with_equals_an_uninterrupted_one(
     tmp_path_factory: pytest.TempPathFactory, total: int, data: st.DataObject

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from tests.helpers.tiny_models import tiny_llama, tiny_tokenizer
 
 from luthier import config
 from luthier.models.adapters import save_adapter
 from luthier.models.load import fingerprint
-from tests.helpers.tiny_models import tiny_llama, tiny_tokenizer
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -41,12 +41,17 @@ def sharpened(folder: Path) -> Path:
     return folder
 
 
-def make_run(folder: Path, base: Path, *, strength: float = 0.1, seed: int = 1, quantization: str | None = None) -> Path:
+def make_run(
+    folder: Path, base: Path, *, strength: float = 0.1, seed: int = 1, quantization: str | None = None
+) -> Path:
     """A run's folder with a LoRA adapter of random weights on `base`; strength 0 leaves the base as it was."""
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(seed)
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules="all-linear"))
+    model = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(base),
+        LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules="all-linear"),
+    )
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
@@ -63,7 +68,13 @@ def finish_run(folder: Path, base: Path, *, tuning: str = "lora", quantization: 
     """The files beside the result."""
     data = folder / "train.jsonl"
     data.write_text(json.dumps({"instruction": "Hi", "output": "Hello."}) + "\n")
-    overrides = [f"model.path={base}", f"data={data}", f"output_dir={folder}", f"tuning={tuning}", "model.dtype=float32"]
+    overrides = [
+        f"model.path={base}",
+        f"data={data}",
+        f"output_dir={folder}",
+        f"tuning={tuning}",
+        "model.dtype=float32",
+    ]
     overrides += [f"model.quantization={quantization}"] if quantization else []
     (folder / "config.yaml").write_text(config.load(None, overrides).resolved_yaml())
     (folder / "manifest.json").write_text(json.dumps({"state": "finished"}))

@@ -6,13 +6,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.helpers.tiny_models import VOCAB, tiny_tokenizer, twin
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from luthier import generation
 from luthier.generation import generate
 from luthier.models.flat import use_flat_attention
-from tests.helpers.tiny_models import VOCAB, tiny_tokenizer, twin
 
 STOPS = {2}
 
@@ -30,7 +30,7 @@ def alone(model: torch.nn.Module, prompt: list[int], new: int) -> list[int]:
             ids.append(int(model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
         if ids[-1] in STOPS:
             break
-    return [token for token in ids[len(prompt):] if token not in STOPS]
+    return [token for token in ids[len(prompt) :] if token not in STOPS]
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral", "gemma3_text", "gpt2", "lfm2", "bloom"])
@@ -90,7 +90,9 @@ def test_stop_tokens_end_an_answer_and_are_not_in_it() -> None:
 
 def test_modes_generation_config_and_generators_stay_as_they_were() -> None:
     model, tokenizer = twin("llama"), tiny_tokenizer()
-    model.generation_config = GenerationConfig(repetition_penalty=5.0, do_sample=True, temperature=0.3, min_new_tokens=9, eos_token_id=7)
+    model.generation_config = GenerationConfig(
+        repetition_penalty=5.0, do_sample=True, temperature=0.3, min_new_tokens=9, eos_token_id=7
+    )
     config = model.generation_config
     model.train()
     model.model.layers[0].eval()
@@ -113,7 +115,12 @@ def test_sampling_follows_the_distribution_and_top_p_cuts_its_tail() -> None:
         logits = model(input_ids=torch.tensor([prompt])).logits[0, -1].double()
     temperature, draws = 0.05, 2000
     probabilities = torch.softmax(logits / temperature, -1)
-    drawn = [answer.ids[0] for answer in generate(model, tokenizer, [prompt] * draws, max_new_tokens=1, stop_ids=(), temperature=temperature)]
+    drawn = [
+        answer.ids[0]
+        for answer in generate(
+            model, tokenizer, [prompt] * draws, max_new_tokens=1, stop_ids=(), temperature=temperature
+        )
+    ]
     share = torch.bincount(torch.tensor(drawn), minlength=VOCAB).double() / draws
     likely = probabilities > 0.01
     error = (share - probabilities).abs() / (probabilities * (1 - probabilities) / draws).sqrt()
@@ -154,7 +161,16 @@ def test_streamed_text_is_the_answer() -> None:
     model, tokenizer = twin("llama"), tiny_tokenizer()
     for seed, prompt in enumerate(prompts_of([6, 3, 11])):
         pieces: list[str] = []
-        answer = generate(model, tokenizer, [prompt], max_new_tokens=40, stop_ids=STOPS, temperature=1.5, seed=seed, on_text=pieces.append)[0]
+        answer = generate(
+            model,
+            tokenizer,
+            [prompt],
+            max_new_tokens=40,
+            stop_ids=STOPS,
+            temperature=1.5,
+            seed=seed,
+            on_text=pieces.append,
+        )[0]
         assert len(pieces) > 1
         assert answer.text.startswith("".join(pieces).rstrip(generation.BROKEN))
         assert "".join(pieces) == answer.text
@@ -165,7 +181,9 @@ def byte_fallback_tokenizer() -> PreTrainedTokenizerFast:
     vocab = {f"<0x{byte:02X}>": byte for byte in range(256)} | {"▁": 256, "a": 257, "▁b": 258}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[], byte_fallback=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
 
 
@@ -185,8 +203,14 @@ def stream(tokenizer: PreTrainedTokenizerFast, ids: list[int], stopped: bool) ->
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
 @settings(max_examples=150, deadline=None)
-@given(text=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\N{REPLACEMENT CHARACTER}▁"), min_size=1, max_size=20),
-       cut=st.integers(0, 3))
+@given(
+    text=st.text(
+        st.characters(exclude_categories=["Cs"], exclude_characters="\N{REPLACEMENT CHARACTER}▁"),
+        min_size=1,
+        max_size=20,
+    ),
+    cut=st.integers(0, 3),
+)
 def test_streaming_never_shows_a_broken_character(kind: str, text: str, cut: int) -> None:
     tokenizer = TOKENIZERS[kind]
     if kind == "fallback":
@@ -204,6 +228,10 @@ def test_streaming_never_shows_a_broken_character(kind: str, text: str, cut: int
 
 def test_a_character_cut_by_the_limit_is_left_out() -> None:
     for tokenizer in TOKENIZERS.values():
-        ids = tokenizer("aé🎻", add_special_tokens=False)["input_ids"] if tokenizer is TOKENIZERS["bytes"] else list("aé🎻".encode())
+        ids = (
+            tokenizer("aé🎻", add_special_tokens=False)["input_ids"]
+            if tokenizer is TOKENIZERS["bytes"]
+            else list("aé🎻".encode())
+        )
         pieces, answer = stream(tokenizer, ids[:-1], stopped=False)
         assert answer == "".join(pieces) == "aé"

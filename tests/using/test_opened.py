@@ -51,12 +51,14 @@ def test_run_adapter_and_model_open_as_what_they_are(run: Path, base: Path, full
 
 
 def test_the_adapter_loads_in_plain_peft_by_the_way_of_the_tutorial(run: Path, base: Path) -> None:
-    """AutoModelForCausalLM, PeftModel.from_pretrained(model_id=...), apply_chat_template, generate: the same logits and answer."""
+    """AutoModelForCausalLM, PeftModel, apply_chat_template, generate, as people write it: same logits, same answer."""
     lora_path = str(run / "adapter")
     tokenizer = AutoTokenizer.from_pretrained(base)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     model = PeftModel.from_pretrained(model, model_id=lora_path)
-    text = tokenizer.apply_chat_template([{"role": "user", "content": TEXT}], tokenize=False, add_generation_prompt=True)
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": TEXT}], tokenize=False, add_generation_prompt=True
+    )
     inputs = tokenizer([text], return_tensors="pt", add_special_tokens=False)
     opened = open_model(str(run))
     prompt = opened.renderer.prompt_ids([Message("user", TEXT)])
@@ -67,7 +69,9 @@ def test_the_adapter_loads_in_plain_peft_by_the_way_of_the_tutorial(run: Path, b
         assert float((theirs - ours).abs().max()) < 1e-6
         with model.disable_adapter():
             assert float((theirs - model(inputs.input_ids).logits).abs().max()) > 0.1  # the adapter does something
-    answer = model.generate(inputs.input_ids, attention_mask=inputs.attention_mask, max_new_tokens=20, do_sample=False)[0, len(prompt):]
+    answer = model.generate(inputs.input_ids, attention_mask=inputs.attention_mask, max_new_tokens=20, do_sample=False)[
+        0, len(prompt) :
+    ]
     (own,) = generate(opened.model, opened.tokenizer, [prompt], max_new_tokens=20, stop_ids=opened.renderer.stop_ids)
     assert own.text == tokenizer.decode(answer, skip_special_tokens=True)
 

@@ -10,9 +10,16 @@ from hypothesis import strategies as st
 from luthier import statistics
 
 
-@pytest.mark.parametrize(("successes", "n", "low", "high"), [
-    (0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (5, 10, 0.2366, 0.7634), (81, 263, 0.2553, 0.3662), (1, 1, 0.2065, 1.0),
-])  # 81 of 263 is the example of Newcombe (1998), Table I, method 3
+@pytest.mark.parametrize(
+    ("successes", "n", "low", "high"),
+    [
+        (0, 10, 0.0, 0.2775),
+        (10, 10, 0.7225, 1.0),
+        (5, 10, 0.2366, 0.7634),
+        (81, 263, 0.2553, 0.3662),
+        (1, 1, 0.2065, 1.0),
+    ],
+)  # 81 of 263 is the example of Newcombe (1998), Table I, method 3
 def test_wilson_gives_the_published_values(successes: int, n: int, low: float, high: float) -> None:
     assert statistics.wilson(successes, n) == pytest.approx((low, high), abs=5e-5)
 

@@ -90,7 +90,9 @@ def _group(prefix: str) -> Commands:
     names = [name.removeprefix(prefix) for name in command_names() if name.startswith(prefix)]
     name = prefix.strip()
     help_text, epilog = _help(f"{', '.join(names).capitalize()} of {name}.\n\nExample:\n  luthier {prefix}{names[0]}")
-    group = Commands(name=name.rpartition(" ")[2], help=help_text, epilog=epilog, rich_markup_mode="rich", no_args_is_help=True)
+    group = Commands(
+        name=name.rpartition(" ")[2], help=help_text, epilog=epilog, rich_markup_mode="rich", no_args_is_help=True
+    )
     group.prefix = prefix
     return group
 
@@ -113,9 +115,9 @@ def load_command(module_name: str) -> Any:
     help_text, epilog = _help(function.__doc__ or module.__doc__ or "")
     app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
     settings: dict[str, Any] = getattr(module, "CONTEXT_SETTINGS", {})
-    app.command(
-        module_name.rpartition("_")[2], cls=Command, help=help_text, epilog=epilog, context_settings=settings
-    )(_guarded(function))
+    app.command(module_name.rpartition("_")[2], cls=Command, help=help_text, epilog=epilog, context_settings=settings)(
+        _guarded(function)
+    )
     return typer.main.get_command(app)
 
 
@@ -135,7 +137,9 @@ def _guarded(function: Callable[..., None]) -> Callable[..., None]:
     parameters = [parameter.replace(annotation=hints[name]) for name, parameter in signature.parameters.items()]
     hints["debug"] = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
     if "debug" not in signature.parameters:
-        parameters.append(inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=hints["debug"]))
+        parameters.append(
+            inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=hints["debug"])
+        )
 
     @functools.wraps(function)
     def guarded(**arguments: Any) -> None:
@@ -147,7 +151,9 @@ def _guarded(function: Callable[..., None]) -> Callable[..., None]:
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED_EXIT_CODE) from None
         except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the last flush at exit has where to go
+            os.dup2(
+                os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+            )  # so that the last flush at exit has where to go
             raise typer.Exit(BROKEN_PIPE_EXIT_CODE) from None
 
     del guarded.__wrapped__  # or its signature would be read, not ours
@@ -166,11 +172,15 @@ def _print_version(wanted: bool) -> None:
 
 def _app() -> Any:
     help_text, epilog = _help(ABOUT + "\n" + EXAMPLES)
-    app = typer.Typer(cls=Commands, add_completion=False, rich_markup_mode="rich", no_args_is_help=True, help=help_text, epilog=epilog)
+    app = typer.Typer(
+        cls=Commands, add_completion=False, rich_markup_mode="rich", no_args_is_help=True, help=help_text, epilog=epilog
+    )
 
     @app.callback()
     def options(
-        version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")] = False,
+        version: Annotated[
+            bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+        ] = False,
     ) -> None:
         pass
 
@@ -189,9 +199,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(error, file=sys.stderr)
         return error.exit_code
-    except Exception as error:  # noqa: BLE001 - the one place: whatever gets here is a bug of ours, and says so
+    except Exception as error:  # the one place: whatever gets here is a bug of ours, and says so
         if "--debug" in given:
             raise
-        print(f"{type(error).__name__}: {str(error)[:500]}\nThis is a bug of luthier. The traceback: the same command with --debug", file=sys.stderr)
+        print(
+            f"{type(error).__name__}: {str(error)[:500]}\n"
+            "This is a bug of luthier. The traceback: the same command with --debug",
+            file=sys.stderr,
+        )
         return BUG_EXIT_CODE
     return 0

@@ -23,7 +23,12 @@ def split_config_and_overrides(arguments: Sequence[str]) -> tuple[Path | None, l
     for word in rest:
         if "=" not in word:
             where = "one configuration file, before the overrides" if is_config(word) else "CONFIG.yaml, then key=value"
-            raise UserError("command line", f"{word!r} is neither a configuration file nor key=value", where, "luthier train mine.yaml learning_rate=1e-4")
+            raise UserError(
+                "command line",
+                f"{word!r} is neither a configuration file nor key=value",
+                where,
+                "luthier train mine.yaml learning_rate=1e-4",
+            )
     return path, rest
 
 

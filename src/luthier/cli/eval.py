@@ -8,16 +8,24 @@ import typer
 
 
 def eval(
-    target: Annotated[str, typer.Argument(metavar="RUN|ADAPTER|MODEL", help="A run's folder, an adapter's folder, or any model.")],
+    target: Annotated[
+        str, typer.Argument(metavar="RUN|ADAPTER|MODEL", help="A run's folder, an adapter's folder, or any model.")
+    ],
     data: Annotated[str, typer.Option(metavar="FILE", help="Rows in any format of training data.")],
-    generate: Annotated[int, typer.Option(min=0, help="For how many rows the model answers, to count exact matches; 0 for none.")] = 100,
+    generate: Annotated[
+        int, typer.Option(min=0, help="For how many rows the model answers, to count exact matches; 0 for none.")
+    ] = 100,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 512,
     seed: Annotated[int, typer.Option(help="Of the intervals.")] = 0,
     drop_bad_rows: Annotated[bool, typer.Option("--drop-bad-rows", help="Leave out rows that cannot be used.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print for programs.")] = False,
-    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
+    ] = False,
 ) -> None:
-    """Measure a run or a model on a file: NLL, perplexity, token accuracy and exact match, each with a 95 % interval over rows.
+    """Measure a run or a model on a file.
+
+    NLL, perplexity, token accuracy and exact match of generated answers, each with a 95 % interval over rows.
 
     Example:
       luthier eval runs/mine --data held_out.jsonl
@@ -28,8 +36,15 @@ def eval(
     from luthier.cli._shared import print_json
     from luthier.reporting import measures
 
-    found = measures.measure_target(target, data, answered=generate, max_new_tokens=max_new_tokens, seed=seed, drop_bad_rows=drop_bad_rows,
-                                    trust_remote_code=trust_remote_code)
+    found = measures.measure_target(
+        target,
+        data,
+        answered=generate,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+        drop_bad_rows=drop_bad_rows,
+        trust_remote_code=trust_remote_code,
+    )
     if as_json:
         print_json(found.as_dict())
     else:

@@ -8,8 +8,14 @@ import typer
 
 
 def explain(
-    key: Annotated[str, typer.Argument(metavar="[KEY|ERROR]", show_default=False,
-                                       help="A key, an exit code or words of an error. Without it: a list of all.")] = "",
+    key: Annotated[
+        str,
+        typer.Argument(
+            metavar="[KEY|ERROR]",
+            show_default=False,
+            help="A key, an exit code or words of an error. Without it: a list of all.",
+        ),
+    ] = "",
     json: Annotated[bool, typer.Option("--json", help="Print for programs.")] = False,
 ) -> None:
     """Say what a key of the configuration or an error means: type, default, meaning, and where it stands.
@@ -26,7 +32,7 @@ def explain(
     from luthier import config_docs, errors_explained
     from luthier.cli._shared import print_json
 
-    if json:
-        print_json([key_.as_dict() for key_ in (config_docs.find(key) if key else config_docs.keys())])
+    if json and (found := config_docs.find(key) if key else config_docs.keys()):
+        print_json([known.as_dict() for known in found])
         return
     print(config_docs.overview() + "\n\n" + errors_explained.overview() if not key else config_docs.explain(key))

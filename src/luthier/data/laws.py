@@ -1,4 +1,6 @@
-"""The laws of an encoded conversation. Each is one function: None, or what it found broken. All are checked on every sample."""
+"""The laws of an encoded conversation. Each is one function: None, or what it found broken. All are checked on every
+sample.
+"""
 
 from __future__ import annotations
 
@@ -72,9 +74,20 @@ class LawBroken(BadRow):
 
 
 Law = Callable[[Evidence], Broken | None]
-KNOWN_TERMINATORS = ("</s>", "<eod>", "<eos>", "<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|end|>", "<|end_of_text|>", "<end_of_turn>", "<|eom_id|>")
+KNOWN_TERMINATORS = (
+    "</s>",
+    "<eod>",
+    "<eos>",
+    "<|endoftext|>",
+    "<|im_end|>",
+    "<|eot_id|>",
+    "<|end|>",
+    "<|end_of_text|>",
+    "<end_of_turn>",
+    "<|eom_id|>",
+)
 """End-of-turn tokens of many models: an answer that ends with one was rendered for another model."""
-ROLE_WORD = re.compile(r"\b[a-z]{1,12}\Z")
+ROLE_WORD = re.compile(r"\b(?:user|assistant|system|model|tool|human|bot)\Z")
 ANOTHER_TEMPLATE = "data.chat_template=FILE.jinja names another template"
 
 
@@ -82,9 +95,16 @@ def served_prompt_is_trained_prefix(e: Evidence) -> Broken | None:
     """What stands before an answer in training is what is served when that answer is asked for."""
     for turn in e.turns:
         if turn.trained and e.text[: turn.start] != turn.prompt:
-            at = next((i for i, (a, b) in enumerate(zip(e.text, turn.prompt, strict=False)) if a != b), min(turn.start, len(turn.prompt)))
-            return Broken(f"trained after …{excerpt(e.text[max(0, at - 10):turn.start], 34)}, served after …{excerpt(turn.prompt[max(0, at - 10):], 34)}",
-                          "the same text", ANOTHER_TEMPLATE)
+            at = next(
+                (i for i, (a, b) in enumerate(zip(e.text, turn.prompt, strict=False)) if a != b),
+                min(turn.start, len(turn.prompt)),
+            )
+            return Broken(
+                f"trained after …{excerpt(e.text[max(0, at - 10) : turn.start], 34)}, "
+                f"served after …{excerpt(turn.prompt[max(0, at - 10) :], 34)}",
+                "the same text",
+                ANOTHER_TEMPLATE,
+            )
     return None
 
 
@@ -95,14 +115,24 @@ def stop_token_is_trained_and_stops(e: Evidence) -> Broken | None:
         if not turn.stop:
             if turn is not e.turns[-1]:
                 continue
-            return Broken("no stop token stands after the answer: the model would never learn to stop", "the tokenizer's end token after each answer",
-                          "let the template write {{ eos_token }} after the answer, inside {% generation %} where it has such marks")
+            return Broken(
+                "no stop token stands after the answer: the model would never learn to stop",
+                "the tokenizer's end token after each answer",
+                "let the template write {{ eos_token }} after the answer, inside {% generation %} if it has that",
+            )
         stop = e.control[turn.stop]
         if e.ids[end - 1] != stop:
-            return Broken(f"the answer's last trained token is not its stop token {turn.stop}", "a trained stop token", ANOTHER_TEMPLATE)
+            return Broken(
+                f"the answer's last trained token is not its stop token {turn.stop}",
+                "a trained stop token",
+                ANOTHER_TEMPLATE,
+            )
         if stop not in e.stop_ids:
-            return Broken(f"{turn.stop} ends the answer, but generation stops only at the ids {sorted(e.stop_ids)}", f"its id {stop} among them",
-                          f"add {stop} to eos_token_id in the model's generation_config.json")
+            return Broken(
+                f"{turn.stop} ends the answer, but generation stops only at the ids {sorted(e.stop_ids)}",
+                f"its id {stop} among them",
+                f"add {stop} to eos_token_id in the model's generation_config.json",
+            )
     if not e.turns and e.ids[-1] not in e.stop_ids:
         return Broken("the text does not end with the end token", "the tokenizer's end token")
     return None
@@ -112,8 +142,11 @@ def nothing_after_the_stop_token(e: Evidence) -> Broken | None:
     """Nothing is trained behind the stop token, for the model will never get to write it."""
     for turn in e.turns:
         if turn.trained and turn.after.strip():
-            return Broken(f"{excerpt(turn.after, 40)} is marked as the assistant's behind {turn.stop}", "the end of the turn at the stop token",
-                          "let {% endgeneration %} follow the stop token at once")
+            return Broken(
+                f"{excerpt(turn.after, 40)} is marked as the assistant's behind {turn.stop}",
+                "the end of the turn at the stop token",
+                "let {% endgeneration %} follow the stop token at once",
+            )
     return None
 
 
@@ -126,22 +159,32 @@ def answer_has_no_terminator(e: Evidence) -> Broken | None:
         tail = ROLE_WORD.sub("", turn.message.content[-200:].rstrip()).rstrip()
         for words in (turn.message.content.rstrip(), tail):
             if ending := next((word for word in endings if words.endswith(word)), None):
-                return Broken(f"the answer ends in {excerpt(turn.message.content[turn.message.content.rindex(ending):], 40)}",
-                              "the answer alone: the template adds the stop token", "take it off in the data")
+                return Broken(
+                    f"the answer ends in {excerpt(turn.message.content[turn.message.content.rindex(ending) :], 40)}",
+                    "the answer alone: the template adds the stop token",
+                    "take it off in the data",
+                )
     return None
 
 
 def no_double_bos(e: Evidence) -> Broken | None:
     """BOS never stands twice in a row."""
     if e.bos_id is not None and any(a == b == e.bos_id for a, b in zip(e.ids, e.ids[1:], strict=False)):
-        return Broken("the BOS token stands twice in a row", "one BOS: the tokenizer adds none here, so the template or the data has two")
+        return Broken(
+            "the BOS token stands twice in a row",
+            "one BOS: the tokenizer adds none here, so the template or the data has two",
+        )
     return None
 
 
 def begins_with_bos(e: Evidence) -> Broken | None:
     """A template from a file begins with BOS where the tokenizer puts it before every text."""
     if e.bos_wanted and e.ids[0] != e.bos_id:
-        return Broken("the first token is not BOS, which this tokenizer puts before every text", "BOS first", "begin the template with {{ bos_token }}")
+        return Broken(
+            "the first token is not BOS, which this tokenizer puts before every text",
+            "BOS first",
+            "begin the template with {{ bos_token }}",
+        )
     return None
 
 
@@ -154,12 +197,17 @@ def no_smuggled_control_token(e: Evidence) -> Broken | None:
     """Control tokens come from the template alone; one typed into the data is plain text."""
     found = sum(index in e.control_ids for index in e.ids)
     if found != e.control_expected:
-        return Broken(f"{found} control tokens, of which the template wrote {e.control_expected}", "no control token from the data")
+        return Broken(
+            f"{found} control tokens, of which the template wrote {e.control_expected}",
+            "no control token from the data",
+        )
     return None
 
 
 def every_message_is_shown(e: Evidence) -> Broken | None:
-    """No message is dropped or changed by the template (white space at its ends apart): a system text that is not rendered trains a lie."""
+    """No message is dropped or changed by the template (white space at its ends apart): a system text that is not
+    rendered trains a lie.
+    """
     turns, at = {turn.index: turn for turn in e.turns}, 0
     for index, message in enumerate(e.messages):
         turn = turns.get(index)
@@ -169,26 +217,39 @@ def every_message_is_shown(e: Evidence) -> Broken | None:
         words = message.content.strip()
         found = e.plain.find(words, 0 if message.role == "system" else at)
         if found < 0 or (turn is not None and found + len(words) > turn.end):
-            return Broken(f"message {index} ({message.role}) does not appear in the rendered text as it is", "every message, in order",
-                          "put the system text into the user's message" if message.role == "system" else ANOTHER_TEMPLATE)
+            return Broken(
+                f"message {index} ({message.role}) does not appear in the rendered text as it is",
+                "every message, in order",
+                "put the system text into the user's message" if message.role == "system" else ANOTHER_TEMPLATE,
+            )
         at = at if message.role == "system" else found + len(words)
     return None
 
 
-def marks_change_nothing(e: Evidence) -> Broken | None:
-    """Without our marks the template writes the same text."""
-    if e.text != e.plain[: len(e.text)]:
-        return Broken("the template writes another text where control tokens or generation marks are taken apart", "the same text", ANOTHER_TEMPLATE)
-    return None
+MARKS_CHANGE_NOTHING = "marks_change_nothing"
+"""Without our marks the template writes the same text."""
+TEMPLATE_ONLY_APPENDS = "template_only_appends"
+"""Without generation marks: more messages change nothing of what was written for those before them."""
 
 
 LAWS: dict[str, Law] = {
     law.__name__: law
     for law in (
-        served_prompt_is_trained_prefix, stop_token_is_trained_and_stops, nothing_after_the_stop_token, answer_has_no_terminator, no_double_bos,
-        begins_with_bos, something_is_trained, no_smuggled_control_token, every_message_is_shown, marks_change_nothing,
+        served_prompt_is_trained_prefix,
+        stop_token_is_trained_and_stops,
+        nothing_after_the_stop_token,
+        answer_has_no_terminator,
+        no_double_bos,
+        begins_with_bos,
+        something_is_trained,
+        no_smuggled_control_token,
+        every_message_is_shown,
     )
 }
+
+
+NAMES = (MARKS_CHANGE_NOTHING, TEMPLATE_ONLY_APPENDS, *LAWS)
+"""All laws; the first two are checked while rendering, for without them there is nothing to encode."""
 
 
 def check(evidence: Evidence, row: str) -> LawBroken | None:

@@ -1,4 +1,6 @@
-"""The account of all rows and tokens: what came in, what is trained, held out, cut or dropped, and why. It adds up, or it is a bug."""
+"""The account of all rows and tokens: what came in, what is trained, held out, cut or dropped, and why. It adds up, or
+it is a bug.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ class Ledger:
     tokens_dropped: int = 0
     """of rows dropped for their length"""
     rows_other_ids_if_encoded_whole: int = 0
-    """rows for which one encoding of the whole text gives other ids than its parts (within a few characters of the answers' edges)"""
+    """rows for which one encoding of the whole text gives other ids than its parts (within a few characters of the
+    answers' edges)
+    """
     rows_with_control_text: int = 0
     """rows in which the data spell out a control token, which was encoded as plain text"""
     held_out_prompts_also_trained: int = 0
@@ -49,13 +53,17 @@ class Ledger:
         return sum(map(len, self.dropped.values()))
 
     def check(self) -> None:
-        """Raises AssertionError where a row or token is missing from the account."""
-        assert self.rows_in == self.rows_trained + self.rows_held_out + self.rows_dropped, self
+        """Raises RuntimeError (a bug) where a row or token is missing from the account."""
         parts = self.tokens_trained + self.tokens_context + self.tokens_held_out + self.tokens_cut + self.tokens_dropped
-        assert self.tokens_in == parts, self
-        assert self.answer_tokens_cut <= self.tokens_cut, self
-        assert self.rows_cut == len(self.cut) <= self.rows_trained + self.rows_held_out, self
-        assert sum(self.laws.values()) <= self.rows_dropped, self
+        adds_up = (
+            self.rows_in == self.rows_trained + self.rows_held_out + self.rows_dropped
+            and self.tokens_in == parts
+            and self.answer_tokens_cut <= self.tokens_cut
+            and self.rows_cut == len(self.cut) <= self.rows_trained + self.rows_held_out
+            and sum(self.laws.values()) <= self.rows_dropped
+        )
+        if not adds_up:
+            raise RuntimeError(f"the ledger does not add up: {self.as_text()}")
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as `ledger.json` has them."""
@@ -67,19 +75,33 @@ class Ledger:
 
     def lines(self) -> list[str]:
         """The account as lines of text."""
-        out = [f"{source['name']}: {source['rows']:,} rows, format {source['format']}{' (recognised)' if source['recognised'] else ''}, {source['purpose']}"
-               for source in self.sources]
-        out += [
-            f"rows    {self.rows_in:>12,} in = {self.rows_trained:,} trained + {self.rows_held_out:,} held out + {self.rows_dropped:,} dropped",
-            f"tokens  {self.tokens_in:>12,} in = {self.tokens_trained:,} trained + {self.tokens_context:,} context + {self.tokens_held_out:,} held out"
-            f" + {self.tokens_cut:,} cut + {self.tokens_dropped:,} dropped",
+        out = []
+        for source in self.sources:
+            how = " (recognised)" if source["recognised"] else ""
+            out.append("{name}: {rows:,} rows, format {format}{how}, {purpose}".format(**source, how=how))
+        rows = [(self.rows_trained, "trained"), (self.rows_held_out, "held out"), (self.rows_dropped, "dropped")]
+        tokens = [
+            (self.tokens_trained, "trained"),
+            (self.tokens_context, "context"),
+            (self.tokens_held_out, "held out"),
         ]
-        out += [f"dropped {len(rows):>12,} {reason} ({_some(rows)})" for reason, rows in self.dropped.items()]
+        tokens += [(self.tokens_cut, "cut"), (self.tokens_dropped, "dropped")]
+        for name, total, parts in (("rows", self.rows_in, rows), ("tokens", self.tokens_in, tokens)):
+            out.append(f"{name:<7} {total:>12,} in = " + " + ".join(f"{count:,} {word}" for count, word in parts))
+        out += [f"dropped {len(names):>12,} {reason} ({_some(names)})" for reason, names in self.dropped.items()]
         if self.rows_cut:
-            out.append(f"cut     {self.rows_cut:>12,} rows, {self.answer_tokens_cut:,} tokens of answers lost ({_some(self.cut)})")
-        for count, words in ((self.rows_with_control_text, "rows spell out a control token; it is plain text to the model"),
-                             (self.rows_other_ids_if_encoded_whole, "rows would have other ids if encoded in one piece"),
-                             (self.held_out_prompts_also_trained, "held-out rows ask what is also trained: their loss is no fair measure")):
+            out.append(
+                f"cut     {self.rows_cut:>12,} rows, {self.answer_tokens_cut:,} tokens of answers lost"
+                f" ({_some(self.cut)})"
+            )
+        for count, words in (
+            (self.rows_with_control_text, "rows spell out a control token; it is plain text to the model"),
+            (self.rows_other_ids_if_encoded_whole, "rows would have other ids if encoded in one piece"),
+            (
+                self.held_out_prompts_also_trained,
+                "held-out rows ask what is also trained: their loss is no fair measure",
+            ),
+        ):
             if count:
                 out.append(f"note    {count:>12,} {words}")
         return out

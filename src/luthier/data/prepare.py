@@ -1,4 +1,6 @@
-"""From the data files to samples: read, recognised, rendered, encoded, checked, split, counted, and kept on disk by content."""
+"""From the data files to samples: read, recognised, rendered, encoded, checked, split, counted, and kept on disk by
+content.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +20,10 @@ import numpy as np
 
 from luthier import component, formats
 from luthier.config import DataConfig, DataFile, RunConfig
+from luthier.data import laws
 from luthier.data.ledger import Ledger
-from luthier.data.laws import LAWS, LawBroken
 from luthier.data.render import ChatRenderer
-from luthier.data.samples import DamagedCache, Samples, SampleWriter
+from luthier.data.samples import Samples, SampleWriter
 from luthier.data.source import Source, sources
 from luthier.data.template import Template
 from luthier.errors import UserError, excerpt
@@ -58,7 +60,12 @@ class LongRow(BadRow):
 
     def __init__(self, row: Row, sample: Sample, limit: int) -> None:
         prompt = int((sample.targets != NO_TARGET).argmax()) + 1
-        super().__init__(row.place, "", f"{len(sample):,} tokens, of which {prompt:,} stand before the first answer", f"at most {limit:,}")
+        super().__init__(
+            row.place,
+            "",
+            f"{len(sample):,} tokens, of which {prompt:,} stand before the first answer",
+            f"at most {limit:,}",
+        )
         self.tokens = len(sample)
 
 
@@ -114,20 +121,26 @@ def _plan(data: DataConfig) -> list[_Part]:
     groups: list[tuple[str, tuple[DataFile, ...]]] = [("train", data.train)]
     if isinstance(data.eval, tuple):
         groups.append(("eval", data.eval))
-    return [_Part(source, purpose) for purpose, files in groups for index, file in enumerate(files)
-            for source in sources(file, f"data.{purpose}[{index}].path")]
+    return [
+        _Part(source, purpose)
+        for purpose, files in groups
+        for index, file in enumerate(files)
+        for source in sources(file, f"data.{purpose}[{index}].path")
+    ]
 
 
 class _Preparation:
     """One pass over all rows."""
 
-    def __init__(self, data: DataConfig, renderer: ChatRenderer, objective: Objective, limit: int | None, folder: Path) -> None:
+    def __init__(
+        self, data: DataConfig, renderer: ChatRenderer, objective: Objective, limit: int | None, folder: Path
+    ) -> None:
         self.data = data
         self.renderer = renderer
         self.objective = objective
         self.limit = limit
         self.folder = folder
-        self.ledger = Ledger(laws=dict.fromkeys(LAWS, 0))
+        self.ledger = Ledger(laws=dict.fromkeys(laws.NAMES, 0))
         self.bad: list[BadRow] = []
         self.rejected: list[dict[str, Any]] = []
         self.writers = {purpose: SampleWriter(folder / purpose) for purpose in ("train", "eval")}
@@ -147,7 +160,16 @@ class _Preparation:
         for writer in self.writers.values():
             writer.close()
         system = next(iter(self.systems)) if len(self.systems) == 1 else ""
-        meta = {"ledger": self.ledger.as_dict(), "rejected": self.rejected, "system": system or None, "eval": len(self.writers["eval"]) > 0}
+        meta = {
+            "ledger": self.ledger.as_dict(),
+            "rejected": self.rejected,
+            "system": system or None,
+            "fingerprints": {
+                purpose: Samples(self.folder / purpose).fingerprint
+                for purpose, writer in self.writers.items()
+                if len(writer)
+            },
+        }
         (self.folder / "meta.json").write_text(json.dumps(meta, ensure_ascii=True, default=str), encoding="utf-8")
 
     def _file(self, part: _Part) -> None:
@@ -164,8 +186,15 @@ class _Preparation:
         count = self.ledger.rows_in - before
         if count == 0:
             raise UserError(part.source.name, "there are no rows in it", "at least one row")
-        self.ledger.sources.append({"name": part.source.name, "format": kind, "recognised": part.source.file.format == "auto", "rows": count,
-                                    "purpose": {"train": "to learn from", "eval": "held out"}[part.purpose]})
+        self.ledger.sources.append(
+            {
+                "name": part.source.name,
+                "format": kind,
+                "recognised": part.source.file.format == "auto",
+                "rows": count,
+                "purpose": {"train": "to learn from", "eval": "held out"}[part.purpose],
+            }
+        )
 
     def _chunk(self, chunk: list[Row | BadRow], reader: Any, purpose: str) -> None:
         parsed: list[tuple[Row, Example]] = []
@@ -183,7 +212,7 @@ class _Preparation:
             try:
                 self._example(row, example, purpose)
             except BadRow as error:
-                error.where = error.where.replace(row.id, row.place, 1)
+                error.where, error.row = error.where.replace(row.id, row.place, 1), row.place
                 self._reject(error, row.values)
 
     def _example(self, row: Row, example: Example, purpose: str) -> None:
@@ -198,7 +227,9 @@ class _Preparation:
                 samples = [truncated(sample, self.limit, row) for sample in samples]
                 self.ledger.rows_cut += 1
                 self.ledger.cut.append(row.id)
-                self.ledger.answer_tokens_cut += sum(a.trained_tokens - b.trained_tokens for a, b in zip(whole, samples, strict=True))
+                self.ledger.answer_tokens_cut += sum(
+                    a.trained_tokens - b.trained_tokens for a, b in zip(whole, samples, strict=True)
+                )
             else:
                 raise LongRow(row, max(samples, key=len), self.limit)
         self._count(whole, samples, purpose)
@@ -214,7 +245,11 @@ class _Preparation:
         self.ledger.rows_with_control_text += noticed.control_text
 
     def _count(self, whole: list[Sample], samples: list[Sample], purpose: str) -> None:
-        tokens, kept, trained = sum(map(len, whole)), sum(map(len, samples)), sum(sample.trained_tokens for sample in samples)
+        tokens, kept, trained = (
+            sum(map(len, whole)),
+            sum(map(len, samples)),
+            sum(sample.trained_tokens for sample in samples),
+        )
         self.ledger.tokens_in += tokens
         self.ledger.tokens_cut += tokens - kept
         if purpose == "train":
@@ -234,17 +269,26 @@ class _Preparation:
             reason = "longer than the limit"
             self.ledger.tokens_in += error.tokens
             self.ledger.tokens_dropped += error.tokens
-        elif isinstance(error, LawBroken):
+        elif isinstance(error, laws.LawBroken):
             reason = f"breaks the law {error.law}"
             self.ledger.laws[error.law] += 1
         self.ledger.drop(reason, error.row)
-        self.rejected.append({"where": error.where, "reason": "; ".join(filter(None, (error.found, error.expected and "expected " + error.expected))),
-                              "row": dict(values) if isinstance(values, Mapping) else values})
+        self.rejected.append(
+            {
+                "where": error.where,
+                "reason": "; ".join(filter(None, (error.found, error.expected and "expected " + error.expected))),
+                "row": dict(values) if isinstance(values, Mapping) else values,
+            }
+        )
 
     def _all_bad_rows(self) -> UserError:
         """One error for all rows that cannot be used: the first places, how many more, and the line to paste."""
-        shown = [f"  {error.where}: found {error.found}" + (f"; expected {error.expected}" if error.expected else "") + (f" ({error.fix})" if error.fix else "")
-                 for error in self.bad[:LISTED_BAD_ROWS]]
+        shown = [
+            f"  {error.where}: found {error.found}"
+            + (f"; expected {error.expected}" if error.expected else "")
+            + (f" ({error.fix})" if error.fix else "")
+            for error in self.bad[:LISTED_BAD_ROWS]
+        ]
         if len(self.bad) > LISTED_BAD_ROWS:
             shown.append(f"  and {len(self.bad) - LISTED_BAD_ROWS:,} more")
         share = 100 * len(self.bad) / self.ledger.rows_in
@@ -258,11 +302,18 @@ class _Preparation:
     def _refuse_empty(self, plan: list[_Part]) -> None:
         names = ", ".join(part.source.name for part in plan if part.purpose == "train")
         if not len(self.writers["train"]):
-            why = f"; of {self.ledger.rows_in:,}, {self.ledger.rows_dropped:,} were dropped and {self.ledger.rows_held_out:,} held out"
-            raise UserError(names, "no rows are left to learn from" + why, "at least one row", "luthier data mine.yaml shows why")
+            ledger = self.ledger
+            why = f"; of {ledger.rows_in:,}, {ledger.rows_dropped:,} were dropped and {ledger.rows_held_out:,} held out"
+            raise UserError(
+                names, "no rows are left to learn from" + why, "at least one row", "luthier data mine.yaml shows why"
+            )
         if self.data.eval is not None and not len(self.writers["eval"]):
-            raise UserError("data.eval", f"{excerpt(self.data.eval)} holds out none of {self.ledger.rows_trained:,} rows",
-                            "at least one row", "a larger share, such as data.eval=0.2, a file, or leave data.eval out")
+            raise UserError(
+                "data.eval",
+                f"{excerpt(self.data.eval)} holds out none of {self.ledger.rows_trained:,} rows",
+                "at least one row",
+                "a larger share, such as data.eval=0.2, a file, or leave data.eval out",
+            )
 
 
 def recognise(rows: list[Row], name: str, key: str) -> str:
@@ -278,12 +329,20 @@ def recognise(rows: list[Row], name: str, key: str) -> str:
         if len(found) == 1:
             return found[0]
         if found:
-            raise UserError(row.place, f"several formats fit the columns {excerpt(sorted(columns))}", "one of " + ", ".join(found),
-                            f"{key}: [{{path: {name}, format: {found[0]}}}]")
+            raise UserError(
+                row.place,
+                f"several formats fit the columns {excerpt(sorted(columns))}",
+                "one of " + ", ".join(found),
+                f"{key}: [{{path: {name}, format: {found[0]}}}]",
+            )
     columns = frozenset(map(str, rows[0].values))
-    raise UserError(rows[0].place, f"no format fits the columns {excerpt(sorted(columns))}",
-                    "alpaca (instruction, output), sharegpt (conversations), messages (messages), prompt_completion (prompt, completion) or text (text)",
-                    "rename the columns, or name the format of your own code: format: package.module:Class")
+    raise UserError(
+        rows[0].place,
+        f"no format fits the columns {excerpt(sorted(columns))}",
+        "alpaca (instruction, output), sharegpt (conversations), messages (messages), "
+        "prompt_completion (prompt, completion) or text (text)",
+        "rename the columns, or name the format of your own code: format: package.module:Class",
+    )
 
 
 def prompt_of(example: Example) -> str:
@@ -323,11 +382,17 @@ def _chunks(rows: Iterable[Row | BadRow], size: int) -> Iterator[list[Row | BadR
 # ---- the cache
 
 
-def _cache_key(config: RunConfig, plan: list[_Part], renderer: ChatRenderer, limit: int | None, objective: Objective) -> str:
-    """A hash of all that decides the result: the content of the files, template, tokenizer, options, and the code itself."""
+def _cache_key(
+    config: RunConfig, plan: list[_Part], renderer: ChatRenderer, limit: int | None, objective: Objective
+) -> str:
+    """A hash of all that decides the result: the content of the files, template, tokenizer, options, and the code
+    itself.
+    """
     data = config.data
     parts: dict[str, Any] = {
-        "files": [(part.purpose, part.source.name, part.source.file.format, part.source.fingerprint()) for part in plan],
+        "files": [
+            (part.purpose, part.source.name, part.source.file.format, part.source.fingerprint()) for part in plan
+        ],
         "options": [data.eval if isinstance(data.eval, float) else None, data.on_bad_row, data.on_long_row, limit],
         "objective": config.objective.model_dump(mode="json"),
         "template": renderer.template and [renderer.template.fingerprint, renderer.template.from_file],
@@ -344,52 +409,78 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
     if backend is not None:
         state = backend.to_str()
     else:
-        file = getattr(tokenizer, "vocab_file", None)
-        state = json.dumps([sorted(tokenizer.get_vocab().items()), hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else None])
+        model = getattr(tokenizer, "vocab_file", None)
+        content = hashlib.sha256(Path(model).read_bytes()).hexdigest() if model else None
+        state = json.dumps([sorted(tokenizer.get_vocab().items()), content])
     named = json.dumps([type(tokenizer).__name__, tokenizer.special_tokens_map], default=str, sort_keys=True)
     return hashlib.sha256((state + named).encode()).hexdigest()
 
 
 def _code_fingerprint(objective: Objective, kinds: list[str]) -> str:
-    """A hash of the source code that encodes: a changed line makes the cache anew, and nobody has to remember a version number."""
+    """A hash of the source code that encodes: a changed line makes the cache anew, and nobody has to remember a version
+    number.
+    """
     import jinja2
     import tokenizers
 
     here = Path(__file__).parent
     files = [*sorted(Path(formats.__file__).parent.glob("*.py")), *sorted(here.glob("*.py"))]
     classes = [type(objective), *(component.load("formats", kind) for kind in kinds if kind != "auto")]
-    files += [Path(file) for cls in classes if (file := inspect.getsourcefile(cls))]
+    files += [Path(name) for cls in classes if (name := inspect.getsourcefile(cls))]
     digest = hashlib.sha256(f"{tokenizers.__version__} {jinja2.__version__}".encode())
     for file in files:
         digest.update(file.read_bytes())
     return digest.hexdigest()
 
 
-def _open(folder: Path, renderer: ChatRenderer) -> Prepared | None:
-    """What was prepared before; None where there is nothing, or nothing whole."""
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Samples]] | None:
+    """meta.json and the samples by purpose; None where there is nothing, or a byte of it is not what was written."""
     try:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-        train = Samples(folder / "train")
-        held_out = Samples(folder / "eval") if meta["eval"] else None
+        sets = {purpose: Samples(folder / purpose) for purpose in meta["fingerprints"]}
     except (FileNotFoundError, ValueError):  # DamagedCache and a broken meta.json are ValueErrors
         return None
+    if any(samples.fingerprint != meta["fingerprints"][purpose] for purpose, samples in sets.items()):
+        return None
+    return meta, sets
+
+
+def _open(folder: Path, renderer: ChatRenderer) -> Prepared | None:
+    """What was prepared before; None where there is nothing, or nothing whole."""
+    found = _read(folder)
+    if found is None:
+        return None
+    meta, sets = found
     ledger = Ledger.from_dict(meta["ledger"])
-    return Prepared(train, held_out, ledger, meta["rejected"], renderer, renderer.template, meta["system"], True, notes_of(ledger, meta["system"]))
+    return Prepared(
+        sets["train"],
+        sets.get("eval"),
+        ledger,
+        meta["rejected"],
+        renderer,
+        renderer.template,
+        meta["system"],
+        True,
+        notes_of(ledger, meta["system"]),
+    )
 
 
 def notes_of(ledger: Ledger, system: str | None) -> list[str]:
     """What is said at the start of a run beside the ledger."""
     if system is None:
         return []
-    return [f"all conversations have the system text {excerpt(system, 60)}: serve with it (luthier chat --system), for only so was it trained"]
+    return [
+        f"all conversations have the system text {excerpt(system, 60)}: "
+        "serve with it (luthier chat --system), for only so was it trained"
+    ]
 
 
 def _move(work: Path, folder: Path) -> None:
     """One rename puts the finished folder into place; a damaged one there is replaced, one by another process kept."""
-    if folder.exists():
-        try:
-            Samples(folder / "train")
-            return
-        except DamagedCache:
-            shutil.rmtree(folder, ignore_errors=True)
-    os.replace(work, folder)
+    if folder.exists() and _read(folder) is None:
+        shutil.rmtree(folder, ignore_errors=True)
+    try:
+        os.replace(work, folder)
+    except OSError:
+        if _read(folder) is None:
+            raise

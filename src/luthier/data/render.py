@@ -1,8 +1,8 @@
 """From conversations to samples: rendered once, cut at the start of each answer, the parts encoded apart.
 
-So the ids before an answer are those of the prompt that is served for it, by construction. What the assistant says is told by the
-template's generation marks, else by prefix renders: the render of the messages up to an answer with the generation prompt, and that of the
-messages with the answer, must both begin the render of the whole.
+So the ids before an answer are those of the prompt that is served for it, by construction. What the assistant says is
+told by the template's generation marks, else by prefix renders: the render of the messages up to an answer with the
+generation prompt, and that of the messages with the answer, must both begin the render of the whole.
 """
 
 from __future__ import annotations
@@ -10,13 +10,23 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from luthier.data.encode import Encoder, Piece
-from luthier.data.laws import Evidence, LawBroken, Turn, check
+from luthier.data.laws import (
+    ANOTHER_TEMPLATE,
+    MARKS_CHANGE_NOTHING,
+    TEMPLATE_ONLY_APPENDS,
+    Broken,
+    Evidence,
+    LawBroken,
+    Turn,
+    check,
+)
 from luthier.data.template import Request, Template
 from luthier.errors import UserError
 from luthier.formats._shared import BadRow
@@ -66,7 +76,9 @@ class ChatRenderer:
         return _sample(self.encoded(conversation), conversation.row, index)
 
     def encode_text(self, text: Text, index: int) -> Sample:
-        """The sample of plain text: BOS where the tokenizer adds one, the text, EOS; all trained. Raises UserError (BadRow)."""
+        """The sample of plain text: BOS where the tokenizer adds one, the text, EOS; all trained. Raises UserError
+        (BadRow).
+        """
         return _sample(self.encoded(text), text.row, index)
 
     def encoded(self, example: Conversation | Text) -> Encoded:
@@ -84,7 +96,9 @@ class ChatRenderer:
         rendered = self._render(conversations)
         self._ready = {}
         work: list[tuple[Conversation | Text, _Rendered, list[Piece]]] = []
-        for example, found in [*zip(conversations, rendered, strict=True), *((item, self._text(item)) for item in examples if isinstance(item, Text))]:
+        found_for: dict[Conversation | Text, _Rendered | UserError] = dict(zip(conversations, rendered, strict=True))
+        found_for |= {example: self._text(example) for example in examples if isinstance(example, Text)}
+        for example, found in found_for.items():
             if isinstance(found, UserError):
                 self._ready[example] = found
             else:
@@ -101,7 +115,9 @@ class ChatRenderer:
             self._ready[example] = self._judge(example, found, some, tokens, differs)
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
-        """What is served to get an answer: the messages and the generation prompt, encoded as in training. Raises UserError."""
+        """What is served to get an answer: the messages and the generation prompt, encoded as in training. Raises
+        UserError.
+        """
         (found,) = self._render([Conversation(tuple(messages), "prompt")], prompt=True)
         if isinstance(found, UserError):
             raise found
@@ -110,7 +126,9 @@ class ChatRenderer:
     # ---- rendering
 
     def _render(self, conversations: Sequence[Conversation], prompt: bool = False) -> list[_Rendered | UserError]:
-        """Renders conversations; with `prompt`, as they are served: the generation prompt at the end, unstable turns left whole."""
+        """Renders conversations; with `prompt`, as they are served: the generation prompt at the end, unstable turns
+        left whole.
+        """
         if not conversations:
             return []
         template = self._template()
@@ -121,16 +139,25 @@ class ChatRenderer:
             shown = tuple((role, self._cut_apart(content)) for role, content in raw)
             wanted = [Request(shown, prompt, template.marked), Request(raw, prompt)]
             for index in _answers(conversation):
-                wanted += [Request(raw[:index], True), Request(raw[:index], True) if template.marked else Request(raw[: index + 1])]
+                wanted += [
+                    Request(raw[:index], True),
+                    Request(raw[:index], True) if template.marked else Request(raw[: index + 1]),
+                ]
             plans.append([requests.setdefault(request, len(requests)) for request in wanted])
         texts = template.render(list(requests))
-        return [self._assemble(conversation, [texts[place] for place in places], prompt)
-                for conversation, places in zip(conversations, plans, strict=True)]
+        return [
+            self._assemble(conversation, [texts[place] for place in places], prompt)
+            for conversation, places in zip(conversations, plans, strict=True)
+        ]
 
     def _template(self) -> Template:
         if self.template is None:
-            raise UserError("data.chat_template", "the model's tokenizer has no chat template (a base model has none)", "a template for conversations",
-                            "data.chat_template=FILE.jinja")
+            raise UserError(
+                "data.chat_template",
+                "the model's tokenizer has no chat template (a base model has none)",
+                "a template for conversations",
+                "data.chat_template=FILE.jinja",
+            )
         return self.template
 
     def _cut_apart(self, content: str) -> str:
@@ -138,10 +165,13 @@ class ChatRenderer:
         places = self.encoder.places_inside_control(content)
         if not places:
             return content
-        assert self.template is not None
-        return self.template.cut.join(content[a:b] for a, b in zip([0, *places], [*places, len(content)], strict=True))
+        return self._template().cut.join(
+            content[a:b] for a, b in zip([0, *places], [*places, len(content)], strict=True)
+        )
 
-    def _assemble(self, conversation: Conversation, texts: list[str | UserError], prompt: bool) -> _Rendered | UserError:
+    def _assemble(
+        self, conversation: Conversation, texts: list[str | UserError], prompt: bool
+    ) -> _Rendered | UserError:
         """Finds the assistant's turns in the rendered text."""
         answers = _answers(conversation)
         failed = next((text for text in texts if isinstance(text, UserError)), None)
@@ -150,10 +180,13 @@ class ChatRenderer:
         whole, plain, *prefixes = (text for text in texts if isinstance(text, str))
         template = self._template()
         text, spans, cuts = template.unmark(whole)
-        turns = []
+        if text != plain:
+            found = "the template writes another text where control tokens from the data are taken apart"
+            return LawBroken(conversation.row, MARKS_CHANGE_NOTHING, Broken(found, "the same text", ANOTHER_TEMPLATE))
         if template.marked and len(spans) != len(answers):
-            return BadRow(conversation.row, "chat template", f"{len(spans)} parts marked by {{% generation %}} for {len(answers)} answers",
-                          "one marked part for each answer")
+            found = f"{len(spans)} parts marked by {{% generation %}} for {len(answers)} answers"
+            return BadRow(conversation.row, "chat template", found, "one marked part for each answer")
+        turns = []
         for number, index in enumerate(answers):
             message, before, after = conversation.messages[index], prefixes[2 * number], prefixes[2 * number + 1]
             if template.marked:
@@ -163,25 +196,40 @@ class ChatRenderer:
             elif prompt:
                 continue
             else:
-                return BadRow(conversation.row, "chat template",
-                              f"not prefix-stable: what it writes for messages 0 to {index} changes when more follow", "a template that only appends",
-                              "put {% generation %} marks around the answers in a copy of the template: data.chat_template=FILE.jinja")
+                found = f"not prefix-stable: what it writes for messages 0 to {index} changes when more follow"
+                fix = "data.chat_template=FILE.jinja: a copy with {% generation %} marks around the answers"
+                broken = Broken(found, "a template that only appends", fix)
+                return LawBroken(conversation.row, TEMPLATE_ONLY_APPENDS, broken)
             turns.append(self._turn(index, message, text, (start, limit), before))
         return _Rendered(text, plain, tuple(turns), cuts)
 
     def _turn(self, index: int, message: Message, text: str, limits: tuple[int, int], before: str) -> Turn:
-        """The turn within `limits`, ending after its stop token: the first control token behind the answer's own text."""
+        """The turn within `limits`, ending after its stop token: the first control token behind the answer."""
         start, span = limits[0], text[slice(*limits)]
         words = message.content if message.content in span else message.content.strip()
         behind = span.find(words) + len(words) if words in span else 0
         stop = self.encoder.find_control(span, behind)
         marked = self.template is not None and self.template.marked
         end = stop.end() if stop else len(span) if marked or behind == 0 else behind
-        return Turn(index, message, start, start + end, stop.group() if stop else "", span[end:] if marked else "", before, message.train)
+        return Turn(
+            index,
+            message,
+            start,
+            start + end,
+            stop.group() if stop else "",
+            span[end:] if marked else "",
+            before,
+            message.train,
+        )
 
     def _text(self, text: Text) -> _Rendered | UserError:
         if self.encoder.eos_id is None:
-            return BadRow(text.row, "text", "the tokenizer has no end token, so a text could not be ended", "a tokenizer with an eos_token")
+            return BadRow(
+                text.row,
+                "text",
+                "the tokenizer has no end token, so a text could not be ended",
+                "a tokenizer with an eos_token",
+            )
         return _Rendered(text.text, text.text, (), self.encoder.places_inside_control(text.text))
 
     # ---- encoding
@@ -193,18 +241,33 @@ class ChatRenderer:
         """
         trained = [turn for turn in found.turns if turn.trained]
         end = trained[-1].end if trained and not prompt else len(found.text)
-        edges = sorted({0, end, *(edge for edge in (*found.cuts, *(edge for turn in found.turns for edge in (turn.start, turn.end))) if edge < end)})
+        edges = sorted(
+            {
+                0,
+                end,
+                *(
+                    edge
+                    for edge in (*found.cuts, *(edge for turn in found.turns for edge in (turn.start, turn.end)))
+                    if edge < end
+                ),
+            }
+        )
         pieces: list[Piece] = []
-        for start, stop in zip(edges, edges[1:], strict=False):
+        for start, stop in pairwise(edges):
             after = self.encoder.control_at_end(pieces[-1].text) if pieces else ""
             inside = not found.turns or any(turn.start <= start and stop <= turn.end for turn in trained)
             pieces.append(Piece(found.text[start:stop], after, inside))
         return pieces
 
-    def _judge(self, example: Conversation | Text, found: _Rendered, pieces: list[Piece], parts: list[list[int]], differs: bool) -> Encoded | LawBroken:
+    def _judge(
+        self, example: Conversation | Text, found: _Rendered, pieces: list[Piece], parts: list[list[int]], differs: bool
+    ) -> Encoded | LawBroken:
         """Puts the parts together and checks the laws."""
         encoder, is_text = self.encoder, isinstance(example, Text)
-        ids, trained = ([encoder.bos_id], [True]) if is_text and encoder.adds_bos else ([], [])
+        ids: list[int] = []
+        if is_text and encoder.adds_bos and encoder.bos_id is not None:
+            ids = [encoder.bos_id]
+        trained = [True] * len(ids)
         places, length = {0: len(ids)}, 0
         for piece, part in zip(pieces, parts, strict=True):
             ids = ids + part
@@ -212,13 +275,22 @@ class ChatRenderer:
             length += len(piece.text)
             places[length] = len(ids)
         expected = sum(encoder.count_control(piece.text) for piece in pieces)
-        if is_text:
+        if is_text and encoder.eos_id is not None:
             ids, trained, expected = [*ids, encoder.eos_id], [*trained, True], expected + 1 + places[0]
         evidence = Evidence(
-            messages=() if isinstance(example, Text) else example.messages, text=found.text[:length], plain=found.plain, turns=found.turns,
-            ids=ids, trained=[False, *trained[1:]], spans=[(places[turn.start], places[turn.end]) for turn in found.turns if turn.trained],
-            control_expected=expected, control_ids=frozenset(encoder.control_ids), control=encoder.control, stop_ids=frozenset(self.stop_ids),
-            bos_id=encoder.bos_id, bos_wanted=not is_text and encoder.adds_bos and self._template().from_file,
+            messages=() if isinstance(example, Text) else example.messages,
+            text=found.text[:length],
+            plain=found.plain,
+            turns=found.turns,
+            ids=ids,
+            trained=[False, *trained[1:]],
+            spans=[(places[turn.start], places[turn.end]) for turn in found.turns if turn.trained],
+            control_expected=expected,
+            control_ids=frozenset(encoder.control_ids),
+            control=encoder.control,
+            stop_ids=frozenset(self.stop_ids),
+            bos_id=encoder.bos_id,
+            bos_wanted=not is_text and encoder.adds_bos and self._template().from_file,
         )
         return check(evidence, example.row) or Encoded(ids, evidence.trained, differs, bool(found.cuts), evidence)
 
@@ -239,7 +311,7 @@ def _sample(encoded: Encoded, row: str, index: int) -> Sample:
 def _windows(pieces: list[Piece], encoder: Encoder) -> list[tuple[Piece, Piece, Piece]]:
     """For each cut between ordinary characters at the edge of a turn: the text around it whole, its left, its right."""
     out = []
-    for left, right in zip(pieces, pieces[1:], strict=False):
+    for left, right in pairwise(pieces):
         if right.after is not None or left.trained == right.trained:
             continue  # behind a control token every encoding starts anew
         before, after = left.text[-WINDOW_BEFORE:], right.text[:WINDOW_AFTER]

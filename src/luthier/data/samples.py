@@ -1,27 +1,41 @@
-"""Encoded samples in files that are mapped into memory: one array of all ids, one of all targets, and where each sample begins."""
+"""Encoded samples in files that are mapped into memory: one array of all ids, one of all targets, and where each sample
+begins.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from luthier.types import NO_TARGET, Ints, Sample
 
-DTYPES: dict[str, Any] = {"input_ids": np.int32, "targets": np.int32, "offsets": np.int64, "groups": np.int64, "row_text": np.uint8, "row_offsets": np.int64}
-"""input_ids, targets: [sum of lengths]; offsets, row_offsets: [samples + 1]; groups: [samples]; row_text: UTF-8 of all row ids."""
+DTYPES: dict[str, Any] = {
+    "input_ids": np.int32,
+    "targets": np.int32,
+    "offsets": np.int64,
+    "groups": np.int64,
+    "row_text": np.uint8,
+    "row_offsets": np.int64,
+}
+"""input_ids, targets: [sum of lengths]; offsets, row_offsets: [samples + 1]; groups: [samples]; row_text: UTF-8 of all
+row ids.
+"""
 
 
 class DamagedCache(ValueError):
     """The files do not fit together; they are made again."""
 
 
-class Samples:
-    """Read-only samples, memory-mapped. `lengths` and `trained` are [samples] int64: tokens, and tokens with loss, of each."""
+class Samples(Sequence[Sample]):
+    """Read-only samples, memory-mapped. `lengths` and `trained` are [samples] int64: tokens, and tokens with loss, of
+    each.
+    """
 
     def __init__(self, folder: Path) -> None:
         """Opens what `SampleWriter` wrote.
@@ -37,8 +51,11 @@ class Samples:
         self._ids, self._targets, self._offsets = arrays["input_ids"], arrays["targets"], arrays["offsets"]
         self._groups, self._row_text, self._row_offsets = arrays["groups"], arrays["row_text"], arrays["row_offsets"]
         count = len(self._groups)
-        if not (len(self._offsets) == len(self._row_offsets) == count + 1 and self._offsets[-1] == len(self._ids) == len(self._targets)
-                and self._row_offsets[-1] == len(self._row_text)):
+        if not (
+            len(self._offsets) == len(self._row_offsets) == count + 1
+            and self._offsets[-1] == len(self._ids) == len(self._targets)
+            and self._row_offsets[-1] == len(self._row_text)
+        ):
             raise DamagedCache(f"{folder}: the arrays do not fit together")
         self.lengths: Ints = np.diff(self._offsets)
         starts = np.concatenate([[0], np.cumsum(np.asarray(self._targets) != NO_TARGET, dtype=np.int64)])
@@ -47,12 +64,25 @@ class Samples:
     def __len__(self) -> int:
         return len(self._groups)
 
-    def __getitem__(self, index: int) -> Sample:
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Sample]: ...
+
+    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         index %= len(self)
         start, end = self._offsets[index], self._offsets[index + 1]
-        return Sample(self._ids[start:end].astype(np.int64), self._targets[start:end].astype(np.int64), self.row(index), int(self._groups[index]))
+        return Sample(
+            self._ids[start:end].astype(np.int64),
+            self._targets[start:end].astype(np.int64),
+            self.row(index),
+            int(self._groups[index]),
+        )
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[index] for index in range(len(self)))
@@ -61,12 +91,12 @@ class Samples:
         """`file:line` of a sample."""
         return bytes(self._row_text[self._row_offsets[index] : self._row_offsets[index + 1]]).decode()
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """A hash of all ids, targets, groups and row names: what a run was trained on."""
         digest = hashlib.sha256()
         for array in (self._ids, self._targets, self._offsets, self._groups, self._row_text):
-            digest.update(memoryview(np.ascontiguousarray(array)).cast("B"))
+            digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
 
 
@@ -111,4 +141,6 @@ class SampleWriter:
 
 def _write_header(file: BinaryIO, name: str, count: int) -> None:
     """numpy leaves room in the header for a first dimension that grows, so that it can be written again in place."""
-    np.lib.format.write_array_header_1_0(file, {"descr": np.dtype(DTYPES[name]).str, "fortran_order": False, "shape": (count,)})
+    np.lib.format.write_array_header_1_0(
+        file, {"descr": np.dtype(DTYPES[name]).str, "fortran_order": False, "shape": (count,)}
+    )

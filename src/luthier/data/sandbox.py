@@ -1,12 +1,14 @@
-"""Renders chat templates in a process of its own: templates are code from strangers, and Jinja's sandbox bounds neither time nor memory.
+"""Renders chat templates in a process of its own: templates are code from strangers, and Jinja's sandbox bounds neither
+time nor memory.
 
-Started as a file (not as a module of luthier), so that it imports nothing but jinja2 and starts fast. It speaks JSON lines: the first
-line from its parent is the setup, each later one a list of requests; it answers each with a list of `{"text"}` or `{"error"}`.
-It ends when its input does.
+Started as a file (not as a module of luthier), so that it imports nothing but jinja2 and starts fast. It speaks JSON
+lines: the first line from its parent is the setup, each later one a list of requests; it answers each with a list of
+`{"text"}` or `{"error"}`. It ends when its input does.
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import resource
@@ -25,12 +27,24 @@ OUTPUT_CHARS = 1_000_000
 OUTPUT_SHARE = 8
 """A render may have OUTPUT_CHARS characters, and OUTPUT_SHARE times those of its messages."""
 
-TEMPLATE_FAULTS = (TemplateError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError, RuntimeError, AssertionError, MemoryError)
+TEMPLATE_FAULTS = (
+    TemplateError,
+    ArithmeticError,
+    LookupError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    RuntimeError,
+    AssertionError,
+    MemoryError,
+)
 """What code in a template can raise (RecursionError is a RuntimeError)."""
 
 
 class GenerationMarks(Extension):
-    """`{% generation %}...{% endgeneration %}`: what stands between is what the assistant says. Written as marks into the text."""
+    """`{% generation %}...{% endgeneration %}`: what stands between is what the assistant says. Written as marks into
+    the text.
+    """
 
     tags = {"generation"}  # noqa: RUF012 - jinja2's own attribute
     begin = ""
@@ -64,7 +78,9 @@ def environment(begin: str, end: str, clock: str) -> Environment:
     return made
 
 
-def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None, sort_keys: bool = False) -> str:
+def _to_json(
+    value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None, sort_keys: bool = False
+) -> str:
     """Not Jinja's own filter, which escapes for HTML."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
@@ -77,7 +93,12 @@ def render(template: Template, request: dict[str, Any], special_tokens: dict[str
     """The text of one request, or the error in its place."""
     limit = OUTPUT_CHARS + OUTPUT_SHARE * sum(len(str(message["content"])) for message in request["messages"])
     pieces, size = [], 0
-    values = {"messages": request["messages"], "tools": None, "documents": None, "add_generation_prompt": request["add_generation_prompt"]}
+    values = {
+        "messages": request["messages"],
+        "tools": None,
+        "documents": None,
+        "add_generation_prompt": request["add_generation_prompt"],
+    }
     try:
         for piece in template.generate(**values, **special_tokens):
             size += len(piece)
@@ -93,10 +114,8 @@ def render(template: Template, request: dict[str, Any], special_tokens: dict[str
 
 def main() -> None:
     setup = json.loads(sys.stdin.readline())
-    try:
+    with contextlib.suppress(ValueError, OSError):  # some systems have no such limit; the parent's limit on time stays
         resource.setrlimit(resource.RLIMIT_AS, (setup["memory_bytes"], setup["memory_bytes"]))
-    except (ValueError, OSError):
-        pass  # some systems have no such limit; the parent's limit on time stays
     answer: Callable[[Any], None] = lambda value: print(json.dumps(value), flush=True)  # noqa: E731
     try:
         made = environment(setup["begin"], setup["end"], setup["clock"])
@@ -109,7 +128,9 @@ def main() -> None:
         return
     answer({"ready": True})
     for line in sys.stdin:
-        answer([render(templates[request["template"]], request, setup["special_tokens"]) for request in json.loads(line)])
+        answer(
+            [render(templates[request["template"]], request, setup["special_tokens"]) for request in json.loads(line)]
+        )
 
 
 if __name__ == "__main__":

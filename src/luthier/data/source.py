@@ -1,7 +1,7 @@
 """Rows of data files: JSON, JSONL, CSV, Parquet, and data sets of the hub.
 
-A record that cannot be read is a `BadRow` in the stream of rows, so that one pass finds all of them; a file that cannot be
-read at all is an error at once.
+A record that cannot be read is a `BadRow` in the stream of rows, so that one pass finds all of them; a file that cannot
+be read at all is an error at once.
 """
 
 from __future__ import annotations
@@ -88,15 +88,24 @@ def sources(file: DataFile, key: str) -> list[Source]:
 def _local(path: Path, name: str, file: DataFile, key: str) -> Source:
     if not path.exists():
         if name.count("/") == 1 and not name.startswith((".", "/")) and not path.suffix:
-            raise UserError(f"{key}: {name}", "there is no such file", "a file; a data set of the hub starts with hf:", f"{key}=hf:{name}")
+            raise UserError(
+                f"{key}: {name}",
+                "there is no such file",
+                "a file; a data set of the hub starts with hf:",
+                f"{key}=hf:{name}",
+            )
         near = did_you_mean(path.name, [item.name for item in path.parent.iterdir()]) if path.parent.is_dir() else ""
         raise UserError(f"{key}: {name}", f"there is no such file (looked in {path.absolute().parent})", "a file", near)
     if path.is_dir():
-        raise UserError(f"{key}: {name}", "this is a folder", "a file, or a pattern of files", f"{key}={name.rstrip('/')}/*.jsonl")
+        raise UserError(
+            f"{key}: {name}", "this is a folder", "a file, or a pattern of files", f"{key}={name.rstrip('/')}/*.jsonl"
+        )
     if not path.is_file():
         raise UserError(f"{key}: {name}", "this is no ordinary file", "a file")
     if path.suffix not in ENDINGS:
-        raise UserError(f"{key}: {name}", f"the ending {path.suffix or '(none)'} is not known", "one of " + " ".join(ENDINGS))
+        raise UserError(
+            f"{key}: {name}", f"the ending {path.suffix or '(none)'} is not known", "one of " + " ".join(ENDINGS)
+        )
     return Source(name, file, path)
 
 
@@ -117,13 +126,19 @@ def read_text(path: Path, name: str) -> str:
     if not data.strip():
         raise UserError(name, "the file is empty", "at least one row")
     if encoding := MARKS_OF_OTHER_ENCODINGS.get(data[:2]):
-        raise UserError(name, f"the file is {encoding}", "UTF-8", f"iconv -f {encoding} -t UTF-8 {name} > utf8_{path.name}")
+        raise UserError(
+            name, f"the file is {encoding}", "UTF-8", f"iconv -f {encoding} -t UTF-8 {name} > utf8_{path.name}"
+        )
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{name}:{line}", f"byte {error.start} (0x{data[error.start]:02x}) is not UTF-8", "a text file in UTF-8",
-                        f"iconv -f ITS_ENCODING -t UTF-8 {name} > utf8_{path.name}") from None
+        raise UserError(
+            f"{name}:{line}",
+            f"byte {error.start} (0x{data[error.start]:02x}) is not UTF-8",
+            "a text file in UTF-8",
+            f"iconv -f ITS_ENCODING -t UTF-8 {name} > utf8_{path.name}",
+        ) from None
 
 
 @dataclass
@@ -137,7 +152,9 @@ class StrictJSON:
         self._decoder = json.JSONDecoder(object_pairs_hook=self._map, parse_constant=self._constant)
 
     def value_at(self, text: str, start: int) -> tuple[Any, int]:
-        """The value that begins at `start`, and where it ends. Raises ValueError (of which JSONDecodeError has a position)."""
+        """The value that begins at `start`, and where it ends. Raises ValueError (of which JSONDecodeError has a
+        position).
+        """
         self.faults.clear()
         try:
             return self._decoder.raw_decode(text, start)
@@ -167,12 +184,14 @@ def _row(value: Any, name: str, number: int, line: int | None, parser: StrictJSO
         found, expected = parser.faults[0]
         return BadRow(place, "", found, expected, raw=raw)
     if not isinstance(value, dict):
-        return BadRow(place, "", excerpt(value), "a map in braces: {\"key\": \"value\"}", raw=raw)
+        return BadRow(place, "", excerpt(value), 'a map in braces: {"key": "value"}', raw=raw)
     return Row(value, name, number, line)
 
 
 def jsonl_rows(text: str, name: str) -> Iterator[Row | BadRow]:
-    """One record a line. Lines end at a line feed only: other line separators may stand inside JSON texts. Blank lines are no records."""
+    """One record a line. Lines end at a line feed only: other line separators may stand inside JSON texts. Blank lines
+    are no records.
+    """
     parser = StrictJSON()
     for number, line in enumerate(text.split("\n"), start=1):
         if not (line := line.strip(" \t\r")):
@@ -209,7 +228,9 @@ def json_array_rows(text: str, name: str) -> Iterator[Row | BadRow]:
     position = _skip(text, position + 1) if in_array else position
 
     def broken(reason: str, at: int) -> UserError:
-        return UserError(f"{name}:{text.count(chr(10), 0, at) + 1}", f"broken JSON: {reason}", "a JSON array of maps: [{...}, {...}]")
+        return UserError(
+            f"{name}:{text.count(chr(10), 0, at) + 1}", f"broken JSON: {reason}", "a JSON array of maps: [{...}, {...}]"
+        )
 
     while position < len(text) and text[position] != "]":
         number += 1
@@ -231,7 +252,9 @@ def json_array_rows(text: str, name: str) -> Iterator[Row | BadRow]:
             if text[position : position + 1] == "]":
                 raise broken("a comma before ]", position)
         elif text[position : position + 1] != "]":
-            raise broken("a comma or ] is missing" if position < len(text) else "the file ends inside the array", position)
+            raise broken(
+                "a comma or ] is missing" if position < len(text) else "the file ends inside the array", position
+            )
     if position >= len(text):
         raise broken("the file ends inside the array", position)
     if _skip(text, position + 1) < len(text):
@@ -250,7 +273,9 @@ def csv_rows(text: str, name: str, delimiter: str) -> Iterator[Row | BadRow]:
     Raises:
         UserError: no header, or a column that stands in it twice.
     """
-    before = csv.field_size_limit(len(text) + 1)  # the default cuts long texts off with an error; the limit is global, so it is put back
+    before = csv.field_size_limit(
+        len(text) + 1
+    )  # the default cuts long texts off with an error; the limit is global, so it is put back
     try:
         records = list(_csv_records(text, name, delimiter))
     finally:
@@ -264,7 +289,13 @@ def csv_rows(text: str, name: str, delimiter: str) -> Iterator[Row | BadRow]:
         if isinstance(record, BadRow):
             yield record
         elif len(record) != len(header):
-            yield BadRow(f"{name}:{line}", "", f"{len(record)} fields", f"{len(header)} fields: {excerpt(header)}", "put texts with commas or line ends into quotes")
+            yield BadRow(
+                f"{name}:{line}",
+                "",
+                f"{len(record)} fields",
+                f"{len(header)} fields: {excerpt(header)}",
+                "put texts with commas or line ends into quotes",
+            )
         else:
             yield Row(dict(zip(header, record, strict=True)), name, line)
 
@@ -278,7 +309,12 @@ def _csv_records(text: str, name: str, delimiter: str) -> Iterator[tuple[int, li
         except StopIteration:
             return
         except csv.Error as error:
-            yield line, BadRow(f"{name}:{line}", "", f"broken CSV: {error}", "texts with quotes, commas or line ends in quotes")
+            yield (
+                line,
+                BadRow(
+                    f"{name}:{line}", "", f"broken CSV: {error}", "texts with quotes, commas or line ends in quotes"
+                ),
+            )
             continue
         if record:
             yield line, record
@@ -301,7 +337,9 @@ def parquet_rows(path: Path, name: str) -> Iterator[Row | BadRow]:
                     number += 1
                     yield Row(values, name, number)
     except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(name, f"no readable Parquet file: {str(error).splitlines()[0][:120]}", "a whole Parquet file") from None
+        raise UserError(
+            name, f"no readable Parquet file: {str(error).splitlines()[0][:120]}", "a whole Parquet file"
+        ) from None
 
 
 def hub_dataset(file: DataFile) -> Any:
@@ -319,12 +357,22 @@ def hub_dataset(file: DataFile) -> Any:
     try:
         return load_dataset(name, file.subset, split=file.split)
     except (DatasetNotFoundError, FileNotFoundError) as error:
-        raise UserError(file.path, f"there is no such data set: {_first_line(error)}", "hf:org/name, or a local file without hf:") from None
+        raise UserError(
+            file.path, f"there is no such data set: {_first_line(error)}", "hf:org/name, or a local file without hf:"
+        ) from None
     except (OfflineModeIsEnabled, ConnectionError, HfHubHTTPError) as error:
-        raise EnvironmentProblem(file.path, f"the hub cannot be reached: {_first_line(error)}", "a connection, or a local file",
-                                 "luthier download fetches ahead of time") from None
+        raise EnvironmentProblem(
+            file.path,
+            f"the hub cannot be reached: {_first_line(error)}",
+            "a connection, or a local file",
+            "luthier download fetches ahead of time",
+        ) from None
     except (DatasetsError, ValueError) as error:
-        raise UserError(file.path, f"cannot be read (subset {file.subset}, split {file.split}): {_first_line(error)}", "an existing subset and split") from None
+        raise UserError(
+            file.path,
+            f"cannot be read (subset {file.subset}, split {file.split}): {_first_line(error)}",
+            "an existing subset and split",
+        ) from None
 
 
 def _first_line(error: Exception) -> str:

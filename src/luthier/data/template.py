@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -42,11 +43,19 @@ class Request:
 class Template:
     """A chat template: its source, where it is from, and rendering.
 
-    `source` is what the tokenizer or file holds; `saved_source` the same without generation marks, which other programs do not
-    know, and what is saved with a model. `begin`, `end` and `cut` are private marks that no data can hold.
+    `source` is what the tokenizer or file holds; `saved_source` the same without generation marks, which other programs
+    do not know, and what is saved with a model. `begin`, `end` and `cut` are private marks that no data can hold.
     """
 
-    def __init__(self, source: str, origin: str, special_tokens: Mapping[str, str], *, from_file: bool = False, clock: str = CLOCK) -> None:
+    def __init__(
+        self,
+        source: str,
+        origin: str,
+        special_tokens: Mapping[str, str],
+        *,
+        from_file: bool = False,
+        clock: str = CLOCK,
+    ) -> None:
         self.source = source
         self.origin = origin
         self.from_file = from_file
@@ -72,21 +81,36 @@ class Template:
             try:
                 return cls(path.read_text(encoding="utf-8"), spec, special, from_file=True)
             except (OSError, UnicodeDecodeError) as error:
-                raise UserError(f"data.chat_template: {spec}", f"cannot be read: {getattr(error, 'strerror', None) or error}", "auto, or a Jinja file in UTF-8") from None
+                raise UserError(
+                    f"data.chat_template: {spec}",
+                    f"cannot be read: {getattr(error, 'strerror', None) or error}",
+                    "auto, or a Jinja file in UTF-8",
+                ) from None
         source = tokenizer.chat_template
         if isinstance(source, Mapping):
             if "default" not in source:
-                raise UserError("data.chat_template", f"the tokenizer has templates named {', '.join(source)}, none named default", "one template", FIX)
+                raise UserError(
+                    "data.chat_template",
+                    f"the tokenizer has templates named {', '.join(source)}, none named default",
+                    "one template",
+                    FIX,
+                )
             source = source["default"]
         if not source:
-            raise UserError("data.chat_template", "the model's tokenizer has no chat template (a base model has none)", "a template",
-                            "data.chat_template=FILE.jinja, or format: text for data without roles")
+            raise UserError(
+                "data.chat_template",
+                "the model's tokenizer has no chat template (a base model has none)",
+                "a template",
+                "data.chat_template=FILE.jinja, or format: text for data without roles",
+            )
         return cls(source, "the tokenizer", special)
 
     @property
     def fingerprint(self) -> str:
         """A hash of everything that decides what is rendered."""
-        return hashlib.sha256(json.dumps([self.source, self.clock, self.special_tokens], sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(
+            json.dumps([self.source, self.clock, self.special_tokens], sort_keys=True).encode()
+        ).hexdigest()
 
     def render(self, requests: Sequence[Request]) -> list[str | UserError]:
         """The text of each request, or the error in its place.
@@ -96,8 +120,11 @@ class Template:
         """
         process = self._started()
         lines = [
-            {"messages": [{"role": role, "content": content} for role, content in request.messages],
-             "add_generation_prompt": request.add_generation_prompt, "template": "marked" if request.marked else "plain"}
+            {
+                "messages": [{"role": role, "content": content} for role, content in request.messages],
+                "add_generation_prompt": request.add_generation_prompt,
+                "template": "marked" if request.marked else "plain",
+            }
             for request in requests
         ]
         answers = self._ask(process, lines, BATCH_LIMIT_S)
@@ -105,13 +132,17 @@ class Template:
 
     def render_one(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
         """The text of one conversation. Raises UserError as the template does."""
-        (text,) = self.render([Request(tuple((message.role, message.content) for message in messages), add_generation_prompt)])
+        (text,) = self.render(
+            [Request(tuple((message.role, message.content) for message in messages), add_generation_prompt)]
+        )
         if isinstance(text, UserError):
             raise text
         return text
 
     def unmark(self, text: str) -> tuple[str, list[tuple[int, int]], list[int]]:
-        """A marked text without its marks, the spans between begin and end, and the places of the cuts (character offsets)."""
+        """A marked text without its marks, the spans between begin and end, and the places of the cuts (character
+        offsets).
+        """
         pieces, spans, cuts, opened, length = [], [], [], [0], 0
         for index, piece in enumerate(self.marks.split(text)):
             if index % 2 == 0:
@@ -140,24 +171,43 @@ class Template:
     def _started(self) -> subprocess.Popen[str]:
         if self._process is not None:
             return self._process
-        # -P: the script's own folder stays out of the import path. A session of its own: ctrl-c reaches the parent only.
-        process = subprocess.Popen([sys.executable, "-P", str(SANDBOX)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                                   text=True, encoding="utf-8", start_new_session=True)
+        # -P: the script's own folder stays out of the import path. Its own session: ctrl-c reaches the parent only.
+        process = subprocess.Popen(
+            [sys.executable, "-P", str(SANDBOX)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            encoding="utf-8",
+            start_new_session=True,
+        )
         self._process = process
         weakref.finalize(self, _end, process)
-        setup = {"sources": {"marked": self.source, "plain": self.saved_source}, "clock": self.clock, "special_tokens": self.special_tokens,
-                 "begin": self.begin, "end": self.end, "memory_bytes": MEMORY_BYTES}
+        setup = {
+            "sources": {"marked": self.source, "plain": self.saved_source},
+            "clock": self.clock,
+            "special_tokens": self.special_tokens,
+            "begin": self.begin,
+            "end": self.end,
+            "memory_bytes": MEMORY_BYTES,
+        }
         answer = self._ask(process, setup, START_LIMIT_S)
         if "error" in answer:
             self.close()
-            raise UserError(f"{self.origin}:{answer['line']}" if self.from_file else f"chat template of {self.origin}, line {answer['line']}",
-                            f"no Jinja template: {answer['error']}", "a chat template", FIX)
+            raise UserError(
+                f"{self.origin}:{answer['line']}"
+                if self.from_file
+                else f"chat template of {self.origin}, line {answer['line']}",
+                f"no Jinja template: {answer['error']}",
+                "a chat template",
+                FIX,
+            )
         return process
 
     def _ask(self, process: subprocess.Popen[str], value: Any, limit_s: float) -> Any:
         """Sends one line and waits for one."""
-        assert process.stdin is not None
-        assert process.stdout is not None
+        if process.stdin is None or process.stdout is None:
+            raise RuntimeError("the template's process was started without pipes")
         late = threading.Event()
 
         def stop() -> None:
@@ -181,7 +231,12 @@ class Template:
         return json.loads(line)
 
     def _failed(self, reason: str) -> UserError:
-        return UserError(f"chat template of {self.origin}" if not self.from_file else self.origin, reason, "a template that renders these messages", FIX)
+        return UserError(
+            f"chat template of {self.origin}" if not self.from_file else self.origin,
+            reason,
+            "a template that renders these messages",
+            FIX,
+        )
 
 
 def _as_plain_block(match: re.Match[str]) -> str:
@@ -193,10 +248,8 @@ def _as_plain_block(match: re.Match[str]) -> str:
 def _end(process: subprocess.Popen[str]) -> None:
     for pipe in (process.stdin, process.stdout):
         if pipe is not None:
-            try:
+            with contextlib.suppress(BrokenPipeError):
                 pipe.close()
-            except BrokenPipeError:
-                pass
     try:
         process.wait(timeout=2)
     except subprocess.TimeoutExpired:

@@ -15,6 +15,7 @@ import numpy as np
 
 from luthier.config import RunConfig, build, normalise
 from luthier.config_yaml import parse_yaml
+from luthier.demo.requests import Pair
 from luthier.errors import UserError
 from luthier.statistics import bootstrap_ratio, wilson
 
@@ -46,6 +47,37 @@ class Figures:
     fields: Share
 
 
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What the demo is held to, on one set of requests."""
+
+    exact: float
+    fields: float | None
+
+
+BASE_MOST_EXACT = 0.05
+TARGETS = {"unseen values": Target(0.70, 0.95), "unseen phrasings": Target(0.55, None)}
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One set of requests, answered by both models."""
+
+    name: str
+    pairs: list[Pair]
+    before: list[str]
+    after: list[str]
+    base: Figures
+    tuned: Figures
+
+    @property
+    def met(self) -> bool:
+        """Whether every target of this set is reached."""
+        target = TARGETS[self.name]
+        return (self.base.exact.value <= BASE_MOST_EXACT and self.tuned.exact.value >= target.exact
+                and (target.fields is None or self.tuned.fields.value >= target.fields))
+
+
 def strip_fences(answer: str) -> str:
     """The text between ``` fences where an answer has them, else the whole."""
     before, fence, rest = answer.partition("```")
@@ -73,19 +105,23 @@ def read_config(answer: str) -> RunConfig | None:
 
 
 def leaves(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Every value of a tree by its dotted path, after luthier's own shorthands are written out."""
+    """Every value of a tree by its dotted path, after luthier's own shorthands are written out and its default kinds filled in."""
     out: dict[str, Any] = {}
 
     def walk(node: Any, path: str) -> None:
-        items = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, (list, tuple)) else None
-        if items is None:
+        if not isinstance(node, (Mapping, list, tuple)):
             out[path] = node
             return
-        for key, value in items:
+        for key, value in node.items() if isinstance(node, Mapping) else enumerate(node):
             walk(value, f"{path}.{key}" if path else str(key))
 
     walk(normalise(tree), "")
     return out
+
+
+def _written(tree: Mapping[str, Any], found: Mapping[str, Any]) -> set[str]:
+    """The leaves that stand in the tree itself: a section that was filled in whole by default is not counted."""
+    return {path for path in found if path.partition(".")[0] in tree}
 
 
 def judge(reference: str, answer: str) -> Verdict:
@@ -94,15 +130,16 @@ def judge(reference: str, answer: str) -> Verdict:
     Raises:
         UserError: the reference itself is no configuration.
     """
-    wanted = build(parse_yaml(reference, "reference"))
-    expected = leaves(parse_yaml(reference, "reference").tree)
+    wanted_tree = parse_yaml(reference, "reference").tree
+    wanted = leaves(wanted_tree)
+    reference_config = build(parse_yaml(reference, "reference"))
     tree = read_tree(answer)
     if tree is None:
-        return Verdict(False, 0, len(expected))
+        return Verdict(False, 0, len(_written(wanted_tree, wanted)))
     found = leaves(tree)
-    paths = expected.keys() | found.keys()
-    right = sum(path in expected and path in found and _same(expected[path], found[path]) for path in paths)
-    return Verdict(read_config(answer) == wanted, right, len(paths))
+    paths = _written(wanted_tree, wanted) | _written(tree, found)
+    right = sum(path in wanted and path in found and _same(wanted[path], found[path]) for path in paths)
+    return Verdict(read_config(answer) == reference_config, right, len(paths))
 
 
 def _same(left: Any, right: Any) -> bool:

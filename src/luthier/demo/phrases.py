@@ -144,10 +144,6 @@ SEEN = Phrasing(
             "alpha {v}|an alpha of {v}|lora_alpha {v}|LoRA alpha {v}|alpha={v}",
             "Set alpha to {v}|Use an alpha of {v}|Alpha should be {v}|lora_alpha is {v}|Take alpha {v}",
             "alpha {v}|alpha={v}|a={v}|lora_alpha {v}|a {v}"),
-        "dropout": _clause(
-            "dropout {v}|a dropout of {v}|LoRA dropout {v}|{v} dropout|dropout at {v}",
-            "Set dropout to {v}|Use a dropout of {v}|Dropout should be {v}|Add dropout of {v}|I want {v} dropout",
-            "dropout {v}|dropout={v}|drop {v}|do {v}|dropout: {v}"),
         "epochs": _clause(
             "{v} epochs|for {v} epochs|{v} passes over the data|{v} epochs of training|epochs = {v}|{v} rounds through the data",
             "Train for {v} epochs|Do {v} epochs|Go over the data {v} times|{v} epochs are enough|Run it for {v} epochs|Make {v} passes",
@@ -176,22 +172,6 @@ SEEN = Phrasing(
             "Hold out {v}|Keep {v} for evaluation|Use {v} of the data for eval|Set {v} aside for validation|Evaluate on {v} of the rows|"
             "Keep {v} of the rows back for testing",
             "eval {v}|{v} eval|val {v}|{v} held out|holdout {v}|{v} validation|test {v}"),
-        "dtype=bfloat16": _clause("bf16|bfloat16|bf16 precision|in bf16", "Use bf16|Compute in bfloat16|Run it in bf16", "bf16|bfloat16|dtype bf16"),
-        "dtype=float16": _clause("fp16|float16|half precision (fp16)|in fp16", "Use fp16|Compute in float16|Run it in fp16", "fp16|float16|dtype fp16"),
-        "dtype=float32": _clause("fp32|float32|full fp32 precision|in fp32", "Use fp32|Compute in float32|Run it in fp32", "fp32|float32|dtype fp32"),
-        "scheduler=linear": _clause(
-            "a linear schedule|linear decay|a linear lr schedule|the linear scheduler",
-            "Use a linear schedule|Let the learning rate fall linearly|The schedule is linear", "linear|linear schedule|sched linear|linear decay"),
-        "scheduler=cosine": _clause(
-            "a cosine schedule|cosine decay|a cosine lr schedule|the cosine scheduler",
-            "Use a cosine schedule|The schedule is cosine|Decay the learning rate by a cosine", "cosine|cosine schedule|sched cosine|cosine decay"),
-        "scheduler=constant": _clause(
-            "a constant schedule|a constant learning rate|no decay of the lr|the constant scheduler",
-            "Use a constant schedule|Keep the learning rate constant|Do not decay the learning rate",
-            "constant|constant lr|sched constant|constant schedule"),
-        "report_to": _clause(
-            "logging to {v}|{v} logging|reports to {v}|metrics in {v}|{v} tracking",
-            "Log to {v}|Report to {v}|Send the metrics to {v}|I want to see it in {v}|Track it with {v}", "{v}|log {v}|report {v}|log to {v}|{v} logging"),
         "seed": _clause(
             "seed {v}|a seed of {v}|random seed {v}|seed={v}|the seed at {v}",
             "Set the seed to {v}|Use seed {v}|The random seed is {v}|Seed it with {v}|Take {v} as seed", "seed {v}|seed={v}|seed: {v}|s={v}"),
@@ -255,58 +235,42 @@ UNSEEN = Phrasing(
             "QLoRA to save memory|the frozen part squeezed into four bits (QLoRA)|weights kept in 4-bit nf4",
             "My GPU is small, hence QLoRA|QLoRA would be my choice|The frozen weights belong in 4 bit", "via QLoRA|quant 4bit|nf4 base"),
         "method=int8": _clause(
-            "the frozen part squeezed into 8 bit|weights kept as int8|8-bit loading",
-            "The frozen weights belong in 8 bit|8-bit loading would be my choice|An int8 base is what fits here", "quant 8bit|int8 base|via 8-bit"),
+            "the frozen part squeezed into 8 bit|weights kept as int8|loading of the base as 8-bit",
+            "The frozen weights belong in 8 bit|8-bit loading would be my choice|An int8 base is what fits here", "quant 8bit|int8 base|eight-bit base"),
         "method=full": _clause(
             "full-parameter training|the complete set of weights updated|tuning of all the parameters (full)",
             "I do not want adapters but full training|The complete model gets trained, all weights|Full-parameter training would be my choice",
             "full-parameter|complete weights (full)|everything trained, full"),
         "rank": _clause(
             "the rank fixed at {v}|matrices of rank {v}|{v} for the rank",
-            "For the rank I have {v} in mind|Adapters get rank {v}|We settled on a rank equal to {v}", "rank:{v}|R = {v}|{v} as rank"),
+            "For the rank I have {v} in mind|Adapters get rank {v}|We settled on a rank equal to {v}", "as rank: {v}|adapter size (rank) {v}|{v} as rank"),
         "alpha": _clause(
             "the alpha fixed at {v}|{v} for alpha|a scaling alpha equal to {v}",
-            "For alpha I have {v} in mind|The scaling alpha equals {v}|We settled on {v} for alpha", "alpha:{v}|ALPHA = {v}|{v} as alpha"),
-        "dropout": _clause(
-            "the dropout fixed at {v}|{v} for dropout|adapter dropout equal to {v}",
-            "For dropout I have {v} in mind|Adapters drop out with {v} dropout|We settled on {v} for dropout", "dropout = {v}|{v} as dropout|adapter dropout {v}"),
+            "For alpha I have {v} in mind|The scaling alpha equals {v}|We settled on {v} for alpha", "as alpha: {v}|alpha (scale): {v}|{v} as alpha"),
         "epochs": _clause(
             "the number of epochs fixed at {v}|a total of {v} epochs|every row seen {v} times",
-            "It should see each row {v} times|Altogether that makes {v} epochs|I have {v} epochs in mind", "{v} full epochs|num epochs = {v}|{v}x epochs"),
+            "It should see each row {v} times|Altogether that makes {v} epochs|I have {v} epochs in mind", "whole epochs: {v}|epoch count {v}|{v} epochs in sum"),
         "max_steps": _clause(
-            "a cap of {v} steps|the number of steps fixed at {v}|not a step beyond {v} steps",
-            "Altogether that makes {v} steps|There is a cap of {v} steps|Once {v} steps are done it should end", "cap {v} steps|{v} updates (steps)|end after {v} steps"),
+            "the run capped at {v} steps|the number of steps fixed at {v}|not a step beyond {v} steps",
+            "Altogether that makes {v} steps|There is a cap of {v} steps|Once {v} steps are done it should end", "steps capped ({v})|{v} updates (steps)|end after {v} steps"),
         "learning_rate": _clause(
-            "the learning rate fixed at {v}|{v} for the learning rate|a peak lr equal to {v}",
+            "the learning rate fixed at {v}|an initial learning rate being {v}|a peak lr equal to {v}",
             "For the learning rate I have {v} in mind|Its learning rate peaks at {v}|We settled on {v} for the lr",
-            "{v} as lr|learning-rate = {v}|peak lr {v}"),
+            "{v} as lr|initial learning rate is {v}|rate of learning {v}"),
         "batch": _clause(
             "the batch size fixed at {v}|{v} rows per batch|{v} for the batch size",
             "For the batch size I have {v} in mind|Each batch holds {v} rows|We settled on {v} rows per batch", "{v} per batch|batchsize = {v}|{v} rows/batch"),
         "length": _clause(
             "sequences no longer than {v} tokens|the length capped at {v} tokens|a context of {v} tokens",
             "Nothing may be longer than {v} tokens|Sequences end at {v} tokens|The longest row may have {v} tokens",
-            "seq len = {v}|cap {v} tokens|ctx {v} tokens"),
+            "seq len = {v}|tokens capped ({v})|ctx {v}"),
         "held_out": _clause(
-            "{v} kept unseen for checking|a validation part of {v}|{v} reserved for evaluation",
+            "{v} kept unseen for checking|a validation part of {v}|{v} reserved to evaluate it",
             "I need {v} reserved for validation|Training must not touch {v}, which is for evaluation|Reserve {v} to measure how it does",
             "reserve {v} for eval|valid = {v}|{v} as eval set"),
-        "dtype=bfloat16": _clause("bf16 numbers|arithmetic in bfloat16", "The numbers are to be bf16|My card likes bfloat16", "prec bf16|precision = bfloat16"),
-        "dtype=float16": _clause("fp16 numbers|arithmetic in float16", "The numbers are to be fp16|My card likes float16", "prec fp16|precision = float16"),
-        "dtype=float32": _clause("fp32 numbers|arithmetic in float32", "The numbers are to be fp32|My machine likes float32", "prec fp32|precision = float32"),
-        "scheduler=linear": _clause(
-            "the rate going down linearly|linear as its lr schedule", "Linear decay is what I like|Its schedule ought to be linear", "lr goes linear|schedule = linear"),
-        "scheduler=cosine": _clause(
-            "the rate following a cosine|cosine as its lr schedule", "Cosine decay is what I like|Its schedule ought to be cosine", "lr goes cosine|schedule = cosine"),
-        "scheduler=constant": _clause(
-            "the rate staying constant|constant as its lr schedule", "A constant rate is what I like|Its schedule ought to be constant",
-            "lr stays constant|schedule = constant"),
-        "report_to": _clause(
-            "curves shown in {v}|{v} as tracker|everything logged with {v}",
-            "The curves belong in {v}|We look at our runs in {v}|Have it tracked by {v}", "tracker {v}|curves in {v}|tracking = {v}"),
         "seed": _clause(
-            "{v} for the seed|the seed fixed at {v}|randomness seeded by {v}",
-            "For the seed I have {v} in mind|Its seed equals {v}|Randomness starts from seed {v}", "{v} as seed|rng seed {v}|SEED = {v}"),
+            "{v} for the seed|every draw seeded with {v}|randomness seeded by {v}",
+            "For the seed I have {v} in mind|Its seed equals {v}|Randomness starts from seed {v}", "seeding by {v}|rng seeded {v}|seeded with {v}"),
         "output": _clause(
             "{v} as the place for the outcome|the folder {v} for the output|all files landing in {v}",
             "Please leave the outcome in {v}|All files should land in {v}|You will find room in {v} for the output",

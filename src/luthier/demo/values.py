@@ -26,7 +26,6 @@ class Values:
     max_steps: tuple[str, ...]
     rank: tuple[str, ...]
     alpha: tuple[str, ...]
-    dropout: tuple[str, ...]
     learning_rate: tuple[str, ...]
     batch: tuple[str, ...]
     length: tuple[str, ...]
@@ -55,11 +54,10 @@ SEEN = Values(
     folders=_split("data data/raw corpus sets ./data"),
     outputs=_split("runs/first runs/a out/test runs/tickets-v1 out runs/try2 experiments/lora1 results/week3 runs/night models/out "
                    "runs/baseline output/run5 tmp/run exp/b runs/2024-05 runs/small-one my_run adapters/fr"),
-    epochs=_split("1 2 3 4 5 8 10 1.5 12 one two three four five ten"),
+    epochs=_split("1 2 3 4 5 8 10 1.5 one two three four five ten"),
     max_steps=_split("50 60 100 120 200 250 300 400 500 600 800 1000 1500 2000 3000 5000 10000"),
     rank=_split("2 4 8 10 16 20 32 64 128"),
     alpha=_split("4 8 10 16 20 32 64 128 256"),
-    dropout=_split("0.01 0.05 0.1 0.15 0.2 0.04"),
     learning_rate=_split("1e-4 2e-4 3e-4 5e-4 1e-3 2e-3 1e-5 2e-5 3e-5 5e-5 5e-6 8e-5 1.5e-4 2.5e-4 0.0001 0.0002 0.0005 0.001 "
                          "0.00002 0.00005 0.0003 0.002"),
     batch=_split("1 4 8 12 16 20 24 32 48 64 128 256"),
@@ -86,7 +84,6 @@ UNSEEN = Values(
     max_steps=_split("75 150 350 450 640 700 900 1200 2500 4000 7500"),
     rank=_split("6 12 24 40 48 96 256"),
     alpha=_split("6 12 24 40 48 96 512"),
-    dropout=_split("0.02 0.03 0.07 0.08 0.12 0.25"),
     learning_rate=_split("4e-4 6e-4 7e-5 4e-5 6e-5 8e-4 3e-3 9e-5 1.2e-4 4e-6 7e-4 0.0004 0.0006 0.003 0.00007"),
     batch=_split("2 6 10 18 36 40 72 96 512"),
     length=_split("384 640 900 1280 1800 2560 6000 10000 16384"),

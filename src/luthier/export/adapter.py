@@ -36,7 +36,9 @@ class Adapter:
         shutil.copyfile(parts.adapter / WEIGHTS, folder / WEIGHTS)
         settings = json.loads((parts.adapter / CONFIG).read_text(encoding="utf-8"))
         settings["base_model_name_or_path"] = parts.base_name
-        (folder / CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+        (folder / CONFIG).write_text(
+            json.dumps(settings, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
         parts.tokenizer.chat_template = parts.template
         parts.tokenizer.save_pretrained(folder)
 

@@ -50,7 +50,9 @@ class Merged:
             config.eos_token_id = list(parts.stop_ids)
         if config.pad_token_id is None:
             config.pad_token_id = parts.tokenizer.pad_token_id
-        if not config.do_sample:  # some models carry sampling settings for greedy decoding, which transformers refuses to save
+        if (
+            not config.do_sample
+        ):  # some models carry sampling settings for greedy decoding, which transformers refuses to save
             config.temperature = config.top_p = config.top_k = None
         return config
 

@@ -17,7 +17,9 @@ PAIRED = frozenset({"chosen", "rejected"})
 class BadRow(UserError):
     """A row that cannot be used: where it stands, which field, what was found and what was expected."""
 
-    def __init__(self, row: str, field: str, found: str, expected: str = "", fix: str = "", raw: str | None = None) -> None:
+    def __init__(
+        self, row: str, field: str, found: str, expected: str = "", fix: str = "", raw: str | None = None
+    ) -> None:
         super().__init__(f"{row}  {field}" if field else row, found, expected, fix)
         self.row = row
         self.field = field
@@ -36,7 +38,12 @@ def text_of(row: Row, values: Mapping[str, Any], key: str, field: str = "", *, r
     if value is None:
         if not required:
             return ""
-        raise BadRow(row.place, field, "null" if key in values else f"missing; the keys are {excerpt(sorted(map(str, values)))}", "text")
+        raise BadRow(
+            row.place,
+            field,
+            "null" if key in values else f"missing; the keys are {excerpt(sorted(map(str, values)))}",
+            "text",
+        )
     if not isinstance(value, str):
         raise BadRow(row.place, field, f"{excerpt(value)} ({_kind(value)})", "text in quotes")
     if "\0" in value:
@@ -45,8 +52,12 @@ def text_of(row: Row, values: Mapping[str, Any], key: str, field: str = "", *, r
         try:
             value.encode()
         except UnicodeEncodeError as error:
-            raise BadRow(row.place, field, f"half of a surrogate pair (\\u{ord(value[error.start]):04x}) at character {error.start}",
-                         "whole characters") from None
+            raise BadRow(
+                row.place,
+                field,
+                f"half of a surrogate pair (\\u{ord(value[error.start]):04x}) at character {error.start}",
+                "whole characters",
+            ) from None
     return value
 
 
@@ -73,14 +84,19 @@ def role_of(row: Row, value: object, field: str, known: Mapping[str, Role]) -> R
     raise BadRow(row.place, field, excerpt(value), " | ".join(known), near)
 
 
-def turns_of(row: Row, value: object, field: str, *, role_key: str, text_key: str, known: Mapping[str, Role], train: bool = True) -> list[Message]:
-    """A list of {role_key, text_key} maps as messages. A map may say `train: false`, or `weight: 0` as OpenAI's files do.
+def turns_of(
+    row: Row, value: object, field: str, *, role_key: str, text_key: str, known: Mapping[str, Role], train: bool = True
+) -> list[Message]:
+    """A list of {role_key, text_key} maps as messages. A map may say `train: false`, or `weight: 0` as OpenAI's files
+    do.
 
     Raises:
         BadRow: the value is no such list, or one of its parts is wrong.
     """
     if not isinstance(value, (list, tuple)):
-        raise BadRow(row.place, field, f"{excerpt(value)} ({_kind(value)})", f"a list of {{{role_key}, {text_key}}} maps")
+        raise BadRow(
+            row.place, field, f"{excerpt(value)} ({_kind(value)})", f"a list of {{{role_key}, {text_key}}} maps"
+        )
     if not value:
         raise BadRow(row.place, field, "an empty list", "at least a user's and an assistant's message")
     messages = []
@@ -90,9 +106,16 @@ def turns_of(row: Row, value: object, field: str, *, role_key: str, text_key: st
             raise BadRow(row.place, place, f"{excerpt(item)} ({_kind(item)})", f"a map with {role_key} and {text_key}")
         for key in ("tool_calls", "function_call"):
             if item.get(key):
-                raise BadRow(row.place, f"{place}.{key}", excerpt(item[key]), "plain text: calls of tools cannot be trained yet")
+                raise BadRow(
+                    row.place, f"{place}.{key}", excerpt(item[key]), "plain text: calls of tools cannot be trained yet"
+                )
         if role_key not in item:
-            raise BadRow(row.place, f"{place}.{role_key}", f"missing; the keys are {excerpt(sorted(map(str, item)))}", " | ".join(known))
+            raise BadRow(
+                row.place,
+                f"{place}.{role_key}",
+                f"missing; the keys are {excerpt(sorted(map(str, item)))}",
+                " | ".join(known),
+            )
         role = role_of(row, item[role_key], f"{place}.{role_key}", known)
         text = text_of(row, item, text_key, f"{place}.{text_key}")
         messages.append(Message(role, text, train and _trains(row, item, place)))
@@ -111,34 +134,53 @@ def no_tools(row: Row) -> None:
     """Refuses a row that offers tools: its template would have to show them, and an unseen tool is a wrong lesson."""
     tools = row.values.get("tools")
     if tools and tools not in ("[]", "{}"):
-        raise BadRow(row.place, "tools", excerpt(tools), "no tools: they cannot be rendered yet", "leave these rows out")
+        raise BadRow(
+            row.place, "tools", excerpt(tools), "no tools: they cannot be rendered yet", "leave these rows out"
+        )
 
 
 def checked(row: Row, messages: list[Message], field: str) -> tuple[Message, ...]:
     """The messages, if their order is one that a chat template can show; empty system messages are left out.
 
-    The order: at most one system message, first; then a user's message and an assistant's in turn (tool results follow an
-    assistant's message, and an assistant's message follows them); the last is an assistant's. At least one is trained.
+    The order: at most one system message, first; then a user's message and an assistant's in turn (tool results follow
+    an assistant's message, and an assistant's message follows them); the last is an assistant's. At least one is
+    trained.
 
     Raises:
         BadRow: names the first message that breaks the order, or an empty one.
     """
-    after = {"": ("system", "user"), "system": ("user",), "user": ("assistant",), "assistant": ("user", "tool"), "tool": ("assistant", "tool")}
+    after = {
+        "": ("system", "user"),
+        "system": ("user",),
+        "user": ("assistant",),
+        "assistant": ("user", "tool"),
+        "tool": ("assistant", "tool"),
+    }
     previous, out = "", []
     for index, message in enumerate(messages):
         place = f"{field}[{index}]" if field else message.role
         if message.role == "system" and not message.content.strip() and not previous:
             continue
         if message.role not in after[previous]:
-            raise BadRow(row.place, place, f"a message of role {message.role}" + (f" after one of role {previous}" if previous else " at the start"),
-                         "one of role " + " or ".join(after[previous]))
+            raise BadRow(
+                row.place,
+                place,
+                f"a message of role {message.role}"
+                + (f" after one of role {previous}" if previous else " at the start"),
+                "one of role " + " or ".join(after[previous]),
+            )
         if not message.content.strip():
             reason = "an answer: an empty one trains only the stop token" if message.role == "assistant" else "text"
             raise BadRow(row.place, place, f"{excerpt(message.content)} (empty)", reason)
         out.append(message)
         previous = message.role
     if previous != "assistant":
-        raise BadRow(row.place, field, f"the last message has role {previous or 'none'}" if out else "no messages", "an assistant's message at the end")
+        raise BadRow(
+            row.place,
+            field,
+            f"the last message has role {previous or 'none'}" if out else "no messages",
+            "an assistant's message at the end",
+        )
     if not any(message.train for message in out if message.role == "assistant"):
         raise BadRow(row.place, field, "no assistant's message is trained", "at least one without train: false")
     return tuple(out)
@@ -146,7 +188,12 @@ def checked(row: Row, messages: list[Message], field: str) -> tuple[Message, ...
 
 def is_turns(value: object, role_key: str, text_key: str) -> bool:
     """Whether a value looks like a list of {role_key, text_key} maps."""
-    return isinstance(value, (list, tuple)) and bool(value) and isinstance(value[0], Mapping) and {role_key, text_key} <= set(value[0])
+    return (
+        isinstance(value, (list, tuple))
+        and bool(value)
+        and isinstance(value[0], Mapping)
+        and {role_key, text_key} <= set(value[0])
+    )
 
 
 def same_names() -> dict[str, Role]:
@@ -154,5 +201,12 @@ def same_names() -> dict[str, Role]:
 
 
 def _kind(value: object) -> str:
-    names = {"dict": "a map", "list": "a list", "int": "a number", "float": "a number", "bool": "true or false", "str": "text"}
+    names = {
+        "dict": "a map",
+        "list": "a list",
+        "int": "a number",
+        "float": "a number",
+        "bool": "true or false",
+        "str": "text",
+    }
     return names.get(type(value).__name__, type(value).__name__)

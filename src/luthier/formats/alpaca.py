@@ -14,7 +14,9 @@ __all__ = ["Alpaca"]
 
 
 class Alpaca:
-    """The request is `instruction` and `input` joined by a newline; `history` holds earlier [request, answer] pairs, trained too."""
+    """The request is `instruction` and `input` joined by a newline; `history` holds earlier [request, answer] pairs,
+    trained too.
+    """
 
     class Config(ComponentConfig):
         kind: Literal["alpaca"] = "alpaca"
@@ -30,7 +32,9 @@ class Alpaca:
         instruction = text_of(row, row.values, "instruction")
         addition = text_of(row, row.values, "input", required=False)
         request = "\n".join(part for part in (instruction, addition) if part)
-        answer = filled(row, text_of(row, row.values, "output"), "output", "an answer: an empty one trains only the stop token")
+        answer = filled(
+            row, text_of(row, row.values, "output"), "output", "an answer: an empty one trains only the stop token"
+        )
         messages = [Message("system", text_of(row, row.values, "system", required=False)), *self._history(row)]
         messages += [Message("user", filled(row, request, "instruction", "a request")), Message("assistant", answer)]
         return Conversation(checked(row, messages, ""), row.id)

@@ -24,9 +24,15 @@ class Messages:
     @classmethod
     def recognises(cls, columns: frozenset[str], first: Mapping[str, Any]) -> bool:
         """A true-or-false `label` beside the messages is feedback on them, not an answer to learn."""
-        return is_turns(first.get("messages"), "role", "content") and not columns & PAIRED and not isinstance(first.get("label"), bool)
+        return (
+            is_turns(first.get("messages"), "role", "content")
+            and not columns & PAIRED
+            and not isinstance(first.get("label"), bool)
+        )
 
     def parse(self, row: Row) -> Conversation:
         no_tools(row)
-        messages = turns_of(row, row.values.get("messages"), "messages", role_key="role", text_key="content", known=same_names())
+        messages = turns_of(
+            row, row.values.get("messages"), "messages", role_key="role", text_key="content", known=same_names()
+        )
         return Conversation(checked(row, messages, "messages"), row.id)

@@ -13,7 +13,7 @@ __all__ = ["PromptCompletion"]
 
 
 class PromptCompletion:
-    """As texts: a user's message and the answer. As lists: messages, of which only those of the completion are trained."""
+    """As texts: a user's message and the answer. As lists: messages; only those of the completion are trained."""
 
     class Config(ComponentConfig):
         kind: Literal["prompt_completion"] = "prompt_completion"
@@ -33,6 +33,13 @@ class PromptCompletion:
             before = turns_of(row, prompt, "prompt", role_key="role", text_key="content", known=known, train=False)
             answer = turns_of(row, completion, "completion", role_key="role", text_key="content", known=known)
             return Conversation(checked(row, before + answer, "prompt + completion"), row.id)
-        request = filled(row, text_of(row, row.values, "prompt"), "prompt", "a request (format text is for text without one)")
-        text = filled(row, text_of(row, row.values, "completion"), "completion", "an answer: an empty one trains only the stop token")
+        request = filled(
+            row, text_of(row, row.values, "prompt"), "prompt", "a request (format text is for text without one)"
+        )
+        text = filled(
+            row,
+            text_of(row, row.values, "completion"),
+            "completion",
+            "an answer: an empty one trains only the stop token",
+        )
         return Conversation((Message("user", request), Message("assistant", text)), row.id)

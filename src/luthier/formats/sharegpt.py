@@ -12,7 +12,13 @@ from luthier.types import Conversation, Message, Role, Row
 __all__ = ["ShareGPT"]
 
 NAMES: dict[str, Role] = {
-    "system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "tool": "tool", "observation": "tool",
+    "system": "system",
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "tool": "tool",
+    "observation": "tool",
 }
 
 
@@ -31,7 +37,9 @@ class ShareGPT:
 
     def parse(self, row: Row) -> Conversation:
         no_tools(row)
-        messages = turns_of(row, row.values.get("conversations"), "conversations", role_key="from", text_key="value", known=NAMES)
+        messages = turns_of(
+            row, row.values.get("conversations"), "conversations", role_key="from", text_key="value", known=NAMES
+        )
         system = text_of(row, row.values, "system", required=False)
         if system and messages[0].role != "system":
             return Conversation((Message("system", system), *checked(row, messages, "conversations")), row.id)

@@ -1,7 +1,7 @@
 """What a model's folder must hold, and what it must not, found out before any library reads it.
 
-Pickled weights and Python files can run code when they are loaded; a pointer of git-lfs, an empty file or a cut-off download
-would end in another library's traceback, or in wrong numbers. Each is named here, with its remedy.
+Pickled weights and Python files can run code when they are loaded; a pointer of git-lfs, an empty file or a cut-off
+download would end in another library's traceback, or in wrong numbers. Each is named here, with its remedy.
 """
 
 from __future__ import annotations
@@ -180,8 +180,10 @@ def no_weights(name: str, files: list[str], where: str) -> UserError:
             name,
             f"the weights in {where} are pickled ({pickled[0]}): loading them can run any code",
             "safetensors",
-            'another revision or copy with safetensors; or, where you trust the file: python -c "from transformers import '
-            f"AutoModelForCausalLM as M; M.from_pretrained('{where}').save_pretrained('converted')\", and copy the tokenizer's files",
+            "another revision or copy with safetensors; or, where you trust the file: python -c "
+            f"\"from transformers import AutoModelForCausalLM as M; M.from_pretrained('{where}')"
+            ".save_pretrained('converted')"
+            "\", and copy the tokenizer's files",
         )
     if ggufs := [file for file in files if file.endswith(".gguf")]:
         return UserError(

@@ -20,9 +20,10 @@ LAYOUT = 1
 """Raised when the conversion changes, so that older folders in a cache are not taken."""
 
 FLOAT32_PARAMETERS = 1_000_000_000
-"""Up to here the folder is float32, which holds scale * level + minimum exactly as the dequantization computed it. (bfloat16
-rounds two thirds of the values of a Q4_1 file, by up to 2^-9.) float32 costs disk, not memory: a file of 135 M parameters is 538 MB,
-loads as float32 by mapping (0.37 GB peak) and as bfloat16 in the same time. Above, bfloat16 keeps disk and time in bounds."""
+"""Up to here the folder is float32, which holds scale * level + minimum exactly as the dequantization computed it.
+(bfloat16 rounds two thirds of the values of a Q4_1 file, by up to 2^-9.) float32 costs disk, not memory: a file of
+135 M parameters is 538 MB, loads as float32 by mapping (0.37 GB peak) and as bfloat16 in the same time. Above, bfloat16
+keeps disk and time in bounds."""
 
 _MAGIC = b"GGUF"
 _SPLIT_COUNT = "split.count"
@@ -32,8 +33,8 @@ def convert(file: Path, say: Say) -> Path:
     """The transformers folder of a GGUF file: safetensors, tokenizer, chat template, generation config.
 
     Raises:
-        UserError: not a GGUF file, truncated, of an architecture that transformers cannot read, or with a tokenizer whose split
-            of text is not known.
+        UserError: not a GGUF file, truncated, of an architecture that transformers cannot read, or with a tokenizer
+            whose split of text is not known.
         EnvironmentProblem: the cache cannot be written.
     """
     digest = sha256(file)
@@ -159,7 +160,7 @@ def _architecture_errors(file: Path, header: dict[str, Any]) -> Iterator[None]:
     except (ValueError, KeyError, NotImplementedError) as error:
         raise UserError(
             str(file),
-            f"transformers cannot read this GGUF file (architecture {header['architecture']}): {excerpt(str(error), 200)}",
+            f"transformers cannot read it (architecture {header['architecture']}): {excerpt(str(error), 200)}",
             "an architecture and a quantization that it knows",
             "the model's safetensors",
         ) from error

@@ -1,7 +1,7 @@
 """Models of the Hugging Face hub: the right revision, only the files that are needed, and each of them whole.
 
-Mirrors, the token, offline mode, proxies and the cache are huggingface_hub's own settings. What it does not do is done here: say
-what is wrong and what to do, never fetch pickles or code, and check the hashes of what has arrived.
+Mirrors, the token, offline mode, proxies and the cache are huggingface_hub's own settings. What it does not do is done
+here: say what is wrong and what to do, never fetch pickles or code, and check the hashes of what has arrived.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ def is_name(text: str) -> bool:
 
 
 def is_wanted(file: str, trust_remote_code: bool) -> bool:
-    """Whether a file of a hub model is fetched: weights in safetensors, JSON, the tokenizer's files, templates; code if trusted."""
+    """Whether a file of a hub model is fetched: weights in safetensors, JSON, the tokenizer's files, templates; code
+    if trusted."""
     path = Path(file)
     if trust_remote_code and path.suffix == ".py":
         return True

@@ -1,4 +1,5 @@
-"""What was fetched from a hub, and that it is what the hub said: a partial or damaged file is found before it is used."""
+"""What was fetched from a hub, and that it is what the hub said: a partial or damaged file is found before it is
+used."""
 
 from __future__ import annotations
 
@@ -91,7 +92,7 @@ class Record:
                     f"hf:{self.name}: {file.name}",
                     f"{wrong}; the damaged file was removed",
                     "the file that the hub describes",
-                    f"luthier download hf:{self.name}; if it comes again, the mirror or proxy is at fault (HF_ENDPOINT)",
+                    f"luthier download hf:{self.name}; if it comes again, a mirror or proxy is at fault (HF_ENDPOINT)",
                 )
             self.stamps[file.name] = _stamp(path) or []
 

@@ -41,14 +41,17 @@ class Quantization(Protocol):
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """transformers without its progress bars, which would run through ours."""
+    """transformers without progress bars, which would run through ours, and without warnings of what is an error
+    here."""
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(verbosity)
         if shown:
             logging.enable_progress_bar()
 
@@ -76,7 +79,8 @@ def choose_dtype(name: str, device: torch.device | str) -> tuple[torch.dtype, st
 
 
 def _cpu_speed(dtype: torch.dtype) -> float:
-    """Seconds of one matrix product, the best of a few: an emulated type is 5 times slower or more, so noise cannot decide."""
+    """Seconds of one matrix product, the best of a few: an emulated type is 5 times slower or more, so noise cannot
+    decide."""
     tokens, inputs, outputs = _BENCH_SHAPE
     left, right = torch.ones(tokens, inputs, dtype=dtype), torch.ones(outputs, inputs, dtype=dtype)
     best = float("inf")
@@ -135,7 +139,8 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedT
 
 
 def check_vocabulary(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, where: str) -> None:
-    """Refuses a tokenizer with ids that the model has no embedding for: they would fail, or read another row, in training."""
+    """Refuses a tokenizer with ids that the model has no embedding for: they would fail, or read another row, in
+    training."""
     rows = getattr(config.get_text_config(), "vocab_size", None)
     vocabulary = tokenizer.get_vocab()
     if rows is None or not vocabulary:
@@ -197,6 +202,7 @@ def load_model(
                 local_files_only=True,
                 trust_remote_code=trust_remote_code,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are in the report, with their names, and are refused below
                 **options,
             )
     except ImportError as error:
@@ -249,13 +255,14 @@ def _refuse_misfits(report: dict[str, Any], name: str) -> None:
             )
     if errors := report.get("error_msgs"):
         raise UserError(
-            name, excerpt(str(list(errors)[0]), 200), "weights that fit the model", "download the model again"
+            name, excerpt(str(next(iter(errors))), 200), "weights that fit the model", "download the model again"
         )
 
 
 @torch.no_grad()
 def _refuse_non_finite(model: PreTrainedModel, name: str) -> None:
-    """A sum is finite only if every summand is (a quarter of the cost of looking at each); an overflowing sum is looked at again."""
+    """A sum is finite only if every summand is (a quarter of the cost of looking at each); an overflowing sum is
+    looked at again."""
     bad = []
     for key, weight in model.named_parameters():
         if (
@@ -284,7 +291,8 @@ class BaseInfo:
     config_hash: str
     """of config.json without keys that say nothing of the architecture"""
     weights_hash: str
-    """of names, types and shapes of all tensors, and of a sample of their bytes; independent of how they are cut into files"""
+    """of names, types and shapes of all tensors, and of a sample of their bytes; independent of how they are cut into
+    files"""
     tokenizer_hash: str
 
     def as_dict(self) -> dict[str, Any]:
@@ -308,7 +316,8 @@ class BaseInfo:
             ) from None
 
     def differences(self, other: BaseInfo) -> list[str]:
-        """In what two bases differ as models: `config`, `weights`, `tokenizer`. Where they came from does not matter."""
+        """In what two bases differ as models: `config`, `weights`, `tokenizer`. Where they came from does not
+        matter."""
         return [
             what
             for what in ("config", "weights", "tokenizer")

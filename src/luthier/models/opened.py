@@ -1,4 +1,4 @@
-"""A finished run, an adapter or a model, opened for use: to talk to, to score with, to compare with what it was before."""
+"""A finished run, an adapter or a model, opened for use: to talk to, to score, to compare with its past."""
 
 from __future__ import annotations
 
@@ -60,11 +60,11 @@ class Opened:
         return self.adapter is not None or self.config is not None
 
     def policy(self, with_reference: bool = False) -> Policy:
-        """The model in scoring form; takes padded batches under the stock attention, which is exact on every architecture.
+        """The model in scoring form, for padded batches and the stock attention: exact on every architecture.
 
         Args:
-            with_reference: whether `policy.reference()` will be used. Where switching an adapter off is not the way back to
-                step 0, this loads the weights of then.
+            with_reference: whether `policy.reference()` will be used. Where switching an adapter off is not the way
+                back to step 0, this loads the weights of then.
 
         Raises:
             UserError: a reference is wanted of something that luthier did not tune.
@@ -79,16 +79,26 @@ class Opened:
     def _weights_at_step_0(self) -> dict[str, torch.Tensor]:
         """Of all that was trained, by the names of the policy's parameters."""
         if self.config is None or self.adapter is not None:
-            raise UserError(self.target, "nothing is known of what it was before it was tuned", "the folder of a run, or an adapter on its base",
-                            "luthier compare RUN --prompt TEXT")
+            raise UserError(
+                self.target,
+                "nothing is known of what it was before it was tuned",
+                "the folder of a run, or an adapter on its base",
+                "luthier compare RUN --prompt TEXT",
+            )
         before = resolve(self.config.model.path, self.config.model.revision, self.trust_remote_code)
         own = next(self.model.parameters())
         base = load_model(before, dtype=own.dtype, device=own.device, trust_remote_code=self.trust_remote_code)
         return {f"model.{name}": parameter.data for name, parameter in base.named_parameters()}
 
 
-def open_model(target: str, *, dtype: str = "auto", device: torch.device | None = None, quantized: bool = True,
-               trust_remote_code: bool = False) -> Opened:
+def open_model(
+    target: str,
+    *,
+    dtype: str = "auto",
+    device: torch.device | None = None,
+    quantized: bool = True,
+    trust_remote_code: bool = False,
+) -> Opened:
     """Opens RUN, ADAPTER or MODEL (any source of `model.path`).
 
     Args:
@@ -111,7 +121,9 @@ def open_model(target: str, *, dtype: str = "auto", device: torch.device | None 
     if config is not None and source.adapter is not None and quantized and config.model.quantization is not None:
         kind = load_component("quantization", config.model.quantization.kind)
         quantization = kind(config.model.quantization)
-    model = load_model(source, dtype=chosen, device=where, quantization=quantization, trust_remote_code=trust_remote_code)
+    model = load_model(
+        source, dtype=chosen, device=where, quantization=quantization, trust_remote_code=trust_remote_code
+    )
     if source.adapter is not None:
         model = load_adapter(model, source.adapter, base=fingerprint(source).as_dict())
     tokenizer = load_tokenizer(result if (result / TOKENIZER).is_file() else source.folder, trust_remote_code)

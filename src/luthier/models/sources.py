@@ -1,7 +1,8 @@
-"""Where a model comes from: a folder, a `.gguf` file, `hf:org/name`, `ms:org/name`, `pypi:package`, a run or an adapter.
+"""Where a model comes from: a folder, a `.gguf` file, `hf:org/name`, `ms:org/name`, `pypi:package`, a run or an
+adapter.
 
-Whatever the source, the result is a folder of safetensors and JSON on this machine that was checked for what is missing and for
-what must not be loaded.
+Whatever the source, the result is a folder of safetensors and JSON on this machine that was checked for what is
+missing and for what must not be loaded.
 """
 
 from __future__ import annotations

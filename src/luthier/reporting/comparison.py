@@ -1,7 +1,7 @@
 """What tuning changed: base and tuned model on the same questions, with intervals, and the verdicts that these allow.
 
-The base is the tuned policy with what was learned switched off (`policy.reference()`), never another merge or another copy, so
-that the difference is the tuning and nothing else.
+The base is the tuned policy with what was learned switched off (`policy.reference()`), never another merge, so that
+the difference is the tuning and nothing else.
 """
 
 from __future__ import annotations
@@ -134,23 +134,48 @@ def compare(
     return Comparison(target, base, answered, measures_of(answered, seed))
 
 
-def compare_target(target: str, prompts: Sequence[str], path: str | None, *, system: str | None = None, limit: int | None = None, max_new_tokens: int,
-                   temperature: float = 0.0, seed: int = 0, drop_bad_rows: bool = False, trust_remote_code: bool = False) -> Comparison:
+def compare_target(
+    target: str,
+    prompts: Sequence[str],
+    path: str | None,
+    *,
+    system: str | None = None,
+    limit: int | None = None,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    seed: int = 0,
+    drop_bad_rows: bool = False,
+    trust_remote_code: bool = False,
+) -> Comparison:
     """What `luthier compare` does: opens the target, gathers the questions, compares.
 
     Raises:
         UserError: no question, a file that cannot be used, or a target that was not tuned.
     """
     if not prompts and path is None:
-        raise UserError("command line", "there is nothing to ask", "--prompt TEXT or --prompts FILE", f'luthier compare {target} --prompt "Who are you?"')
+        raise UserError(
+            "command line",
+            "there is nothing to ask",
+            "--prompt TEXT or --prompts FILE",
+            f'luthier compare {target} --prompt "Who are you?"',
+        )
     opened = open_model(target, trust_remote_code=trust_remote_code)
     policy = opened.policy(with_reference=True)
     questions = [asked(opened, text, system) for text in prompts]
     if path is not None:
         questions += read_questions(opened, path, system=system, drop_bad_rows=drop_bad_rows, limit=limit)
     base = opened.config.model.path if opened.config is not None else opened.source.name
-    return compare(policy, opened.tokenizer, questions, stop_ids=opened.renderer.stop_ids, target=target, base=base, max_new_tokens=max_new_tokens,
-                   temperature=temperature, seed=seed)
+    return compare(
+        policy,
+        opened.tokenizer,
+        questions,
+        stop_ids=opened.renderer.stop_ids,
+        target=target,
+        base=base,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+    )
 
 
 def _float(value: Any) -> float | None:

@@ -46,7 +46,8 @@ class RunFigures:
 
     @cached_property
     def trained_tokens(self) -> int:
-        return sum(int(line.get("trained_tokens") or 0) for line in self.steps)
+        """Of the whole run: each step's line has the count so far."""
+        return int(self.steps[-1].get("trained_tokens") or 0) if self.steps else 0
 
     @cached_property
     def seconds(self) -> float:

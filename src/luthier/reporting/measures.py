@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
 from rich.table import Table
 
-from luthier.evaluation import perplexity, score_rows
+from luthier.evaluation import Rows, perplexity, score_rows
 from luthier.generation import generate
 from luthier.models.opened import open_model
 from luthier.policy import Policy
 from luthier.reporting.comparison import SCORED_TOKENS, figure, share
 from luthier.reporting.questions import from_sample, matches, read_samples
 from luthier.statistics import bootstrap_ratio
-from luthier.types import Sample
 
 SPARE_TOKENS = 8
 """An answer that goes on for longer than the longest reference by this is no match any more."""
@@ -58,7 +57,7 @@ class Measured:
 def measure(
     policy: Policy,
     tokenizer: Any,
-    samples: Sequence[Sample],
+    samples: Rows,
     *,
     stop_ids: Collection[int],
     target: str,
@@ -99,20 +98,39 @@ def measure(
     return Measured(target, data, len(samples), int(summary["tokens"]), figures, len(questions))
 
 
-def measure_target(target: str, path: str, *, answered: int, max_new_tokens: int, seed: int = 0, drop_bad_rows: bool = False,
-                   trust_remote_code: bool = False) -> Measured:
+def measure_target(
+    target: str,
+    path: str,
+    *,
+    answered: int,
+    max_new_tokens: int,
+    seed: int = 0,
+    drop_bad_rows: bool = False,
+    trust_remote_code: bool = False,
+) -> Measured:
     """What `luthier eval` does: opens the target, reads the file, measures. Raises UserError, EnvironmentProblem."""
     opened = open_model(target, trust_remote_code=trust_remote_code)
     prepared = read_samples(opened, path, drop_bad_rows=drop_bad_rows)
-    measured = measure(opened.policy(), opened.tokenizer, prepared.train, stop_ids=opened.renderer.stop_ids, target=target, data=path,
-                       answered=answered, max_new_tokens=max_new_tokens, seed=seed)
+    measured = measure(
+        opened.policy(),
+        opened.tokenizer,
+        prepared.train,
+        stop_ids=opened.renderer.stop_ids,
+        target=target,
+        data=path,
+        answered=answered,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+    )
     return replace(measured, dropped_rows=len(prepared.rejected))
 
 
 def render(measured: Measured) -> Table:
     """For the terminal."""
+    dropped = f" ({measured.dropped_rows:,} dropped)" if measured.dropped_rows else ""
     table = Table(
-        title=f"{measured.target} on {measured.data}: {measured.rows:,} rows, {measured.tokens:,} tokens; 95 % intervals over rows",
+        title=f"{measured.target} on {measured.data}: {measured.rows:,} rows{dropped}, {measured.tokens:,} tokens; "
+        "95 % intervals over rows",
         title_justify="left",
     )
     for column in ("", "value", "note"):

@@ -102,7 +102,8 @@ class _Live(Progress):
 
     def get_renderables(self) -> Iterable[RenderableType]:
         yield self.make_tasks_table(self.tasks)
-        yield Text("\n".join(_wrapped(self.figures, self.console.width)))
+        if self.figures:
+            yield Text("\n".join(_wrapped(self.figures, self.console.width)))
 
 
 def _wrapped(figures: Iterable[str], width: int) -> list[str]:

@@ -74,12 +74,14 @@ def asked(opened: Opened, prompt: str, system: str | None = None, row: str | Non
     return Question(prompt, opened.renderer.prompt_ids([*messages, Message("user", prompt)]), row=row)
 
 
-def read_questions(opened: Opened, path: str, *, system: str | None = None, drop_bad_rows: bool = False, limit: int | None = None) -> list[Question]:
+def read_questions(
+    opened: Opened, path: str, *, system: str | None = None, drop_bad_rows: bool = False, limit: int | None = None
+) -> list[Question]:
     """The questions of a file.
 
     Args:
-        path: a `.txt` file (a prompt a line), rows with `prompt` or `instruction` alone, or rows in any format of training data,
-            whose last answer is the reference.
+        path: a `.txt` file (a prompt a line), rows with `prompt` or `instruction` alone, or rows in any format of
+            training data, whose last answer is the reference.
         system: for prompts without a reference.
         limit: take only the first so many.
 
@@ -87,13 +89,19 @@ def read_questions(opened: Opened, path: str, *, system: str | None = None, drop
         UserError: the file cannot be used, or holds no question.
     """
     if path.endswith(".txt"):
-        questions = [asked(opened, line.strip(), system, f"{path}:{number}") for number, line in enumerate(_lines(path), start=1) if line.strip()]
+        questions = [
+            asked(opened, line.strip(), system, f"{path}:{number}")
+            for number, line in enumerate(_lines(path), start=1)
+            if line.strip()
+        ]
     elif (prompts := _prompts_alone(path)) is not None:
         questions = [asked(opened, text, own or system, row) for row, text, own in prompts[:limit]]
     else:
         prepared = read_samples(opened, path, drop_bad_rows=drop_bad_rows)
         count = len(prepared.train) if limit is None else min(limit, len(prepared.train))
-        found = [from_sample(prepared.train[index], opened.tokenizer, opened.renderer.stop_ids) for index in range(count)]
+        found = [
+            from_sample(prepared.train[index], opened.tokenizer, opened.renderer.stop_ids) for index in range(count)
+        ]
         questions = [question for question in found if question is not None]
     if not questions:
         raise UserError(path, "it holds no question", "prompts, or conversations", "luthier eval scores plain text")
@@ -120,7 +128,9 @@ def _prompts_alone(path: str) -> list[tuple[str, str, str | None]] | None:
             if key is None or row.values.keys() & ANSWER_COLUMNS:
                 if not out:
                     return None
-                raise UserError(row.place, f"has the columns {excerpt(sorted(row.values))}", "a prompt alone, as the rows before it")
+                raise UserError(
+                    row.place, f"has the columns {excerpt(sorted(row.values))}", "a prompt alone, as the rows before it"
+                )
             text, system = row.values[key], row.values.get("system")
             if not isinstance(text, str) or not text.strip():
                 raise UserError(row.place, f"{key} is {excerpt(text)}", "a request as text")
@@ -135,12 +145,18 @@ def read_samples(opened: Opened, path: str, *, drop_bad_rows: bool = False) -> P
         UserError: the file, or rows of it, cannot be used.
     """
     policy = "drop" if drop_bad_rows else "error"
-    config = configuration.from_dict({
-        "model": opened.target, "output_dir": "unused", "data": {"train": [{"path": path}], "on_bad_row": policy, "on_long_row": policy},
-    })
+    config = configuration.from_dict(
+        {
+            "model": opened.target,
+            "output_dir": "unused",
+            "data": {"train": [{"path": path}], "on_bad_row": policy, "on_long_row": policy},
+        }
+    )
     objective = component.load("objectives", "sft")
     try:
-        return prepare(config, opened.tokenizer, context_length=opened.context_tokens, objective=objective(objective.Config()))
+        return prepare(
+            config, opened.tokenizer, context_length=opened.context_tokens, objective=objective(objective.Config())
+        )
     except UserError as error:
         if "rows cannot be used" in error.found:
             found = error.found.replace("; nothing was trained", "")

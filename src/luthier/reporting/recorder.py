@@ -61,8 +61,8 @@ class Recorder:
         self._screen = Screen(total_steps=total_steps, start_step=start_step, quiet=quiet)
 
     def step(self, line: Mapping[str, Any], timing: Mapping[str, Any]) -> None:
-        """One optimizer step. `line`: step, epoch, loss, learning_rate, grad_norm, token_accuracy, trained_tokens.
-        `timing`: step_s, tokens_per_s, memory_bytes; its step is taken from `line`."""
+        """One optimizer step. `line`: step, epoch, loss, learning_rate, grad_norm, token_accuracy, trained_tokens
+        (of the run so far). `timing`: step_s, tokens_per_s, memory_bytes; its step is taken from `line`."""
         if not self._main:
             return
         step = line["step"]

@@ -39,16 +39,22 @@ def tokens_of(tokenizer: Any, sample: Sample) -> list[Token]:
             continue
         out.append(Token(ids[end - 1], text.removeprefix(done), trained[end - 1]))
         # decoders drop the space before the first word, so each piece is decoded behind the one before it
-        done, start = tokenizer.decode(ids[end - 1 : end], skip_special_tokens=False, clean_up_tokenization_spaces=False), end - 1
+        done, start = (
+            tokenizer.decode(ids[end - 1 : end], skip_special_tokens=False, clean_up_tokenization_spaces=False),
+            end - 1,
+        )
     return out
 
 
 def token_view(tokens: Sequence[Token], colour: bool) -> Text:
-    """One sample as text. In colour, trained tokens are green and the others dim; without, trained tokens stand in [brackets].
+    """One sample as text. In colour, trained tokens are green and the others dim; without, trained tokens stand in
+    [brackets].
 
-    Without colour, other tokens are told apart by `·`; line ends are written as ↵ in both.
+    Without colour, other tokens are told apart by `·`. Line ends are written as ↵. Tokens that make up one character
+    together are shown as one.
     """
     out = Text(no_wrap=False)
+    tokens = [token for token in tokens if token.text]
     for number, token in enumerate(tokens):
         words = token.text.replace("\n", "↵\n")
         if colour:
@@ -57,7 +63,7 @@ def token_view(tokens: Sequence[Token], colour: bool) -> Text:
             out.append(f"[{words}]")
         else:
             follows = number + 1 < len(tokens) and not tokens[number + 1].trained
-            out.append(words + (SEPARATOR if follows and words and not words.endswith("\n") else ""))
+            out.append(words + (SEPARATOR if follows and not words.endswith("\n") else ""))
     return out
 
 
@@ -74,4 +80,7 @@ def histogram_lines(lengths: Ints) -> list[str]:
     """The histogram as bars of text."""
     bins = histogram(lengths)
     most = max(count for _, _, count in bins)
-    return [f"{low:>7,} to {high:>7,}  {'█' * -(-BAR_CHARS * count // most):<{BAR_CHARS}} {count:,}" for low, high, count in bins]
+    return [
+        f"{low:>7,} to {high:>7,}  {'█' * -(-BAR_CHARS * count // most):<{BAR_CHARS}} {count:,}"
+        for low, high, count in bins
+    ]

@@ -73,7 +73,8 @@ class Lora:
         experts = getattr(model.config.get_text_config(), "num_experts", None) or getattr(model.config.get_text_config(), "num_local_experts", None)
         head = model.get_output_embeddings()
         wanted = {name for name, module in linear.items()
-                  if module is not head and not (experts and getattr(module, "out_features", None) == experts)}
+                  if module is not head and not (experts and getattr(module, "out_features", None) == experts)
+                  and not _read_by_a_fused_kernel(name, model)}
         short = {name.rpartition(".")[2] for name in wanted}
         meant = {name for name in linear if name.rpartition(".")[2] in short}
         return sorted(short if meant == wanted else wanted)
@@ -97,6 +98,12 @@ class Lora:
         trained = sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
         total = sum(parameter.numel() for parameter in adapted.parameters())
         return f"LoRA on {covered} of {len(linear)} linear layers: {trained:,} trained parameters ({100 * trained / total:.2f} % of {total:,})"
+
+
+def _read_by_a_fused_kernel(name: str, model: nn.Module) -> bool:
+    """Whether it is the output projection of a state-space mixer, whose kernel reads the weight itself: an adapter would be passed by."""
+    parent, _, leaf = name.rpartition(".")
+    return leaf == "out_proj" and hasattr(model.get_submodule(parent), "conv1d")
 
 
 def replace_dropout(adapted: Any, keys: DropoutKeys) -> None:

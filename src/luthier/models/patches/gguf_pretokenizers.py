@@ -1,7 +1,8 @@
 """How text is split before byte-level BPE, by the name that a GGUF file gives (`tokenizer.ggml.pre`).
 
-transformers knows the names of its table and splits everything else as GPT-2 did, without a word. The names here are those whose
-right split is GPT-2's, with or without every digit apart; the expressions are those of llama.cpp's `src/llama-vocab.cpp`.
+transformers knows the names of its table and splits everything else as GPT-2 did, without a word. The names here are
+those whose right split is GPT-2's, with or without every digit apart; the expressions are those of llama.cpp's
+`src/llama-vocab.cpp`.
 """
 
 from __future__ import annotations

