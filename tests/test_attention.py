@@ -8,17 +8,28 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from luthier.kernels.attention import UnsupportedAttention, choose_path, dense_attention, flat_attention, per_document_attention
+from luthier.kernels.attention import (
+    UnsupportedAttention,
+    choose_path,
+    dense_attention,
+    flat_attention,
+    per_document_attention,
+)
 
 
 def qkv(tokens: int, heads: int, kv_heads: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return tuple(torch.randn(1, h, tokens, 16, generator=generator, requires_grad=True) for h in (heads, kv_heads, kv_heads))
+    return tuple(
+        torch.randn(1, h, tokens, 16, generator=generator, requires_grad=True) for h in (heads, kv_heads, kv_heads)
+    )
 
 
 @settings(max_examples=40, deadline=None)
-@given(lengths=st.lists(st.integers(1, 24), min_size=1, max_size=6), window=st.sampled_from([None, 1, 3, 8, 100]),
-       heads=st.sampled_from([(4, 4), (4, 2), (4, 1)]))
+@given(
+    lengths=st.lists(st.integers(1, 24), min_size=1, max_size=6),
+    window=st.sampled_from([None, 1, 3, 8, 100]),
+    heads=st.sampled_from([(4, 4), (4, 2), (4, 1)]),
+)
 def test_per_document_is_the_definition(lengths: list[int], window: int | None, heads: tuple[int, int]) -> None:
     edges = [0, *torch.tensor(lengths).cumsum(0).tolist()]
     inputs = qkv(sum(lengths), *heads)
@@ -46,8 +57,17 @@ def test_documents_do_not_touch() -> None:
     assert not torch.equal(before[:, :5], after[:, :5])
 
 
-@pytest.mark.parametrize("extra", [{"s_aux": torch.zeros(2)}, {"softcap": 30.0}, {"position_bias": torch.zeros(1)},
-                                   {"attention_mask": torch.ones(1)}, {"is_causal": False}, {"a_keyword_of_tomorrow": 1}])
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"s_aux": torch.zeros(2)},
+        {"softcap": 30.0},
+        {"position_bias": torch.zeros(1)},
+        {"attention_mask": torch.ones(1)},
+        {"is_causal": False},
+        {"a_keyword_of_tomorrow": 1},
+    ],
+)
 def test_what_is_not_implemented_is_refused(extra: dict[str, object]) -> None:
     lengths = {"cu_seq_lens_q": torch.tensor([0, 4]), "max_length_q": 4}
     with pytest.raises(UnsupportedAttention):
@@ -59,20 +79,27 @@ def test_without_document_lengths_it_is_refused() -> None:
         flat_attention(nn.Module(), *qkv(4, 2, 2))
 
 
-@pytest.mark.parametrize(("dtype", "head", "value"), [(torch.bfloat16, 64, 64), (torch.float32, 64, 64), (torch.bfloat16, 257, 257)])
+@pytest.mark.parametrize(
+    ("dtype", "head", "value"), [(torch.bfloat16, 64, 64), (torch.float32, 64, 64), (torch.bfloat16, 257, 257)]
+)
 def test_a_cpu_goes_document_by_document(dtype: torch.dtype, head: int, value: int) -> None:
     assert choose_path(torch.device("cpu"), dtype, head, value) == "per_document"
 
 
-@pytest.mark.parametrize(("capability", "dtype", "head", "value", "path"), [
-    ((9, 0), torch.bfloat16, 128, 128, "varlen"),
-    ((8, 0), torch.float16, 64, 64, "varlen"),
-    ((8, 0), torch.float32, 64, 64, "per_document"),
-    ((7, 5), torch.float16, 64, 64, "per_document"),
-    ((6, 1), torch.float16, 64, 64, "per_document"),
-    ((9, 0), torch.bfloat16, 512, 512, "per_document"),
-    ((9, 0), torch.bfloat16, 192, 128, "per_document"),
-])
-def test_table_of_cuda_paths(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], dtype: torch.dtype, head: int, value: int, path: str) -> None:
+@pytest.mark.parametrize(
+    ("capability", "dtype", "head", "value", "path"),
+    [
+        ((9, 0), torch.bfloat16, 128, 128, "varlen"),
+        ((8, 0), torch.float16, 64, 64, "varlen"),
+        ((8, 0), torch.float32, 64, 64, "per_document"),
+        ((7, 5), torch.float16, 64, 64, "per_document"),
+        ((6, 1), torch.float16, 64, 64, "per_document"),
+        ((9, 0), torch.bfloat16, 512, 512, "per_document"),
+        ((9, 0), torch.bfloat16, 192, 128, "per_document"),
+    ],
+)
+def test_table_of_cuda_paths(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], dtype: torch.dtype, head: int, value: int, path: str
+) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     assert choose_path(torch.device("cuda"), dtype, head, value) == path

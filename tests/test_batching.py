@@ -19,7 +19,9 @@ from tests.helpers.jobs import make_samples
 def test_each_epoch_covers_every_example_once(examples: int, batch: int, epochs: int, seed: int) -> None:
     steps = Steps(examples, batch, seed, float(epochs))
     for epoch in range(epochs):
-        seen = [i for step in range(epoch * steps.per_epoch, (epoch + 1) * steps.per_epoch) for i in steps.indices(step)]
+        seen = [
+            i for step in range(epoch * steps.per_epoch, (epoch + 1) * steps.per_epoch) for i in steps.indices(step)
+        ]
         assert sorted(seen) == list(range(examples))
         assert steps.epoch_of((epoch + 1) * steps.per_epoch - 1) == epoch + 1
     assert steps.total == epochs * steps.per_epoch
@@ -38,7 +40,12 @@ def test_a_step_is_a_function_of_its_number() -> None:
     assert forward == backward[::-1]
 
 
-layouts = st.tuples(st.lists(st.integers(1, 50), min_size=1, max_size=20), st.integers(1, 4), st.integers(1, 120), st.sampled_from(["flat", "padded"]))
+layouts = st.tuples(
+    st.lists(st.integers(1, 50), min_size=1, max_size=20),
+    st.integers(1, 4),
+    st.integers(1, 120),
+    st.sampled_from(["flat", "padded"]),
+)
 
 
 @given(layouts)
@@ -52,7 +59,11 @@ def test_layout_holds_each_sample_once_and_keeps_its_limits(given_: tuple[list[i
         assert (sum(taken) if layout == "flat" else len(taken) * max(taken)) <= limit
 
 
-@given(st.lists(st.tuples(st.integers(1, 30), st.integers(0, 4)), min_size=1, max_size=15), st.integers(1, 3), st.integers(1, 60))
+@given(
+    st.lists(st.tuples(st.integers(1, 30), st.integers(0, 4)), min_size=1, max_size=15),
+    st.integers(1, 3),
+    st.integers(1, 60),
+)
 def test_groups_stay_together(samples: list[tuple[int, int]], processes: int, limit: int) -> None:
     lengths, groups = zip(*samples, strict=True)
     for own in lay_out(lengths, groups, processes=processes, max_tokens=limit, layout="flat"):
@@ -68,7 +79,9 @@ def test_micro_batches_hold_the_samples(lengths: list[int], processes: int, layo
     samples = make_samples(lengths)
     found: dict[str, tuple[list[int], list[int]]] = {}
     for rank in range(processes):
-        for batch in micro_batches(samples, list(range(len(samples))), layout=layout, max_tokens=40, step=0, processes=processes, rank=rank):
+        for batch in micro_batches(
+            samples, list(range(len(samples))), layout=layout, max_tokens=40, step=0, processes=processes, rank=rank
+        ):
             assert batch.head_chunks >= 1
             if not batch.row_ids:
                 assert batch.input_ids.shape == (1, 1)
@@ -88,7 +101,13 @@ def test_micro_batches_hold_the_samples(lengths: list[int], processes: int, layo
 
 def test_head_chunks_are_the_same_on_every_process() -> None:
     samples = make_samples((2000, 10), trained_share=0.9)
-    chunks = [[b.head_chunks for b in micro_batches(samples, [0, 1], layout="flat", max_tokens=4000, step=0, processes=2, rank=rank)] for rank in (0, 1)]
+    chunks = [
+        [
+            b.head_chunks
+            for b in micro_batches(samples, [0, 1], layout="flat", max_tokens=4000, step=0, processes=2, rank=rank)
+        ]
+        for rank in (0, 1)
+    ]
     assert chunks[0] == chunks[1]
     assert chunks[0][0] > 1
 

@@ -15,16 +15,34 @@ from luthier.checkpoint import MANIFEST, STATE, TENSORS, Checkpoints, pack, unpa
 from luthier.errors import EnvironmentProblem, UserError
 
 FILES = [TENSORS, STATE, MANIFEST]
-leaves = st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.floats(allow_nan=False) | st.text() | st.integers(0, 5).map(lambda n: torch.arange(n))
-trees = st.recursive(leaves, lambda inner: st.lists(inner, max_size=4) | st.tuples(inner, inner) | st.dictionaries(st.integers() | st.text(), inner, max_size=4),
-                     max_leaves=12)
+leaves = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**60), 2**60)
+    | st.floats(allow_nan=False)
+    | st.text()
+    | st.integers(0, 5).map(lambda n: torch.arange(n))
+)
+trees = st.recursive(
+    leaves,
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.tuples(inner, inner)
+        | st.dictionaries(st.integers() | st.text(), inner, max_size=4)
+    ),
+    max_leaves=12,
+)
 
 
 def equal(one: object, other: object) -> bool:
     if isinstance(one, torch.Tensor):
         return isinstance(other, torch.Tensor) and one.dtype == other.dtype and torch.equal(one, other)
     if isinstance(one, dict):
-        return isinstance(other, dict) and list(one) == list(other) and all(equal(value, other[key]) for key, value in one.items())
+        return (
+            isinstance(other, dict)
+            and list(one) == list(other)
+            and all(equal(value, other[key]) for key, value in one.items())
+        )
     if isinstance(one, (list, tuple)):
         return type(one) is type(other) and len(one) == len(other) and all(map(equal, one, other))
     return type(one) is type(other) and one == other
@@ -59,9 +77,13 @@ DAMAGE = {
     "half": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
     "two bytes short": lambda path: path.write_bytes(path.read_bytes()[:-2]),
     "first bit": lambda path: path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:]),
-    "last bit": lambda path: path.write_bytes(path.read_bytes()[:-2] + bytes([path.read_bytes()[-2] ^ 1]) + path.read_bytes()[-1:]),
+    "last bit": lambda path: path.write_bytes(
+        path.read_bytes()[:-2] + bytes([path.read_bytes()[-2] ^ 1]) + path.read_bytes()[-1:]
+    ),
     "gone": lambda path: path.unlink(),
-    "older copy": lambda path: path.write_bytes((path.parent.parent / "step-000001" / path.name).read_bytes() + (b" " if path.name == MANIFEST else b"")),
+    "older copy": lambda path: path.write_bytes(
+        (path.parent.parent / "step-000001" / path.name).read_bytes() + (b" " if path.name == MANIFEST else b"")
+    ),
 }
 
 

@@ -36,7 +36,14 @@ def test_verdict_in_bfloat16(family: str) -> None:
 def test_each_trains(family: str, tmp_path: Path) -> None:
     """Ten steps of LoRA in the layout that the proof allows: the loss falls, the learning check passes."""
     layout = "flat" if VERDICTS[family] else "padded"
-    config = make_config(tmp_path, "learning_rate=1e-2", "max_steps=10", "global_batch_size=4", "warmup_steps=0", "lr_scheduler_type=constant")
+    config = make_config(
+        tmp_path,
+        "learning_rate=1e-2",
+        "max_steps=10",
+        "global_batch_size=4",
+        "warmup_steps=0",
+        "lr_scheduler_type=constant",
+    )
     policy = make_policy(config, family, layout, warm=False)
     job = make_job(config, make_samples((13, 5, 21, 9)), policy, layout=layout, max_tokens=30)
     losses: list[float] = []
@@ -54,9 +61,15 @@ def test_a_naive_attention_function_is_caught(monkeypatch: pytest.MonkeyPatch) -
     from luthier.kernels import attention
 
     whole = attention.per_document_attention
-    monkeypatch.setattr(attention, "per_document_attention", lambda q, k, v, edges, *rest: whole(q, k, v, [0, edges[-1]], *rest))
+    monkeypatch.setattr(
+        attention, "per_document_attention", lambda q, k, v, edges, *rest: whole(q, k, v, [0, edges[-1]], *rest)
+    )
     assert "leak" in prove(twin_config("llama", hidden_size=32, num_attention_heads=2), torch.float32).why
-    monkeypatch.setattr(attention, "per_document_attention", lambda q, k, v, edges, scale, window, *rest: whole(q, k, v, edges, scale, None, *rest))
+    monkeypatch.setattr(
+        attention,
+        "per_document_attention",
+        lambda q, k, v, edges, scale, window, *rest: whole(q, k, v, edges, scale, None, *rest),
+    )
     assert "differ" in prove(twin_config("mistral", hidden_size=32, num_attention_heads=2), torch.float32).why
 
 
@@ -65,7 +78,10 @@ def test_the_twin_of_a_large_model_is_small() -> None:
         small = reduced(config)
         assert small.num_hidden_layers == 2
         assert small.hidden_size <= 1024
-        assert small.num_attention_heads // small.num_key_value_heads == config.num_attention_heads // config.num_key_value_heads
+        assert (
+            small.num_attention_heads // small.num_key_value_heads
+            == config.num_attention_heads // config.num_key_value_heads
+        )
     assert small.sliding_window == WINDOW_TOKENS
     assert config.num_hidden_layers == 32, "the model's own configuration is left alone"
 

@@ -62,8 +62,16 @@ def test_dropout_is_on(tmp_path: Path) -> None:
 def test_loss_curves_of_20_steps(tmp_path: Path) -> None:
     curves = []
     for layout in ("flat", "padded"):
-        config = make_config(tmp_path / layout, "lora_dropout=0.1", "global_batch_size=4", "max_steps=20", "learning_rate=1e-3")
-        job = make_job(config, make_samples((3, 60, 17, 33, 5, 41, 8)), make_policy(config, layout=layout), layout=layout, max_tokens=80)
+        config = make_config(
+            tmp_path / layout, "lora_dropout=0.1", "global_batch_size=4", "max_steps=20", "learning_rate=1e-3"
+        )
+        job = make_job(
+            config,
+            make_samples((3, 60, 17, 33, 5, 41, 8)),
+            make_policy(config, layout=layout),
+            layout=layout,
+            max_tokens=80,
+        )
         losses: list[float] = []
         job.recorder.step = lambda line, timing, losses=losses: losses.append(line["loss"])  # type: ignore[method-assign]
         trained(job, steps=20)
@@ -81,8 +89,24 @@ def test_two_processes(max_tokens: int, tmp_path: Path) -> None:
     single = job_of(tmp_path / "single", LAYOUTS["1x8"])
     result = tmp_path / "ddp.pt.safetensors"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "--rdzv-backend", "c10d",
-               "--rdzv-endpoint", "localhost:0", "-m", "tests.helpers.ddp_worker", str(tmp_path / "ddp"), str(max_tokens), str(result)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "--master-port",
+        "0",
+        "--rdzv-backend",
+        "c10d",
+        "--rdzv-endpoint",
+        "localhost:0",
+        "-m",
+        "tests.helpers.ddp_worker",
+        str(tmp_path / "ddp"),
+        str(max_tokens),
+        str(result),
+    ]
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     from safetensors.torch import load_file

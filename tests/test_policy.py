@@ -37,7 +37,12 @@ def test_flat_is_padded_is_alone(family: str, tmp_path: Path) -> None:
     flat.train()
     padded.train()
     loss, gradient = gradients(flat, samples, "flat", 512)
-    for policy, layout, tokens in ((padded, "padded", 512), (padded, "padded", 1), (flat, "flat", 1), (flat, "flat", 20)):
+    for policy, layout, tokens in (
+        (padded, "padded", 512),
+        (padded, "padded", 1),
+        (flat, "flat", 1),
+        (flat, "flat", 20),
+    ):
         other_loss, other = gradients(policy, samples, layout, tokens)
         assert other_loss == pytest.approx(loss, rel=1e-5)
         assert float((gradient - other).norm() / gradient.norm()) < 1e-5
@@ -70,7 +75,9 @@ def test_head_in_chunks_is_the_whole_head(tied: bool, tmp_path: Path) -> None:
     chunked = {name: p.grad.clone() for name, p in policy.named_parameters() if p.requires_grad}
     policy.zero_grad()
     lengths = torch.tensor(batch.lengths)
-    logits = policy.core(input_ids=batch.input_ids, attention_mask=(torch.arange(30)[None] < lengths[:, None]).long()).logits
+    logits = policy.core(
+        input_ids=batch.input_ids, attention_mask=(torch.arange(30)[None] < lengths[:, None]).long()
+    ).logits
     trained = batch.targets != NO_TARGET
     every = torch.log_softmax(logits[trained].float(), -1)
     logps = every.gather(-1, batch.targets[trained][:, None])[:, 0]

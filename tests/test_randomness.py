@@ -53,7 +53,13 @@ def test_share_dropped(p: float) -> None:
 
 def test_masks_of_neighbours_are_independent() -> None:
     kept = mask(0.5).float() - 0.5
-    for other in (kept.roll(1, 0), kept.roll(1, 1), mask(0.5, "other").float() - 0.5, mask(0.5, seed=1).float() - 0.5, mask(0.5, step=1).float() - 0.5):
+    for other in (
+        kept.roll(1, 0),
+        kept.roll(1, 1),
+        mask(0.5, "other").float() - 0.5,
+        mask(0.5, seed=1).float() - 0.5,
+        mask(0.5, step=1).float() - 0.5,
+    ):
         correlation = float((kept * other).mean() / 0.25)
         assert abs(correlation) < 5 / kept.numel() ** 0.5
 

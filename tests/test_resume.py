@@ -27,18 +27,39 @@ STEPS_PER_EPOCH, EPOCHS = 12, 3
 def config_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("resume")
     tiny_llama(folder / "model")
-    words = "the luthier builds and tunes a violin for France and the capital is Paris".split()
+    words = [
+        "the",
+        "luthier",
+        "builds",
+        "and",
+        "tunes",
+        "a",
+        "violin",
+        "for",
+        "France",
+        "and",
+        "the",
+        "capital",
+        "is",
+        "Paris",
+    ]
     rng = random.Random(0)
-    rows = [{"instruction": " ".join(rng.choices(words, k=rng.randint(2, 12))), "output": " ".join(rng.choices(words, k=rng.randint(1, 20)))}
-            for _ in range(46)]
+    rows = [
+        {
+            "instruction": " ".join(rng.choices(words, k=rng.randint(2, 12))),
+            "output": " ".join(rng.choices(words, k=rng.randint(1, 20))),
+        }
+        for _ in range(46)
+    ]
     (folder / "train.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
     (folder / "held.jsonl").write_text("\n".join(map(json.dumps, rows[:5])) + "\n")
     path = folder / "mine.yaml"
     path.write_text(f"""
-model: {folder / 'model'}
-data: {{train: {folder / 'train.jsonl'}, eval: {folder / 'held.jsonl'}}}
+model: {folder / "model"}
+data: {{train: {folder / "train.jsonl"}, eval: {folder / "held.jsonl"}}}
 tuning: {{kind: lora, r: 4, lora_dropout: 0.1}}
-training: {{num_train_epochs: {EPOCHS}, global_batch_size: 4, learning_rate: 1e-3, save_steps: 3, eval_steps: 5, max_tokens_per_micro_batch: 60}}
+training: {{num_train_epochs: {EPOCHS}, global_batch_size: 4, learning_rate: 1e-3, save_steps: 3, eval_steps: 5,
+  max_tokens_per_micro_batch: 60}}
 output_dir: unused
 """)
     return path
@@ -47,8 +68,14 @@ output_dir: unused
 class Worker:
     def __init__(self) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        self.process = subprocess.Popen([sys.executable, "-m", "tests.helpers.resume_worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                        text=True, env=environment, cwd=ROOT)
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.helpers.resume_worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+            cwd=ROOT,
+        )
 
     def start(self, config_file: Path, folder: Path, how: str) -> int:
         assert self.process.stdin is not None
@@ -79,14 +106,18 @@ def steps_in(folder: Path) -> int:
 def rows_of(folder: Path) -> dict[int, list[int]]:
     """step -> rows, of the attempt that counted (the last one)."""
     lines = (json.loads(line) for line in (folder / "rows.log").read_text().splitlines())
-    return {step: indices for step, indices in lines}
+    return dict(lines)
 
 
 def outcome(folder: Path) -> dict[str, bytes]:
     """Everything that must be equal to the bit."""
     last = sorted((folder / "checkpoints").glob("step-*"))[-1]
-    return {"weights": (folder / "adapter" / "adapter_model.safetensors").read_bytes(), "state": (last / "state.json").read_bytes(),
-            "optimizer": (last / "tensors.safetensors").read_bytes(), "metrics": (folder / "metrics.jsonl").read_bytes()}
+    return {
+        "weights": (folder / "adapter" / "adapter_model.safetensors").read_bytes(),
+        "state": (last / "state.json").read_bytes(),
+        "optimizer": (last / "tensors.safetensors").read_bytes(),
+        "metrics": (folder / "metrics.jsonl").read_bytes(),
+    }
 
 
 def run_to_the_end(worker: Worker, config_file: Path, folder: Path, how: str) -> None:
@@ -113,7 +144,9 @@ def test_twenty_kills(worker: Worker, config_file: Path, uninterrupted: Path, tm
             threshold = rng.randint(STEPS_PER_EPOCH, STEPS_PER_EPOCH * EPOCHS - 1)
             pid = worker.start(config_file, folder, how)
             begun, deadline = steps_in(folder), time.monotonic() + 60
-            while steps_in(folder) < threshold or (how == "resume" and steps_in(folder) == begun and rng.random() < 0.999):
+            while steps_in(folder) < threshold or (
+                how == "resume" and steps_in(folder) == begun and rng.random() < 0.999
+            ):
                 if time.monotonic() > deadline or (folder / "adapter").exists():
                     break
                 time.sleep(0.001)
@@ -133,7 +166,9 @@ def test_twenty_kills(worker: Worker, config_file: Path, uninterrupted: Path, tm
 
 
 @pytest.mark.processes
-def test_a_damaged_checkpoint_falls_back_to_the_same_bits(worker: Worker, config_file: Path, uninterrupted: Path, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_falls_back_to_the_same_bits(
+    worker: Worker, config_file: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "run"
     pid = worker.start(config_file, folder, "new")
     while steps_in(folder) < 20:
@@ -158,8 +193,9 @@ def test_sigterm_saves_and_resumes(worker: Worker, config_file: Path, uninterrup
     assert f"step-{stopped:06d}" in [path.name for path in (folder / "checkpoints").iterdir()]
     assert json.loads((folder / "manifest.json").read_text())["state"] == "stopped"
     run_to_the_end(worker, config_file, folder, "resume")
-    assert {name: value for name, value in outcome(folder).items() if name != "state"} == \
-           {name: value for name, value in outcome(uninterrupted).items() if name != "state"}
+    assert {name: value for name, value in outcome(folder).items() if name != "state"} == {
+        name: value for name, value in outcome(uninterrupted).items() if name != "state"
+    }
 
 
 def test_a_changed_configuration_is_refused_with_each_difference(config_file: Path, uninterrupted: Path) -> None:

@@ -20,11 +20,24 @@ from luthier.types import NO_TARGET, Sample
 from tests.helpers.jobs import make_config, make_job, make_policy, make_samples
 
 
-def job_of(folder: Path, *overrides: str, dtype: torch.dtype = torch.float32, scaled: bool = False, held_out: bool = False, warm: bool = False) -> Job:
+def job_of(
+    folder: Path,
+    *overrides: str,
+    dtype: torch.dtype = torch.float32,
+    scaled: bool = False,
+    held_out: bool = False,
+    warm: bool = False,
+) -> Job:
     given = ["max_steps=4", "global_batch_size=2", "learning_rate=1e-2", "warmup_steps=0", *overrides]
     config = make_config(folder, *given, *(["data.eval=0.1"] if held_out else []))
-    return make_job(config, make_samples((12, 7, 20, 9)), make_policy(config, dtype=dtype, warm=warm), max_tokens=24, scaled=scaled,
-                    held_out=make_samples((11, 6), seed=9) if held_out else None)
+    return make_job(
+        config,
+        make_samples((12, 7, 20, 9)),
+        make_policy(config, dtype=dtype, warm=warm),
+        max_tokens=24,
+        scaled=scaled,
+        held_out=make_samples((11, 6), seed=9) if held_out else None,
+    )
 
 
 def weights_of(job: Job) -> dict[str, torch.Tensor]:
@@ -38,7 +51,11 @@ def poison_from_step(job: Job, step: int, where: str) -> None:
     def loss(policy: object, batch: object) -> object:
         out = whole(policy, batch)  # type: ignore[arg-type]
         if batch.step >= step:  # type: ignore[attr-defined]
-            out.sum = out.sum * math.nan if where == "loss" else out.sum + (_NaNGradient.apply(out.sum) - out.sum.detach()) * 0.0
+            out.sum = (
+                out.sum * math.nan
+                if where == "loss"
+                else out.sum + (_NaNGradient.apply(out.sum) - out.sum.detach()) * 0.0
+            )
         return out
 
     job.objective.loss = loss  # type: ignore[method-assign,assignment]
@@ -118,7 +135,9 @@ def test_fp16_overflow_repeats_the_step_at_half_the_scale(tmp_path: Path) -> Non
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     assert all(math.isfinite(line["loss"]) for line in lines)
     assert lines[-1]["trained_tokens"] == sum(sample.trained_tokens for sample in job.samples) * 2
-    assert all(p.dtype == torch.float32 for p in job.policy.parameters() if p.requires_grad), "nothing to unscale in fp16"
+    assert all(p.dtype == torch.float32 for p in job.policy.parameters() if p.requires_grad), (
+        "nothing to unscale in fp16"
+    )
 
 
 def test_fp16_without_an_end_to_halving_stops(tmp_path: Path) -> None:
@@ -144,11 +163,23 @@ def test_evaluation_does_not_move_training(tmp_path: Path) -> None:
 
 def test_early_stopping_keeps_the_best(tmp_path: Path) -> None:
     """A rate that makes the held-out loss rise: the run ends after `patience` evaluations without gain."""
-    job = job_of(tmp_path, "max_steps=40", "learning_rate=0.3", "lr_scheduler_type=constant", "eval_steps=1", "early_stopping_patience=3",
-                 "load_best_checkpoint=true", held_out=True)
+    job = job_of(
+        tmp_path,
+        "max_steps=40",
+        "learning_rate=0.3",
+        "lr_scheduler_type=constant",
+        "eval_steps=1",
+        "early_stopping_patience=3",
+        "load_best_checkpoint=true",
+        held_out=True,
+    )
     train(job)
     assert job.progress.step < 40
-    losses = {line["step"]: line["eval_loss"] for line in read_lines(tmp_path / "metrics.jsonl") if line.get("eval_loss") and line["step"]}
+    losses = {
+        line["step"]: line["eval_loss"]
+        for line in read_lines(tmp_path / "metrics.jsonl")
+        if line.get("eval_loss") and line["step"]
+    }
     assert job.progress.best_step == min(losses, key=losses.__getitem__)
     assert job.progress.step == job.progress.best_step + 3
     assert job.progress.best_step in job.checkpoints.steps()
@@ -187,7 +218,9 @@ def test_loss_is_cross_entropy_of_the_next_token(tmp_path: Path) -> None:
         labels = np.full(len(sample), -100)
         labels[1:] = np.where(sample.targets[:-1] == NO_TARGET, -100, sample.targets[:-1])
         with torch.no_grad():
-            mean = fresh.core(input_ids=torch.from_numpy(sample.input_ids)[None], labels=torch.from_numpy(labels)[None]).loss
+            mean = fresh.core(
+                input_ids=torch.from_numpy(sample.input_ids)[None], labels=torch.from_numpy(labels)[None]
+            ).loss
         total, count = total + float(mean) * sample.trained_tokens, count + sample.trained_tokens
     assert line["loss"] == pytest.approx(total / count, rel=1e-6)
 
@@ -196,13 +229,23 @@ def test_a_sequence_of_period_seven_is_learned(tmp_path: Path) -> None:
     """An off-by-one in the targets would leave the loss far from zero."""
     ids = np.tile(np.arange(10, 17), 6)
     targets = np.append(ids[1:], NO_TARGET)
-    config = make_config(tmp_path, "tuning=full", "max_steps=80", "learning_rate=3e-3", "global_batch_size=1", "lr_scheduler_type=constant")
+    config = make_config(
+        tmp_path,
+        "tuning=full",
+        "max_steps=80",
+        "learning_rate=3e-3",
+        "global_batch_size=1",
+        "lr_scheduler_type=constant",
+    )
     job = make_job(config, [Sample(ids, targets, "x:1", 0)], make_policy(config))
     train(job)
     assert read_lines(tmp_path / "metrics.jsonl")[-1]["loss"] < 0.1
 
 
-@pytest.mark.parametrize("name", ["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"])
+@pytest.mark.parametrize(
+    "name",
+    ["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"],
+)
 def test_schedules_are_those_of_transformers(name: str, tmp_path: Path) -> None:
     """Equal from the end of the warm-up on; within it one step ahead, so that no step is spent at a rate of zero."""
     ours = make_schedule(make_config(tmp_path, f"lr_scheduler_type={name}", "warmup_steps=10").training, 100)
@@ -218,6 +261,8 @@ def test_schedules_are_those_of_transformers(name: str, tmp_path: Path) -> None:
     assert ours(0) > 0
 
 
-@pytest.mark.parametrize(("value", "total", "steps"), [(0.1, 95, 10), (0.34, 9, 4), (5, 100, 5), (None, 7, 7), (0.001, 10, 1)])
+@pytest.mark.parametrize(
+    ("value", "total", "steps"), [(0.1, 95, 10), (0.34, 9, 4), (5, 100, 5), (None, 7, 7), (0.001, 10, 1)]
+)
 def test_every(value: float | None, total: int, steps: int) -> None:
     assert every(value, total) == steps

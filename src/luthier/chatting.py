@@ -31,10 +31,13 @@ class Chat:
 
     opened: Opened
     system: str | None = None
+    """None: the one that the model was trained with, if there is one; empty: none."""
     settings: Settings = field(default_factory=Settings)
     messages: list[Message] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        if self.system is None:
+            self.system = self.opened.system
         self.reset()
 
     def reset(self) -> None:

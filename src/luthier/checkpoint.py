@@ -65,7 +65,9 @@ def write_folder(target: Path, fill: Callable[[Path], None], manifest: Mapping[s
     try:
         temporary.mkdir(parents=True)
         fill(temporary)
-        files = {path.relative_to(temporary).as_posix(): path for path in sorted(temporary.rglob("*")) if path.is_file()}
+        files = {
+            path.relative_to(temporary).as_posix(): path for path in sorted(temporary.rglob("*")) if path.is_file()
+        }
         entries = {name: {"sha256": sha256(path), "bytes": path.stat().st_size} for name, path in files.items()}
         write_json(temporary / MANIFEST, {**manifest, "files": entries})
         for path in [*files.values(), temporary / MANIFEST, temporary]:
@@ -77,8 +79,12 @@ def write_folder(target: Path, fill: Callable[[Path], None], manifest: Mapping[s
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        raise EnvironmentProblem(str(target), "the disk is full" if full else f"could not be written: {error}", "a writable folder with room",
-                                 "free space, then luthier train ... --resume") from error
+        raise EnvironmentProblem(
+            str(target),
+            "the disk is full" if full else f"could not be written: {error}",
+            "a writable folder with room",
+            "free space, then luthier train ... --resume",
+        ) from error
 
 
 def write_json(path: Path, tree: Any) -> None:
@@ -147,7 +153,9 @@ class Checkpoints:
 
         write_folder(target, fill, {**manifest, "step": step})
         if wrong := verify(target):
-            raise EnvironmentProblem(str(target), f"was written but does not read back: {wrong}", "a disk that keeps what it is given")
+            raise EnvironmentProblem(
+                str(target), f"was written but does not read back: {wrong}", "a disk that keeps what it is given"
+            )
         for old in [other for other in self.steps() if other not in (best_step, step)][: -(self.keep - 1) or None]:
             shutil.rmtree(self.path(old))
         return target
@@ -155,7 +163,9 @@ class Checkpoints:
     def load(self, step: int) -> dict[str, Any]:
         """The state saved at `step`; call `verify` first."""
         folder = self.path(step)
-        state: dict[str, Any] = unpack(json.loads((folder / STATE).read_text(encoding="utf-8")), load_file(folder / TENSORS))
+        state: dict[str, Any] = unpack(
+            json.loads((folder / STATE).read_text(encoding="utf-8")), load_file(folder / TENSORS)
+        )
         return state
 
     def newest_valid(self, say: Callable[[str], None]) -> int:
@@ -172,4 +182,9 @@ class Checkpoints:
             damaged.append(f"{self.path(step)}: {wrong}")
             say(f"damaged checkpoint {damaged[-1]}; the next older one is tried")
         found = "; ".join(damaged) if damaged else "there is no checkpoint yet"
-        raise UserError(str(self.folder), found, "a whole checkpoint", "start again with another output_dir, or without --resume in an empty one")
+        raise UserError(
+            str(self.folder),
+            found,
+            "a whole checkpoint",
+            "start again with another output_dir, or without --resume in an empty one",
+        )

@@ -24,7 +24,9 @@ ROOT = Path(__file__).parent
 class Config(BaseModel):
     """Base of every piece of configuration: frozen, strict, and unknown keys are errors."""
 
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, strict=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 class ComponentConfig(Config):
@@ -49,11 +51,17 @@ def load(family: str, kind: str) -> type[Any]:
     module_name, _, class_name = kind.partition(":")
     if class_name:
         if importlib.util.find_spec(module_name.partition(".")[0]) is None:
-            raise UserError(f"kind {kind!r}", f"no module {module_name!r} can be imported", "package.module:Class",
-                            f"pip install the package that holds {module_name}")
+            raise UserError(
+                f"kind {kind!r}",
+                f"no module {module_name!r} can be imported",
+                "package.module:Class",
+                f"pip install the package that holds {module_name}",
+            )
         return _class_of(importlib.import_module(module_name), class_name, kind)
     if kind not in listing(family):
-        raise UserError(family, f"there is no {kind!r}", "one of " + ", ".join(listing(family)), did_you_mean(kind, listing(family)))
+        raise UserError(
+            family, f"there is no {kind!r}", "one of " + ", ".join(listing(family)), did_you_mean(kind, listing(family))
+        )
     module = importlib.import_module(f"luthier.{family}.{kind}")
     (name,) = module.__all__
     return _class_of(module, name, kind)

@@ -28,8 +28,13 @@ Problem = tuple[tuple[str | int, ...], str, Any, str]
 """Where in the tree, what is wrong, what was found, what was expected."""
 
 EXPECTED = {
-    "string": "text", "boolean": "true or false", "integer": "a whole number", "number": "a number", "tuple": "a list",
-    "dictionary or instance of DataFile": "a path, or a map", "String should have at least 1 character": "a text that is not empty",
+    "string": "text",
+    "boolean": "true or false",
+    "integer": "a whole number",
+    "number": "a number",
+    "tuple": "a list",
+    "dictionary or instance of DataFile": "a path, or a map",
+    "String should have at least 1 character": "a text that is not empty",
     "Tuple should have at least 1 item after validation, not 0": "a list that is not empty",
 }
 """pydantic's words: ours."""
@@ -206,7 +211,9 @@ def build(document: Document) -> RunConfig:
     return _with_method_defaults(config)
 
 
-def _build_component(document: Document, path: tuple[str, ...], family: str, value: Any) -> tuple[ComponentConfig, list[Problem]]:
+def _build_component(
+    document: Document, path: tuple[str, ...], family: str, value: Any
+) -> tuple[ComponentConfig, list[Problem]]:
     """The component's own Config; a placeholder and the problems where it is not valid."""
     kinds = "one of " + ", ".join(component.listing(family))
     kind = value.get("kind") if isinstance(value, Mapping) else None
@@ -261,7 +268,12 @@ def _tuples(value: Any) -> Any:
 
 def schema_of(tree: Mapping[str, Any]) -> dict[str, type[Config]]:
     """The classes that describe each section of a normalised tree; '' is the top."""
-    sections: dict[str, type[Config]] = {"": RunConfig, "model": ModelConfig, "data": DataConfig, "training": TrainingConfig}
+    sections: dict[str, type[Config]] = {
+        "": RunConfig,
+        "model": ModelConfig,
+        "data": DataConfig,
+        "training": TrainingConfig,
+    }
     for path, family in COMPONENTS.items():
         node: Any = tree
         for key in path:
@@ -295,7 +307,9 @@ def _unique_leaf(document: Document, key: str) -> list[str]:
     if message := foreign_key(key, tree):
         raise UserError(f"command line: {key}", "another tool's name", "", message)
     known = [name for schema in sections.values() for name in schema.model_fields]
-    raise UserError(f"command line: {key}", "there is no such key", "see luthier explain", component.did_you_mean(key, known))
+    raise UserError(
+        f"command line: {key}", "there is no such key", "see luthier explain", component.did_you_mean(key, known)
+    )
 
 
 def refuse_foreign_keys(document: Document) -> None:
@@ -336,7 +350,9 @@ def _location(parts: Sequence[str | int], tree: Mapping[str, Any]) -> tuple[str 
     node: Any = tree
     out: list[str | int] = []
     for part in parts:
-        if (isinstance(node, Mapping) and part in node) or (isinstance(node, tuple) and isinstance(part, int) and part < len(node)):
+        if (isinstance(node, Mapping) and part in node) or (
+            isinstance(node, tuple) and isinstance(part, int) and part < len(node)
+        ):
             node = node[part]  # type: ignore[index]
             out.append(part)
     return tuple(out)
@@ -370,17 +386,36 @@ def _as_user_error(document: Document, problems: list[Problem]) -> UserError:
 def _refuse_wrong_combinations(document: Document, config: RunConfig) -> None:
     training = config.training
     if config.data.eval is None:
-        for key, value in (("eval_steps", training.eval_steps), ("early_stopping_patience", training.early_stopping_patience),
-                           ("load_best_checkpoint", training.load_best_checkpoint or None)):
+        for key, value in (
+            ("eval_steps", training.eval_steps),
+            ("early_stopping_patience", training.early_stopping_patience),
+            ("load_best_checkpoint", training.load_best_checkpoint or None),
+        ):
             if value is not None:
-                raise UserError(document.place(("training", key)), f"training.{key} without held-out data", "data.eval",
-                                f"write data.eval: 0.05, or leave {key} out")
+                raise UserError(
+                    document.place(("training", key)),
+                    f"training.{key} without held-out data",
+                    "data.eval",
+                    f"write data.eval: 0.05, or leave {key} out",
+                )
     if config.model.quantization is not None and config.tuning.kind == "full":
-        raise UserError(document.place(("tuning",)), "tuning: full of a quantized model", "weights that can be trained",
-                        "tuning=lora, or leave model.quantization out")
-    if isinstance(training.warmup_steps, int) and training.max_steps is not None and training.warmup_steps >= training.max_steps:
-        raise UserError(document.place(("training", "warmup_steps")), f"{training.warmup_steps} warm-up steps of {training.max_steps} steps",
-                        "fewer warm-up steps than steps", "warmup_steps=0.03")
+        raise UserError(
+            document.place(("tuning",)),
+            "tuning: full of a quantized model",
+            "weights that can be trained",
+            "tuning=lora, or leave model.quantization out",
+        )
+    if (
+        isinstance(training.warmup_steps, int)
+        and training.max_steps is not None
+        and training.warmup_steps >= training.max_steps
+    ):
+        raise UserError(
+            document.place(("training", "warmup_steps")),
+            f"{training.warmup_steps} warm-up steps of {training.max_steps} steps",
+            "fewer warm-up steps than steps",
+            "warmup_steps=0.03",
+        )
 
 
 def _with_method_defaults(config: RunConfig) -> RunConfig:

@@ -27,7 +27,9 @@ MAX_DEPTH = 50
 class Document:
     """A tree of plain values and the line of each."""
 
-    def __init__(self, tree: dict[str, Any], source: str, lines: dict[tuple[str | int, ...], int] | None = None) -> None:
+    def __init__(
+        self, tree: dict[str, Any], source: str, lines: dict[tuple[str | int, ...], int] | None = None
+    ) -> None:
         self.tree = tree
         self.source = source
         self.lines = lines or {}
@@ -35,7 +37,9 @@ class Document:
 
     def line(self, path: Sequence[str | int]) -> int:
         """The line of a path in the tree, or of the nearest ancestor whose line is known; 0 where none is."""
-        return next((self.lines[tuple(path[:end])] for end in range(len(path), -1, -1) if tuple(path[:end]) in self.lines), 0)
+        return next(
+            (self.lines[tuple(path[:end])] for end in range(len(path), -1, -1) if tuple(path[:end]) in self.lines), 0
+        )
 
     def place(self, path: Sequence[str | int]) -> str:
         """`mine.yaml:7` for a path in the tree; the nearest known ancestor where the key itself is absent."""
@@ -49,19 +53,32 @@ class Document:
         try:
             return _plain(_parser().load(text), (), {}, [0]) if text.strip() else None
         except YAMLError as error:
-            raise UserError("command line", f"{excerpt(override)} has a value that is no YAML: {_first_line(error)}", "key=value") from None
+            raise UserError(
+                "command line", f"{excerpt(override)} has a value that is no YAML: {_first_line(error)}", "key=value"
+            ) from None
 
     def set(self, path: Sequence[str], value: Any) -> None:
         """Puts a value into the tree, turning a bare string on the way (`model: x`) into its map."""
-        shorthand = {"model": "path", "data": "train", "train": "path", "tuning": "kind", "objective": "kind", "quantization": "kind"}
+        shorthand = {
+            "model": "path",
+            "data": "train",
+            "train": "path",
+            "tuning": "kind",
+            "objective": "kind",
+            "quantization": "kind",
+        }
         node = self.tree
         for key in path[:-1]:
             child = node.get(key)
             if key in shorthand and isinstance(child, str):
                 child = {shorthand[key]: child}
             if child is not None and not isinstance(child, dict):
-                raise UserError("command line", f"{'.'.join(path)} reaches into {key}, which is no map", "a key whose parent is a map",
-                                f"write {key} as a whole")
+                raise UserError(
+                    "command line",
+                    f"{'.'.join(path)} reaches into {key}, which is no map",
+                    "a key whose parent is a map",
+                    f"write {key} as a whole",
+                )
             child = child or {}
             node[key] = child
             node = child
@@ -83,10 +100,17 @@ def read_yaml(path: Path) -> Document:
     """
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise UserError(str(path), f"{path.stat().st_size:,} bytes", f"a configuration, at most {MAX_BYTES:,} bytes")
+            raise UserError(
+                str(path), f"{path.stat().st_size:,} bytes", f"a configuration, at most {MAX_BYTES:,} bytes"
+            )
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise UserError(str(path), "there is no such file", "a YAML configuration", "luthier init train.jsonl --model NAME writes one") from None
+        raise UserError(
+            str(path),
+            "there is no such file",
+            "a YAML configuration",
+            "luthier init train.jsonl --model NAME writes one",
+        ) from None
     except IsADirectoryError:
         raise UserError(str(path), "this is a folder", "a YAML file") from None
     except UnicodeDecodeError as error:
@@ -103,14 +127,23 @@ def parse_yaml(text: str, source: str) -> Document:
     except DuplicateKeyError as error:
         line = error.problem_mark.line + 1
         key = str(error.problem).partition('"')[2].partition('"')[0]
-        raise UserError(f"{source}:{line}", f"the key {key!r} stands here a second time", "each key once", "delete one of the two") from None
+        raise UserError(
+            f"{source}:{line}", f"the key {key!r} stands here a second time", "each key once", "delete one of the two"
+        ) from None
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise UserError(f"{source}:{line}", f"this is no YAML: {_first_line(error)}", "key: value lines; spaces, no tabs") from None
+        raise UserError(
+            f"{source}:{line}", f"this is no YAML: {_first_line(error)}", "key: value lines; spaces, no tabs"
+        ) from None
     except (YAMLError, ValueError, RecursionError) as error:
         raise UserError(source, f"this is no YAML: {_first_line(error)}", "key: value lines") from None
     if tree is None:
-        raise UserError(source, "the file is empty", "at least model, data and output_dir", "luthier init train.jsonl --model NAME writes one")
+        raise UserError(
+            source,
+            "the file is empty",
+            "at least model, data and output_dir",
+            "luthier init train.jsonl --model NAME writes one",
+        )
     if not isinstance(tree, CommentedMap):
         raise UserError(source, f"a {type(tree).__name__} at the top", "key: value lines")
     lines: dict[tuple[str | int, ...], int] = {}
@@ -121,16 +154,26 @@ def _first_line(error: Exception) -> str:
     return (getattr(error, "problem", None) or str(error)).strip().splitlines()[0][:120]
 
 
-def _plain(node: Any, path: tuple[str | int, ...], lines: dict[tuple[str | int, ...], int], count: list[int], source: str = "command line") -> Any:
+def _plain(
+    node: Any,
+    path: tuple[str | int, ...],
+    lines: dict[tuple[str | int, ...], int],
+    count: list[int],
+    source: str = "command line",
+) -> Any:
     """Plain dicts, lists and scalars of ruamel's; records lines; bounds what aliases may expand to."""
     count[0] += 1
     if count[0] > MAX_NODES or len(path) > MAX_DEPTH:
-        raise UserError(source, f"more than {MAX_NODES:,} values or {MAX_DEPTH} levels (aliases expanded)", "a configuration")
+        raise UserError(
+            source, f"more than {MAX_NODES:,} values or {MAX_DEPTH} levels (aliases expanded)", "a configuration"
+        )
     if isinstance(node, CommentedMap):
         out = {}
         for key, value in node.items():
             if not isinstance(key, str):
-                raise UserError(f"{source}:{node.lc.key(key)[0] + 1}", f"the key {excerpt(key)} is no string", "names as keys")
+                raise UserError(
+                    f"{source}:{node.lc.key(key)[0] + 1}", f"the key {excerpt(key)} is no string", "names as keys"
+                )
             here = (*path, key)
             if key in node.lc.data:
                 lines[here] = node.lc.key(key)[0] + 1
@@ -147,7 +190,11 @@ def _plain(node: Any, path: tuple[str | int, ...], lines: dict[tuple[str | int, 
     for kind in (int, float, str):
         if isinstance(node, kind):
             return kind(node)
-    raise UserError(source, f"a value of type {type(node).__name__} at {'.'.join(map(str, path))}", "text, a number, true or false, a list or a map")
+    raise UserError(
+        source,
+        f"a value of type {type(node).__name__} at {'.'.join(map(str, path))}",
+        "text, a number, true or false, a list or a map",
+    )
 
 
 class _Representer(SafeRepresenter):
@@ -165,7 +212,7 @@ def to_yaml(tree: Mapping[str, Any]) -> str:
     writer = YAML(typ="safe", pure=True)
     writer.Representer = _Representer
     writer.default_flow_style = False
-    writer.sort_base_mapping_type_on_output = False
+    writer.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
     writer.width = 4096
     out = StringIO()
     writer.dump(tree, out)

@@ -77,7 +77,8 @@ class SingleEngine:
         return contextlib.nullcontext()
 
     def backward(self, loss_sum: torch.Tensor, global_weight: float) -> None:
-        (loss_sum * (self.loss_scale.scale * self.processes / global_weight)).backward()
+        scaled = loss_sum * (self.loss_scale.scale * self.processes / global_weight)
+        torch.autograd.backward(scaled)
 
     def clip_and_step(self, optimizer: torch.optim.Optimizer, max_grad_norm: float | None) -> StepResult:
         """One optimizer step, unless the gradient is not finite: then nothing has changed."""
@@ -115,7 +116,9 @@ class DDPEngine(SingleEngine):
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
         self.processes, self.rank = dist.get_world_size(), dist.get_rank()
         if self.processes != int(os.environ["WORLD_SIZE"]):
-            raise EnvironmentProblem("distributed", f"{self.processes} processes joined", f"the {os.environ['WORLD_SIZE']} that were started")
+            raise EnvironmentProblem(
+                "distributed", f"{self.processes} processes joined", f"the {os.environ['WORLD_SIZE']} that were started"
+            )
 
     def wrap(self, policy: nn.Module) -> nn.Module:
         devices = [self.device.index] if self.device.type == "cuda" else None
@@ -145,8 +148,12 @@ def make_engine(distributed: str, dtype: torch.dtype) -> Engine:
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     scaled = dtype == torch.float16
     if distributed == "ddp" and "WORLD_SIZE" not in os.environ:
-        raise EnvironmentProblem("distributed: ddp", "one process was started", "several, by torchrun",
-                                 "torchrun --nproc-per-node 2 -m luthier train mine.yaml, or distributed=auto")
+        raise EnvironmentProblem(
+            "distributed: ddp",
+            "one process was started",
+            "several, by torchrun",
+            "torchrun --nproc-per-node 2 -m luthier train mine.yaml, or distributed=auto",
+        )
     engine = DDPEngine if distributed == "ddp" or processes > 1 else SingleEngine
     return engine(device(), scaled)
 

@@ -14,10 +14,20 @@ from luthier.config import TrainingConfig
 def make_optimizer(training: TrainingConfig, policy: nn.Module) -> torch.optim.Optimizer:
     """AdamW (Loshchilov and Hutter, 2019, arXiv:1711.05101); biases and norms (tensors of one dimension) are not decayed."""
     trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
-    groups = [{"params": [p for p in trained if (p.ndim >= 2) == decayed], "weight_decay": training.weight_decay if decayed else 0.0,
-               "peak_lr": training.learning_rate} for decayed in (True, False)]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=training.learning_rate or 0.0,
-                             betas=(training.adam_beta1, training.adam_beta2), eps=training.adam_epsilon)
+    groups = [
+        {
+            "params": [p for p in trained if (p.ndim >= 2) == decayed],
+            "weight_decay": training.weight_decay if decayed else 0.0,
+            "peak_lr": training.learning_rate,
+        }
+        for decayed in (True, False)
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=training.learning_rate or 0.0,
+        betas=(training.adam_beta1, training.adam_beta2),
+        eps=training.adam_epsilon,
+    )
 
 
 def make_schedule(training: TrainingConfig, total: int) -> Callable[[int], float]:

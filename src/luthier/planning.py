@@ -38,7 +38,9 @@ def free_bytes(device: torch.device) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
 
 
-def activation_checkpointing(asked: bool | Literal["auto"], model_config: Any, tokens: int, device: torch.device) -> bool:
+def activation_checkpointing(
+    asked: bool | Literal["auto"], model_config: Any, tokens: int, device: torch.device
+) -> bool:
     """Whether activations are computed again in the backward pass: as asked, or where keeping them would take half the free memory."""
     if asked != "auto":
         return asked

@@ -33,9 +33,11 @@ class Policy(nn.Module):
         starts_at_base: whether the tuned part began as zero, so that switching it off gives the policy at step 0.
     """
 
-    def __init__(self, model: nn.Module, keys: DropoutKeys, compute_dtype: torch.dtype = torch.float32, starts_at_base: bool = True) -> None:
+    def __init__(
+        self, model: Any, keys: DropoutKeys, compute_dtype: torch.dtype = torch.float32, starts_at_base: bool = True
+    ) -> None:
         super().__init__()
-        self.model = model
+        self.model: Any = model
         self.keys = keys
         self.compute_dtype = compute_dtype
         self.starts_at_base = starts_at_base
@@ -62,8 +64,12 @@ class Policy(nn.Module):
                 # Nothing is trained here, but every process must run the same operations and get a gradient, of zero.
                 scores = self._head_scores(hidden[:1, 0], targets.new_zeros(1), batch_keys[:1, 0], want)
                 return Scores(**{name: value[:0] for name, value in _present(scores).items()})
-            pieces = zip(hidden[trained].tensor_split(batch.head_chunks), targets.tensor_split(batch.head_chunks),
-                         batch_keys[trained].tensor_split(batch.head_chunks), strict=True)
+            pieces = zip(
+                hidden[trained].tensor_split(batch.head_chunks),
+                targets.tensor_split(batch.head_chunks),
+                batch_keys[trained].tensor_split(batch.head_chunks),
+                strict=True,
+            )
             found = [_present(self._checkpointed(h, t, k, want)) for h, t, k in pieces]
         return Scores(**{name: torch.cat([scores[name] for scores in found]) for name in found[0]})
 
@@ -95,8 +101,13 @@ class Policy(nn.Module):
             return inputs | {"attention_mask": mask.to(torch.int64).to(device)}
         edges = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).to(torch.int32).to(device)
         longest = max(batch.lengths)
-        return inputs | {"position_ids": batch.position_ids.to(device), "cu_seq_lens_q": edges, "cu_seq_lens_k": edges,
-                         "max_length_q": longest, "max_length_k": longest}
+        return inputs | {
+            "position_ids": batch.position_ids.to(device),
+            "cu_seq_lens_q": edges,
+            "cu_seq_lens_k": edges,
+            "max_length_q": longest,
+            "max_length_k": longest,
+        }
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
         """[n, D] -> logits [n, V] by the model's own forward, its decoder replaced by one that returns `hidden`.
@@ -111,15 +122,21 @@ class Policy(nn.Module):
             del decoder.forward
         return logits
 
-    def _head_scores(self, hidden: torch.Tensor, targets: torch.Tensor, keys: torch.Tensor, want: tuple[str, ...]) -> Scores:
+    def _head_scores(
+        self, hidden: torch.Tensor, targets: torch.Tensor, keys: torch.Tensor, want: tuple[str, ...]
+    ) -> Scores:
         with self.keys.using(keys[None]):
             return _scores(self.head(hidden), targets, want)
 
-    def _checkpointed(self, hidden: torch.Tensor, targets: torch.Tensor, keys: torch.Tensor, want: tuple[str, ...]) -> Scores:
+    def _checkpointed(
+        self, hidden: torch.Tensor, targets: torch.Tensor, keys: torch.Tensor, want: tuple[str, ...]
+    ) -> Scores:
         """Scores of one chunk; its logits are computed again in the backward pass instead of kept."""
         if not torch.is_grad_enabled():
             return self._head_scores(hidden, targets, keys, want)
-        scores: Scores = checkpoint(self._head_scores, hidden, targets, keys, want, use_reentrant=False, preserve_rng_state=False)
+        scores: Scores = checkpoint(
+            self._head_scores, hidden, targets, keys, want, use_reentrant=False, preserve_rng_state=False
+        )
         return scores
 
     @torch.no_grad()
@@ -144,7 +161,11 @@ class Policy(nn.Module):
     def keep_reference(self) -> None:
         """Remembers the trained weights as they are now, where switching the adapter off would not bring them back."""
         if not self.starts_at_base:
-            self.initial = {name: parameter.detach().clone() for name, parameter in self.named_parameters() if parameter.requires_grad}
+            self.initial = {
+                name: parameter.detach().clone()
+                for name, parameter in self.named_parameters()
+                if parameter.requires_grad
+            }
 
     @contextmanager
     def reference(self) -> Iterator[None]:

@@ -20,7 +20,7 @@ from luthier.engine import device as find_device
 from luthier.errors import LuthierError, Stopped, UserError
 from luthier.finished import Run
 from luthier.generation import generate
-from luthier.models.adapters import save_adapter
+from luthier.models.adapters import save_adapter, write_origin
 from luthier.models.flat import prove, stock_attention, use_flat_attention
 from luthier.models.load import choose_dtype, context_length, fingerprint, load_model, load_tokenizer
 from luthier.models.sources import ModelSource, resolve
@@ -31,6 +31,7 @@ from luthier.randomness import DropoutKeys, key
 from luthier.reporting.recorder import SAMPLES, Recorder, cut_back, read_lines
 from luthier.reporting.report import write_report
 from luthier.reporting.summary import end_summary
+from luthier.reporting.trackers import check_trackers
 from luthier.train import Job, put_weights, restore
 from luthier.train import train as run_loop
 from luthier.types import Message
@@ -39,7 +40,13 @@ ANSWER_TOKENS = 200
 """Most tokens of a sample answer during training."""
 
 
-def train(config: RunConfig, *, resume: bool = False, trust_remote_code: bool = False, say: Callable[[str], None] | None = None) -> Run:
+def train(
+    config: RunConfig,
+    *,
+    resume: bool = False,
+    trust_remote_code: bool = False,
+    say: Callable[[str], None] | None = None,
+) -> Run:
     """Trains as the configuration says; the result is the run's folder.
 
     Args:
@@ -58,6 +65,7 @@ def train(config: RunConfig, *, resume: bool = False, trust_remote_code: bool = 
         if before is not None and before["state"] == "finished":
             say(f"{folder} is finished already; nothing to do")
             return Run(folder)
+        check_trackers(config.report_to)
         deterministic(config.training.deterministic)
         source = _base_of(config, trust_remote_code)
         tokenizer = load_tokenizer(source.folder, trust_remote_code=trust_remote_code)
@@ -68,13 +76,19 @@ def train(config: RunConfig, *, resume: bool = False, trust_remote_code: bool = 
             model_config = _model_config(source, trust_remote_code)
             with _main_process_first(engine):
                 data = prepare(config, tokenizer, context_length=context_length(model_config), objective=objective)
-            for line in (f"model: {source.name}, held and computed in {str(dtype).removeprefix('torch.')} ({dtype_reason})", *_defaults(config)):
+            for line in (
+                f"model: {source.name}, held and computed in {str(dtype).removeprefix('torch.')} ({dtype_reason})",
+                *_defaults(config),
+            ):
                 say(line)
-            say(data.ledger.as_text())
+            for line in (data.ledger.as_text(), *data.notes):
+                say(line)
             decisions = before["decisions"] if before else _decide(config, model_config, dtype, engine)
             torch.set_num_threads(decisions["threads"])
-            say(f"layout: {decisions['layout']} ({decisions['layout_reason']}), "
-                f"at most {decisions['max_tokens_per_micro_batch']:,} tokens in one forward pass")
+            say(
+                f"layout: {decisions['layout']} ({decisions['layout_reason']}), "
+                f"at most {decisions['max_tokens_per_micro_batch']:,} tokens in one forward pass"
+            )
             policy, trained = build_policy(config, source, dtype, engine.device, decisions, trust_remote_code)
             say(trained)
             job = _build_job(config, folder, policy, data, objective, engine, decisions)
@@ -85,7 +99,9 @@ def train(config: RunConfig, *, resume: bool = False, trust_remote_code: bool = 
             job.manifest = {name: manifest[name] for name in ("luthier", "versions", "fingerprints", "decisions")}
             if before is not None:
                 _resume(job, folder, say)
-            job.recorder = Recorder(folder, config, total_steps=job.steps.total, start_step=job.progress.step, main=main)
+            job.recorder = Recorder(
+                folder, config, total_steps=job.steps.total, start_step=job.progress.step, main=main
+            )
             job.answer_samples = _sampler(config, job, tokenizer, data)
             try:
                 run_loop(job)
@@ -110,8 +126,12 @@ def _silent(_text: str) -> None:
 def _base_of(config: RunConfig, trust_remote_code: bool) -> ModelSource:
     source = resolve(config.model.path, config.model.revision, trust_remote_code)
     if source.adapter is not None:
-        raise UserError("model.path", f"{config.model.path} is an adapter on {source.name}", "a model with weights of its own",
-                        f"luthier export {config.model.path} --to merged --output DIR, then model=DIR")
+        raise UserError(
+            "model.path",
+            f"{config.model.path} is an adapter on {source.name}",
+            "a model with weights of its own",
+            f"luthier export {config.model.path} --to merged --output DIR, then model=DIR",
+        )
     return source
 
 
@@ -134,9 +154,13 @@ def _main_process_first(engine: Engine) -> Iterator[None]:
 def _defaults(config: RunConfig) -> list[str]:
     """The values that decide most, as they are used."""
     training = config.training
-    length = f"{training.max_steps} steps" if training.max_steps is not None else f"{training.num_train_epochs:g} epochs"
-    return [f"method: {config.objective.kind}, {config.tuning.kind}; learning rate {training.learning_rate:g}, {training.lr_scheduler_type}, "
-            f"warm-up {training.warmup_steps:g}, weight decay {training.weight_decay:g}; {length}, global batch {training.global_batch_size}"]
+    length = (
+        f"{training.max_steps} steps" if training.max_steps is not None else f"{training.num_train_epochs:g} epochs"
+    )
+    return [
+        f"method: {config.objective.kind}, {config.tuning.kind}; learning rate {training.learning_rate:g}, {training.lr_scheduler_type}, "
+        f"warm-up {training.warmup_steps:g}, weight decay {training.weight_decay:g}; {length}, global batch {training.global_batch_size}"
+    ]
 
 
 def _decide(config: RunConfig, model_config: Any, dtype: torch.dtype, engine: Engine) -> dict[str, Any]:
@@ -148,15 +172,23 @@ def _decide(config: RunConfig, model_config: Any, dtype: torch.dtype, engine: En
         "layout_reason": verdict.why,
         "proof": asdict(verdict),
         "max_tokens_per_micro_batch": limit,
-        "activation_checkpointing": activation_checkpointing(config.training.activation_checkpointing, model_config, limit, engine.device),
+        "activation_checkpointing": activation_checkpointing(
+            config.training.activation_checkpointing, model_config, limit, engine.device
+        ),
         "dtype": str(dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "processes": engine.processes,
     }
 
 
-def build_policy(config: RunConfig, source: ModelSource, dtype: torch.dtype, device: torch.device, decisions: dict[str, Any],
-                 trust_remote_code: bool = False) -> tuple[Policy, str]:
+def build_policy(
+    config: RunConfig,
+    source: ModelSource,
+    dtype: torch.dtype,
+    device: torch.device,
+    decisions: dict[str, Any],
+    trust_remote_code: bool = False,
+) -> tuple[Policy, str]:
     """The model as it is trained, and a line that says what is trained."""
     quantization = config.model.quantization
     held = component.load("quantization", quantization.kind)(quantization) if quantization is not None else None
@@ -177,16 +209,37 @@ def build_policy(config: RunConfig, source: ModelSource, dtype: torch.dtype, dev
     return policy, what
 
 
-def _build_job(config: RunConfig, folder: Path, policy: Policy, data: Prepared, objective: Any, engine: Engine, decisions: dict[str, Any]) -> Job:
+def _build_job(
+    config: RunConfig,
+    folder: Path,
+    policy: Policy,
+    data: Prepared,
+    objective: Any,
+    engine: Engine,
+    decisions: dict[str, Any],
+) -> Job:
     training = config.training
     assert training.num_train_epochs is not None
-    steps = Steps(len(data.train), training.global_batch_size, config.seed, training.num_train_epochs, training.max_steps)
+    steps = Steps(
+        len(data.train), training.global_batch_size, config.seed, training.num_train_epochs, training.max_steps
+    )
     layout: Layout = decisions["layout"]
     optimizer = make_optimizer(training, policy)
     return Job(
-        config=training, seed=config.seed, policy=policy, wrapped=engine.wrap(policy), engine=engine, objective=objective,
-        samples=data.train, held_out=data.eval, steps=steps, layout=layout, max_tokens=decisions["max_tokens_per_micro_batch"],
-        optimizer=optimizer, schedule=make_schedule(training, steps.total), checkpoints=Checkpoints(folder / "checkpoints", training.save_total_limit),
+        config=training,
+        seed=config.seed,
+        policy=policy,
+        wrapped=engine.wrap(policy),
+        engine=engine,
+        objective=objective,
+        samples=data.train,
+        held_out=data.eval,
+        steps=steps,
+        layout=layout,
+        max_tokens=decisions["max_tokens_per_micro_batch"],
+        optimizer=optimizer,
+        schedule=make_schedule(training, steps.total),
+        checkpoints=Checkpoints(folder / "checkpoints", training.save_total_limit),
     )
 
 
@@ -213,9 +266,12 @@ def _sampler(config: RunConfig, job: Job, tokenizer: Any, data: Prepared) -> Cal
     return answer
 
 
-def answers(policy: Policy, tokenizer: Any, data: Prepared, prompts: Sequence[str], max_new_tokens: int = ANSWER_TOKENS) -> list[str]:
+def answers(
+    policy: Policy, tokenizer: Any, data: Prepared, prompts: Sequence[str], max_new_tokens: int = ANSWER_TOKENS
+) -> list[str]:
     """Greedy answers to requests, with the policy as it is."""
-    ids = [data.renderer.prompt_ids([Message("user", prompt)]) for prompt in prompts]
+    system = [Message("system", data.system)] if data.system else []
+    ids = [data.renderer.prompt_ids([*system, Message("user", prompt)]) for prompt in prompts]
     with stock_attention(policy.model), seeded(0):
         found = generate(policy.model, tokenizer, ids, max_new_tokens=max_new_tokens, stop_ids=data.renderer.stop_ids)
     return [item.text for item in found]
@@ -230,17 +286,26 @@ def _finish(config: RunConfig, job: Job, folder: Path, tokenizer: Any, data: Pre
 
     def fill(target: Path) -> None:
         if tuning.makes_adapter:
-            save_adapter(job.policy.model, target, base, job.policy.starts_at_base)
+            save_adapter(job.policy.model, target, base, job.policy.starts_at_base, data.system)
         else:
             job.policy.core.save_pretrained(target)
-        tokenizer.chat_template = data.template.saved_source
+            write_origin(target, {"base": base, "system": data.system})
+        if data.template is not None:
+            tokenizer.chat_template = data.template.saved_source
         tokenizer.save_pretrained(target)
 
-    write_folder(folder / ("adapter" if tuning.makes_adapter else "model"), fill, {"step": progress.best_step or progress.step})
+    write_folder(
+        folder / ("adapter" if tuning.makes_adapter else "model"), fill, {"step": progress.best_step or progress.step}
+    )
     if prompts := config.training.sample_prompts:
         before = {line["prompt"]: line["answer"] for line in read_lines(folder / SAMPLES) if line["step"] == 0}
         after = answers(job.policy, tokenizer, data, prompts)
-        write_json(folder / "answers.json", [{"prompt": prompt, "reference": None, "before": before.get(prompt), "after": text}
-                                             for prompt, text in zip(prompts, after, strict=True)])
+        write_json(
+            folder / "answers.json",
+            [
+                {"prompt": prompt, "reference": None, "before": before.get(prompt), "after": text}
+                for prompt, text in zip(prompts, after, strict=True)
+            ],
+        )
     run_folder.set_state(folder, "finished")
     write_report(folder)

@@ -10,20 +10,29 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from luthier import __version__
 from luthier.checkpoint import MANIFEST, write_json
 from luthier.config import RunConfig
 from luthier.config_yaml import read_yaml
-from luthier.data.prepare import Prepared
 from luthier.errors import EnvironmentProblem, UserError
+
+if TYPE_CHECKING:
+    from luthier.data.prepare import Prepared
 
 CONFIG, LEDGER, REJECTED, LOCK = "config.yaml", "ledger.json", "rejected.jsonl", ".lock"
 BEFORE_THE_MANIFEST = {CONFIG, LEDGER, REJECTED, LOCK}
 """What may lie in the folder of a run that was killed before it began."""
 
-MAY_CHANGE = ("output_dir", "report_to", "training.logging_steps", "training.save_steps", "training.save_total_limit", "training.sample_prompts")
+MAY_CHANGE = (
+    "output_dir",
+    "report_to",
+    "training.logging_steps",
+    "training.save_steps",
+    "training.save_total_limit",
+    "training.sample_prompts",
+)
 """Keys that a resume may have other values of: they do not touch the mathematics."""
 
 PACKAGES = ("torch", "transformers", "peft", "tokenizers", "safetensors", "numpy")
@@ -45,15 +54,27 @@ def locked(folder: Path, resume: bool, enabled: bool) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / LOCK).open("w")
     except (FileExistsError, NotADirectoryError):
-        raise UserError("output_dir", f"{folder} is or lies under a file", "a folder", "choose another output_dir") from None
+        raise UserError(
+            "output_dir", f"{folder} is or lies under a file", "a folder", "choose another output_dir"
+        ) from None
     except OSError as error:
-        raise EnvironmentProblem("output_dir", f"{folder} cannot be written: {error.strerror}", "a writable folder", "choose another output_dir") from None
+        raise EnvironmentProblem(
+            "output_dir",
+            f"{folder} cannot be written: {error.strerror}",
+            "a writable folder",
+            "choose another output_dir",
+        ) from None
     try:
         with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise UserError("output_dir", f"another run is writing {folder}", "one run a folder", "wait for it, or choose another output_dir") from None
+                raise UserError(
+                    "output_dir",
+                    f"another run is writing {folder}",
+                    "one run a folder",
+                    "wait for it, or choose another output_dir",
+                ) from None
             try:
                 _check_content(folder, resume)
                 yield
@@ -72,7 +93,11 @@ def _check_content(folder: Path, resume: bool) -> None:
         raise UserError("output_dir", f"{folder} holds no run to resume", "the folder of a run", "leave --resume out")
     if not resume and not content <= BEFORE_THE_MANIFEST:
         state = _read(folder / MANIFEST).get("state", "unknown") if is_run else ""
-        found = f"{folder} holds a run already ({state})" if is_run else f"{folder} is not empty ({', '.join(sorted(content)[:3])})"
+        found = (
+            f"{folder} holds a run already ({state})"
+            if is_run
+            else f"{folder} is not empty ({', '.join(sorted(content)[:3])})"
+        )
         fix = f"add --resume to go on, or output_dir={folder}-2" if is_run else f"output_dir={folder}-2"
         raise UserError("output_dir", found, "a new or empty folder", fix)
 
@@ -81,7 +106,9 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(str(path), f"cannot be read: {error}", "the manifest of a run", "start again with another output_dir") from None
+        raise UserError(
+            str(path), f"cannot be read: {error}", "the manifest of a run", "start again with another output_dir"
+        ) from None
     if not isinstance(tree, dict):
         raise UserError(str(path), "is no JSON object", "the manifest of a run", "start again with another output_dir")
     return tree
@@ -95,24 +122,44 @@ def previous(folder: Path, config: RunConfig) -> dict[str, Any]:
     """
     old = _flat(read_yaml(folder / CONFIG).tree)
     new = _flat(config.model_dump(mode="json"))
-    changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key) and not key.startswith(MAY_CHANGE)]
+    changed = [
+        key
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and not key.startswith(MAY_CHANGE)
+    ]
     if changed:
         lines = "\n".join(f"  {key}: {old.get(key)!r} -> {new.get(key)!r}" for key in changed)
-        raise UserError("--resume", f"the configuration is not that of the run in {folder}:\n{lines}", "the same configuration",
-                        f"luthier train {folder / CONFIG} --resume, or another output_dir")
+        raise UserError(
+            "--resume",
+            f"the configuration is not that of the run in {folder}:\n{lines}",
+            "the same configuration",
+            f"luthier train {folder / CONFIG} --resume, or another output_dir",
+        )
     return _read(folder / MANIFEST)
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     if isinstance(tree, Mapping):
-        return {key: value for name, item in tree.items() for key, value in _flat(item, f"{prefix}.{name}" if prefix else name).items()}
+        return {
+            key: value
+            for name, item in tree.items()
+            for key, value in _flat(item, f"{prefix}.{name}" if prefix else name).items()
+        }
     if isinstance(tree, list):
-        return {key: value for index, item in enumerate(tree) for key, value in _flat(item, f"{prefix}[{index}]").items()}
+        return {
+            key: value for index, item in enumerate(tree) for key, value in _flat(item, f"{prefix}[{index}]").items()
+        }
     return {prefix: tree}
 
 
-def manifest(config: RunConfig, data: Prepared, base: Mapping[str, Any], decisions: Mapping[str, Any], hardware: Mapping[str, Any],
-             total_steps: int) -> dict[str, Any]:
+def manifest(
+    config: RunConfig,
+    data: Prepared,
+    base: Mapping[str, Any],
+    decisions: Mapping[str, Any],
+    hardware: Mapping[str, Any],
+    total_steps: int,
+) -> dict[str, Any]:
     """What a run says of itself: versions, fingerprints, hardware, decisions."""
     held_out = data.eval.fingerprint if data.eval is not None else None
     return {
@@ -122,13 +169,26 @@ def manifest(config: RunConfig, data: Prepared, base: Mapping[str, Any], decisio
         "base": dict(base),
         "total_steps": total_steps,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
-        "fingerprints": {"data": data.train.fingerprint, "held_out": held_out, "template": data.template.fingerprint, "base": base.get("weights_hash")},
+        "fingerprints": {
+            "data": data.train.fingerprint,
+            "held_out": held_out,
+            "template": data.template.fingerprint if data.template else None,
+            "base": base.get("weights_hash"),
+        },
+        "template_clock": data.template.clock if data.template else None,
         "hardware": dict(hardware),
         "decisions": dict(decisions),
     }
 
 
-def begin(folder: Path, config: RunConfig, data: Prepared, new: dict[str, Any], before: Mapping[str, Any] | None, say: Callable[[str], None]) -> None:
+def begin(
+    folder: Path,
+    config: RunConfig,
+    data: Prepared,
+    new: dict[str, Any],
+    before: Mapping[str, Any] | None,
+    say: Callable[[str], None],
+) -> None:
     """Writes the run's description; for a resume compares it with the one that is there.
 
     Raises:
@@ -137,11 +197,21 @@ def begin(folder: Path, config: RunConfig, data: Prepared, new: dict[str, Any], 
     if before is not None:
         changed = [name for name, value in new["fingerprints"].items() if before["fingerprints"].get(name) != value]
         if changed:
-            raise UserError("--resume", f"the {' and the '.join(changed)} changed since the run began", "what the run began with",
-                            "put it back, or start again with another output_dir")
-        other = [f"{name} {before['versions'].get(name)} -> {value}" for name, value in new["versions"].items() if before["versions"].get(name) != value]
+            raise UserError(
+                "--resume",
+                f"the {' and the '.join(changed)} changed since the run began",
+                "what the run began with",
+                "put it back, or start again with another output_dir",
+            )
+        other = [
+            f"{name} {before['versions'].get(name)} -> {value}"
+            for name, value in new["versions"].items()
+            if before["versions"].get(name) != value
+        ]
         if other or before["hardware"] != new["hardware"]:
-            say(f"the environment changed ({', '.join(other) or 'other hardware'}): the run goes on, but not to the same bits")
+            say(
+                f"the environment changed ({', '.join(other) or 'other hardware'}): the run goes on, but not to the same bits"
+            )
         for leftover in folder.glob(".tmp-*"):
             shutil.rmtree(leftover)
     else:

@@ -121,10 +121,20 @@ def train(job: Job) -> None:
             if eval_every and (progress.step % eval_every == 0 or last):
                 evaluate(job)
             stopping = max(job.engine.sum([float(stop.number)])) > 0
-            if progress.step % save_every == 0 or last or stopping or gave_up(job) or (config.load_best_checkpoint and progress.best_step == progress.step):
+            if (
+                progress.step % save_every == 0
+                or last
+                or stopping
+                or gave_up(job)
+                or (config.load_best_checkpoint and progress.best_step == progress.step)
+            ):
                 save(job)
             if stopping and not last:
-                raise Stopped(stop.number or signal.SIGTERM, f"step {progress.step} of {job.steps.total}", "the same command with --resume goes on")
+                raise Stopped(
+                    stop.number or signal.SIGTERM,
+                    f"step {progress.step} of {job.steps.total}",
+                    "the same command with --resume goes on",
+                )
 
 
 def train_step(job: Job, check: LearningCheck) -> None:
@@ -142,20 +152,37 @@ def train_step(job: Job, check: LearningCheck) -> None:
         progress.moving_steps += 1
         check.after_step(progress.moving_steps, job.optimizer)
     seconds = time.perf_counter() - started
-    line = {"step": progress.step, "epoch": job.steps.epoch_of(step), **{name: value / weight for name, value in sums.items()},
-            "learning_rate": job.optimizer.param_groups[0]["lr"], "grad_norm": grad_norm, "trained_tokens": progress.trained_tokens}
+    line = {
+        "step": progress.step,
+        "epoch": job.steps.epoch_of(step),
+        **{name: value / weight for name, value in sums.items()},
+        "learning_rate": job.optimizer.param_groups[0]["lr"],
+        "grad_norm": grad_norm,
+        "trained_tokens": progress.trained_tokens,
+    }
     tokens = sum(len(sample) for sample in samples)
-    job.recorder.step(line, {"step_s": seconds, "tokens_per_s": tokens / seconds, "memory_bytes": memory_bytes(job.engine.device)})
+    job.recorder.step(
+        line, {"step_s": seconds, "tokens_per_s": tokens / seconds, "memory_bytes": memory_bytes(job.engine.device)}
+    )
 
 
-def optimizer_step(job: Job, step: int, samples: Sequence[Sample], indices: Sequence[int]) -> tuple[dict[str, float], float, float]:
+def optimizer_step(
+    job: Job, step: int, samples: Sequence[Sample], indices: Sequence[int]
+) -> tuple[dict[str, float], float, float]:
     """Gradients of the whole global batch, then one step: (sums over the batch, its weight, gradient norm).
 
     An fp16 overflow repeats the step at half the loss scale. Raises NonFinite otherwise; nothing has changed then.
     """
     engine, weight = job.engine, job.objective.weight(list(samples))
-    batches = micro_batches(samples, indices, layout=job.layout, max_tokens=job.max_tokens, step=step,
-                            processes=engine.processes, rank=engine.rank)
+    batches = micro_batches(
+        samples,
+        indices,
+        layout=job.layout,
+        max_tokens=job.max_tokens,
+        step=step,
+        processes=engine.processes,
+        rank=engine.rank,
+    )
     while True:
         job.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, float] = {"loss": 0.0}
@@ -182,15 +209,25 @@ def optimizer_step(job: Job, step: int, samples: Sequence[Sample], indices: Sequ
 
 def non_finite(step: int, what: str, rows: list[str]) -> NonFinite:
     shown = ", ".join(rows[:ROWS_SHOWN]) + (f" and {len(rows) - ROWS_SHOWN} more" if len(rows) > ROWS_SHOWN else "")
-    return NonFinite(f"step {step + 1}", f"the {what} is not finite; nothing was updated with it. Rows: {shown}", "finite numbers",
-                     "look at these rows (luthier data CONFIG --row FILE:N), lower learning_rate, or use model.dtype=bfloat16 or float32")
+    return NonFinite(
+        f"step {step + 1}",
+        f"the {what} is not finite; nothing was updated with it. Rows: {shown}",
+        "finite numbers",
+        "look at these rows (luthier data CONFIG --row FILE:N), lower learning_rate, or use model.dtype=bfloat16 or float32",
+    )
 
 
 def evaluate(job: Job) -> None:
     """Held-out loss, perplexity and token accuracy; sample answers; the best step so far."""
     assert job.held_out is not None
-    found = score(job.wrapped, job.held_out, layout=job.layout, max_tokens=job.max_tokens,
-                  processes=job.engine.processes, rank=job.engine.rank)
+    found = score(
+        job.wrapped,
+        job.held_out,
+        layout=job.layout,
+        max_tokens=job.max_tokens,
+        processes=job.engine.processes,
+        rank=job.engine.rank,
+    )
     progress = job.progress
     job.recorder.evaluation({"step": progress.step, **{f"eval_{name}": value for name, value in found.items()}})
     if progress.step == 0:
@@ -217,7 +254,9 @@ def save(job: Job) -> None:
 
 def state_of(job: Job) -> dict[str, Any]:
     return {
-        "weights": {name: parameter.data for name, parameter in job.policy.named_parameters() if parameter.requires_grad},
+        "weights": {
+            name: parameter.data for name, parameter in job.policy.named_parameters() if parameter.requires_grad
+        },
         "optimizer": job.optimizer.state_dict(),
         "progress": asdict(job.progress),
         "loss_scale": {"scale": job.engine.loss_scale.scale, "good_steps": job.engine.loss_scale.good_steps},
@@ -228,7 +267,10 @@ def restore(job: Job, state: Mapping[str, Any]) -> None:
     """Puts a checkpoint's state into a freshly built job."""
     put_weights(job.policy, state["weights"])
     job.optimizer.load_state_dict(state["optimizer"])
-    job.engine.loss_scale.scale, job.engine.loss_scale.good_steps = state["loss_scale"]["scale"], state["loss_scale"]["good_steps"]
+    job.engine.loss_scale.scale, job.engine.loss_scale.good_steps = (
+        state["loss_scale"]["scale"],
+        state["loss_scale"]["good_steps"],
+    )
     for name, value in state["progress"].items():
         setattr(job.progress, name, value)
 
@@ -236,8 +278,12 @@ def restore(job: Job, state: Mapping[str, Any]) -> None:
 def put_weights(policy: Policy, weights: Mapping[str, torch.Tensor]) -> None:
     trained = {name: parameter for name, parameter in policy.named_parameters() if parameter.requires_grad}
     if trained.keys() != weights.keys():
-        raise UserError("checkpoint", f"it holds {len(weights)} trained tensors, the model has {len(trained)} with other names",
-                        "the configuration of the run", "resume with the config.yaml of the run's folder")
+        raise UserError(
+            "checkpoint",
+            f"it holds {len(weights)} trained tensors, the model has {len(trained)} with other names",
+            "the configuration of the run",
+            "resume with the config.yaml of the run's folder",
+        )
     for name, parameter in trained.items():
         parameter.data.copy_(weights[name])
 
@@ -268,15 +314,26 @@ class LearningCheck:
         if moving_steps < 2:
             return
         rate = max(group["lr"] for group in optimizer.param_groups)
-        still = [name for name, p in self.trained.items() if name not in self.had_gradient
-                 or (_bits(p) == self.before[name] and rate > float(p.detach().abs().max()) * torch.finfo(p.dtype).eps)]
+        still = [
+            name
+            for name, p in self.trained.items()
+            if name not in self.had_gradient
+            or (_bits(p) == self.before[name] and rate > float(p.detach().abs().max()) * torch.finfo(p.dtype).eps)
+        ]
         if still:
-            raise UserError("training", f"{len(still)} of {len(self.trained)} trained tensors got no gradient or did not change in two steps: "
-                            + ", ".join(still[:ROWS_SHOWN]), "every trained tensor learns",
-                            "name only layers that the model uses in tuning.target_modules")
+            raise UserError(
+                "training",
+                f"{len(still)} of {len(self.trained)} trained tensors got no gradient or did not change in two steps: "
+                + ", ".join(still[:ROWS_SHOWN]),
+                "every trained tensor learns",
+                "name only layers that the model uses in tuning.target_modules",
+            )
 
 
 def _bits(parameter: nn.Parameter) -> int:
-    return int(parameter.detach().contiguous().view(torch.int32 if parameter.element_size() == 4 else torch.int16).sum(dtype=torch.int64))
-
-
+    return int(
+        parameter.detach()
+        .contiguous()
+        .view(torch.int32 if parameter.element_size() == 4 else torch.int16)
+        .sum(dtype=torch.int64)
+    )

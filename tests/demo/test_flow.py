@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from tests.helpers.tiny_models import tiny_llama
 
 from luthier import config, run
 from luthier.demo import flow, show
@@ -17,6 +16,7 @@ from luthier.demo.ask import ask
 from luthier.demo.judge import Outcome, Verdict, figures
 from luthier.demo.requests import Pair, held_out_sets, training_set
 from luthier.errors import UserError
+from tests.helpers.tiny_models import tiny_llama
 
 YAML = "model: m\ndata: x.csv\noutput_dir: runs/x"
 

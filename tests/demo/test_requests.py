@@ -17,7 +17,7 @@ from luthier.config_yaml import parse_yaml
 from luthier.demo import phrases, values
 from luthier.demo.judge import judge, leaves
 from luthier.demo.phrases import Phrasing
-from luthier.demo.requests import TEST_ROWS, TRAINING_ROWS, Pair, make, held_out_sets, training_set, write_yaml
+from luthier.demo.requests import TEST_ROWS, TRAINING_ROWS, Pair, held_out_sets, make, training_set, write_yaml
 
 LEAVES = {"model": "model.path", "data": "data.train.0.path", "rank": "tuning.r", "alpha": "tuning.lora_alpha",
           "epochs": "training.num_train_epochs", "max_steps": "training.max_steps", "learning_rate": "training.learning_rate",

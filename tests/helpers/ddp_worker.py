@@ -28,8 +28,15 @@ def main(folder: Path, max_tokens: int, result: Path) -> None:
     for step in range(5):
         indices = again.steps.indices(step)
         for rank in range(2):
-            batches = micro_batches([again.samples[i] for i in indices], indices, layout="flat", max_tokens=max_tokens, step=step,
-                                    processes=2, rank=rank)
+            batches = micro_batches(
+                [again.samples[i] for i in indices],
+                indices,
+                layout="flat",
+                max_tokens=max_tokens,
+                step=step,
+                processes=2,
+                rank=rank,
+            )
             empty += sum(not batch.row_ids for batch in batches)
     weights = trained(again)
     if engine.main:

@@ -16,13 +16,14 @@ from luthier.data.batching import Steps
 from luthier.engine import DDPEngine, SingleEngine, seeded
 from luthier.models.flat import use_flat_attention
 from luthier.objectives.sft import SFT
+from luthier.optimization import make_optimizer, make_schedule
 from luthier.policy import Policy
 from luthier.randomness import DropoutKeys, key
 from luthier.reporting.recorder import Recorder
-from luthier.optimization import make_optimizer, make_schedule
 from luthier.train import Job
 from luthier.types import NO_TARGET, Sample
 from tests.helpers.tiny_models import VOCAB, twin
+
 
 def make_samples(lengths: Sequence[int], seed: int = 0, trained_share: float = 0.6) -> list[Sample]:
     """Random ids; the last `trained_share` of each sample (at least one token) is trained."""
@@ -42,12 +43,21 @@ def make_config(folder: Path, *overrides: str) -> configuration.RunConfig:
     return configuration.load(None, ["model=unused", "data=unused", f"output_dir={folder}", *overrides])
 
 
-def make_policy(config: configuration.RunConfig, name: str = "llama", layout: str = "flat", dtype: torch.dtype = torch.float32, *,
-                warm: bool = True, **changes: Any) -> Policy:
+def make_policy(
+    config: configuration.RunConfig,
+    name: str = "llama",
+    layout: str = "flat",
+    dtype: torch.dtype = torch.float32,
+    *,
+    warm: bool = True,
+    **changes: Any,
+) -> Policy:
     """A tiny twin with LoRA; `warm` gives lora_B random values, so that every gradient is non-zero from the first step."""
     keys = DropoutKeys(config.seed)
     with seeded(key(config.seed, "initial weights") % 2**63):
-        model, _ = component.load("tuning", config.tuning.kind)(config.tuning).apply(twin(name, **changes).to(dtype), keys)
+        model, _ = component.load("tuning", config.tuning.kind)(config.tuning).apply(
+            twin(name, **changes).to(dtype), keys
+        )
         if warm:
             for parameter_name, parameter in model.named_parameters():
                 if "lora_B" in parameter_name:
@@ -59,17 +69,40 @@ def make_policy(config: configuration.RunConfig, name: str = "llama", layout: st
     return policy
 
 
-def make_job(config: configuration.RunConfig, samples: Sequence[Sample], policy: Policy, *, layout: Any = "flat", max_tokens: int = 512,
-             held_out: Sequence[Sample] | None = None, engine: SingleEngine | DDPEngine | None = None, scaled: bool = False) -> Job:
+def make_job(
+    config: configuration.RunConfig,
+    samples: Sequence[Sample],
+    policy: Policy,
+    *,
+    layout: Any = "flat",
+    max_tokens: int = 512,
+    held_out: Sequence[Sample] | None = None,
+    engine: SingleEngine | DDPEngine | None = None,
+    scaled: bool = False,
+) -> Job:
     engine = engine or SingleEngine(torch.device("cpu"), scaled)
     training = config.training
-    steps = Steps(len(samples), training.global_batch_size, config.seed, training.num_train_epochs or 1.0, training.max_steps)
+    steps = Steps(
+        len(samples), training.global_batch_size, config.seed, training.num_train_epochs or 1.0, training.max_steps
+    )
     optimizer = make_optimizer(training, policy)
     folder = Path(config.output_dir)
-    job = Job(config=training, seed=config.seed, policy=policy, wrapped=engine.wrap(policy), engine=engine, objective=SFT(SFT.Config()),
-              samples=samples, held_out=held_out, steps=steps, layout=layout, max_tokens=max_tokens, optimizer=optimizer,
-              schedule=make_schedule(training, steps.total),
-              checkpoints=Checkpoints(folder / "checkpoints", training.save_total_limit))
+    job = Job(
+        config=training,
+        seed=config.seed,
+        policy=policy,
+        wrapped=engine.wrap(policy),
+        engine=engine,
+        objective=SFT(SFT.Config()),
+        samples=samples,
+        held_out=held_out,
+        steps=steps,
+        layout=layout,
+        max_tokens=max_tokens,
+        optimizer=optimizer,
+        schedule=make_schedule(training, steps.total),
+        checkpoints=Checkpoints(folder / "checkpoints", training.save_total_limit),
+    )
     job.recorder = Recorder(folder, config, total_steps=steps.total, main=engine.main, quiet=True)
     job.manifest, job.answer_samples = {}, lambda step: None
     return job

@@ -16,6 +16,7 @@ import os
 import re
 import sys
 import typing
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -190,6 +191,8 @@ def _app() -> Any:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit code; errors end in one screen on stderr."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    # What other libraries will rename one day is no news for the person at the screen.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft)\.")
     try:
         _app().main(args=given, prog_name="luthier", standalone_mode=True)
     except SystemExit as end:

@@ -19,7 +19,9 @@ def chat(
         str, typer.Argument(metavar="RUN|ADAPTER|MODEL", help="A run's folder, an adapter's folder, or any model.")
     ],
     prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="One request; prints its answer and ends.")] = None,
-    system: Annotated[str | None, typer.Option(metavar="TEXT", help="The system's text.")] = None,
+    system: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="The system's text; default: that of the training data.")
+    ] = None,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the most likely token.")] = 0.0,
     top_p: Annotated[
         float, typer.Option(min=1e-6, max=1.0, help="Draws among the most likely tokens of this total probability.")

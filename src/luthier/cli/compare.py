@@ -20,7 +20,10 @@ def compare(
             "whose last answers are the references.",
         ),
     ] = None,
-    system: Annotated[str | None, typer.Option(metavar="TEXT", help="The system's text, for requests.")] = None,
+    system: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="The system's text, for requests; default: that of the training data."),
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many of the file.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 256,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the most likely token.")] = 0.0,

@@ -58,7 +58,9 @@ def _order(examples: int, seed: int, epoch: int) -> Ints:
 Layout = Literal["flat", "padded"]
 
 
-def lay_out(lengths: Sequence[int], groups: Sequence[int], *, processes: int, max_tokens: int, layout: Layout) -> list[list[list[int]]]:
+def lay_out(
+    lengths: Sequence[int], groups: Sequence[int], *, processes: int, max_tokens: int, layout: Layout
+) -> list[list[list[int]]]:
     """process -> micro-batches -> indices into `lengths`; every process gets the same number of micro-batches (some may be empty).
 
     Units (samples of one group, which stay together) go longest first to the process with the fewest tokens, and there into the first
@@ -88,15 +90,30 @@ def lay_out(lengths: Sequence[int], groups: Sequence[int], *, processes: int, ma
     return [own + [[] for _ in range(most - len(own))] for own in bins]
 
 
-def micro_batches(samples: Sequence[Sample], indices: Sequence[int], *, layout: Layout, max_tokens: int, step: int,
-                  processes: int = 1, rank: int = 0) -> list[MicroBatch]:
+def micro_batches(
+    samples: Sequence[Sample],
+    indices: Sequence[int],
+    *,
+    layout: Layout,
+    max_tokens: int,
+    step: int,
+    processes: int = 1,
+    rank: int = 0,
+) -> list[MicroBatch]:
     """This process's share of a step. `indices` are the rows' places in the data set: they key the random draws."""
-    plan = lay_out([len(sample) for sample in samples], [sample.group for sample in samples], processes=processes,
-                   max_tokens=max_tokens, layout=layout)
+    plan = lay_out(
+        [len(sample) for sample in samples],
+        [sample.group for sample in samples],
+        processes=processes,
+        max_tokens=max_tokens,
+        layout=layout,
+    )
     build: Callable[[list[Sample], list[int], int], MicroBatch] = _flat if layout == "flat" else _padded
     out = []
     for position, chosen in enumerate(plan[rank]):
-        batch = build([samples[i] for i in chosen], [indices[i] for i in chosen], step) if chosen else _empty(step, layout)
+        batch = (
+            build([samples[i] for i in chosen], [indices[i] for i in chosen], step) if chosen else _empty(step, layout)
+        )
         trained = max(sum(samples[i].trained_tokens for i in own[position]) for own in plan)
         batch.head_chunks = max(1, math.ceil(trained / HEAD_CHUNK_TOKENS))
         out.append(batch)
@@ -115,7 +132,10 @@ def _flat(samples: list[Sample], indices: list[int], step: int) -> MicroBatch:
         position_ids=_tensor(np.concatenate([np.arange(length) for length in lengths]))[None],
         targets=_tensor(np.concatenate([sample.targets for sample in samples]))[None],
         rows=_tensor(np.repeat(np.asarray(indices), lengths))[None],
-        lengths=lengths, layout="flat", step=step, row_ids=[sample.row for sample in samples],
+        lengths=lengths,
+        layout="flat",
+        step=step,
+        row_ids=[sample.row for sample in samples],
     )
 
 
@@ -129,8 +149,16 @@ def _padded(samples: list[Sample], indices: list[int], step: int) -> MicroBatch:
         targets[row, : len(sample)] = sample.targets
     positions = np.broadcast_to(np.arange(shape[1]), shape)
     rows = np.broadcast_to(np.asarray(indices)[:, None], shape)
-    return MicroBatch(_tensor(input_ids), _tensor(positions), _tensor(targets), _tensor(rows), lengths, "padded", step,
-                      [sample.row for sample in samples])
+    return MicroBatch(
+        _tensor(input_ids),
+        _tensor(positions),
+        _tensor(targets),
+        _tensor(rows),
+        lengths,
+        "padded",
+        step,
+        [sample.row for sample in samples],
+    )
 
 
 def _empty(step: int, layout: Layout) -> MicroBatch:

@@ -32,7 +32,7 @@ class Adapter:
 
     def write(self, parts: Parts, folder: Path) -> None:
         """adapter_model.safetensors, adapter_config.json, tokenizer and template."""
-        assert parts.adapter is not None  # noqa: S101 - needs_adapter
+        assert parts.adapter is not None
         shutil.copyfile(parts.adapter / WEIGHTS, folder / WEIGHTS)
         settings = json.loads((parts.adapter / CONFIG).read_text(encoding="utf-8"))
         settings["base_model_name_or_path"] = parts.base_name

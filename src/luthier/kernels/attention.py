@@ -14,7 +14,9 @@ soft-cap, position bias, a mask), so that no model is computed differently from 
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -22,8 +24,22 @@ from torch import nn
 
 NAME = "luthier_flat"
 
-IGNORED = frozenset({"position_ids", "use_cache", "output_attentions", "output_hidden_states", "output_router_logits", "num_items_in_batch",
-                     "cache_position", "position_embeddings", "is_causal", "seq_idx", "logits_to_keep", "return_dict"})
+IGNORED = frozenset(
+    {
+        "position_ids",
+        "use_cache",
+        "output_attentions",
+        "output_hidden_states",
+        "output_router_logits",
+        "num_items_in_batch",
+        "cache_position",
+        "position_embeddings",
+        "is_causal",
+        "seq_idx",
+        "logits_to_keep",
+        "return_dict",
+    }
+)
 """Keywords that change nothing here: positions are already in q and k, and only causal models are tuned."""
 
 
@@ -54,14 +70,25 @@ def flat_attention(
     max_length_k: int | None = None,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
-    """transformers' attention interface: query [1, heads, T, head size], key and value [1, kv heads, T, head size] -> [1, T, heads, head size].
+    """transformers' attention interface.
+
+    query [1, heads, T, head size], key and value [1, kv heads, T, head size] -> [1, T, heads, head size].
 
     Raises:
         UnsupportedAttention: a mask, an unknown keyword, a cache, or no document lengths.
     """
-    unknown = sorted(name for name, given in others.items() if given is not None and given is not False and name not in IGNORED)
-    if unknown or attention_mask is not None or getattr(module, "is_causal", True) is False or others.get("is_causal") is False:
-        raise UnsupportedAttention(f"flat attention does not implement {', '.join(unknown) or 'a mask or two-way attention'}")
+    unknown = sorted(
+        name for name, given in others.items() if given is not None and given is not False and name not in IGNORED
+    )
+    if (
+        unknown
+        or attention_mask is not None
+        or getattr(module, "is_causal", True) is False
+        or others.get("is_causal") is False
+    ):
+        raise UnsupportedAttention(
+            f"flat attention does not implement {', '.join(unknown) or 'a mask or two-way attention'}"
+        )
     if cu_seq_lens_q is None or max_length_q is None or query.shape[0] != 1 or query.shape[2] != key.shape[2]:
         raise UnsupportedAttention("flat attention needs one row, no cache and the lengths of its documents")
     scale = scaling if scaling is not None else float(query.shape[-1]) ** -0.5
@@ -81,20 +108,36 @@ def choose_path(device: torch.device, dtype: torch.dtype, head_size: int, value_
     if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
         return "per_document"
     capable = torch.cuda.get_device_capability(device) >= (8, 0)
-    return "varlen" if capable and head_size == value_size and head_size <= 256 and head_size % 8 == 0 else "per_document"
+    return (
+        "varlen" if capable and head_size == value_size and head_size <= 256 and head_size % 8 == 0 else "per_document"
+    )
 
 
-def per_document_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, edges: list[int], scaling: float,
-                           window: int | None, dropout: float = 0.0) -> torch.Tensor:
+def per_document_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    edges: list[int],
+    scaling: float,
+    window: int | None,
+    dropout: float = 0.0,
+) -> torch.Tensor:
     """Each document by torch's scaled_dot_product_attention. Shapes as in flat_attention; `edges` are cumulative lengths from 0."""
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     parts = []
-    for start, end in zip(edges[:-1], edges[1:], strict=True):
+    for start, end in pairwise(edges):
         mask = _window_mask(end - start, window, query.device) if window is not None and end - start > window else None
-        part = F.scaled_dot_product_attention(query[:, :, start:end], key[:, :, start:end], value[:, :, start:end], attn_mask=mask,
-                                              dropout_p=dropout, is_causal=mask is None, scale=scaling)
+        part = F.scaled_dot_product_attention(
+            query[:, :, start:end],
+            key[:, :, start:end],
+            value[:, :, start:end],
+            attn_mask=mask,
+            dropout_p=dropout,
+            is_causal=mask is None,
+            scale=scaling,
+        )
         parts.append(part.transpose(1, 2))
     return torch.cat(parts, dim=1)
 
@@ -106,21 +149,31 @@ def _window_mask(length: int, window: int, device: torch.device) -> torch.Tensor
     return (distance >= 0) & (distance < window)
 
 
-def dense_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, edges: list[int], scaling: float,
-                    window: int | None) -> torch.Tensor:
+def dense_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, edges: list[int], scaling: float, window: int | None
+) -> torch.Tensor:
     """The definition: one mask over the whole batch. Quadratic in T; the twin for tests."""
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     lengths = torch.tensor(edges[1:], device=query.device) - torch.tensor(edges[:-1], device=query.device)
     document = torch.repeat_interleave(torch.arange(len(lengths), device=query.device), lengths)
-    seen = (document[:, None] == document[None, :]) & _window_mask(query.shape[2], window or query.shape[2], query.device)
+    seen = (document[:, None] == document[None, :]) & _window_mask(
+        query.shape[2], window or query.shape[2], query.device
+    )
     scores = (query.float() @ key.float().transpose(-1, -2)) * scaling
     weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)
     return (weights @ value.float()).to(query.dtype).transpose(1, 2)
 
 
-def varlen_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, cu_seq_lens: torch.Tensor, longest: int, scaling: float,
-                     window: int | None) -> torch.Tensor:
+def varlen_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    cu_seq_lens: torch.Tensor,
+    longest: int,
+    scaling: float,
+    window: int | None,
+) -> torch.Tensor:
     """torch's fused kernel for documents of different lengths (CUDA). Causality is said explicitly: its default window is two-way,
     and the keyword for it came and went between torch releases."""
     from torch.nn.attention.varlen import varlen_attn
@@ -139,4 +192,6 @@ def varlen_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     q, k, v = (tensor[0].transpose(0, 1).contiguous() for tensor in (query, key, value))
     edges = cu_seq_lens.to(torch.int32)
-    return varlen_attn(q, k, v, edges, edges, longest, longest, **options)[None]
+    attend = cast(Callable[..., torch.Tensor], varlen_attn)  # a tensor, unless more is asked for
+    out = attend(q, k, v, edges, edges, longest, longest, **options)
+    return out.unsqueeze(0)

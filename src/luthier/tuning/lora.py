@@ -51,8 +51,18 @@ class Lora:
         targets = self._targets(model, linear)
         alpha = config.lora_alpha if config.lora_alpha is not None else 2 * config.r
         transposed = any(type(module).__name__ == "Conv1D" for module in linear.values())
-        adapted = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=config.r, lora_alpha=alpha, lora_dropout=config.lora_dropout,
-                                                   target_modules=targets, bias="none", fan_in_fan_out=transposed))
+        adapted = get_peft_model(
+            model,
+            LoraConfig(
+                task_type="CAUSAL_LM",
+                r=config.r,
+                lora_alpha=alpha,
+                lora_dropout=config.lora_dropout,
+                target_modules=targets,
+                bias="none",
+                fan_in_fan_out=transposed,
+            ),
+        )
         replace_dropout(adapted, keys)
         for parameter in adapted.parameters():
             if parameter.requires_grad:
@@ -65,16 +75,25 @@ class Lora:
                 yield name, module
 
     def _targets(self, model: Any, linear: dict[str, nn.Module]) -> str | list[str]:
-        """What peft is asked for. `all-linear`: every projection but the head and the routers of experts, by short names where they say it."""
+        """What peft is asked for.
+
+        `all-linear`: every projection but the head and the routers of experts, by short names where these say the same.
+        """
         asked = self.config.target_modules
         if asked != "all-linear":
             self._refuse_unmatched(asked, linear)
             return list(asked) if isinstance(asked, tuple) else asked
-        experts = getattr(model.config.get_text_config(), "num_experts", None) or getattr(model.config.get_text_config(), "num_local_experts", None)
+        experts = getattr(model.config.get_text_config(), "num_experts", None) or getattr(
+            model.config.get_text_config(), "num_local_experts", None
+        )
         head = model.get_output_embeddings()
-        wanted = {name for name, module in linear.items()
-                  if module is not head and not (experts and getattr(module, "out_features", None) == experts)
-                  and not _read_by_a_fused_kernel(name, model)}
+        wanted = {
+            name
+            for name, module in linear.items()
+            if module is not head
+            and not (experts and getattr(module, "out_features", None) == experts)
+            and not _read_by_a_fused_kernel(name, model)
+        }
         short = {name.rpartition(".")[2] for name in wanted}
         meant = {name for name in linear if name.rpartition(".")[2] in short}
         return sorted(short if meant == wanted else wanted)
@@ -82,14 +101,26 @@ class Lora:
     def _refuse_unmatched(self, asked: str | tuple[str, ...], linear: dict[str, nn.Module]) -> None:
         for pattern in (asked,) if isinstance(asked, str) else asked:
             try:
-                matched = any(re.fullmatch(pattern, name) if isinstance(asked, str) else name == pattern or name.endswith("." + pattern)
-                              for name in linear)
+                matched = any(
+                    re.fullmatch(pattern, name)
+                    if isinstance(asked, str)
+                    else name == pattern or name.endswith("." + pattern)
+                    for name in linear
+                )
             except re.error as error:
-                raise UserError("tuning.target_modules", f"{pattern!r} is no regular expression: {error}", "for example .*\\.(q|v)_proj") from None
+                raise UserError(
+                    "tuning.target_modules",
+                    f"{pattern!r} is no regular expression: {error}",
+                    "for example .*\\.(q|v)_proj",
+                ) from None
             if not matched:
                 known = sorted({name.rpartition(".")[2] for name in linear})
-                raise UserError("tuning.target_modules", f"{pattern!r} matches no linear layer of this model", "of " + ", ".join(known),
-                                f"tuning.target_modules=[{', '.join(known[:2])}]")
+                raise UserError(
+                    "tuning.target_modules",
+                    f"{pattern!r} matches no linear layer of this model",
+                    "of " + ", ".join(known),
+                    f"tuning.target_modules=[{', '.join(known[:2])}]",
+                )
 
     def _coverage(self, adapted: nn.Module, linear: dict[str, nn.Module]) -> str:
         from peft.tuners.lora import LoraLayer
@@ -101,7 +132,10 @@ class Lora:
 
 
 def _read_by_a_fused_kernel(name: str, model: nn.Module) -> bool:
-    """Whether it is the output projection of a state-space mixer, whose kernel reads the weight itself: an adapter would be passed by."""
+    """Whether it is the output projection of a state-space mixer, whose kernel reads the weight itself.
+
+    An adapter on it would be passed by.
+    """
     parent, _, leaf = name.rpartition(".")
     return leaf == "out_proj" and hasattr(model.get_submodule(parent), "conv1d")
 
