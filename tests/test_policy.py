@@ -92,6 +92,24 @@ def test_head_in_chunks_is_the_whole_head(tied: bool, tmp_path: Path) -> None:
             torch.testing.assert_close(chunked[name], parameter.grad, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("chunks", [1, 4])
+def test_frozen_head_at_once_is_the_checkpointed_head(chunks: int, tmp_path: Path) -> None:
+    """The gradient taken in the forward pass against its plain twin, with a different weight for every position."""
+    policy = make_policy(make_config(tmp_path), "llama", "padded")
+    (batch,) = micro_batches(make_samples((30, 17)), [0, 1], layout="padded", max_tokens=512, step=0)
+    batch.head_chunks = chunks
+    found = []
+    for twin in (False, True):
+        policy.__dict__["_head_is_trained"] = twin
+        policy.zero_grad()
+        logps = policy(batch).logps
+        (logps * torch.linspace(-1, 2, len(logps))).sum().backward()
+        found.append((logps.detach(), torch.cat([p.grad.flatten() for p in policy.parameters() if p.requires_grad])))
+    (fast, fast_gradient), (plain, plain_gradient) = found
+    assert torch.equal(fast, plain)
+    assert float((fast_gradient - plain_gradient).norm() / plain_gradient.norm()) < 1e-6
+
+
 def test_activation_checkpointing_changes_nothing(tmp_path: Path) -> None:
     config = make_config(tmp_path, "lora_dropout=0.1")
     samples = make_samples(LENGTHS)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 
-TOKENS = {"cpu": 1024, "cuda": 8192, "mps": 2048}
+TOKENS = {"cpu": 512, "cuda": 8192, "mps": 2048}
 """Tokens of one forward pass where the user leaves it to us: enough to keep the hardware busy, few enough to stay in cache and memory."""
 
 ACTIVATIONS_PER_LAYER = 18

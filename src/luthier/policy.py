@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -21,6 +23,30 @@ class _Given(BaseModelOutputWithPast):  # type: ignore[misc]
     def __getattr__(self, name: str) -> None:
         if name.startswith("__"):
             raise AttributeError(name)
+
+
+class _FrozenHead(torch.autograd.Function):
+    """logps [n] of hidden states [n, D] under a head without trained parameters.
+
+    The log-probability of position i depends on hidden state h_i alone, so the gradient of sum_i g_i logp_i is
+    g_i * d logp_i / dh_i row by row. The rows are taken in the forward pass, [n, D] numbers, while the logits [n, V] are
+    there; the backward pass then needs no second run of the head. Its plain twin is the checkpointed chunk.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor, compute: Callable[[torch.Tensor], Scores], found: list[Scores]) -> torch.Tensor:
+        with torch.enable_grad():
+            leaf = hidden.detach().requires_grad_()
+            scores = compute(leaf)
+            (rows,) = torch.autograd.grad(scores.logps.sum(), leaf)
+        ctx.save_for_backward(rows)
+        found.append(scores)
+        return scores.logps.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (rows,) = ctx.saved_tensors
+        return (gradients[0][:, None] * rows).to(rows.dtype), None, None
 
 
 class Policy(nn.Module):
@@ -43,6 +69,11 @@ class Policy(nn.Module):
         self.starts_at_base = starts_at_base
         self.initial: dict[str, torch.Tensor] | None = None
         self.head_is_exact = True
+
+    @cached_property
+    def _head_is_trained(self) -> bool:
+        head = self.core.get_output_embeddings()
+        return head is None or any(parameter.requires_grad for parameter in head.parameters())
 
     @property
     def core(self) -> Any:
@@ -131,9 +162,17 @@ class Policy(nn.Module):
     def _checkpointed(
         self, hidden: torch.Tensor, targets: torch.Tensor, keys: torch.Tensor, want: tuple[str, ...]
     ) -> Scores:
-        """Scores of one chunk; its logits are computed again in the backward pass instead of kept."""
+        """Scores of one chunk, whose logits are not kept for the backward pass.
+
+        Where the head is frozen and only `logps` are differentiated, their gradient is taken at once (see
+        _FrozenHead); else the chunk is computed again in the backward pass.
+        """
         if not torch.is_grad_enabled():
             return self._head_scores(hidden, targets, keys, want)
+        if not self._head_is_trained and not {"entropy", "logsumexp"} & set(want):
+            found: list[Scores] = []
+            logps = _FrozenHead.apply(hidden, lambda h: self._head_scores(h, targets, keys, want), found)
+            return replace(found[0], logps=logps)
         scores: Scores = checkpoint(
             self._head_scores, hidden, targets, keys, want, use_reentrant=False, preserve_rng_state=False
         )

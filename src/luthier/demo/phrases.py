@@ -128,10 +128,6 @@ SEEN = Phrasing(
             "QLoRA|qlora|4-bit QLoRA|LoRA on a 4-bit base|4 bit quantization|the base in 4 bits|nf4 quantization|the model loaded in 4-bit",
             "Use QLoRA|Load the base in 4 bits|Make it QLoRA|Quantize the model to 4 bit|Hold the weights in nf4|Memory is tight, so use 4 bits",
             "qlora|QLoRA|4bit|4-bit|nf4|lora 4bit|q-lora"),
-        "method=int8": _clause(
-            "8-bit LoRA|LoRA on an 8-bit base|8 bit quantization|int8 weights|the base in 8 bits|the model loaded in 8-bit",
-            "Load the base in 8 bits|Use 8-bit quantization|Quantize the model to int8|Hold the weights in 8 bit",
-            "8bit|int8|8-bit|lora 8bit|8 bit lora"),
         "method=full": _clause(
             "full fine-tuning|all weights trained|full tuning|a full finetune|every parameter trained|no LoRA but all weights",
             "Train all weights|Do a full fine-tune|Full fine-tuning, no adapters|Tune every parameter|No LoRA, train everything|Update the whole model",
@@ -140,18 +136,10 @@ SEEN = Phrasing(
             "rank {v}|a rank of {v}|r={v}|LoRA rank {v}|r {v}|an adapter of rank {v}",
             "Use rank {v}|Set the rank to {v}|The LoRA rank should be {v}|Take r = {v}|Rank {v}, please|I want rank {v}",
             "r{v}|r={v}|rank {v}|r {v}|rank={v}|lora rank {v}"),
-        "alpha": _clause(
-            "alpha {v}|an alpha of {v}|lora_alpha {v}|LoRA alpha {v}|alpha={v}",
-            "Set alpha to {v}|Use an alpha of {v}|Alpha should be {v}|lora_alpha is {v}|Take alpha {v}",
-            "alpha {v}|alpha={v}|a={v}|lora_alpha {v}|a {v}"),
         "epochs": _clause(
             "{v} epochs|for {v} epochs|{v} passes over the data|{v} epochs of training|epochs = {v}|{v} rounds through the data",
             "Train for {v} epochs|Do {v} epochs|Go over the data {v} times|{v} epochs are enough|Run it for {v} epochs|Make {v} passes",
             "{v} epochs|{v} ep|epochs {v}|ep={v}|{v}ep|epochs={v}|{v} passes"),
-        "max_steps": _clause(
-            "{v} steps|for {v} steps|at most {v} steps|max_steps {v}|{v} optimizer steps|a maximum of {v} steps",
-            "Train for {v} steps|Stop after {v} steps|Do {v} steps|Limit it to {v} steps|Run {v} steps only|No more than {v} steps",
-            "{v} steps|steps {v}|max steps {v}|steps={v}|max_steps={v}|stop at {v} steps"),
         "learning_rate": _clause(
             "lr {v}|a learning rate of {v}|learning rate {v}|an lr of {v}|lr={v}|learning rate = {v}|{v} as the learning rate|lr at {v}",
             "Set the learning rate to {v}|Use a learning rate of {v}|The learning rate should be {v}|Learning rate {v}|lr is {v}|"
@@ -162,23 +150,12 @@ SEEN = Phrasing(
             "Use a batch size of {v}|Set the batch size to {v}|Batch size is {v}|Use batches of {v}|The global batch should be {v}|"
             "Put {v} examples in a batch",
             "bs {v}|batch {v}|bs={v}|batch size {v}|bsz {v}|batch={v}"),
-        "length": _clause(
-            "max length {v}|a maximum length of {v}|at most {v} tokens|{v} tokens max|rows up to {v} tokens|a length limit of {v}|max_length {v}",
-            "Limit rows to {v} tokens|The maximum length is {v}|Set max_length to {v}|Rows have at most {v} tokens|Use a max length of {v}",
-            "max length {v}|len {v}|max_len {v}|{v} tokens|max {v} tokens|length {v}"),
         "held_out": _clause(
             "{v} held out|{v} for evaluation|{v} of the data for eval|{v} of the rows held out|an eval share of {v}|{v} as validation|"
             "{v} set aside for testing",
             "Hold out {v}|Keep {v} for evaluation|Use {v} of the data for eval|Set {v} aside for validation|Evaluate on {v} of the rows|"
             "Keep {v} of the rows back for testing",
             "eval {v}|{v} eval|val {v}|{v} held out|holdout {v}|{v} validation|test {v}"),
-        "seed": _clause(
-            "seed {v}|a seed of {v}|random seed {v}|seed={v}|the seed at {v}",
-            "Set the seed to {v}|Use seed {v}|The random seed is {v}|Seed it with {v}|Take {v} as seed", "seed {v}|seed={v}|seed: {v}|s={v}"),
-        "output": _clause(
-            "output in {v}|the result in {v}|saved to {v}|output folder {v}|results under {v}|output_dir {v}",
-            "Save it to {v}|Put the result in {v}|Write everything to {v}|The output folder is {v}|Store the run in {v}|Output goes to {v}",
-            "out {v}|-> {v}|save to {v}|output {v}|to {v}|out: {v}"),
     },
 )
 
@@ -234,9 +211,6 @@ UNSEEN = Phrasing(
         "method=qlora": _clause(
             "QLoRA to save memory|the frozen part squeezed into four bits (QLoRA)|weights kept in 4-bit nf4",
             "My GPU is small, hence QLoRA|QLoRA would be my choice|The frozen weights belong in 4 bit", "via QLoRA|quant 4bit|nf4 base"),
-        "method=int8": _clause(
-            "the frozen part squeezed into 8 bit|weights kept as int8|loading of the base as 8-bit",
-            "The frozen weights belong in 8 bit|8-bit loading would be my choice|An int8 base is what fits here", "quant 8bit|int8 base|eight-bit base"),
         "method=full": _clause(
             "full-parameter training|the complete set of weights updated|tuning of all the parameters (full)",
             "I do not want adapters but full training|The complete model gets trained, all weights|Full-parameter training would be my choice",
@@ -244,15 +218,9 @@ UNSEEN = Phrasing(
         "rank": _clause(
             "the rank fixed at {v}|matrices of rank {v}|{v} for the rank",
             "For the rank I have {v} in mind|Adapters get rank {v}|We settled on a rank equal to {v}", "as rank: {v}|adapter size (rank) {v}|{v} as rank"),
-        "alpha": _clause(
-            "the alpha fixed at {v}|{v} for alpha|a scaling alpha equal to {v}",
-            "For alpha I have {v} in mind|The scaling alpha equals {v}|We settled on {v} for alpha", "as alpha: {v}|alpha (scale): {v}|{v} as alpha"),
         "epochs": _clause(
             "the number of epochs fixed at {v}|a total of {v} epochs|every row seen {v} times",
             "It should see each row {v} times|Altogether that makes {v} epochs|I have {v} epochs in mind", "whole epochs: {v}|epoch count {v}|{v} epochs in sum"),
-        "max_steps": _clause(
-            "the run capped at {v} steps|the number of steps fixed at {v}|not a step beyond {v} steps",
-            "Altogether that makes {v} steps|There is a cap of {v} steps|Once {v} steps are done it should end", "steps capped ({v})|{v} updates (steps)|end after {v} steps"),
         "learning_rate": _clause(
             "the learning rate fixed at {v}|an initial learning rate being {v}|a peak lr equal to {v}",
             "For the learning rate I have {v} in mind|Its learning rate peaks at {v}|We settled on {v} for the lr",
@@ -260,25 +228,14 @@ UNSEEN = Phrasing(
         "batch": _clause(
             "the batch size fixed at {v}|{v} rows per batch|{v} for the batch size",
             "For the batch size I have {v} in mind|Each batch holds {v} rows|We settled on {v} rows per batch", "{v} per batch|batchsize = {v}|{v} rows/batch"),
-        "length": _clause(
-            "sequences no longer than {v} tokens|the length capped at {v} tokens|a context of {v} tokens",
-            "Nothing may be longer than {v} tokens|Sequences end at {v} tokens|The longest row may have {v} tokens",
-            "seq len = {v}|tokens capped ({v})|ctx {v}"),
         "held_out": _clause(
             "{v} kept unseen for checking|a validation part of {v}|{v} reserved to evaluate it",
             "I need {v} reserved for validation|Training must not touch {v}, which is for evaluation|Reserve {v} to measure how it does",
             "reserve {v} for eval|valid = {v}|{v} as eval set"),
-        "seed": _clause(
-            "{v} for the seed|every draw seeded with {v}|randomness seeded by {v}",
-            "For the seed I have {v} in mind|Its seed equals {v}|Randomness starts from seed {v}", "seeding by {v}|rng seeded {v}|seeded with {v}"),
-        "output": _clause(
-            "{v} as the place for the outcome|the folder {v} for the output|all files landing in {v}",
-            "Please leave the outcome in {v}|All files should land in {v}|You will find room in {v} for the output",
-            "dest {v}|folder = {v}|lands in {v}"),
     },
 )
 
 TYPOS = (("learning rate", "learnign rate"), ("epochs", "epcohs"), ("batch size", "bacth size"), ("please", "plese"),
-         ("Fine-tune", "Fine-tne"), ("Train", "Trian"), ("training", "trainig"), ("evaluation", "evalution"), ("schedule", "shedule"),
-         ("dropout", "droput"), ("steps", "stpes"), ("tokens", "tokns"))
+         ("Fine-tune", "Fine-tne"), ("Train", "Trian"), ("training", "trainig"), ("evaluation", "evalution"),
+         ("tokens", "tokns"))
 """Slips of the hand that a few requests carry; never inside a value."""

@@ -21,17 +21,12 @@ class Values:
     words: tuple[str, ...]
     tags: tuple[str, ...]
     folders: tuple[str, ...]
-    outputs: tuple[str, ...]
     epochs: tuple[str, ...]
-    max_steps: tuple[str, ...]
     rank: tuple[str, ...]
-    alpha: tuple[str, ...]
     learning_rate: tuple[str, ...]
     batch: tuple[str, ...]
-    length: tuple[str, ...]
     held_out: tuple[str, ...]
     """per cent"""
-    seed: tuple[str, ...]
 
 
 def _split(text: str) -> tuple[str, ...]:
@@ -52,18 +47,12 @@ SEEN = Values(
                  "jokes lyrics exams history physics travel hotel sales legal_qa bugs commits manuals"),
     tags=_split("v2 2023 clean en full small new final de march 01 raw"),
     folders=_split("data data/raw corpus sets ./data"),
-    outputs=_split("runs/first runs/a out/test runs/tickets-v1 out runs/try2 experiments/lora1 results/week3 runs/night models/out "
-                   "runs/baseline output/run5 tmp/run exp/b runs/2024-05 runs/small-one my_run adapters/fr"),
     epochs=_split("1 2 3 4 5 8 10 1.5 one two three four five ten"),
-    max_steps=_split("50 60 100 120 200 250 300 400 500 600 800 1000 1500 2000 3000 5000 10000"),
     rank=_split("2 4 8 10 16 20 32 64 128"),
-    alpha=_split("4 8 10 16 20 32 64 128 256"),
     learning_rate=_split("1e-4 2e-4 3e-4 5e-4 1e-3 2e-3 1e-5 2e-5 3e-5 5e-5 5e-6 8e-5 1.5e-4 2.5e-4 0.0001 0.0002 0.0005 0.001 "
                          "0.00002 0.00005 0.0003 0.002"),
     batch=_split("1 4 8 12 16 20 24 32 48 64 128 256"),
-    length=_split("256 512 768 1024 1536 2048 3072 4096 8192 1000 500"),
     held_out=_split("1 2 5 8 10 15 20 25"),
-    seed=_split("0 1 2 3 5 11 13 17 21 42 99 100 123 314 512 777 1234 1337 2024 31337"),
 )
 
 UNSEEN = Values(
@@ -78,17 +67,11 @@ UNSEEN = Values(
                  "riddles proverbs biology weather banking insurance requests logs phone_calls homework minutes errata"),
     tags=_split("v3 2025 dedup fr large old april 07 fixed part2"),
     folders=_split("datasets files/in input ./corpora"),
-    outputs=_split("runs/second out/demo7 runs/claims-x trials/c experiments/qlora9 runs/weekend saved/model runs/2025-01 "
-                   "final_run adapters/es"),
     epochs=_split("6 7 9 15 20 2.5 six seven nine twelve"),
-    max_steps=_split("75 150 350 450 640 700 900 1200 2500 4000 7500"),
     rank=_split("6 12 24 40 48 96 256"),
-    alpha=_split("6 12 24 40 48 96 512"),
     learning_rate=_split("4e-4 6e-4 7e-5 4e-5 6e-5 8e-4 3e-3 9e-5 1.2e-4 4e-6 7e-4 0.0004 0.0006 0.003 0.00007"),
     batch=_split("2 6 10 18 36 40 72 96 512"),
-    length=_split("384 640 900 1280 1800 2560 6000 10000 16384"),
     held_out=_split("3 4 6 7 12 18 30"),
-    seed=_split("4 7 8 19 23 27 64 77 101 271 404 555 808 1999 2718 4242 9001"),
 )
 
 ENDINGS_OF_FILES = ("jsonl", "jsonl", "json", "csv", "parquet")
