@@ -62,7 +62,7 @@ LAYERS = [
         "checkup",
         "docs_pages",
     },
-    {"train"},
+    {"loop"},
     {"run"},
     {"api"},
     {"cli", "demo", "__main__"},

@@ -61,13 +61,17 @@ CASES: dict[str, tuple[Callable[[Path], list[str]], int, list[str]]] = {
     "missing file": (lambda folder: ["data=nowhere.jsonl"], 2, ["nowhere.jsonl", "no such file"]),
     "broken JSON in line 7": (rows(*with_row(7, '{"instruction": "x", "output": ')), 2, ["train.jsonl:7"]),
     "wrong type": (rows(*with_row(4, {"instruction": 5, "output": "x"})), 2, ["train.jsonl:4", "instruction", "text"]),
-    "empty answer": (rows(*with_row(9, {"instruction": "x", "output": ""})), 2, ["train.jsonl:9", "output", "on_bad_row=drop"]),
+    "empty answer": (
+        rows(*with_row(9, {"instruction": "x", "output": ""})),
+        2,
+        ["train.jsonl:9", "output", "on_bad_row=drop"],
+    ),
     "row longer than the context": (
         rows(*with_row(3, {"instruction": "x", "output": "violin " * 300})),
         2,
         ["train.jsonl:3", "256", "on_long_row"],
     ),
-    "no rows": (rows(), 2, ["train.jsonl", "no row"]),
+    "no rows": (rows(), 2, ["train.jsonl", "empty", "at least one row"]),
     "unknown key": (lambda folder: ["trainin.seed=1"], 2, ["trainin"]),
     "unknown leaf": (lambda folder: ["learning_rat=1"], 2, ["learning_rate"]),
     "no template": (no_template, 2, ["chat_template"]),
@@ -85,7 +89,9 @@ CASES: dict[str, tuple[Callable[[Path], list[str]], int, list[str]]] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_bad_input(name: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_input(
+    name: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     write_rows(tmp_path / "train.jsonl", list(GOOD))
     change, code, words = CASES[name]
@@ -106,25 +112,37 @@ def test_dropped_rows_are_written_with_their_reason(model: Path, tmp_path: Path)
     bad = {"instruction": "keep me", "output": ""}
     write_rows(tmp_path / "train.jsonl", with_row(5, bad))
     run = tmp_path / "run"
-    overrides = [f"model={model}", f"data={tmp_path / 'train.jsonl'}", f"output_dir={run}", "on_bad_row=drop", "max_steps=2"]
+    overrides = [
+        f"model={model}",
+        f"data={tmp_path / 'train.jsonl'}",
+        f"output_dir={run}",
+        "on_bad_row=drop",
+        "max_steps=2",
+    ]
     assert main(["train", *overrides]) == 0
     (line,) = [json.loads(text) for text in (run / "rejected.jsonl").read_text().splitlines()]
     assert line["row"] == bad
     assert "train.jsonl:5" in line["where"]
     ledger = json.loads((run / "ledger.json").read_text())
-    assert ledger["rows"]["in"] == 12
-    assert ledger["rows"]["trained"] == 11
+    assert ledger["rows_in"] == 12
+    assert ledger["rows_trained"] == 11
 
 
 @pytest.mark.parametrize("how", ["drop", "truncate"])
 def test_long_rows_are_counted(how: str, model: Path, tmp_path: Path) -> None:
     write_rows(tmp_path / "train.jsonl", with_row(3, {"instruction": "x", "output": "violin " * 300}))
     run = tmp_path / "run"
-    overrides = [f"model={model}", f"data={tmp_path / 'train.jsonl'}", f"output_dir={run}", f"on_long_row={how}", "max_steps=2"]
+    overrides = [
+        f"model={model}",
+        f"data={tmp_path / 'train.jsonl'}",
+        f"output_dir={run}",
+        f"on_long_row={how}",
+        "max_steps=2",
+    ]
     assert main(["train", *overrides]) == 0
     ledger = json.loads((run / "ledger.json").read_text())
-    assert ledger["rows"]["trained"] == (11 if how == "drop" else 12)
-    assert (ledger["tokens"]["dropped"] if how == "drop" else ledger["tokens"]["cut"]) > 0
+    assert ledger["rows_trained"] == (11 if how == "drop" else 12)
+    assert (ledger["tokens_dropped"] if how == "drop" else ledger["tokens_cut"]) > 0
 
 
 def test_a_bad_row_with_a_resume_loses_nothing(model: Path, tmp_path: Path) -> None:

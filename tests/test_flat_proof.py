@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, MistralConfig
 
+from luthier.loop import train
 from luthier.models.flat import LENGTHS, WINDOW_TOKENS, prove, reduced, stock_attention, use_flat_attention
-from luthier.train import train
 from tests.helpers.jobs import make_config, make_job, make_policy, make_samples
 from tests.helpers.tiny_models import twin, twin_config
 

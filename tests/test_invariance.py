@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from luthier.data.batching import lay_out
-from luthier.train import Job, LearningCheck, optimizer_step, train_step
+from luthier.loop import Job, LearningCheck, optimizer_step, train_step
 from tests.helpers.jobs import make_config, make_job, make_policy, make_samples
 
 LENGTHS = (3, 200, 17, 60, 5, 121, 33, 8, 90, 4, 150)

@@ -148,7 +148,7 @@ def test_reference_is_the_policy_at_step_zero(tuning: str, tmp_path: Path) -> No
         (batch,) = micro_batches(samples, [0, 1], layout="flat", max_tokens=64, step=0)
         with torch.no_grad():
             start = policy(batch).logps
-        from luthier.train import LearningCheck, train_step
+        from luthier.loop import LearningCheck, train_step
 
         job = make_job(config, samples, policy)
         check = LearningCheck(policy)

@@ -6,8 +6,9 @@ The docstring under each key is what `luthier explain` and docs/config.md say of
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializeAsAny, ValidationError
@@ -164,7 +165,7 @@ class RunConfig(Config):
     seed: int = 0
     """Every random draw of the run is a function of this number and of what is drawn for."""
     output_dir: Name
-    """The run's folder. Must be new or empty, unless the run is resumed."""
+    """The run's folder. Must be new or empty, unless the run is resumed. Default: `runs/` and the name of the data."""
 
     def resolved_yaml(self) -> str:
         """The configuration with every default filled in; loading it gives the same run."""
@@ -257,7 +258,16 @@ def normalise(tree: Mapping[str, Any]) -> dict[str, Any]:
             value.setdefault("kind", default)
     if isinstance(out.get("report_to"), str):
         out["report_to"] = (out["report_to"],)
+    if "output_dir" not in out and isinstance(data, Mapping):
+        out["output_dir"] = _default_output_dir(data.get("train"))
     return out
+
+
+def _default_output_dir(train: Any) -> str:
+    """`runs/tickets` for `data/tickets.csv` or `hf:org/tickets`; `runs/mine` where the data have no plain name."""
+    first = train[0].get("path") if isinstance(train, tuple) and train and isinstance(train[0], Mapping) else None
+    stem = PurePosixPath(first).stem if isinstance(first, str) else ""
+    return f"runs/{stem}" if re.fullmatch(r"[\w-][\w.-]*", stem) else "runs/mine"
 
 
 def _tuples(value: Any) -> Any:

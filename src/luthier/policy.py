@@ -34,7 +34,9 @@ class _FrozenHead(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: torch.Tensor, compute: Callable[[torch.Tensor], Scores], found: list[Scores]) -> torch.Tensor:
+    def forward(
+        ctx: Any, hidden: torch.Tensor, compute: Callable[[torch.Tensor], Scores], found: list[Scores]
+    ) -> torch.Tensor:
         with torch.enable_grad():
             leaf = hidden.detach().requires_grad_()
             scores = compute(leaf)

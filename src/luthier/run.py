@@ -20,6 +20,8 @@ from luthier.engine import device as find_device
 from luthier.errors import LuthierError, Stopped, UserError
 from luthier.finished import Run
 from luthier.generation import generate
+from luthier.loop import Job, put_weights, restore
+from luthier.loop import train as run_loop
 from luthier.models.adapters import save_adapter, write_origin
 from luthier.models.flat import prove, stock_attention, use_flat_attention
 from luthier.models.load import choose_dtype, context_length, fingerprint, load_model, load_tokenizer
@@ -32,8 +34,6 @@ from luthier.reporting.recorder import SAMPLES, Recorder, cut_back, read_lines
 from luthier.reporting.report import write_report
 from luthier.reporting.summary import end_summary
 from luthier.reporting.trackers import check_trackers
-from luthier.train import Job, put_weights, restore
-from luthier.train import train as run_loop
 from luthier.types import Message
 
 ANSWER_TOKENS = 200
@@ -56,7 +56,7 @@ def train(
 
     Raises:
         UserError, EnvironmentProblem: before anything is written, where the input or the machine does not allow the run.
-        NonFinite, Stopped: as `luthier.train.train`.
+        NonFinite, Stopped: as `luthier.loop.train`.
     """
     folder, main = Path(config.output_dir), is_main_process()
     say = (say or print) if main else _silent
@@ -67,56 +67,66 @@ def train(
             return Run(folder)
         check_trackers(config.report_to)
         deterministic(config.training.deterministic)
-        source = _base_of(config, trust_remote_code)
-        tokenizer = load_tokenizer(source.folder, trust_remote_code=trust_remote_code)
-        objective = component.load("objectives", config.objective.kind)(config.objective)
-        dtype, dtype_reason = choose_dtype(config.model.dtype, find_device())
+        dtype, why = choose_dtype(config.model.dtype, find_device())
         engine = make_engine(config.distributed, dtype)
+        say(f"held and computed in {_name(dtype)} ({why}), on {engine.device}")
         try:
-            model_config = _model_config(source, trust_remote_code)
-            with _main_process_first(engine):
-                data = prepare(config, tokenizer, context_length=context_length(model_config), objective=objective)
-            for line in (
-                f"model: {source.name}, held and computed in {str(dtype).removeprefix('torch.')} ({dtype_reason})",
-                *_defaults(config),
-            ):
-                say(line)
-            for line in (data.ledger.as_text(), *data.notes):
-                say(line)
-            decisions = before["decisions"] if before else _decide(config, model_config, dtype, engine)
-            torch.set_num_threads(decisions["threads"])
-            say(
-                f"layout: {decisions['layout']} ({decisions['layout_reason']}), "
-                f"at most {decisions['max_tokens_per_micro_batch']:,} tokens in one forward pass"
-            )
-            policy, trained = build_policy(config, source, dtype, engine.device, decisions, trust_remote_code)
-            say(trained)
-            job = _build_job(config, folder, policy, data, objective, engine, decisions)
-            base = fingerprint(source).as_dict()
-            manifest = run_folder.manifest(config, data, base, decisions, hardware(engine.device), job.steps.total)
-            if main:
-                run_folder.begin(folder, config, data, manifest, before, say)
-            job.manifest = {name: manifest[name] for name in ("luthier", "versions", "fingerprints", "decisions")}
-            if before is not None:
-                _resume(job, folder, say)
-            job.recorder = Recorder(
-                folder, config, total_steps=job.steps.total, start_step=job.progress.step, main=main
-            )
-            job.answer_samples = _sampler(config, job, tokenizer, data)
-            try:
-                run_loop(job)
-            except LuthierError as error:
-                run_folder.set_state(folder, "stopped" if isinstance(error, Stopped) else "failed", enabled=main)
-                raise
-            finally:
-                job.recorder.close()
-            if main:
-                _finish(config, job, folder, tokenizer, data, base)
-                say(end_summary(folder))
+            _train(config, folder, engine, dtype, before, trust_remote_code, say)
             engine.barrier()
-            return Run(folder)
         finally:
             engine.close()
+    return Run(folder)
+
+
+def _train(
+    config: RunConfig,
+    folder: Path,
+    engine: Engine,
+    dtype: torch.dtype,
+    before: dict[str, Any] | None,
+    trust_remote_code: bool,
+    say: Callable[[str], None],
+) -> None:
+    """From the model's source to the result; `before` is the manifest of the run that is resumed."""
+    source = _base_of(config, trust_remote_code)
+    tokenizer = load_tokenizer(source.folder, trust_remote_code=trust_remote_code)
+    objective = component.load("objectives", config.objective.kind)(config.objective)
+    model_config = _model_config(source, trust_remote_code)
+    with _main_process_first(engine):
+        data = prepare(config, tokenizer, context_length=context_length(model_config), objective=objective)
+    say("\n".join([f"model: {source.name}", _method(config), data.ledger.as_text(), *data.notes]))
+
+    decisions = before["decisions"] if before else _decide(config, model_config, dtype, engine)
+    torch.set_num_threads(decisions["threads"])
+    limit = decisions["max_tokens_per_micro_batch"]
+    say(f"layout: {decisions['layout']} ({decisions['layout_reason']}), at most {limit:,} tokens in one forward pass")
+    policy, trained = build_policy(config, source, dtype, engine.device, decisions, trust_remote_code)
+    say(trained)
+
+    job = _build_job(config, folder, policy, data, objective, engine, decisions)
+    base = fingerprint(source).as_dict()
+    manifest = run_folder.manifest(config, data, base, decisions, hardware(engine.device), job.steps.total)
+    job.manifest = {name: manifest[name] for name in ("luthier", "versions", "fingerprints", "decisions")}
+    if engine.main:
+        run_folder.begin(folder, config, data, manifest, before, say)
+    if before is not None:
+        _resume(job, folder, say)
+    job.recorder = Recorder(folder, config, total_steps=job.steps.total, start_step=job.progress.step, main=engine.main)
+    job.answer_samples = _sampler(config, job, tokenizer, data)
+    try:
+        run_loop(job)
+    except LuthierError as error:
+        run_folder.set_state(folder, "stopped" if isinstance(error, Stopped) else "failed", enabled=engine.main)
+        raise
+    finally:
+        job.recorder.close()
+    if engine.main:
+        _finish(config, job, folder, tokenizer, data, base)
+        say(end_summary(folder))
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _silent(_text: str) -> None:
@@ -151,16 +161,17 @@ def _main_process_first(engine: Engine) -> Iterator[None]:
         engine.barrier()
 
 
-def _defaults(config: RunConfig) -> list[str]:
+def _method(config: RunConfig) -> str:
     """The values that decide most, as they are used."""
     training = config.training
     length = (
         f"{training.max_steps} steps" if training.max_steps is not None else f"{training.num_train_epochs:g} epochs"
     )
-    return [
-        f"method: {config.objective.kind}, {config.tuning.kind}; learning rate {training.learning_rate:g}, {training.lr_scheduler_type}, "
-        f"warm-up {training.warmup_steps:g}, weight decay {training.weight_decay:g}; {length}, global batch {training.global_batch_size}"
-    ]
+    return (
+        f"method: {config.objective.kind}, {config.tuning.kind}; learning rate {training.learning_rate:g}, "
+        f"{training.lr_scheduler_type}, warm-up {training.warmup_steps:g}, weight decay {training.weight_decay:g}; "
+        f"{length}, global batch {training.global_batch_size}"
+    )
 
 
 def _decide(config: RunConfig, model_config: Any, dtype: torch.dtype, engine: Engine) -> dict[str, Any]:
@@ -175,7 +186,7 @@ def _decide(config: RunConfig, model_config: Any, dtype: torch.dtype, engine: En
         "activation_checkpointing": activation_checkpointing(
             config.training.activation_checkpointing, model_config, limit, engine.device
         ),
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": _name(dtype),
         "threads": torch.get_num_threads(),
         "processes": engine.processes,
     }

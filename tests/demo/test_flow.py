@@ -75,7 +75,9 @@ def test_the_reference_is_the_base_itself(finished: tuple[Path, str, list[Outcom
     assert flow.answer(opened, asked) == outcomes[0].before
 
 
-def test_a_second_call_trains_nothing_and_judges_the_same(finished: tuple[Path, str, list[Outcome]], base: Path) -> None:
+def test_a_second_call_trains_nothing_and_judges_the_same(
+    finished: tuple[Path, str, list[Outcome]], base: Path
+) -> None:
     folder, _, outcomes = finished
     before = (folder / "adapter" / "adapter_model.safetensors").read_bytes()
     screen = io.StringIO()
@@ -106,9 +108,15 @@ def writer(tmp_path_factory: pytest.TempPathFactory, base: Path) -> Path:
     folder = tmp_path_factory.mktemp("writer")
     (folder / "one.jsonl").write_text(json.dumps({"prompt": "please tune m on x.csv", "completion": YAML}) + "\n")
     (folder / "template.jinja").write_text(flow.TEMPLATE)
-    chosen = config.from_dict({
-        "model": str(base), "data": {"train": str(folder / "one.jsonl"), "chat_template": str(folder / "template.jinja")},
-        "tuning": "full", "training": {"learning_rate": 1e-2, "max_steps": 60}, "output_dir": str(folder / "run")})
+    chosen = config.from_dict(
+        {
+            "model": str(base),
+            "data": {"train": str(folder / "one.jsonl"), "chat_template": str(folder / "template.jinja")},
+            "tuning": "full",
+            "training": {"learning_rate": 1e-2, "max_steps": 60},
+            "output_dir": str(folder / "run"),
+        }
+    )
     return run.train(chosen, say=lambda _: None).folder
 
 
@@ -128,7 +136,9 @@ def test_ask_needs_a_request(tmp_path: Path) -> None:
 
 def outcome(base: list[Verdict], tuned: list[Verdict], after: str) -> Outcome:
     pairs = [Pair(f"request {index}", YAML, {}, ()) for index in range(len(base))]
-    return Outcome("unseen values", pairs, ["no idea"] * len(pairs), [after] * len(pairs), figures(base), figures(tuned))
+    return Outcome(
+        "unseen values", pairs, ["no idea"] * len(pairs), [after] * len(pairs), figures(base), figures(tuned)
+    )
 
 
 def test_bars_and_picture_show_share_and_interval() -> None:

@@ -10,35 +10,46 @@ from luthier.demo.judge import BASE_MOST_EXACT, TARGETS, Outcome, Verdict, figur
 from luthier.demo.requests import Pair
 from luthier.errors import UserError
 
-WANTED = "model: {path: org/m, quantization: nf4}\ndata: x.csv\ntuning: {kind: lora, r: 8}\ntraining: {learning_rate: 2e-4}\noutput_dir: runs/x"
+WANTED = (
+    "model: {path: org/m, quantization: nf4}\ndata: x.csv\ntuning: {kind: lora, r: 8}\n"
+    "training: {learning_rate: 2e-4}\noutput_dir: runs/x"
+)
 
 
-@pytest.mark.parametrize("answer", [
-    WANTED,
-    f"```yaml\n{WANTED}\n```",
-    f"```\n{WANTED}\n```\nThis is your configuration.",
-    "output_dir: runs/x\ntraining:\n  learning_rate: 0.0002\ntuning: {r: 8}\ndata: {train: [{path: x.csv}]}\n"
-    "model: {quantization: {kind: nf4}, path: org/m}",
-])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        WANTED,
+        f"```yaml\n{WANTED}\n```",
+        f"```\n{WANTED}\n```\nThis is your configuration.",
+        "output_dir: runs/x\ntraining:\n  learning_rate: 0.0002\ntuning: {r: 8}\ndata: {train: [{path: x.csv}]}\n"
+        "model: {quantization: {kind: nf4}, path: org/m}",
+    ],
+)
 def test_the_same_configuration_in_other_words_is_exact(answer: str) -> None:
     verdict = judge(WANTED, answer)
     assert verdict.exact
     assert verdict.right == verdict.fields == 7
 
 
-@pytest.mark.parametrize(("old", "new", "right", "of"), [
-    ("r: 8", "r: 9", 6, 7),
-    (", quantization: nf4", "", 6, 7),
-    ("learning_rate: 2e-4", "learning_rate: 2e-4, max_steps: 5", 7, 8),
-    ("2e-4", "fast", 6, 7),
-    ("r: 8", "rank: 8", 6, 8),
-    ("r: 8", "r: true", 6, 7),
-])
+@pytest.mark.parametrize(
+    ("old", "new", "right", "of"),
+    [
+        ("r: 8", "r: 9", 6, 7),
+        (", quantization: nf4", "", 6, 7),
+        ("learning_rate: 2e-4", "learning_rate: 2e-4, max_steps: 5", 7, 8),
+        ("2e-4", "fast", 6, 7),
+        ("r: 8", "rank: 8", 6, 8),
+        ("r: 8", "r: true", 6, 7),
+    ],
+)
 def test_each_wrong_missing_or_invented_field_is_counted(old: str, new: str, right: int, of: int) -> None:
     assert judge(WANTED, WANTED.replace(old, new)) == Verdict(False, right, of)
 
 
-@pytest.mark.parametrize("answer", ["", "Sure! Here is how to tune it.", "- a\n- b", "model: {path: x", "a: 1\na: 2", "```yaml"])
+@pytest.mark.parametrize(
+    "answer", ["", "Sure! Here is how to tune it.", "- a\n- b", "model: {path: x", "a: 1\na: 2", "```yaml"]
+)
 def test_an_answer_that_is_no_map_has_nothing_right(answer: str) -> None:
     assert judge(WANTED, answer) == Verdict(False, 0, 7)
 
@@ -70,7 +81,12 @@ def test_any_text_can_be_judged(text: str) -> None:
 
 def test_leaves_write_shorthands_out() -> None:
     assert leaves({"model": "a", "data": "b", "output_dir": "c"}) == {
-        "model.path": "a", "data.train.0.path": "b", "output_dir": "c", "tuning.kind": "lora", "objective.kind": "sft"}
+        "model.path": "a",
+        "data.train.0.path": "b",
+        "output_dir": "c",
+        "tuning.kind": "lora",
+        "objective.kind": "sft",
+    }
 
 
 def test_text_before_a_fence_is_no_configuration() -> None:
@@ -93,8 +109,12 @@ def test_targets_are_those_that_the_table_shows() -> None:
     pair = Pair("request", WANTED, {}, ())
     for name in TARGETS:
         assert Outcome(name, [pair], [""], [WANTED], bad, good).met
-        assert not Outcome(name, [pair], [""], [WANTED], good, good).met, "a base that knows the answers would prove nothing"
+        assert not Outcome(name, [pair], [""], [WANTED], good, good).met, (
+            "a base that knows the answers would prove nothing"
+        )
         assert not Outcome(name, [pair], [""], [WANTED], bad, bad).met
     assert BASE_MOST_EXACT == 0.05
     assert {name: (target.exact, target.fields) for name, target in TARGETS.items()} == {
-        "unseen values": (0.70, 0.95), "unseen phrasings": (0.55, None)}
+        "unseen values": (0.70, 0.95),
+        "unseen phrasings": (0.55, None),
+    }

@@ -14,13 +14,13 @@ from luthier import config as configuration
 from luthier.checkpoint import Checkpoints
 from luthier.data.batching import Steps
 from luthier.engine import DDPEngine, SingleEngine, seeded
+from luthier.loop import Job
 from luthier.models.flat import use_flat_attention
 from luthier.objectives.sft import SFT
 from luthier.optimization import make_optimizer, make_schedule
 from luthier.policy import Policy
 from luthier.randomness import DropoutKeys, key
 from luthier.reporting.recorder import Recorder
-from luthier.train import Job
 from luthier.types import NO_TARGET, Sample
 from tests.helpers.tiny_models import VOCAB, twin
 

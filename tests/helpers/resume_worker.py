@@ -10,19 +10,19 @@ import os
 import sys
 from pathlib import Path
 
-from luthier import config, run, train
+from luthier import config, loop, run
 from luthier.errors import LuthierError
 
 
 def child(config_file: str, folder: str, resume: bool) -> int:
-    whole = train.optimizer_step
+    whole = loop.optimizer_step
 
-    def noted(job: train.Job, step: int, samples: object, indices: object) -> object:
+    def noted(job: loop.Job, step: int, samples: object, indices: object) -> object:
         with (Path(folder) / "rows.log").open("a") as file:
             file.write(json.dumps([step, indices]) + "\n")
         return whole(job, step, samples, indices)  # type: ignore[arg-type]
 
-    train.optimizer_step = noted  # type: ignore[assignment]
+    loop.optimizer_step = noted  # type: ignore[assignment]
     try:
         run.train(config.load(config_file, [f"output_dir={folder}"]), resume=resume, say=lambda text: None)
     except LuthierError as error:

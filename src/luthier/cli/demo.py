@@ -9,7 +9,9 @@ import typer
 
 
 def demo(
-    output: Annotated[Path, typer.Option(metavar="DIR", help="The run's folder; the data lie beside it, in DIR-data.")] = Path("runs/demo"),
+    output: Annotated[
+        Path, typer.Option(metavar="DIR", help="The run's folder; the data lie beside it, in DIR-data.")
+    ] = Path("runs/demo"),
 ) -> None:
     """Tune a small model to write luthier's YAML, and see what it could do before and can do after.
 

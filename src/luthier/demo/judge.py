@@ -74,8 +74,11 @@ class Outcome:
     def met(self) -> bool:
         """Whether every target of this set is reached."""
         target = TARGETS[self.name]
-        return (self.base.exact.value <= BASE_MOST_EXACT and self.tuned.exact.value >= target.exact
-                and (target.fields is None or self.tuned.fields.value >= target.fields))
+        return (
+            self.base.exact.value <= BASE_MOST_EXACT
+            and self.tuned.exact.value >= target.exact
+            and (target.fields is None or self.tuned.fields.value >= target.fields)
+        )
 
 
 def strip_fences(answer: str) -> str:
@@ -150,7 +153,13 @@ def _same(left: Any, right: Any) -> bool:
 def figures(verdicts: Sequence[Verdict], seed: int = 0) -> Figures:
     """Shares over a set of requests: Wilson's interval for exact answers; for fields a bootstrap over whole requests, because the
     fields of one answer hang together."""
-    exact, right, fields = (np.array([getattr(verdict, name) for verdict in verdicts], dtype=np.int64) for name in ("exact", "right", "fields"))
+    exact, right, fields = (
+        np.array([getattr(verdict, name) for verdict in verdicts], dtype=np.int64)
+        for name in ("exact", "right", "fields")
+    )
     count = len(verdicts)
-    return Figures(count, Share(float(exact.mean()), *wilson(int(exact.sum()), count)),
-                   Share(float(right.sum() / fields.sum()), *bootstrap_ratio(right, fields, seed)))
+    return Figures(
+        count,
+        Share(float(exact.mean()), *wilson(int(exact.sum()), count)),
+        Share(float(right.sum() / fields.sum()), *bootstrap_ratio(right, fields, seed)),
+    )

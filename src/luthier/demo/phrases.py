@@ -123,39 +123,47 @@ SEEN = Phrasing(
         "method=lora": _clause(
             "LoRA|a LoRA adapter|LoRA adapters|plain LoRA|lora|low-rank adapters",
             "Use LoRA|Train a LoRA adapter|Do it with LoRA|Make it a LoRA run|LoRA is fine",
-            "lora|LoRA|adapter|method lora|lora adapter"),
+            "lora|LoRA|adapter|method lora|lora adapter",
+        ),
         "method=qlora": _clause(
             "QLoRA|qlora|4-bit QLoRA|LoRA on a 4-bit base|4 bit quantization|the base in 4 bits|nf4 quantization|the model loaded in 4-bit",
             "Use QLoRA|Load the base in 4 bits|Make it QLoRA|Quantize the model to 4 bit|Hold the weights in nf4|Memory is tight, so use 4 bits",
-            "qlora|QLoRA|4bit|4-bit|nf4|lora 4bit|q-lora"),
+            "qlora|QLoRA|4bit|4-bit|nf4|lora 4bit|q-lora",
+        ),
         "method=full": _clause(
             "full fine-tuning|all weights trained|full tuning|a full finetune|every parameter trained|no LoRA but all weights",
             "Train all weights|Do a full fine-tune|Full fine-tuning, no adapters|Tune every parameter|No LoRA, train everything|Update the whole model",
-            "full|full ft|full fine-tune|all weights|full tuning|no lora"),
+            "full|full ft|full fine-tune|all weights|full tuning|no lora",
+        ),
         "rank": _clause(
             "rank {v}|a rank of {v}|r={v}|LoRA rank {v}|r {v}|an adapter of rank {v}",
             "Use rank {v}|Set the rank to {v}|The LoRA rank should be {v}|Take r = {v}|Rank {v}, please|I want rank {v}",
-            "r{v}|r={v}|rank {v}|r {v}|rank={v}|lora rank {v}"),
+            "r{v}|r={v}|rank {v}|r {v}|rank={v}|lora rank {v}",
+        ),
         "epochs": _clause(
             "{v} epochs|for {v} epochs|{v} passes over the data|{v} epochs of training|epochs = {v}|{v} rounds through the data",
             "Train for {v} epochs|Do {v} epochs|Go over the data {v} times|{v} epochs are enough|Run it for {v} epochs|Make {v} passes",
-            "{v} epochs|{v} ep|epochs {v}|ep={v}|{v}ep|epochs={v}|{v} passes"),
+            "{v} epochs|{v} ep|epochs {v}|ep={v}|{v}ep|epochs={v}|{v} passes",
+        ),
         "learning_rate": _clause(
             "lr {v}|a learning rate of {v}|learning rate {v}|an lr of {v}|lr={v}|learning rate = {v}|{v} as the learning rate|lr at {v}",
             "Set the learning rate to {v}|Use a learning rate of {v}|The learning rate should be {v}|Learning rate {v}|lr is {v}|"
             "Start at a learning rate of {v}|Use lr {v}",
-            "lr {v}|lr={v}|lr: {v}|learning rate {v}|LR {v}|lr = {v}"),
+            "lr {v}|lr={v}|lr: {v}|learning rate {v}|LR {v}|lr = {v}",
+        ),
         "batch": _clause(
             "batch size {v}|a batch size of {v}|batches of {v}|a global batch of {v}|a batch of {v}|{v} samples a batch|batch={v}",
             "Use a batch size of {v}|Set the batch size to {v}|Batch size is {v}|Use batches of {v}|The global batch should be {v}|"
             "Put {v} examples in a batch",
-            "bs {v}|batch {v}|bs={v}|batch size {v}|bsz {v}|batch={v}"),
+            "bs {v}|batch {v}|bs={v}|batch size {v}|bsz {v}|batch={v}",
+        ),
         "held_out": _clause(
             "{v} held out|{v} for evaluation|{v} of the data for eval|{v} of the rows held out|an eval share of {v}|{v} as validation|"
             "{v} set aside for testing",
             "Hold out {v}|Keep {v} for evaluation|Use {v} of the data for eval|Set {v} aside for validation|Evaluate on {v} of the rows|"
             "Keep {v} of the rows back for testing",
-            "eval {v}|{v} eval|val {v}|{v} held out|holdout {v}|{v} validation|test {v}"),
+            "eval {v}|{v} eval|val {v}|{v} held out|holdout {v}|{v} validation|test {v}",
+        ),
     },
 )
 
@@ -207,35 +215,56 @@ UNSEEN = Phrasing(
     clauses={
         "method=lora": _clause(
             "an ordinary LoRA|low-rank adaptation (LoRA)|just the LoRA matrices trained",
-            "Only LoRA matrices get trained|LoRA would be my choice|I prefer LoRA here", "by lora|style=LoRA|LoRA only"),
+            "Only LoRA matrices get trained|LoRA would be my choice|I prefer LoRA here",
+            "by lora|style=LoRA|LoRA only",
+        ),
         "method=qlora": _clause(
             "QLoRA to save memory|the frozen part squeezed into four bits (QLoRA)|weights kept in 4-bit nf4",
-            "My GPU is small, hence QLoRA|QLoRA would be my choice|The frozen weights belong in 4 bit", "via QLoRA|quant 4bit|nf4 base"),
+            "My GPU is small, hence QLoRA|QLoRA would be my choice|The frozen weights belong in 4 bit",
+            "via QLoRA|quant 4bit|nf4 base",
+        ),
         "method=full": _clause(
             "full-parameter training|the complete set of weights updated|tuning of all the parameters (full)",
             "I do not want adapters but full training|The complete model gets trained, all weights|Full-parameter training would be my choice",
-            "full-parameter|complete weights (full)|everything trained, full"),
+            "full-parameter|complete weights (full)|everything trained, full",
+        ),
         "rank": _clause(
             "the rank fixed at {v}|matrices of rank {v}|{v} for the rank",
-            "For the rank I have {v} in mind|Adapters get rank {v}|We settled on a rank equal to {v}", "as rank: {v}|adapter size (rank) {v}|{v} as rank"),
+            "For the rank I have {v} in mind|Adapters get rank {v}|We settled on a rank equal to {v}",
+            "as rank: {v}|adapter size (rank) {v}|{v} as rank",
+        ),
         "epochs": _clause(
             "the number of epochs fixed at {v}|a total of {v} epochs|every row seen {v} times",
-            "It should see each row {v} times|Altogether that makes {v} epochs|I have {v} epochs in mind", "whole epochs: {v}|epoch count {v}|{v} epochs in sum"),
+            "It should see each row {v} times|Altogether that makes {v} epochs|I have {v} epochs in mind",
+            "whole epochs: {v}|epoch count {v}|{v} epochs in sum",
+        ),
         "learning_rate": _clause(
             "the learning rate fixed at {v}|an initial learning rate being {v}|a peak lr equal to {v}",
             "For the learning rate I have {v} in mind|Its learning rate peaks at {v}|We settled on {v} for the lr",
-            "{v} as lr|initial learning rate is {v}|rate of learning {v}"),
+            "{v} as lr|initial learning rate is {v}|rate of learning {v}",
+        ),
         "batch": _clause(
             "the batch size fixed at {v}|{v} rows per batch|{v} for the batch size",
-            "For the batch size I have {v} in mind|Each batch holds {v} rows|We settled on {v} rows per batch", "{v} per batch|batchsize = {v}|{v} rows/batch"),
+            "For the batch size I have {v} in mind|Each batch holds {v} rows|We settled on {v} rows per batch",
+            "{v} per batch|batchsize = {v}|{v} rows/batch",
+        ),
         "held_out": _clause(
             "{v} kept unseen for checking|a validation part of {v}|{v} reserved to evaluate it",
             "I need {v} reserved for validation|Training must not touch {v}, which is for evaluation|Reserve {v} to measure how it does",
-            "reserve {v} for eval|valid = {v}|{v} as eval set"),
+            "reserve {v} for eval|valid = {v}|{v} as eval set",
+        ),
     },
 )
 
-TYPOS = (("learning rate", "learnign rate"), ("epochs", "epcohs"), ("batch size", "bacth size"), ("please", "plese"),
-         ("Fine-tune", "Fine-tne"), ("Train", "Trian"), ("training", "trainig"), ("evaluation", "evalution"),
-         ("tokens", "tokns"))
+TYPOS = (
+    ("learning rate", "learnign rate"),
+    ("epochs", "epcohs"),
+    ("batch size", "bacth size"),
+    ("please", "plese"),
+    ("Fine-tune", "Fine-tne"),
+    ("Train", "Trian"),
+    ("training", "trainig"),
+    ("evaluation", "evalution"),
+    ("tokens", "tokns"),
+)
 """Slips of the hand that a few requests carry; never inside a value."""

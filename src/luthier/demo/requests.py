@@ -9,7 +9,6 @@ import random
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 
 from luthier.demo import phrases, values
 from luthier.demo.phrases import Phrasing
@@ -56,8 +55,10 @@ def training_set(rows: int = TRAINING_ROWS, seed: int = 0) -> list[Pair]:
 
 def held_out_sets(rows: int = TEST_ROWS, seed: int = 0) -> dict[str, list[Pair]]:
     """The two questions: new values in known phrasings, and known values in new phrasings."""
-    return {"unseen values": make(rows, seed, phrases.SEEN, values.UNSEEN, "values"),
-            "unseen phrasings": make(rows, seed, phrases.UNSEEN, values.SEEN, "phrasings")}
+    return {
+        "unseen values": make(rows, seed, phrases.SEEN, values.UNSEEN, "values"),
+        "unseen phrasings": make(rows, seed, phrases.UNSEEN, values.SEEN, "phrasings"),
+    }
 
 
 def _pair(rng: random.Random, phrasing: Phrasing, pools: Values) -> Pair:
@@ -94,10 +95,19 @@ def _wishes(rng: random.Random) -> list[str]:
 def _value(rng: random.Random, wish: str, pools: Values) -> str:
     if wish == "method":
         return str(_pick(rng, METHODS))
-    pool = {"held_out": pools.held_out, "rank": pools.rank, "epochs": pools.epochs, "learning_rate": pools.learning_rate,
-            "batch": pools.batch}[wish]
+    pool = {
+        "held_out": pools.held_out,
+        "rank": pools.rank,
+        "epochs": pools.epochs,
+        "learning_rate": pools.learning_rate,
+        "batch": pools.batch,
+    }[wish]
     value = rng.choice(pool)
-    return rng.choice((f"{value}%", f"{value}%", f"{value} percent", f"{value} %", f"{int(value) / 100:g}")) if wish == "held_out" else value
+    return (
+        rng.choice((f"{value}%", f"{value}%", f"{value} percent", f"{value} %", f"{int(value) / 100:g}"))
+        if wish == "held_out"
+        else value
+    )
 
 
 def _as_number(value: str) -> str:
@@ -125,7 +135,9 @@ def _file(rng: random.Random, pools: Values) -> str:
     return f"{rng.choice(pools.folders)}/{name}" if rng.random() < 0.05 else name
 
 
-def _say(rng: random.Random, phrasing: Phrasing, wishes: list[str], said: Mapping[str, str]) -> tuple[str, tuple[str, ...]]:
+def _say(
+    rng: random.Random, phrasing: Phrasing, wishes: list[str], said: Mapping[str, str]
+) -> tuple[str, tuple[str, ...]]:
     """The request in words, and the templates that it was made of."""
     manner = rng.choices(("prose", "steps", "notes"), (5, 4, 3))[0]
     frame = rng.choice(getattr(phrasing, manner))
@@ -181,14 +193,22 @@ def _slip(rng: random.Random, text: str) -> str:
 
 
 def write_yaml(said: Mapping[str, str]) -> str:
-    """The canonical answer: a line a section, in a fixed order; beside what was said only the method and output_dir, runs/<name of the data>."""
+    """The canonical answer: a line a section, in a fixed order; beside what was said only the method."""
     method = said.get("method", "lora")
+    kind = {"kind": "full"} if method == "full" else {"r": said["rank"]} if "rank" in said else {"kind": "lora"}
     sections = [
         ("model", "path", {"path": said["model"], "quantization": "nf4" if method == "qlora" else None}),
         ("data", "train", {"train": said["data"], "eval": said.get("held_out")}),
-        ("tuning", "kind", {"kind": "full" if method == "full" else "lora", "r": said.get("rank")}),
-        ("training", "", {"num_train_epochs": said.get("epochs"), "learning_rate": said.get("learning_rate"),
-                          "global_batch_size": said.get("batch")}),
+        ("tuning", "kind", kind),
+        (
+            "training",
+            "",
+            {
+                "num_train_epochs": said.get("epochs"),
+                "learning_rate": said.get("learning_rate"),
+                "global_batch_size": said.get("batch"),
+            },
+        ),
     ]
     lines = []
     for name, short, keys in sections:
@@ -197,4 +217,4 @@ def write_yaml(said: Mapping[str, str]) -> str:
             lines.append(f"{name}: {given[short]}")
         elif given:
             lines.append(f"{name}: {{{', '.join(f'{key}: {value}' for key, value in given.items())}}}")
-    return "\n".join([*lines, f"output_dir: runs/{PurePosixPath(said['data']).stem}"])
+    return "\n".join(lines)

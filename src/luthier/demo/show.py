@@ -28,13 +28,21 @@ def everything(screen: Console, outcomes: Sequence[Outcome], folder: Path) -> No
         screen.print(side_by_side(*item, number=index + 1))
     screen.print(table(outcomes))
     screen.print(bars(outcomes))
-    screen.print("exact: the parser reads the same configuration; fields: of all values set in the wanted or the given answer, those that agree.\n"
-                 "Brackets and thin lines: 95 % intervals. The base was asked the same and knows nothing of luthier.", highlight=False)
+    screen.print(
+        "exact: the parser reads the same configuration; fields: of all values set in the wanted or the given answer, those\n"
+        "that agree. Thin lines: 95 % intervals. The base was asked the same and knows nothing of luthier.",
+        highlight=False,
+    )
     screen.print(verdict(outcomes), highlight=False)
     target = shlex.quote(str(folder))
-    screen.print(f"\npicture: {folder / 'demo.svg'}   figures: {folder / 'demo.json'}   report: {folder / 'report.html'}\n\nnext\n"
-                 f'  luthier chat {target} --prompt "{ASK}"\n'
-                 f'  luthier init --ask "{ASK}" --writer {target}', markup=False, highlight=False, soft_wrap=True)
+    screen.print(
+        f"\npicture: {folder / 'demo.svg'}   figures: {folder / 'demo.json'}   report: {folder / 'report.html'}\n\nnext\n"
+        f'  luthier chat {target} --prompt "{ASK}"\n'
+        f'  luthier init --ask "{ASK}" --writer {target}',
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def per_cent(share: Share) -> str:
@@ -49,8 +57,13 @@ def table(outcomes: Sequence[Outcome]) -> Table:
         out.add_column(name, justify="left" if name in ("requests", "measure") else "right")
     for item in outcomes:
         target = TARGETS[item.name]
-        out.add_row(f"{item.base.requests} with {item.name}", "exact", per_cent(item.base.exact), per_cent(item.tuned.exact),
-                    f"{100 * target.exact:.0f} %")
+        out.add_row(
+            f"{item.base.requests} with {item.name}",
+            "exact",
+            per_cent(item.base.exact),
+            per_cent(item.tuned.exact),
+            f"{100 * target.exact:.0f} %",
+        )
         wanted = "" if target.fields is None else f"{100 * target.fields:.0f} %"
         out.add_row("", "fields", per_cent(item.base.fields), per_cent(item.tuned.fields), wanted, end_section=True)
     return out
@@ -58,8 +71,12 @@ def table(outcomes: Sequence[Outcome]) -> Table:
 
 def _rows(outcomes: Sequence[Outcome]) -> list[tuple[str, str, Share]]:
     """(label, base or tuned, share) of each bar, from the top."""
-    return [(f"{item.name}, {measure}", who, getattr(getattr(item, who), measure))
-            for item in outcomes for measure in ("exact", "fields") for who in ("base", "tuned")]
+    return [
+        (f"{item.name}, {measure}", who, getattr(getattr(item, who), measure))
+        for item in outcomes
+        for measure in ("exact", "fields")
+        for who in ("base", "tuned")
+    ]
 
 
 def bars(outcomes: Sequence[Outcome]) -> Text:
@@ -80,23 +97,31 @@ def svg(outcomes: Sequence[Outcome]) -> str:
     left, width, row, gap = 230, 420, 20, 12
     parts, y = [], 44
     for number, (label, who, share) in enumerate(_rows(outcomes)):
+        colour = "#2a9d6f" if who == "tuned" else "#c98a1b"
         middle = y + row / 2 - 2
         x, low, high = (left + width * value for value in (share.value, share.low, share.high))
         if who == "base":
             parts.append(f'<text x="{left - 66}" y="{middle + 4:g}" text-anchor="end">{escape(label)}</text>')
         parts += [
             f'<text x="{left - 8}" y="{middle + 4:g}" text-anchor="end">{who}</text>',
-            f'<rect x="{left}" y="{y}" width="{max(x - left, 1):.1f}" height="{row - 4}" fill="{"#2a9d6f" if who == "tuned" else "#c98a1b"}"/>',
-            f'<path d="M{low:.1f} {middle:g}H{high:.1f}M{low:.1f} {middle - 4:g}v8M{high:.1f} {middle - 4:g}v8" stroke="#666" stroke-width="1.5"/>',
+            f'<rect x="{left}" y="{y}" width="{max(x - left, 1):.1f}" height="{row - 4}" fill="{colour}"/>',
+            f'<path d="M{low:.1f} {middle:g}H{high:.1f}M{low:.1f} {middle - 4:g}v8M{high:.1f} {middle - 4:g}v8" stroke="#666" '
+            f'stroke-width="1.5"/>',
             f'<text x="{left + width + 12}" y="{middle + 4:g}">{escape(per_cent(share))}</text>',
         ]
         y += row + (gap if number % 2 else 0)
-    axis = "".join(f'<path d="M{left + width * tick / 4:g} 36V{y}" stroke="#bbb" stroke-width="0.5"/>'
-                   f'<text x="{left + width * tick / 4:g}" y="{y + 16}" text-anchor="middle">{25 * tick} %</text>' for tick in range(5))
+    axis = "".join(
+        f'<path d="M{left + width * tick / 4:g} 36V{y}" stroke="#bbb" stroke-width="0.5"/>'
+        f'<text x="{left + width * tick / 4:g}" y="{y + 16}" text-anchor="middle">{25 * tick} %</text>'
+        for tick in range(5)
+    )
     title = "Requests turned into configurations, before and after tuning (95 % intervals)"
-    return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 800 {y + 28}" width="800" height="{y + 28}" role="img" aria-label="{title}" '
-            f'font-family="system-ui, sans-serif" font-size="12" fill="#777"><text x="12" y="20" font-size="14">{title}</text>'
-            f"{axis}{''.join(parts)}</svg>\n")
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 800 {y + 28}" width="800" height="{y + 28}" role="img" '
+        f'aria-label="{title}" '
+        f'font-family="system-ui, sans-serif" font-size="12" fill="#777"><text x="12" y="20" font-size="14">{title}</text>'
+        f"{axis}{''.join(parts)}</svg>\n"
+    )
 
 
 def choose_examples(outcomes: Sequence[Outcome]) -> list[tuple[str, str, str, str]]:
@@ -105,7 +130,10 @@ def choose_examples(outcomes: Sequence[Outcome]) -> list[tuple[str, str, str, st
     rest = [(item, index) for item in outcomes for index in range(1, len(item.pairs))]
     wrong = [(item, index) for item, index in rest if not judge(item.pairs[index].yaml, item.after[index]).exact]
     chosen = [*firsts, *wrong, *rest][:SHOWN_ANSWERS]
-    return [(item.pairs[index].request, item.pairs[index].yaml, item.before[index], item.after[index]) for item, index in chosen]
+    return [
+        (item.pairs[index].request, item.pairs[index].yaml, item.before[index], item.after[index])
+        for item, index in chosen
+    ]
 
 
 def side_by_side(request: str, wanted: str, before: str, after: str, number: int) -> Panel:

@@ -34,37 +34,53 @@ def _split(text: str) -> tuple[str, ...]:
 
 
 SEEN = Values(
-    orgs=_split("Qwen meta-llama mistralai google microsoft tiiuae allenai stabilityai bigscience EleutherAI acme my-lab"),
-    families=_split("qwen3 qwen2.5 Qwen2.5 llama-3.1 Llama-3.2 mistral Mistral gemma-2 gemma-3 phi-3 Phi-4 falcon olmo-2 OLMo "
-                    "stablelm bloomz pythia smollm smollm2 opt redpajama dolly vicuna zephyr"),
+    orgs=_split(
+        "Qwen meta-llama mistralai google microsoft tiiuae allenai stabilityai bigscience EleutherAI acme my-lab"
+    ),
+    families=_split(
+        "qwen3 qwen2.5 Qwen2.5 llama-3.1 Llama-3.2 mistral Mistral gemma-2 gemma-3 phi-3 Phi-4 falcon olmo-2 OLMo "
+        "stablelm bloomz pythia smollm smollm2 opt redpajama dolly vicuna zephyr"
+    ),
     sizes=_split("0.5b 0.6B 1b 1.5B 1.7b 2b 3B 4b 7b 8B 12b 14B 32b 70B 135m 360M 410m"),
     endings=_split("instruct Instruct it chat base v0.2 hf"),
-    models=_split("gpt2 gpt2-medium distilgpt2 TinyLlama-1.1B HuggingFaceTB/SmolLM2-135M-Instruct Qwen/Qwen3-0.6B qwen3-4b "
-                  "meta-llama/Llama-3.1-8B mistralai/Mistral-7B-v0.3 google/gemma-2-2b-it phi-3-mini models/base-7b ./my-model "
-                  "EleutherAI/pythia-160m checkpoints/llama phi-2 openhermes-7b"),
-    words=_split("tickets reviews support emails faq orders notes chats questions recipes contracts poems reports medical legal code "
-                 "sql products news summaries dialogs forum customer answers train alpaca stories tweets invoices complaints "
-                 "jokes lyrics exams history physics travel hotel sales legal_qa bugs commits manuals"),
+    models=_split(
+        "gpt2 gpt2-medium distilgpt2 TinyLlama-1.1B HuggingFaceTB/SmolLM2-135M-Instruct Qwen/Qwen3-0.6B qwen3-4b "
+        "meta-llama/Llama-3.1-8B mistralai/Mistral-7B-v0.3 google/gemma-2-2b-it phi-3-mini models/base-7b ./my-model "
+        "EleutherAI/pythia-160m checkpoints/llama phi-2 openhermes-7b"
+    ),
+    words=_split(
+        "tickets reviews support emails faq orders notes chats questions recipes contracts poems reports medical legal code "
+        "sql products news summaries dialogs forum customer answers train alpaca stories tweets invoices complaints "
+        "jokes lyrics exams history physics travel hotel sales legal_qa bugs commits manuals"
+    ),
     tags=_split("v2 2023 clean en full small new final de march 01 raw"),
     folders=_split("data data/raw corpus sets ./data"),
     epochs=_split("1 2 3 4 5 8 10 1.5 one two three four five ten"),
     rank=_split("2 4 8 10 16 20 32 64 128"),
-    learning_rate=_split("1e-4 2e-4 3e-4 5e-4 1e-3 2e-3 1e-5 2e-5 3e-5 5e-5 5e-6 8e-5 1.5e-4 2.5e-4 0.0001 0.0002 0.0005 0.001 "
-                         "0.00002 0.00005 0.0003 0.002"),
+    learning_rate=_split(
+        "1e-4 2e-4 3e-4 5e-4 1e-3 2e-3 1e-5 2e-5 3e-5 5e-5 5e-6 8e-5 1.5e-4 2.5e-4 0.0001 0.0002 0.0005 0.001 "
+        "0.00002 0.00005 0.0003 0.002"
+    ),
     batch=_split("1 4 8 12 16 20 24 32 48 64 128 256"),
     held_out=_split("1 2 5 8 10 15 20 25"),
 )
 
 UNSEEN = Values(
     orgs=_split("deepseek-ai ibm-granite 01-ai internlm CohereForAI nvidia HuggingFaceH4 baichuan-inc"),
-    families=_split("deepseek granite-3.1 Yi-1.5 internlm2.5 command-r nemotron baichuan2 MiniCPM exaone-3.5 glm-4 starcoder2 "
-                    "codellama solar yuan2 orca-2"),
+    families=_split(
+        "deepseek granite-3.1 Yi-1.5 internlm2.5 command-r nemotron baichuan2 MiniCPM exaone-3.5 glm-4 starcoder2 "
+        "codellama solar yuan2 orca-2"
+    ),
     sizes=_split("0.3b 1.3B 2.4b 2.7B 6b 9B 10.7b 13B 15b 20B 34b 40B 125m 350M"),
     endings=_split("sft preview v1.1 Chat-v2 aligned"),
-    models=_split("deepseek-ai/deepseek-llm-7b-chat ibm-granite/granite-3.1-2b-instruct 01-ai/Yi-6B gpt-neo-125m t5gemma "
-                  "nvidia/Minitron-4B-Base weights/mini-llm ./checkpoint-500 bloke/wizard-13b gpt-oss-20b"),
-    words=_split("claims feedback letters interviews symptoms patents essays tutorials headlines transcripts agreements menus "
-                 "riddles proverbs biology weather banking insurance requests logs phone_calls homework minutes errata"),
+    models=_split(
+        "deepseek-ai/deepseek-llm-7b-chat ibm-granite/granite-3.1-2b-instruct 01-ai/Yi-6B gpt-neo-125m t5gemma "
+        "nvidia/Minitron-4B-Base weights/mini-llm ./checkpoint-500 bloke/wizard-13b gpt-oss-20b"
+    ),
+    words=_split(
+        "claims feedback letters interviews symptoms patents essays tutorials headlines transcripts agreements menus "
+        "riddles proverbs biology weather banking insurance requests logs phone_calls homework minutes errata"
+    ),
     tags=_split("v3 2025 dedup fr large old april 07 fixed part2"),
     folders=_split("datasets files/in input ./corpora"),
     epochs=_split("6 7 9 15 20 2.5 six seven nine twelve"),
@@ -76,5 +92,16 @@ UNSEEN = Values(
 
 ENDINGS_OF_FILES = ("jsonl", "jsonl", "json", "csv", "parquet")
 
-NUMBER_WORDS = {"one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10,
-                "twelve": 12}
+NUMBER_WORDS = {
+    "one": 1,
+    "two": 2,
+    "three": 3,
+    "four": 4,
+    "five": 5,
+    "six": 6,
+    "seven": 7,
+    "eight": 8,
+    "nine": 9,
+    "ten": 10,
+    "twelve": 12,
+}

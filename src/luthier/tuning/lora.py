@@ -128,7 +128,8 @@ class Lora:
         covered = sum(isinstance(module, LoraLayer) for module in adapted.modules())
         trained = sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
         total = sum(parameter.numel() for parameter in adapted.parameters())
-        return f"LoRA on {covered} of {len(linear)} linear layers: {trained:,} trained parameters ({100 * trained / total:.2f} % of {total:,})"
+        share = f"{100 * trained / total:.2f} % of {total:,}"
+        return f"LoRA on {covered} of {len(linear)} linear layers: {trained:,} trained parameters ({share})"
 
 
 def _read_by_a_fused_kernel(name: str, model: nn.Module) -> bool:

@@ -13,9 +13,9 @@ import torch
 from transformers import get_scheduler
 
 from luthier.errors import NonFinite, Stopped, UserError
+from luthier.loop import Job, LearningCheck, every, restore, train, train_step
 from luthier.optimization import make_optimizer, make_schedule
 from luthier.reporting.recorder import read_lines
-from luthier.train import Job, LearningCheck, every, restore, train, train_step
 from luthier.types import NO_TARGET, Sample
 from tests.helpers.jobs import make_config, make_job, make_policy, make_samples
 
