@@ -3,7 +3,8 @@
     python benchmarks/sft_cpu.py DATA.json [--dtype bfloat16|float32|auto] [--record]
 
 64 rows of an alpaca file, LoRA r 8 on all linear layers, one epoch, global batch 16. Tokens are those of the rows,
-context included; the time is that of the optimizer steps. `--record` writes the figures to benchmarks/results/, of which `make docs` makes docs/claims.md.
+context included; the time is that of the optimizer steps. `--record` writes the figures to benchmarks/results/, of
+which `make docs` makes docs/claims.md.
 """
 
 from __future__ import annotations

@@ -202,11 +202,24 @@ def test_a_wrong_value_is_named_with_its_key(override: str, key: str) -> None:
     assert "command line" in message, message
 
 
+@pytest.mark.parametrize(
+    ("data", "folder"),
+    [
+        ("tickets.csv", "runs/tickets"),
+        ("a/b.jsonl", "runs/b"),
+        ("hf:org/chats", "runs/chats"),
+        ("'*.jsonl'", "runs/mine"),
+    ],
+)
+def test_the_default_folder_is_named_after_the_data(data: str, folder: str) -> None:
+    assert load(f"model: m\ndata: {data}\n").output_dir == folder
+    assert load(f"model: m\ndata: {data}\noutput_dir: elsewhere\n").output_dir == "elsewhere"
+
+
 def test_all_problems_are_listed_at_once() -> None:
     message = refusal("data: train.jsonl\ntraining: {learning_rate: x, max_steps: -1}\nfoo: 1\n")
     for part in (
         "model: missing",
-        "output_dir: missing",
         "mine.yaml:2: training.learning_rate",
         "mine.yaml:2: training.max_steps",
         "mine.yaml:3: foo",
@@ -394,6 +407,7 @@ def test_explain_finds_keys_by_name_and_by_path_and_other_tools_names() -> None:
 
 
 SCHEMA_ACCEPTS = [
+    "model: m\ndata: d\n",
     SMALL,
     SMALL + "tuning: {r: 8}\n",
     SMALL + "tuning: full\n",
@@ -405,7 +419,7 @@ SCHEMA_ACCEPTS = [
     " max_grad_norm: null}\n",
 ]
 SCHEMA_REFUSES = [
-    "model: m\ndata: d\n",
+    "model: m\noutput_dir: o\n",
     SMALL + "tuning: {kind: full, r: 8}\n",
     SMALL + "tuning: lara\n",
     SMALL + "seed: a\n",

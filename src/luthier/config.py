@@ -24,6 +24,8 @@ COMPONENTS = {("tuning",): "tuning", ("objective",): "objectives", ("model", "qu
 """Keys whose value is a component, and the folder in which its kinds lie."""
 
 DEFAULT_KINDS = {"tuning": "lora", "objective": "sft"}
+FILLED_IN = {**DEFAULT_KINDS, "output_dir": "runs/<name of the data>"}
+"""Keys of the top that `normalise` fills in, and what docs/config.md says of it."""
 
 Problem = tuple[tuple[str | int, ...], str, Any, str]
 """Where in the tree, what is wrong, what was found, what was expected."""

@@ -16,7 +16,7 @@ from pydantic_core import PydanticUndefined
 
 from luthier import component, defaults, errors_explained
 from luthier.component import ComponentConfig, Config
-from luthier.config import COMPONENTS, DEFAULT_KINDS, DataConfig, DataFile, ModelConfig, RunConfig, TrainingConfig
+from luthier.config import COMPONENTS, FILLED_IN, DataConfig, DataFile, ModelConfig, RunConfig, TrainingConfig
 from luthier.config_names import foreign_key
 from luthier.errors import UserError
 
@@ -79,7 +79,7 @@ def _keys_of(section: str, schema: type[Config], kind: str) -> Iterator[Key]:
         if kind and name == "kind":
             continue
         path = (*section.split("."), name) if section else (name,)
-        required = field.is_required() and name not in DEFAULT_KINDS
+        required = field.is_required() and not (section == "" and name in FILLED_IN)
         yield Key(
             section,
             name,
@@ -99,8 +99,8 @@ def _takes_shorthand(path: tuple[str, ...], by_type: str) -> str:
 
 def default_of(section: str, name: str, field: Any) -> str:
     """The default as YAML writes it; for the keys of the table of methods, each method's."""
-    if section == "" and name in DEFAULT_KINDS:
-        return DEFAULT_KINDS[name]
+    if section == "" and name in FILLED_IN:
+        return FILLED_IN[name]
     if section == "training":
         by_kind = {kind: defaults.method_defaults(kind).get(name) for kind in component.listing("tuning")}
         if any(value is not None for value in by_kind.values()):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from luthier import component
-from luthier.config import COMPONENTS, DEFAULT_KINDS, RunConfig
+from luthier.config import COMPONENTS, DEFAULT_KINDS, FILLED_IN, RunConfig
 
 Schema = dict[str, Any]
 
@@ -23,7 +23,7 @@ def json_schema() -> Schema:
         section = sections[path[0] if len(path) > 1 else ""]
         old = section["properties"][path[-1]]
         section["properties"][path[-1]] = _component(family, path[-1], old.get("description", ""), definitions)
-    schema["required"] = [name for name in schema["required"] if name not in DEFAULT_KINDS]
+    schema["required"] = [name for name in schema["required"] if name not in FILLED_IN]
     _widen(schema["properties"], "model", {"type": "string"})
     data_file = {"anyOf": [{"type": "string"}, {"$ref": "#/$defs/DataFile"}]}
     files = {"type": "array", "items": data_file, "minItems": 1}

@@ -173,7 +173,8 @@ class Policy(nn.Module):
             return self._head_scores(hidden, targets, keys, want)
         if not self._head_is_trained and not {"entropy", "logsumexp"} & set(want):
             found: list[Scores] = []
-            logps = _FrozenHead.apply(hidden, lambda h: self._head_scores(h, targets, keys, want), found)
+            apply: Callable[..., torch.Tensor] = _FrozenHead.apply
+            logps = apply(hidden, lambda h: self._head_scores(h, targets, keys, want), found)
             return replace(found[0], logps=logps)
         scores: Scores = checkpoint(
             self._head_scores, hidden, targets, keys, want, use_reentrant=False, preserve_rng_state=False

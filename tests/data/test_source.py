@@ -144,6 +144,21 @@ def test_a_data_set_in_the_layout_of_the_hub(tmp_path: Path, monkeypatch: pytest
         read(f"hf:{tmp_path / 'nowhere'}")
 
 
+def test_a_subset_of_a_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "set").mkdir()
+    card = ["---", "configs:"]
+    for name in ("one", "two"):
+        write(tmp_path / "set" / f"{name}.jsonl", json.dumps({"text": name}) + "\n")
+        card += [f"- config_name: {name}", f"  data_files: {name}.jsonl"]
+    write(tmp_path / "set" / "README.md", "\n".join([*card, "---", ""]))
+    for name in ("one", "two"):
+        rows = read(f"hf:{tmp_path / 'set'}", subset=name)
+        assert [row.values for row in rows if isinstance(row, Row)] == [{"text": name}]
+    with pytest.raises(UserError, match="subset"):
+        read(f"hf:{tmp_path / 'set'}", subset="three")
+
+
 def test_faults_of_paths_and_encodings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "train.jsonl", "{}")

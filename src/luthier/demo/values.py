@@ -25,8 +25,6 @@ class Values:
     rank: tuple[str, ...]
     learning_rate: tuple[str, ...]
     batch: tuple[str, ...]
-    held_out: tuple[str, ...]
-    """per cent"""
 
 
 def _split(text: str) -> tuple[str, ...]:
@@ -62,7 +60,6 @@ SEEN = Values(
         "0.00002 0.00005 0.0003 0.002"
     ),
     batch=_split("1 4 8 12 16 20 24 32 48 64 128 256"),
-    held_out=_split("1 2 5 8 10 15 20 25"),
 )
 
 UNSEEN = Values(
@@ -87,7 +84,6 @@ UNSEEN = Values(
     rank=_split("6 12 24 40 48 96 256"),
     learning_rate=_split("4e-4 6e-4 7e-5 4e-5 6e-5 8e-4 3e-3 9e-5 1.2e-4 4e-6 7e-4 0.0004 0.0006 0.003 0.00007"),
     batch=_split("2 6 10 18 36 40 72 96 512"),
-    held_out=_split("3 4 6 7 12 18 30"),
 )
 
 ENDINGS_OF_FILES = ("jsonl", "jsonl", "json", "csv", "parquet")
