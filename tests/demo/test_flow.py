@@ -30,7 +30,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> object:
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_llama(tmp_path_factory.mktemp("models") / "base", max_position_embeddings=512)
+    return tiny_llama(tmp_path_factory.mktemp("models") / "base", max_position_embeddings=512, num_hidden_layers=12)
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,7 @@ def writer(tmp_path_factory: pytest.TempPathFactory, base: Path) -> Path:
             "model": str(base),
             "data": {"train": str(folder / "one.jsonl"), "chat_template": str(folder / "template.jinja")},
             "tuning": "full",
-            "training": {"learning_rate": 1e-2, "max_steps": 60},
+            "training": {"learning_rate": 3e-3, "max_steps": 100},
             "output_dir": str(folder / "run"),
         }
     )
