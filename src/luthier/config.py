@@ -51,8 +51,8 @@ class ModelConfig(Config):
     """The model that is tuned."""
 
     path: Name
-    """A hub name (`org/name`, or `hf:org/name`), a folder, a `.gguf` file, `ms:org/name` (ModelScope), `pypi:package`, or the
-    folder of a run, whose result is then tuned further."""
+    """A hub name (`org/name`, or `hf:org/name`), a folder, a `.gguf` file, `ms:org/name` (ModelScope), `pypi:package`, or
+    the folder of a run. A run that made an adapter is merged first: `luthier export RUN --to merged --output DIR`."""
     revision: Name | None = None
     """Branch, tag or commit of a hub model; resolved to a commit and recorded in the run."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

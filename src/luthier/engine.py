@@ -7,6 +7,7 @@ sum * processes / global weight, because every engine averages gradients over pr
 from __future__ import annotations
 
 import contextlib
+import datetime
 import os
 import platform
 import resource
@@ -60,9 +61,13 @@ class SingleEngine:
     processes = 1
     rank = 0
 
-    def __init__(self, device: torch.device, scaled: bool) -> None:
+    def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.loss_scale = LossScale(scaled)
+        self.loss_scale = LossScale(False)
+
+    def scale_losses(self, enabled: bool) -> None:
+        """Whether losses are scaled against underflow, as fp16 needs it."""
+        self.loss_scale = LossScale(enabled)
 
     @property
     def main(self) -> bool:
@@ -110,10 +115,12 @@ class DDPEngine(SingleEngine):
 
     kind = "ddp"
 
-    def __init__(self, device: torch.device, scaled: bool) -> None:
-        super().__init__(device, scaled)
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(device)
         if not dist.is_initialized():
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+            # The others wait while the first process encodes the data, which may take hours.
+            wait = datetime.timedelta(hours=12)
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=wait)
         self.processes, self.rank = dist.get_world_size(), dist.get_rank()
         if self.processes != int(os.environ["WORLD_SIZE"]):
             raise EnvironmentProblem(
@@ -143,10 +150,9 @@ class DDPEngine(SingleEngine):
 Engine = SingleEngine | DDPEngine
 
 
-def make_engine(distributed: str, dtype: torch.dtype) -> Engine:
+def make_engine(distributed: str) -> Engine:
     """The engine for the processes that were started (by torchrun, which sets WORLD_SIZE)."""
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    scaled = dtype == torch.float16
     if distributed == "ddp" and "WORLD_SIZE" not in os.environ:
         raise EnvironmentProblem(
             "distributed: ddp",
@@ -155,7 +161,7 @@ def make_engine(distributed: str, dtype: torch.dtype) -> Engine:
             "torchrun --nproc-per-node 2 -m luthier train mine.yaml, or distributed=auto",
         )
     engine = DDPEngine if distributed == "ddp" or processes > 1 else SingleEngine
-    return engine(device(), scaled)
+    return engine(device())
 
 
 def device() -> torch.device:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import os
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
+
+from luthier.machine import look
 
 TOKENS = {"cpu": 512, "cuda": 8192, "mps": 2048}
 """Tokens of one forward pass where the user leaves it to us: enough to keep the hardware busy, few enough to stay in cache and memory."""
@@ -31,17 +33,25 @@ def activation_bytes(model_config: Any, tokens: int) -> int:
     return 2 * tokens * int(text.num_hidden_layers) * per_layer
 
 
-def free_bytes(device: torch.device) -> int:
-    """Memory that is free now: of the card, or of the machine."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+def held_bytes(folder: Path, all_weights: bool) -> int:
+    """Estimated bytes of weights, and where all are trained of their gradients and AdamW's two means (16 bytes each)."""
+    stored = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    return stored // 2 * 16 if all_weights else stored
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Memory that is free now, of the card or of the machine; None where nobody says."""
+    return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else look().available_bytes
 
 
 def activation_checkpointing(
-    asked: bool | Literal["auto"], model_config: Any, tokens: int, device: torch.device
+    asked: bool | Literal["auto"], model_config: Any, tokens: int, held: int, device: torch.device
 ) -> bool:
-    """Whether activations are computed again in the backward pass: as asked, or where keeping them would take half the free memory."""
-    if asked != "auto":
-        return asked
-    return activation_bytes(model_config, tokens) > SHARE_OF_FREE_MEMORY * free_bytes(device)
+    """Whether activations are computed again in the backward pass.
+
+    As asked, or where keeping those of `tokens` tokens would take half of what is free beside the `held` bytes.
+    """
+    free = free_bytes(device)
+    if asked != "auto" or free is None:
+        return asked is True
+    return activation_bytes(model_config, tokens) > SHARE_OF_FREE_MEMORY * (free - held)

@@ -11,23 +11,30 @@ from typing import Any
 import torch
 
 from luthier import component, run_folder
-from luthier.checkpoint import Checkpoints, write_folder, write_json
+from luthier.checkpoint import Checkpoints, verify, write_folder, write_json
 from luthier.config import RunConfig
 from luthier.data.batching import Layout, Steps
 from luthier.data.prepare import Prepared, prepare
 from luthier.engine import Engine, deterministic, hardware, is_main_process, make_engine, seeded
-from luthier.engine import device as find_device
-from luthier.errors import LuthierError, Stopped, UserError
+from luthier.errors import EnvironmentProblem, Stopped, UserError
 from luthier.finished import Run
 from luthier.generation import generate
 from luthier.loop import Job, put_weights, restore
 from luthier.loop import train as run_loop
 from luthier.models.adapters import save_adapter, write_origin
 from luthier.models.flat import prove, stock_attention, use_flat_attention
-from luthier.models.load import choose_dtype, context_length, fingerprint, load_model, load_tokenizer
+from luthier.models.load import (
+    DTYPES,
+    choose_dtype,
+    context_length,
+    fingerprint,
+    load_config,
+    load_model,
+    load_tokenizer,
+)
 from luthier.models.sources import ModelSource, resolve
 from luthier.optimization import make_optimizer, make_schedule
-from luthier.planning import activation_checkpointing, tokens_per_micro_batch
+from luthier.planning import activation_checkpointing, held_bytes, tokens_per_micro_batch
 from luthier.policy import Policy, enable_activation_checkpointing
 from luthier.randomness import DropoutKeys, key
 from luthier.reporting.recorder import SAMPLES, Recorder, cut_back, read_lines
@@ -67,10 +74,11 @@ def train(
             return Run(folder)
         check_trackers(config.report_to)
         deterministic(config.training.deterministic)
-        dtype, why = choose_dtype(config.model.dtype, find_device())
-        engine = make_engine(config.distributed, dtype)
-        say(f"held and computed in {_name(dtype)} ({why}), on {engine.device}")
+        engine = make_engine(config.distributed)
         try:
+            dtype, why = _dtype(config, engine, before)
+            engine.scale_losses(dtype == torch.float16)
+            say(f"held and computed in {_name(dtype)} ({why}), on {engine.device}")
             _train(config, folder, engine, dtype, before, trust_remote_code, say)
             engine.barrier()
         finally:
@@ -91,12 +99,12 @@ def _train(
     source = _base_of(config, trust_remote_code)
     tokenizer = load_tokenizer(source.folder, trust_remote_code=trust_remote_code)
     objective = component.load("objectives", config.objective.kind)(config.objective)
-    model_config = _model_config(source, trust_remote_code)
+    model_config = load_config(source.folder, trust_remote_code)
     with _main_process_first(engine):
         data = prepare(config, tokenizer, context_length=context_length(model_config), objective=objective)
     say("\n".join([f"model: {source.name}", _method(config), data.ledger.as_text(), *data.notes]))
 
-    decisions = before["decisions"] if before else _decide(config, model_config, dtype, engine)
+    decisions = before["decisions"] if before else _decide(config, source, model_config, data, dtype, engine)
     torch.set_num_threads(decisions["threads"])
     limit = decisions["max_tokens_per_micro_batch"]
     say(f"layout: {decisions['layout']} ({decisions['layout_reason']}), at most {limit:,} tokens in one forward pass")
@@ -105,21 +113,29 @@ def _train(
 
     job = _build_job(config, folder, policy, data, objective, engine, decisions)
     base = fingerprint(source).as_dict()
-    manifest = run_folder.manifest(config, data, base, decisions, hardware(engine.device), job.steps.total)
+    manifest = run_folder.manifest(
+        config, data, base, decisions, hardware(engine.device), job.steps.total, engine.processes
+    )
     job.manifest = {name: manifest[name] for name in ("luthier", "versions", "fingerprints", "decisions")}
     if engine.main:
         run_folder.begin(folder, config, data, manifest, before, say)
     if before is not None:
         _resume(job, folder, say)
+        engine.barrier()
     job.recorder = Recorder(folder, config, total_steps=job.steps.total, start_step=job.progress.step, main=engine.main)
     job.answer_samples = _sampler(config, job, tokenizer, data)
+    state = "failed"
     try:
         run_loop(job)
-    except LuthierError as error:
-        run_folder.set_state(folder, "stopped" if isinstance(error, Stopped) else "failed", enabled=engine.main)
+        state = "trained"
+    except Stopped:
+        state = "stopped"
         raise
+    except torch.OutOfMemoryError as error:
+        raise _out_of_memory(job.progress.step, limit, str(error)) from error
     finally:
         job.recorder.close()
+        run_folder.set_state(folder, state, enabled=engine.main)
     if engine.main:
         _finish(config, job, folder, tokenizer, data, base)
         say(end_summary(folder))
@@ -127,6 +143,23 @@ def _train(
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
+
+
+def _dtype(config: RunConfig, engine: Engine, before: dict[str, Any] | None) -> tuple[torch.dtype, str]:
+    """That of the run which is resumed; else as chosen by the first process, which the others follow."""
+    if before is not None:
+        return DTYPES[before["decisions"]["dtype"]], "as the run began"
+    dtype, why = choose_dtype(config.model.dtype, engine.device)
+    names = sorted(DTYPES)
+    chosen = engine.sum([float(names.index(_name(dtype))) if engine.main else 0.0])
+    return DTYPES[names[int(chosen[0])]], why
+
+
+def _out_of_memory(step: int, limit: int, found: str) -> EnvironmentProblem:
+    fix = f"max_tokens_per_micro_batch={max(1, limit // 2)}, or activation_checkpointing=true"
+    return EnvironmentProblem(
+        f"step {step + 1}", f"out of memory: {found.splitlines()[0][:160]}", "room for a step", fix
+    )
 
 
 def _silent(_text: str) -> None:
@@ -145,20 +178,18 @@ def _base_of(config: RunConfig, trust_remote_code: bool) -> ModelSource:
     return source
 
 
-def _model_config(source: ModelSource, trust_remote_code: bool) -> Any:
-    from transformers import AutoConfig
-
-    return AutoConfig.from_pretrained(source.folder, trust_remote_code=trust_remote_code)
-
-
 @contextmanager
 def _main_process_first(engine: Engine) -> Iterator[None]:
-    """The first process fills the cache of encoded data, the others read it."""
-    if not engine.main:
-        engine.barrier()
-    yield
-    if engine.main:
-        engine.barrier()
+    """The first process fills the cache of encoded data, the others read it; where it fails, they end too."""
+    if not engine.main and not engine.sum([0.0])[0]:
+        raise EnvironmentProblem("another process", "it stopped before the run began", "see its message")
+    done = 0.0
+    try:
+        yield
+        done = 1.0
+    finally:
+        if engine.main:
+            engine.sum([done])
 
 
 def _method(config: RunConfig) -> str:
@@ -174,17 +205,21 @@ def _method(config: RunConfig) -> str:
     )
 
 
-def _decide(config: RunConfig, model_config: Any, dtype: torch.dtype, engine: Engine) -> dict[str, Any]:
+def _decide(
+    config: RunConfig, source: ModelSource, model_config: Any, data: Prepared, dtype: torch.dtype, engine: Engine
+) -> dict[str, Any]:
     """What is chosen by measurement. Written to the manifest, and replayed at resume."""
     verdict = prove(model_config, dtype, engine.device)
     limit = tokens_per_micro_batch(config.training.max_tokens_per_micro_batch, engine.device)
+    longest = max(limit, int(data.train.lengths.max()))
+    held = held_bytes(source.folder, all_weights=not component.load("tuning", config.tuning.kind).makes_adapter)
     return {
         "layout": "flat" if verdict.flat else "padded",
         "layout_reason": verdict.why,
         "proof": asdict(verdict),
         "max_tokens_per_micro_batch": limit,
         "activation_checkpointing": activation_checkpointing(
-            config.training.activation_checkpointing, model_config, limit, engine.device
+            config.training.activation_checkpointing, model_config, longest, held, engine.device
         ),
         "dtype": _name(dtype),
         "threads": torch.get_num_threads(),
@@ -203,9 +238,11 @@ def build_policy(
     """The model as it is trained, and a line that says what is trained."""
     quantization = config.model.quantization
     held = component.load("quantization", quantization.kind)(quantization) if quantization is not None else None
-    model = load_model(source, dtype=dtype, device=device, quantization=held, trust_remote_code=trust_remote_code)
     keys = DropoutKeys(config.seed)
     tuning = component.load("tuning", config.tuning.kind)(config.tuning)
+    # Weights that are trained are float32 from the start: loaded in 16 bits they would begin rounded.
+    loaded = dtype if tuning.makes_adapter else torch.float32
+    model = load_model(source, dtype=loaded, device=device, quantization=held, trust_remote_code=trust_remote_code)
     with seeded(key(config.seed, "initial weights") % 2**63):
         tuned, what = tuning.apply(model, keys)
     core = tuned.get_base_model() if tuning.makes_adapter else tuned
@@ -257,11 +294,13 @@ def _build_job(
 def _resume(job: Job, folder: Path, say: Callable[[str], None]) -> None:
     if not job.checkpoints.steps():
         say("no checkpoint was saved yet: the run begins again at step 0")
-        cut_back(folder, -1)
+        if job.engine.main:
+            cut_back(folder, -1)
         return
     step = job.checkpoints.newest_valid(say)
     restore(job, job.checkpoints.load(step))
-    cut_back(folder, step)
+    if job.engine.main:
+        cut_back(folder, step)
     say(f"resumed at step {step} of {job.steps.total}")
 
 
@@ -290,9 +329,17 @@ def answers(
 
 def _finish(config: RunConfig, job: Job, folder: Path, tokenizer: Any, data: Prepared, base: Any) -> None:
     """The result, answers before and after, the report."""
-    progress = job.progress
-    if config.training.load_best_checkpoint and progress.best_step is not None:
-        put_weights(job.policy, job.checkpoints.load(progress.best_step)["weights"])
+    step = job.progress.step
+    if config.training.load_best_checkpoint and job.progress.best_step is not None:
+        step = job.progress.best_step
+        if wrong := verify(job.checkpoints.path(step)):
+            raise UserError(
+                str(job.checkpoints.path(step)),
+                f"the best checkpoint is damaged: {wrong}",
+                "whole files",
+                "load_best_checkpoint=false, with --resume",
+            )
+        put_weights(job.policy, job.checkpoints.load(step)["weights"])
     tuning = component.load("tuning", config.tuning.kind)
 
     def fill(target: Path) -> None:
@@ -305,9 +352,7 @@ def _finish(config: RunConfig, job: Job, folder: Path, tokenizer: Any, data: Pre
             tokenizer.chat_template = data.template.saved_source
         tokenizer.save_pretrained(target)
 
-    write_folder(
-        folder / ("adapter" if tuning.makes_adapter else "model"), fill, {"step": progress.best_step or progress.step}
-    )
+    write_folder(folder / ("adapter" if tuning.makes_adapter else "model"), fill, {"step": step})
     if prompts := config.training.sample_prompts:
         before = {line["prompt"]: line["answer"] for line in read_lines(folder / SAMPLES) if line["step"] == 0}
         after = answers(job.policy, tokenizer, data, prompts)
@@ -318,5 +363,5 @@ def _finish(config: RunConfig, job: Job, folder: Path, tokenizer: Any, data: Pre
                 for prompt, text in zip(prompts, after, strict=True)
             ],
         )
-    run_folder.set_state(folder, "finished")
     write_report(folder)
+    run_folder.set_state(folder, "finished")

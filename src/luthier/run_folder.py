@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import platform
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from luthier import __version__
-from luthier.checkpoint import MANIFEST, write_json
+from luthier.checkpoint import MANIFEST, fsync, write_json
 from luthier.config import RunConfig
 from luthier.config_yaml import read_yaml
 from luthier.errors import EnvironmentProblem, UserError
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from luthier.data.prepare import Prepared
 
 CONFIG, LEDGER, REJECTED, LOCK = "config.yaml", "ledger.json", "rejected.jsonl", ".lock"
-BEFORE_THE_MANIFEST = {CONFIG, LEDGER, REJECTED, LOCK}
+BEFORE_THE_MANIFEST = {CONFIG, LEDGER, REJECTED, LOCK, f".{MANIFEST}.tmp"}
 """What may lie in the folder of a run that was killed before it began."""
 
 MAY_CHANGE = (
@@ -66,15 +67,7 @@ def locked(folder: Path, resume: bool, enabled: bool) -> Iterator[None]:
         ) from None
     try:
         with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(
-                    "output_dir",
-                    f"another run is writing {folder}",
-                    "one run a folder",
-                    "wait for it, or choose another output_dir",
-                ) from None
+            _lock(lock, folder)
             try:
                 _check_content(folder, resume)
                 yield
@@ -84,6 +77,21 @@ def locked(folder: Path, resume: bool, enabled: bool) -> Iterator[None]:
         for path in created:
             if path.is_dir() and not any(path.iterdir()):
                 path.rmdir()
+
+
+def _lock(lock: IO[str], folder: Path) -> None:
+    """Takes the lock, and makes sure that it is still the file of that name: who held it before took the file away."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        current = (folder / LOCK).exists() and os.fstat(lock.fileno()).st_ino == (folder / LOCK).stat().st_ino
+    except BlockingIOError:
+        current = False
+    except OSError as error:
+        found = f"{folder} cannot be locked: {error.strerror}"
+        raise EnvironmentProblem("output_dir", found, "a file system with locks", "choose another output_dir") from None
+    if not current:
+        fix = "wait for it, or choose another output_dir"
+        raise UserError("output_dir", f"another run is writing {folder}", "one run a folder", fix)
 
 
 def _check_content(folder: Path, resume: bool) -> None:
@@ -159,6 +167,7 @@ def manifest(
     decisions: Mapping[str, Any],
     hardware: Mapping[str, Any],
     total_steps: int,
+    processes: int,
 ) -> dict[str, Any]:
     """What a run says of itself: versions, fingerprints, hardware, decisions."""
     held_out = data.eval.fingerprint if data.eval is not None else None
@@ -178,6 +187,7 @@ def manifest(
         "template_clock": data.template.clock if data.template else None,
         "hardware": dict(hardware),
         "decisions": dict(decisions),
+        "processes": processes,
     }
 
 
@@ -212,7 +222,11 @@ def begin(
             say(
                 f"the environment changed ({', '.join(other) or 'other hardware'}): the run goes on, but not to the same bits"
             )
-        for leftover in folder.glob(".tmp-*"):
+        if before["decisions"]["processes"] != new["processes"]:
+            say(
+                f"{new['processes']} processes instead of {before['decisions']['processes']}: the same mathematics, other bits"
+            )
+        for leftover in (*folder.glob(".tmp-*"), *folder.glob("checkpoints/.tmp-*")):
             shutil.rmtree(leftover)
     else:
         write_json(folder / LEDGER, data.ledger.as_dict())
@@ -220,7 +234,7 @@ def begin(
             lines = (json.dumps(row, ensure_ascii=False, default=str) for row in data.rejected)
             (folder / REJECTED).write_text("\n".join(lines) + "\n", encoding="utf-8", errors="backslashreplace")
             say(f"{len(data.rejected)} rows that cannot be used were written to {folder / REJECTED}")
-    (folder / CONFIG).write_text(config.resolved_yaml(), encoding="utf-8")
+        (folder / CONFIG).write_text(config.resolved_yaml(), encoding="utf-8")
     _replace(folder / MANIFEST, new)
 
 
@@ -233,4 +247,6 @@ def set_state(folder: Path, state: str, enabled: bool = True) -> None:
 def _replace(path: Path, tree: Mapping[str, Any]) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     write_json(temporary, dict(tree))
+    fsync(temporary)
     temporary.replace(path)
+    fsync(path.parent)

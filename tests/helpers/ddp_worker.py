@@ -15,7 +15,7 @@ from tests.test_invariance import LENGTHS, OVERRIDES, first_gradient, trained
 
 
 def main(folder: Path, max_tokens: int, result: Path) -> None:
-    engine = make_engine("auto", torch.float32)
+    engine = make_engine("auto")
     assert (engine.kind, engine.processes) == ("ddp", 2)
 
     def job(name: str) -> object:

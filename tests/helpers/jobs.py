@@ -80,7 +80,8 @@ def make_job(
     engine: SingleEngine | DDPEngine | None = None,
     scaled: bool = False,
 ) -> Job:
-    engine = engine or SingleEngine(torch.device("cpu"), scaled)
+    engine = engine or SingleEngine(torch.device("cpu"))
+    engine.scale_losses(scaled)
     training = config.training
     steps = Steps(
         len(samples), training.global_batch_size, config.seed, training.num_train_epochs or 1.0, training.max_steps

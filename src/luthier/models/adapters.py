@@ -13,6 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from luthier.errors import UserError
 
+STARTS_AT_ZERO = (True, "gaussian")
+"""PEFT's ways to begin that leave the base as it is; others (PiSSA, OLoRA, ...) change its weights."""
+
 WEIGHTS, CONFIG, OURS = "adapter_model.safetensors", "adapter_config.json", "luthier.json"
 
 
@@ -85,6 +88,9 @@ def load_adapter(model: Any, folder: Path, trainable: bool = False, base: Mappin
         ) from None
     config = LoraConfig.from_pretrained(str(folder))
     config.inference_mode = not trainable
+    config.base_model_name_or_path = getattr(
+        model, "name_or_path", None
+    )  # peft warns where the base lies elsewhere now
     try:
         adapted: PeftModel = get_peft_model(model, config)
     except ValueError as error:
@@ -149,7 +155,10 @@ def _refuse_other_base(folder: Path, base: Mapping[str, Any] | None) -> None:
 
 def starts_at_base(folder: Path) -> bool:
     """Whether the adapter began as zero, so that switching it off gives its base."""
-    return bool(_origin(folder).get("starts_at_base", True))
+    if (folder / OURS).is_file():
+        return bool(_origin(folder).get("starts_at_base", True))
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    return config.get("init_lora_weights", True) in STARTS_AT_ZERO
 
 
 def trained_system(folder: Path) -> str | None:

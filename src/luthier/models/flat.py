@@ -10,15 +10,16 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 
-from luthier import __version__
 from luthier.kernels import attention
 from luthier.paths import cache_dir
 
@@ -29,6 +30,9 @@ LENGTHS = (13, 5, 21, 1, 9)
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 """Largest difference of logits, relative to the largest logit: rounding of the dtype. Isolation is held to that of float32."""
+
+_SOURCES = [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in (__file__, str(attention.__file__))]
+"""A verdict holds for the code that gave it."""
 
 WEIGHT_STD = 0.15
 """Large enough that a leak moves the logits far beyond rounding (the usual 0.02 would hide it)."""
@@ -79,7 +83,14 @@ def prove(config: Any, dtype: torch.dtype, device: torch.device | str = "cpu") -
     device = torch.device(device)
     twin_config = reduced(config)
     key = json.dumps(
-        [twin_config.to_dict(), str(dtype), str(device), torch.__version__, transformers.__version__, __version__],
+        [
+            twin_config.to_dict(),
+            str(dtype),
+            _device_name(device),
+            _SOURCES,
+            torch.__version__,
+            transformers.__version__,
+        ],
         default=str,
         sort_keys=True,
     )
@@ -91,10 +102,15 @@ def prove(config: Any, dtype: torch.dtype, device: torch.device | str = "cpu") -
         low = _prove(twin_config, dtype, device)
         verdict = verdict if low.flat else low
     path.parent.mkdir(exist_ok=True)
-    partial = path.with_suffix(f".{id(verdict)}.tmp")
+    partial = path.with_suffix(f".{os.getpid()}.tmp")
     partial.write_text(json.dumps(asdict(verdict)))
     partial.replace(path)
     return verdict
+
+
+def _device_name(device: torch.device) -> str:
+    """A verdict holds for one kind of card: which attention path runs depends on it."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def reduced(config: Any) -> Any:

@@ -116,7 +116,8 @@ def open_model(
     result = source.adapter or source.folder
     config = _config_of_run(result)
     if config is not None and dtype == "auto":
-        dtype = config.model.dtype
+        manifest = json.loads((result.parent / "manifest.json").read_text(encoding="utf-8"))
+        dtype = manifest.get("decisions", {}).get("dtype", config.model.dtype)
     where = device if device is not None else engine.device()
     chosen, _why = choose_dtype(dtype, where)
     quantization = None

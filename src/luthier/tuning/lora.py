@@ -91,7 +91,7 @@ class Lora:
             name
             for name, module in linear.items()
             if module is not head
-            and not (experts and getattr(module, "out_features", None) == experts)
+            and not _is_router(name, module, model, experts)
             and not _read_by_a_fused_kernel(name, model)
         }
         short = {name.rpartition(".")[2] for name in wanted}
@@ -130,6 +130,12 @@ class Lora:
         total = sum(parameter.numel() for parameter in adapted.parameters())
         share = f"{100 * trained / total:.2f} % of {total:,}"
         return f"LoRA on {covered} of {len(linear)} linear layers: {trained:,} trained parameters ({share})"
+
+
+def _is_router(name: str, module: nn.Module, model: nn.Module, experts: int | None) -> bool:
+    """Whether it chooses the experts of a mixture: as many outputs as experts, and it stands beside them."""
+    beside = model.get_submodule(name.rpartition(".")[0])
+    return experts is not None and getattr(module, "out_features", None) == experts and hasattr(beside, "experts")
 
 
 def _read_by_a_fused_kernel(name: str, model: nn.Module) -> bool:
