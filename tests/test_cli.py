@@ -143,7 +143,14 @@ def test_control_c_ends_a_process_without_a_traceback() -> None:
         "s.print_json = lambda _: (print('on', flush=True), time.sleep(60)); "
         "from luthier.cli import main; sys.exit(main(['config', 'schema']))"
     )
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell's background job ignores SIGINT, and so would its children: the test may run in one.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     assert process.stdout is not None
     assert process.stdout.readline() == "on\n"
     time.sleep(0.1)

@@ -102,6 +102,17 @@ def test_a_tensor_that_does_not_learn_is_named(tmp_path: Path) -> None:
     assert job.progress.step == 2
 
 
+def test_an_expert_without_a_token_is_counted_and_no_failure(tmp_path: Path) -> None:
+    job = job_of(tmp_path)
+    layer = job.policy.core.model.layers[1]
+    layer.mlp.experts = torch.nn.ModuleList([torch.nn.Linear(4, 4)])  # a trained tensor that no forward pass reaches
+    notes: list[str] = []
+    job.recorder.note = notes.append  # type: ignore[method-assign]
+    job.optimizer.add_param_group({"params": list(layer.mlp.experts.parameters()), "peak_lr": 1e-2})
+    train(job)
+    assert notes == ["2 tensors of experts got no token in the first two steps"]
+
+
 def test_an_optimizer_of_other_parameters_is_noticed(tmp_path: Path) -> None:
     job, other = job_of(tmp_path / "a"), job_of(tmp_path / "b")
     job.optimizer = make_optimizer(job.config, other.policy)

@@ -150,7 +150,8 @@ def train_step(job: Job, check: LearningCheck) -> None:
     progress.trained_tokens += sum(sample.trained_tokens for sample in samples)
     if job.optimizer.param_groups[0]["lr"] > 0:
         progress.moving_steps += 1
-        check.after_step(progress.moving_steps, job.optimizer)
+        if idle := check.after_step(progress.moving_steps, job.optimizer):
+            job.recorder.note(f"{idle} tensors of experts got no token in the first two steps")
     seconds = time.perf_counter() - started
     line = {
         "step": progress.step,
@@ -306,13 +307,13 @@ class LearningCheck:
         self.before = {name: _bits(p) for name, p in self.trained.items()}
         self.had_gradient: set[str] = set()
 
-    def after_step(self, moving_steps: int, optimizer: torch.optim.Optimizer) -> None:
-        """Raises UserError after the second moving step if something does not learn."""
+    def after_step(self, moving_steps: int, optimizer: torch.optim.Optimizer) -> int:
+        """Raises UserError after the second moving step if something does not learn; counts experts that got no token."""
         if moving_steps > 2:
-            return
+            return 0
         self.had_gradient |= {name for name, p in self.trained.items() if p.grad is not None and bool(p.grad.any())}
         if moving_steps < 2:
-            return
+            return 0
         rate = max(group["lr"] for group in optimizer.param_groups)
         still = [
             name
@@ -320,6 +321,8 @@ class LearningCheck:
             if name not in self.had_gradient
             or (_bits(p) == self.before[name] and rate > float(p.detach().abs().max()) * torch.finfo(p.dtype).eps)
         ]
+        idle = [name for name in still if ".experts." in name]
+        still = [name for name in still if name not in idle]
         if still:
             raise UserError(
                 "training",
@@ -328,6 +331,7 @@ class LearningCheck:
                 "every trained tensor learns",
                 "name only layers that the model uses in tuning.target_modules",
             )
+        return len(idle)
 
 
 def _bits(parameter: nn.Parameter) -> int:
