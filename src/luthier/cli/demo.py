@@ -15,8 +15,8 @@ def demo(
 ) -> None:
     """Tune a small model to write luthier's YAML, and see what it could do before and can do after.
 
-    About ten minutes on two CPU cores, with a model of 135 million weights from the package index. A demo that was interrupted goes on
-    where it was.
+    The model has 135 million weights and comes from the package index; docs/claims.md says how long it took where.
+    A demo that was interrupted goes on where it was.
 
     Example:
       luthier demo

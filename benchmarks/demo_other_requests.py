@@ -1,0 +1,54 @@
+"""A finished demo on requests that nobody looked at while its recipe was chosen.
+
+    python benchmarks/demo_other_requests.py runs/demo --seed 20261121 [--record]
+
+The recipe (which wishes, which form of answer, which rate) was chosen by the results on the two sets that `luthier demo` prints. So
+the same generators are asked for other requests, with another seed, and the tuned model answers them once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+from pathlib import Path
+
+from luthier.demo import flow, requests
+from luthier.demo.judge import figures, judge
+from luthier.models.opened import open_model
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--seed", type=int, default=20261121)
+    parser.add_argument("--record", action="store_true")
+    given = parser.parse_args()
+    demo = json.loads((given.run / "demo.json").read_text(encoding="utf-8"))
+    opened = open_model(str(given.run))
+    results = []
+    for name, pairs in requests.held_out_sets(seed=given.seed).items():
+        texts = flow.answer(opened, [pair.request for pair in pairs])
+        found = figures([judge(pair.yaml, text) for pair, text in zip(pairs, texts, strict=True)])
+        for measure, share in (("exact", found.exact), ("fields", found.fields)):
+            interval = f"95 % interval [{100 * share.low:.0f}, {100 * share.high:.0f}]"
+            print(f"{name}, {measure}: {100 * share.value:.0f} % ({interval})")
+            results.append(
+                {
+                    "claim": f"demo, 100 other requests with {name}, tuned model, {measure} ({interval})",
+                    "command": f"python benchmarks/demo_other_requests.py runs/demo --seed {given.seed}",
+                    "figure": round(100 * share.value),
+                    "unit": "%",
+                    "measured": str(datetime.date.today()),
+                    "device": f"{demo['device']['threads']} CPU threads",
+                    "commit": demo["commit"][:7],
+                }
+            )
+    if given.record:
+        (RESULTS / "demo_other_requests.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
