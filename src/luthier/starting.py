@@ -16,7 +16,7 @@ from luthier.data.prepare import ROWS_TO_RECOGNISE, recognise
 from luthier.data.source import Source, sources
 from luthier.errors import EnvironmentProblem, UserError
 from luthier.formats._shared import BadRow
-from luthier.types import Conversation, Example, Row
+from luthier.types import Conversation, Example, Preference, Row, Text
 
 MOST_ROWS = 200_000
 """Rows that are looked at in one file; more than that tells nothing new."""
@@ -101,9 +101,11 @@ def _look(source: Source) -> DataLook:
 
 
 def _length(example: Example) -> int:
-    if isinstance(example, Conversation):
-        return sum(len(message.content) for message in example.messages)
-    return len(example.text)
+    if isinstance(example, Text):
+        return len(example.text)
+    if isinstance(example, Preference):
+        return sum(len(message.content) for message in example.prompt + example.chosen)
+    return sum(len(message.content) for message in example.messages)
 
 
 def _answer_lengths(example: Example) -> list[int]:

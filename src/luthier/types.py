@@ -45,17 +45,75 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCall:
+    """An assistant's request to run a tool."""
+
+    name: str
+    arguments: str
+    """a JSON map as text, its keys in the order of the data"""
+    id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
     role: Role
     content: str
     train: bool = True
     """Whether an assistant's message carries loss; other roles never do."""
+    thinking: str = ""
+    """What an assistant thought before it answered, where the data keep it apart (`reasoning_content`)."""
+    tool_calls: tuple[ToolCall, ...] = ()
+    name: str = ""
+    """Of a tool's result: the tool."""
+    tool_call_id: str = ""
+    """Of a tool's result: the call that it answers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
     messages: tuple[Message, ...]
     row: str
+    tools: str = ""
+    """The tools on offer: a JSON list of their schemas as text; "" for none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """Answers to one prompt, the best first; two of them are a pair of chosen and rejected."""
+
+    prompt: tuple[Message, ...]
+    answers: tuple[tuple[Message, ...], ...]
+    row: str
+    tools: str = ""
+
+    @property
+    def chosen(self) -> tuple[Message, ...]:
+        return self.answers[0]
+
+    @property
+    def rejected(self) -> tuple[Message, ...]:
+        return self.answers[-1]
+
+
+@dataclass(frozen=True, slots=True)
+class Feedback:
+    """A conversation whose last answer somebody called good or bad."""
+
+    messages: tuple[Message, ...]
+    good: bool
+    row: str
+    tools: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What is asked, without an answer: for learning from the model's own answers."""
+
+    messages: tuple[Message, ...]
+    row: str
+    tools: str = ""
+    columns: str = ""
+    """The row's other columns, which a reward may need: a JSON map as text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +124,7 @@ class Text:
     row: str
 
 
-Example = Conversation | Text
+Example = Conversation | Preference | Feedback | Prompt | Text
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +207,8 @@ class Renderer(Protocol):
 class Objective(Protocol):
     """What is minimised. One file in `objectives/`."""
 
+    takes: tuple[type, ...]
+    """The types of example that it can learn from."""
     needs_reference: bool
 
     def encode(self, example: Example, index: int, renderer: Renderer) -> list[Sample]: ...

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -30,11 +30,13 @@ from luthier.errors import UserError, excerpt
 from luthier.formats._shared import BadRow
 from luthier.paths import cache_dir
 from luthier.randomness import key, uniform
-from luthier.types import NO_TARGET, Conversation, Example, Objective, Row, Sample, Text
+from luthier.types import NO_TARGET, Conversation, Example, Objective, Preference, Row, Sample, Text
 
 CHUNK_ROWS = 256
 LISTED_BAD_ROWS = 20
 ROWS_TO_RECOGNISE = 8
+Learnable = Conversation | Text
+"""What the renderer encodes."""
 
 
 @dataclass
@@ -197,14 +199,14 @@ class _Preparation:
         )
 
     def _chunk(self, chunk: list[Row | BadRow], reader: Any, purpose: str) -> None:
-        parsed: list[tuple[Row, Example]] = []
+        parsed: list[tuple[Row, Learnable]] = []
         for row in chunk:
             self.ledger.rows_in += 1
             if isinstance(row, BadRow):
                 self._reject(row, row.raw)
                 continue
             try:
-                parsed.append((row, reader.parse(row)))
+                parsed.append((row, self._parse(row, reader)))
             except BadRow as error:
                 self._reject(error, row.values)
         self.renderer.prefetch([example for _, example in parsed])
@@ -215,7 +217,15 @@ class _Preparation:
                 error.where, error.row = error.where.replace(row.id, row.place, 1), row.place
                 self._reject(error, row.values)
 
-    def _example(self, row: Row, example: Example, purpose: str) -> None:
+    def _parse(self, row: Row, reader: Any) -> Learnable:
+        """The row as an example that the objective can learn from. Raises BadRow."""
+        example = reader.parse(row)
+        if not isinstance(example, self.objective.takes):
+            takes = " or ".join(one.__name__.lower() for one in self.objective.takes)
+            raise BadRow(row.place, "", f"a {type(example).__name__.lower()}", f"a {takes}, which the objective takes")
+        return cast(Learnable, example)
+
+    def _example(self, row: Row, example: Learnable, purpose: str) -> None:
         """Encodes one example and writes its samples. Raises BadRow."""
         prompt = prompt_of(example)
         if isinstance(self.data.eval, float) and is_held_out(prompt, self.data.eval):
@@ -349,8 +359,12 @@ def prompt_of(example: Example) -> str:
     """What decides whether an example is held out: all before the last answer, or the text."""
     if isinstance(example, Text):
         return example.text
-    last = max(index for index, message in enumerate(example.messages) if message.role == "assistant")
-    return json.dumps([(message.role, message.content) for message in example.messages[:last]])
+    if isinstance(example, Preference):
+        asked = example.prompt
+    else:
+        last = example.messages[-1].role == "assistant"
+        asked = example.messages[: len(example.messages) - last]
+    return json.dumps([(message.role, message.content) for message in asked])
 
 
 def is_held_out(prompt: str, share: float) -> bool:

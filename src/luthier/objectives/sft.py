@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from luthier.component import ComponentConfig
-from luthier.types import Conversation, Example, LossOut, MicroBatch, Policy, Renderer, Sample
+from luthier.types import Conversation, Example, LossOut, MicroBatch, Policy, Renderer, Sample, Text
 
 __all__ = ["SFT"]
 
@@ -16,6 +16,7 @@ class SFT:
     class Config(ComponentConfig):
         kind: Literal["sft"] = "sft"
 
+    takes = (Conversation, Text)
     needs_reference = False
 
     def __init__(self, config: Config) -> None:
@@ -24,6 +25,7 @@ class SFT:
     def encode(self, example: Example, index: int, renderer: Renderer) -> list[Sample]:
         if isinstance(example, Conversation):
             return [renderer.encode_conversation(example, index)]
+        assert isinstance(example, Text)
         return [renderer.encode_text(example, index)]
 
     def weight(self, samples: list[Sample]) -> float:
