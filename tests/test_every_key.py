@@ -48,6 +48,16 @@ CASES = {
         "data.train.format=alpaca", "data.train.format=text", "metrics", ("data.train.path=both.jsonl",)
     ),
     "data.eval": Case(None, "data.eval=0.3", "metrics"),
+    "data.train.weight": Case(
+        "data.train=[{path: train.jsonl, weight: 1.0}, {path: both.jsonl, weight: 1.0}]",
+        "data.train=[{path: train.jsonl, weight: 3.0}, {path: both.jsonl, weight: 1.0}]",
+        "metrics",
+        ("mixing=all_exhausted",),
+    ),
+    "data.mixing": Case(
+        "mixing=concatenate", "mixing=first_exhausted", "metrics", ("data.train=[train.jsonl, both.jsonl]",)
+    ),
+    "data.streaming": Case("streaming=false", "streaming=true", "metrics"),
     "data.chat_template": Case("chat_template=auto", "chat_template=other.jinja", "metrics"),
     "data.max_length": Case("max_length=28", "max_length=24", "ledger", ("on_long_row=drop",)),
     "data.on_bad_row": Case("on_bad_row=error", "on_bad_row=drop", "outcome", ("data.train.path=bad.jsonl",)),
@@ -94,8 +104,9 @@ ELSEWHERE = {
     "model.revision": ("tests/models", "revision"),
     "data.train.split": ("tests/data", "split="),
     "data.train.subset": ("tests/data", "subset="),
+    "data.num_workers": ("tests/data", "num_workers="),
 }
-"""Keys that need a hub: the folder whose tests show their effect on one, and the word to find there."""
+"""Keys that need a hub, or many rows: the folder whose tests show their effect, and the word to find there."""
 
 ON_CUDA = {"model.quantization.outlier_threshold"}
 """Keys that the library behind them heeds on CUDA only."""

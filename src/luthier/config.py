@@ -73,6 +73,8 @@ class DataFile(Config):
     """Which split of a hub data set is read."""
     subset: Name | None = None
     """Which configuration of a hub data set is read."""
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """Its share where files are mixed (`data.mixing`), relative to those of the others."""
 
 
 class DataConfig(Config):
@@ -92,6 +94,15 @@ class DataConfig(Config):
     `rejected.jsonl` and counted."""
     on_long_row: Literal["error", "drop", "truncate"] = "error"
     """What happens to a row longer than `max_length`. A truncated answer is counted in the ledger and gets no stop token."""
+
+    mixing: Literal["concatenate", "first_exhausted", "all_exhausted"] = "concatenate"
+    """How several files become one epoch: all rows of all of them; or by their weights, until the first of them would have to
+    repeat (what it leaves out comes in the next epoch), or until the last one was seen whole, the others repeating."""
+    num_workers: Literal["auto"] | Annotated[int, Field(ge=0)] = "auto"
+    """Processes that encode beside the main one. `auto`: one a core where there is much to encode. The result is the same."""
+    streaming: bool = False
+    """Nothing encoded is kept on disk: rows are encoded once to be counted and checked, and again when their step comes.
+    They are shuffled by blocks of a file."""
 
 
 class TrainingConfig(Config):

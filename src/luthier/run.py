@@ -13,7 +13,8 @@ import torch
 from luthier import component, run_folder
 from luthier.checkpoint import Checkpoints, verify, write_folder, write_json
 from luthier.config import RunConfig
-from luthier.data.batching import Layout, Steps
+from luthier.data.batching import Layout
+from luthier.data.order import Steps
 from luthier.data.prepare import Prepared, prepare
 from luthier.engine import Engine, deterministic, hardware, is_main_process, make_engine, seeded
 from luthier.errors import EnvironmentProblem, Stopped, UserError
@@ -39,6 +40,7 @@ from luthier.policy import Policy, enable_activation_checkpointing
 from luthier.randomness import DropoutKeys, key
 from luthier.reporting.recorder import SAMPLES, Recorder, cut_back, read_lines
 from luthier.reporting.report import write_report
+from luthier.reporting.row_progress import RowProgress
 from luthier.reporting.summary import end_summary
 from luthier.reporting.trackers import check_trackers
 from luthier.types import Message
@@ -100,8 +102,9 @@ def _train(
     tokenizer = load_tokenizer(source.folder, trust_remote_code=trust_remote_code)
     objective = component.load("objectives", config.objective.kind)(config.objective)
     model_config = load_config(source.folder, trust_remote_code)
-    with _main_process_first(engine):
-        data = prepare(config, tokenizer, context_length=context_length(model_config), objective=objective)
+    with _main_process_first(engine), RowProgress() as progress:
+        context = context_length(model_config)
+        data = prepare(config, tokenizer, context_length=context, objective=objective, watch=progress)
     say("\n".join([f"model: {source.name}", _method(config), data.ledger.as_text(), *data.notes]))
 
     decisions = before["decisions"] if before else _decide(config, source, model_config, data, dtype, engine)
@@ -269,7 +272,13 @@ def _build_job(
     training = config.training
     assert training.num_train_epochs is not None
     steps = Steps(
-        len(data.train), training.global_batch_size, config.seed, training.num_train_epochs, training.max_steps
+        len(data.train),
+        training.global_batch_size,
+        config.seed,
+        training.num_train_epochs,
+        training.max_steps,
+        data.mixture,
+        data.train.streamed,
     )
     layout: Layout = decisions["layout"]
     optimizer = make_optimizer(training, policy)

@@ -4,7 +4,7 @@ it is a bug.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 
@@ -51,6 +51,16 @@ class Ledger:
     @property
     def rows_dropped(self) -> int:
         return sum(map(len, self.dropped.values()))
+
+    def add(self, other: Ledger) -> None:
+        """Adds the account of the rows that follow."""
+        for name in (item.name for item in fields(self)):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if isinstance(mine, dict):
+                for reason, value in theirs.items():
+                    mine[reason] = mine[reason] + value if reason in mine else value
+            else:
+                setattr(self, name, mine + theirs)
 
     def check(self) -> None:
         """Raises RuntimeError (a bug) where a row or token is missing from the account."""

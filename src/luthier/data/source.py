@@ -10,6 +10,7 @@ import csv
 import glob
 import hashlib
 import io
+import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -48,12 +49,25 @@ class Source:
         except OSError as error:
             raise unreadable(self.name, error) from None
 
-    def rows(self) -> Iterator[Row | BadRow]:
-        """All records in their order.
+    @property
+    def size_bytes(self) -> int:
+        """Of the file; 0 where it is not known."""
+        return self.path.stat().st_size if self.path else 0
+
+    @property
+    def share_read(self) -> float:
+        """Of the file that was read by the rows given out last."""
+        return 1.0
+
+    def rows(self, start: int = 0) -> Iterator[Row | BadRow]:
+        """All records in their order, from the one after the first `start` on.
 
         Raises:
             UserError: not readable as what its ending says; names file and line.
         """
+        return itertools.islice(self._rows(), start, None)
+
+    def _rows(self) -> Iterator[Row | BadRow]:
         if self.path is None:
             return (Row(values, self.name, number) for number, values in enumerate(self.dataset, start=1))
         if self.path.suffix == ".parquet":
