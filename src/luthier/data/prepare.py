@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -19,12 +19,13 @@ from typing import Any, cast
 import numpy as np
 
 from luthier import component, formats
-from luthier.config import DataConfig, DataFile, RunConfig
+from luthier.component import ComponentConfig
+from luthier.config import DataConfig, RunConfig
 from luthier.data import laws
 from luthier.data.ledger import Ledger
+from luthier.data.reading import Part, Purpose, Reader, plan, reader_of
 from luthier.data.render import ChatRenderer
 from luthier.data.samples import Samples, SampleWriter
-from luthier.data.source import Source, sources
 from luthier.data.template import Template
 from luthier.errors import UserError, excerpt
 from luthier.formats._shared import BadRow
@@ -34,7 +35,6 @@ from luthier.types import NO_TARGET, Conversation, Example, Objective, Preferenc
 
 CHUNK_ROWS = 256
 LISTED_BAD_ROWS = 20
-ROWS_TO_RECOGNISE = 8
 Learnable = Conversation | Text
 """What the renderer encodes."""
 
@@ -83,9 +83,9 @@ def prepare(config: RunConfig, tokenizer: Any, *, context_length: int | None, ob
     """
     template = choose_template(tokenizer, config.data)
     renderer = ChatRenderer(tokenizer, template)
-    plan = _plan(config.data)
+    parts = plan(config, objective.takes)
     limit = min((value for value in (config.data.max_length, context_length) if value is not None), default=None)
-    name = _cache_key(config, plan, renderer, limit, objective)
+    name = _cache_key(config, parts, renderer, limit, objective)
     folder = cache_dir() / "encoded" / name
     found = _open(folder, renderer)
     if found is not None:
@@ -93,7 +93,7 @@ def prepare(config: RunConfig, tokenizer: Any, *, context_length: int | None, ob
     folder.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=folder.parent))
     try:
-        _Preparation(config.data, renderer, objective, limit, work).run(plan)
+        _Preparation(config.data, renderer, objective, limit, work).run(parts)
         _move(work, folder)
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -109,26 +109,6 @@ def choose_template(tokenizer: Any, data: DataConfig) -> Template | None:
     if data.chat_template == "auto" and not tokenizer.chat_template:
         return None
     return Template.choose(tokenizer, data.chat_template)
-
-
-@dataclass(frozen=True)
-class _Part:
-    """One file, and what it is for."""
-
-    source: Source
-    purpose: str
-
-
-def _plan(data: DataConfig) -> list[_Part]:
-    groups: list[tuple[str, tuple[DataFile, ...]]] = [("train", data.train)]
-    if isinstance(data.eval, tuple):
-        groups.append(("eval", data.eval))
-    return [
-        _Part(source, purpose)
-        for purpose, files in groups
-        for index, file in enumerate(files)
-        for source in sources(file, f"data.{purpose}[{index}].path")
-    ]
 
 
 class _Preparation:
@@ -150,7 +130,7 @@ class _Preparation:
         self.systems: set[str] = set()
         self.prompts: dict[str, list[int]] = {"train": [], "eval": []}
 
-    def run(self, plan: list[_Part]) -> None:
+    def run(self, plan: list[Part]) -> None:
         for part in plan:
             self._file(part)
         if self.bad:
@@ -174,31 +154,28 @@ class _Preparation:
         }
         (self.folder / "meta.json").write_text(json.dumps(meta, ensure_ascii=True, default=str), encoding="utf-8")
 
-    def _file(self, part: _Part) -> None:
-        rows, before = iter(part.source.rows()), self.ledger.rows_in
-        first = list(itertools.islice(rows, ROWS_TO_RECOGNISE))
-        good = [row for row in first if isinstance(row, Row)]
-        kind = part.source.file.format
-        if kind == "auto" and good:
-            kind = recognise(good, part.source.name, "data." + part.purpose)
-        cls = component.load("formats", kind) if kind != "auto" else None
-        reader = cls(cls.Config(kind=kind)) if cls else None
-        for chunk in _chunks(itertools.chain(first, rows), CHUNK_ROWS):
+    def _file(self, part: Part) -> None:
+        before = self.ledger.rows_in
+        reader, rows = reader_of(part.source, part.source.rows(), f"data.{part.purpose}", self.data.system)
+        for chunk in _chunks(rows, CHUNK_ROWS):
             self._chunk(chunk, reader, part.purpose)
         count = self.ledger.rows_in - before
         if count == 0:
-            raise UserError(part.source.name, "there are no rows in it", "at least one row")
+            raise UserError(
+                part.source.name, "there are no rows in it", "at least one row", "put rows in it, or leave the file out"
+            )
+        purpose = {"train": "to learn from", "eval": "held out"}[part.purpose]
         self.ledger.sources.append(
             {
                 "name": part.source.name,
-                "format": kind,
-                "recognised": part.source.file.format == "auto",
+                "format": reader.kind if reader else "auto",
+                "recognised": reader is None or reader.recognised,
                 "rows": count,
-                "purpose": {"train": "to learn from", "eval": "held out"}[part.purpose],
+                "purpose": ", ".join(filter(None, (purpose, part.source.note))),
             }
         )
 
-    def _chunk(self, chunk: list[Row | BadRow], reader: Any, purpose: str) -> None:
+    def _chunk(self, chunk: list[Row | BadRow], reader: Reader | None, purpose: Purpose) -> None:
         parsed: list[tuple[Row, Learnable]] = []
         for row in chunk:
             self.ledger.rows_in += 1
@@ -217,8 +194,9 @@ class _Preparation:
                 error.where, error.row = error.where.replace(row.id, row.place, 1), row.place
                 self._reject(error, row.values)
 
-    def _parse(self, row: Row, reader: Any) -> Learnable:
+    def _parse(self, row: Row, reader: Reader | None) -> Learnable:
         """The row as an example that the objective can learn from. Raises BadRow."""
+        assert reader is not None, "a row that could be read, and no format"
         example = reader.parse(row)
         if not isinstance(example, self.objective.takes):
             takes = " or ".join(one.__name__.lower() for one in self.objective.takes)
@@ -309,7 +287,7 @@ class _Preparation:
         fixes += ["luthier train mine.yaml on_long_row=drop (or truncate)"] if long else []
         return UserError("", "\n".join([head, *shown]), "", ", or ".join(fixes))
 
-    def _refuse_empty(self, plan: list[_Part]) -> None:
+    def _refuse_empty(self, plan: list[Part]) -> None:
         names = ", ".join(part.source.name for part in plan if part.purpose == "train")
         if not len(self.writers["train"]):
             ledger = self.ledger
@@ -324,35 +302,6 @@ class _Preparation:
                 "at least one row",
                 "a larger share, such as data.eval=0.2, a file, or leave data.eval out",
             )
-
-
-def recognise(rows: list[Row], name: str, key: str) -> str:
-    """The one format that recognises the first rows.
-
-    Raises:
-        UserError: none does, or several do; lists the columns.
-    """
-    kinds = component.listing("formats")
-    for row in rows:
-        columns = frozenset(map(str, row.values))
-        found = [kind for kind in kinds if component.load("formats", kind).recognises(columns, row.values)]
-        if len(found) == 1:
-            return found[0]
-        if found:
-            raise UserError(
-                row.place,
-                f"several formats fit the columns {excerpt(sorted(columns))}",
-                "one of " + ", ".join(found),
-                f"{key}: [{{path: {name}, format: {found[0]}}}]",
-            )
-    columns = frozenset(map(str, rows[0].values))
-    raise UserError(
-        rows[0].place,
-        f"no format fits the columns {excerpt(sorted(columns))}",
-        "alpaca (instruction, output), sharegpt (conversations), messages (messages), "
-        "prompt_completion (prompt, completion) or text (text)",
-        "rename the columns, or name the format of your own code: format: package.module:Class",
-    )
 
 
 def prompt_of(example: Example) -> str:
@@ -397,24 +346,31 @@ def _chunks(rows: Iterable[Row | BadRow], size: int) -> Iterator[list[Row | BadR
 
 
 def _cache_key(
-    config: RunConfig, plan: list[_Part], renderer: ChatRenderer, limit: int | None, objective: Objective
+    config: RunConfig, parts: list[Part], renderer: ChatRenderer, limit: int | None, objective: Objective
 ) -> str:
     """A hash of all that decides the result: the content of the files, template, tokenizer, options, and the code
     itself.
     """
     data = config.data
-    parts: dict[str, Any] = {
+    options = [
+        data.eval if isinstance(data.eval, float) else None,
+        data.on_bad_row,
+        data.on_long_row,
+        data.system,
+        limit,
+    ]
+    decides: dict[str, Any] = {
         "files": [
-            (part.purpose, part.source.name, part.source.file.format, part.source.fingerprint()) for part in plan
+            (part.purpose, part.source.name, str(part.source.file.format), part.source.fingerprint()) for part in parts
         ],
-        "options": [data.eval if isinstance(data.eval, float) else None, data.on_bad_row, data.on_long_row, limit],
+        "options": options,
         "objective": config.objective.model_dump(mode="json"),
         "template": renderer.template and [renderer.template.fingerprint, renderer.template.from_file],
         "tokenizer": tokenizer_fingerprint(renderer.tokenizer),
         "stop_ids": sorted(renderer.stop_ids),
-        "code": _code_fingerprint(objective, [part.source.file.format for part in plan]),
+        "code": _code_fingerprint(objective, [part.source.file.format for part in parts]),
     }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
+    return hashlib.sha256(json.dumps(decides, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
@@ -430,7 +386,7 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
     return hashlib.sha256((state + named).encode()).hexdigest()
 
 
-def _code_fingerprint(objective: Objective, kinds: list[str]) -> str:
+def _code_fingerprint(objective: Objective, given: Sequence[str | ComponentConfig]) -> str:
     """A hash of the source code that encodes: a changed line makes the cache anew, and nobody has to remember a version
     number.
     """
@@ -438,8 +394,9 @@ def _code_fingerprint(objective: Objective, kinds: list[str]) -> str:
     import tokenizers
 
     here = Path(__file__).parent
-    files = [*sorted(Path(formats.__file__).parent.glob("*.py")), *sorted(here.glob("*.py"))]
-    classes = [type(objective), *(component.load("formats", kind) for kind in kinds if kind != "auto")]
+    files = [*sorted(Path(formats.__file__).parent.glob("*.py")), *sorted(here.rglob("*.py"))]
+    kinds = [one.kind for one in given if isinstance(one, ComponentConfig)]
+    classes = [type(objective), *(component.load("formats", kind) for kind in kinds)]
     files += [Path(name) for cls in classes if (name := inspect.getsourcefile(cls))]
     digest = hashlib.sha256(f"{tokenizers.__version__} {jinja2.__version__}".encode())
     for file in files:

@@ -54,7 +54,9 @@ class Alpaca:
     def parse(self, row: Row) -> Conversation:
         only_text(row)
         names = self.config
-        texts = [text_of(row, row.values, names.instruction), text_of(row, row.values, names.input, required=False)]
+        addition = text_of(row, row.values, names.input, required=False)
+        alone = not addition or names.instruction not in row.values
+        texts = [text_of(row, row.values, names.instruction, required=alone), addition]
         answer = filled(row, text_of(row, row.values, names.output), names.output, AN_ANSWER)
         request = filled(row, "\n".join(text for text in texts if text), names.instruction, "a request")
         messages, places = history_of(row, names.history)

@@ -32,8 +32,8 @@ class UserFeedback:
     class Config(RequestConfig):
         kind: Literal["feedback"] = "feedback"
         completion: Column | None = None
-        """Column of the answer: a text, or messages. Default: the one of `completion`, `output`, `response` that a row has;
-        where it has none, the request's messages end with the answer."""
+        """Column of the answer: a text, or messages. Default: the request's messages, where they end with an answer;
+        else the one of `completion`, `output`, `response` that a row has."""
         label: Column = "label"
         """Column of the verdict: true or false."""
 
@@ -50,18 +50,15 @@ class UserFeedback:
         only_text(row)
         column = request_column(row, self.config)
         messages, places = request_of(row, self.config, column)
-        answer = self._answer_column(row)
+        answer = self.config.completion
+        if answer is None and messages[-1].role != "assistant":
+            answer = next((name for name in ANSWERS if name != column and row.values.get(name) is not None), None)
         if answer is None:
             whole = conversation(row, [*messages], places, column)
         else:
             prompt = asked(row, messages, places, column)
             whole = (*prompt, *answered(row, prompt, *answer_of(row, self.config, answer), answer))
         return Feedback(whole, self._verdict(row), row.id, tools_of(row, self.config.tools))
-
-    def _answer_column(self, row: Row) -> str | None:
-        if self.config.completion is not None:
-            return self.config.completion
-        return next((name for name in ANSWERS if row.values.get(name) is not None), None)
 
     def _verdict(self, row: Row) -> bool:
         """Raises BadRow."""
