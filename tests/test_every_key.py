@@ -47,6 +47,14 @@ CASES = {
     "data.train.format": Case(
         "data.train.format=alpaca", "data.train.format=text", "metrics", ("data.train.path=both.jsonl",)
     ),
+    "data.train.num_samples": Case(None, "data.train.num_samples=20", "ledger"),
+    "data.registry": Case(
+        "data.train.format={kind: alpaca, output: output}",
+        "data={registry: dataset_info.json, train: mine}",
+        "ledger",
+    ),
+    "data.system": Case(None, "data.system=Be brief.", "metrics"),
+    "data.max_samples": Case(None, "max_samples=20", "ledger"),
     "data.eval": Case(None, "data.eval=0.3", "metrics"),
     "data.train.weight": Case(
         "data.train=[{path: train.jsonl, weight: 1.0}, {path: both.jsonl, weight: 1.0}]",
@@ -105,8 +113,13 @@ ELSEWHERE = {
     "data.train.split": ("tests/data", "split="),
     "data.train.subset": ("tests/data", "subset="),
     "data.num_workers": ("tests/data", "num_workers="),
+    "data.train.revision": ("tests/data", "revision="),
+    "data.train.data_dir": ("tests/data", "data_dir="),
 }
 """Keys that need a hub, or many rows: the folder whose tests show their effect, and the word to find there."""
+
+OF_FORMATS = {key.dotted for key in keys() if key.section == "data.train.format"}
+"""Keys that name columns: what each of them does to a row is in tests/formats/test_columns.py, which takes all of them."""
 
 ON_CUDA = {"model.quantization.outlier_threshold"}
 """Keys that the library behind them heeds on CUDA only."""
@@ -124,6 +137,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     both = [{**row, "output": row["output"] + "?", "text": row["instruction"]} for row in ROWS]
     for name, rows in {"train": ROWS, "both": both, "bad": [*ROWS, {"instruction": "Say.", "output": ""}]}.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (folder / "dataset_info.json").write_text('{"mine": {"file_name": "both.jsonl"}}', encoding="utf-8")
     (folder / "other.jinja").write_text(CHATML.replace("<|im_start|>", "<|im_start|>>"), encoding="utf-8")
     yield folder
     torch.use_deterministic_algorithms(False)
@@ -162,7 +176,7 @@ def observe(overrides: list[str], capsys: pytest.CaptureFixture[str]) -> dict[st
 
 def test_every_key_has_a_case() -> None:
     known = {key.dotted for key in keys()} - (set(SECTIONS) - {"data.train"})
-    assert known == set(CASES) | set(ELSEWHERE) | ONE_VALUE
+    assert known == set(CASES) | set(ELSEWHERE) | OF_FORMATS | ONE_VALUE
 
 
 @pytest.mark.parametrize("key", CASES)

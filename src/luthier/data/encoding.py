@@ -23,6 +23,7 @@ import numpy as np
 from luthier.config import DataConfig
 from luthier.data.laws import LawBroken
 from luthier.data.ledger import Ledger
+from luthier.data.reading import Purpose, Reader
 from luthier.data.render import ChatRenderer
 from luthier.data.samples import Encoded
 from luthier.errors import EnvironmentProblem
@@ -91,7 +92,7 @@ class Encoding:
     limit: int | None
     """tokens of the longest row that fits"""
 
-    def chunk(self, rows: list[Row | BadRow], reader: Any, purpose: str) -> Chunk:
+    def chunk(self, rows: list[Row | BadRow], reader: Reader | None, purpose: Purpose) -> Chunk:
         """Encodes rows of one file, which `reader` (a format) parses."""
         out = Chunk()
         parsed: list[tuple[Row, Learnable]] = []
@@ -113,15 +114,16 @@ class Encoding:
                 self._reject(out, error, row.values)
         return out
 
-    def _parse(self, row: Row, reader: Any) -> Learnable:
+    def _parse(self, row: Row, reader: Reader | None) -> Learnable:
         """The row as an example that the objective can learn from. Raises BadRow."""
+        assert reader is not None, "a row that could be read, and no format"
         example = reader.parse(row)
         if not isinstance(example, self.objective.takes):
             takes = " or ".join(one.__name__.lower() for one in self.objective.takes)
             raise BadRow(row.place, "", f"a {type(example).__name__.lower()}", f"a {takes}, which the objective takes")
         return cast(Learnable, example)
 
-    def _example(self, out: Chunk, row: Row, example: Learnable, purpose: str) -> None:
+    def _example(self, out: Chunk, row: Row, example: Learnable, purpose: Purpose) -> None:
         """Encodes one example. Raises BadRow."""
         prompt = prompt_of(example)
         if isinstance(self.data.eval, float) and is_held_out(prompt, self.data.eval):
@@ -172,7 +174,7 @@ class Encoding:
         )
 
 
-def _count(ledger: Ledger, whole: list[Sample], samples: list[Sample], purpose: str) -> None:
+def _count(ledger: Ledger, whole: list[Sample], samples: list[Sample], purpose: Purpose) -> None:
     tokens, kept = sum(map(len, whole)), sum(map(len, samples))
     ledger.tokens_in += tokens
     ledger.tokens_cut += tokens - kept
@@ -232,8 +234,8 @@ class Work:
     """Some rows of one file: what a worker is given."""
 
     rows: list[Row | BadRow]
-    reader: Any
-    purpose: str
+    reader: Reader | None
+    purpose: Purpose
 
 
 def chunks_of(rows: Iterable[Row | BadRow]) -> Iterator[list[Row | BadRow]]:

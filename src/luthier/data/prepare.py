@@ -6,9 +6,8 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from luthier import component, formats
-from luthier.config import DataConfig, DataFile, RunConfig
+from luthier.component import ComponentConfig
+from luthier.config import DataConfig, RunConfig
 from luthier.data import cache, laws
 from luthier.data.cache import SHOWN_REFUSED, Account, Found, Store
 from luthier.data.encoding import (
@@ -31,13 +31,13 @@ from luthier.data.encoding import (
 )
 from luthier.data.ledger import Ledger
 from luthier.data.order import Mixture
+from luthier.data.reading import Part, Reader, plan, reader_of
 from luthier.data.render import ChatRenderer
 from luthier.data.samples import SampleSet
-from luthier.data.source import Source, sources
 from luthier.data.streamed import Counter
 from luthier.data.template import Template
 from luthier.errors import UserError, excerpt
-from luthier.types import Objective, Row
+from luthier.types import Objective
 
 ROWS_TO_RECOGNISE = 8
 Watch = Callable[[int, float], None]
@@ -85,7 +85,7 @@ def prepare(
     """
     data = config.data
     renderer = ChatRenderer(tokenizer, choose_template(tokenizer, data))
-    parts = _parts(data)
+    parts = plan(config, objective.takes)
     limit = min((value for value in (data.max_length, context_length) if value is not None), default=None)
     encoding = Encoding(data, renderer, objective, limit)
     if data.streaming:
@@ -108,28 +108,7 @@ def choose_template(tokenizer: Any, data: DataConfig) -> Template | None:
     return Template.choose(tokenizer, data.chat_template)
 
 
-@dataclass(frozen=True)
-class _Part:
-    """One file, and what it is for."""
-
-    source: Source
-    purpose: str
-    weight: float
-
-
-def _parts(data: DataConfig) -> list[_Part]:
-    groups: list[tuple[str, tuple[DataFile, ...]]] = [("train", data.train)]
-    if isinstance(data.eval, tuple):
-        groups.append(("eval", data.eval))
-    out = []
-    for purpose, files in groups:
-        for index, file in enumerate(files):
-            found = sources(file, f"data.{purpose}[{index}].path")
-            out += [_Part(source, purpose, file.weight / len(found)) for source in found]
-    return out
-
-
-def _to_cache(encoding: Encoding, parts: list[_Part], folder: Path, watch: Watch) -> Found:
+def _to_cache(encoding: Encoding, parts: list[Part], folder: Path, watch: Watch) -> Found:
     """Encodes into the cache, from where an earlier process was stopped."""
     with Store(cache.unfinished(folder)) as store:
         for done in _chunks(encoding, parts, store.account, watch):
@@ -144,7 +123,7 @@ def _to_cache(encoding: Encoding, parts: list[_Part], folder: Path, watch: Watch
 
 
 def _streamed(
-    encoding: Encoding, parts: list[_Part], watch: Watch
+    encoding: Encoding, parts: list[Part], watch: Watch
 ) -> tuple[Mapping[str, SampleSet], Account, list[dict[str, Any]]]:
     """One pass that keeps nothing but the account and each sample's length."""
     account, rejected = Account(), list[dict[str, Any]]()
@@ -163,11 +142,11 @@ def _streamed(
 @dataclass(frozen=True, slots=True)
 class _Done:
     chunk: Chunk
-    part: _Part
-    reader: Any
+    part: Part
+    reader: Reader | None
 
 
-def _chunks(encoding: Encoding, parts: list[_Part], account: Account, watch: Watch) -> Iterator[_Done]:
+def _chunks(encoding: Encoding, parts: list[Part], account: Account, watch: Watch) -> Iterator[_Done]:
     """The chunks of all files that `account` does not know yet, in their order."""
     workers = encoding.data.num_workers
     if workers == "auto":
@@ -176,7 +155,7 @@ def _chunks(encoding: Encoding, parts: list[_Part], account: Account, watch: Wat
         for number, part in enumerate(parts):
             if number < account.part:
                 continue
-            kind, reader = _reader(part)
+            reader, _ = reader_of(part.source, part.source.rows(), f"data.{part.purpose}", encoding.data.system)
             if len(account.by_part) == number:
                 account.begin_part(number)
             works = (Work(rows, reader, part.purpose) for rows in chunks_of(part.source.rows(account.rows)))
@@ -184,38 +163,31 @@ def _chunks(encoding: Encoding, parts: list[_Part], account: Account, watch: Wat
                 yield _Done(chunk, part, reader)
                 watch(account.ledger.rows_in, _share(parts, number))
             if account.rows == 0:
-                raise UserError(part.source.name, "there are no rows in it", "at least one row")
+                raise UserError(
+                    part.source.name,
+                    "there are no rows in it",
+                    "at least one row",
+                    "put rows in it, or leave the file out",
+                )
+            purpose = {"train": "to learn from", "eval": "held out"}[part.purpose]
             account.ledger.sources.append(
                 {
                     "name": part.source.name,
-                    "format": kind,
-                    "recognised": part.source.file.format == "auto",
+                    "format": reader.kind if reader else "auto",
+                    "recognised": reader is None or reader.recognised,
                     "rows": account.rows,
-                    "purpose": {"train": "to learn from", "eval": "held out"}[part.purpose],
+                    "purpose": ", ".join(filter(None, (purpose, part.source.note))),
                 }
             )
 
 
-def _share(parts: list[_Part], number: int) -> float:
+def _share(parts: list[Part], number: int) -> float:
     """Of the data that is read, by the size of the files, while file `number` is."""
     sizes = [max(1, part.source.size_bytes) for part in parts]
     return (sum(sizes[:number]) + sizes[number] * parts[number].source.share_read) / sum(sizes)
 
 
-def _reader(part: _Part) -> tuple[str, Any]:
-    """The format of a file's rows, as named or as the first rows show it, and what parses them."""
-    kind = part.source.file.format
-    if kind == "auto":
-        first = itertools.islice(part.source.rows(), ROWS_TO_RECOGNISE)
-        good = [row for row in first if isinstance(row, Row)]
-        if not good:
-            return kind, None
-        kind = recognise(good, part.source.name, "data." + part.purpose)
-    cls = component.load("formats", kind)
-    return kind, cls(cls.Config(kind=kind))
-
-
-def _close_account(data: DataConfig, parts: list[_Part], account: Account, sets: Mapping[str, SampleSet]) -> None:
+def _close_account(data: DataConfig, parts: list[Part], account: Account, sets: Mapping[str, SampleSet]) -> None:
     """What is said once all rows are known.
 
     Raises:
@@ -244,7 +216,7 @@ def _meta(account: Account) -> dict[str, Any]:
 
 def _prepared(
     encoding: Encoding,
-    parts: list[_Part],
+    parts: list[Part],
     sets: Mapping[str, SampleSet],
     meta: Mapping[str, Any],
     rejected: list[dict[str, Any]],
@@ -273,7 +245,7 @@ def _prepared(
     )
 
 
-def notes_of(system: str | None, parts: list[_Part], mixture: Mixture | None) -> list[str]:
+def notes_of(system: str | None, parts: list[Part], mixture: Mixture | None) -> list[str]:
     """What is said at the start of a run beside the ledger."""
     notes = []
     if system is not None:
@@ -309,7 +281,7 @@ def _all_refused_rows(account: Account) -> UserError:
     return UserError("", "\n".join([head, *shown]), "", ", or ".join(fixes))
 
 
-def _refuse_empty(data: DataConfig, parts: list[_Part], ledger: Ledger, sets: Mapping[str, SampleSet]) -> None:
+def _refuse_empty(data: DataConfig, parts: list[Part], ledger: Ledger, sets: Mapping[str, SampleSet]) -> None:
     if not len(sets.get("train", ())):
         names = ", ".join(part.source.name for part in parts if part.purpose == "train")
         why = f"; of {ledger.rows_in:,}, {ledger.rows_dropped:,} were dropped and {ledger.rows_held_out:,} held out"
@@ -325,48 +297,22 @@ def _refuse_empty(data: DataConfig, parts: list[_Part], ledger: Ledger, sets: Ma
         )
 
 
-def recognise(rows: list[Row], name: str, key: str) -> str:
-    """The one format that recognises the first rows.
-
-    Raises:
-        UserError: none does, or several do; lists the columns.
-    """
-    kinds = component.listing("formats")
-    for row in rows:
-        columns = frozenset(map(str, row.values))
-        found = [kind for kind in kinds if component.load("formats", kind).recognises(columns, row.values)]
-        if len(found) == 1:
-            return found[0]
-        if found:
-            raise UserError(
-                row.place,
-                f"several formats fit the columns {excerpt(sorted(columns))}",
-                "one of " + ", ".join(found),
-                f"{key}: [{{path: {name}, format: {found[0]}}}]",
-            )
-    columns = frozenset(map(str, rows[0].values))
-    raise UserError(
-        rows[0].place,
-        f"no format fits the columns {excerpt(sorted(columns))}",
-        "alpaca (instruction, output), sharegpt (conversations), messages (messages), "
-        "prompt_completion (prompt, completion) or text (text)",
-        "rename the columns, or name the format of your own code: format: package.module:Class",
-    )
-
-
 # ---- what decides the result
 
 
-def _key(config: RunConfig, parts: list[_Part], encoding: Encoding) -> dict[str, Any]:
+def _key(config: RunConfig, parts: list[Part], encoding: Encoding) -> dict[str, Any]:
     """All that decides the result: the content of the files, template, tokenizer, options, and the code itself."""
     data, renderer = config.data, encoding.renderer
-    files = [(part.purpose, part.source.name, part.source.file.format, part.source.fingerprint()) for part in parts]
+    files = [
+        (part.purpose, part.source.name, str(part.source.file.format), part.source.fingerprint()) for part in parts
+    ]
     return {
         "files": files,
         "options": [
             data.eval if isinstance(data.eval, float) else None,
             data.on_bad_row,
             data.on_long_row,
+            data.system,
             encoding.limit,
         ],
         "objective": config.objective.model_dump(mode="json"),
@@ -390,7 +336,7 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
     return hashlib.sha256((state + named).encode()).hexdigest()
 
 
-def _code_fingerprint(objective: Objective, kinds: list[str]) -> str:
+def _code_fingerprint(objective: Objective, given: Sequence[str | ComponentConfig]) -> str:
     """A hash of the source code that encodes: a changed line makes the cache anew, and nobody has to remember a version
     number.
     """
@@ -398,8 +344,9 @@ def _code_fingerprint(objective: Objective, kinds: list[str]) -> str:
     import tokenizers
 
     here = Path(__file__).parent
-    files = [*sorted(Path(formats.__file__).parent.glob("*.py")), *sorted(here.glob("*.py"))]
-    classes = [type(objective), *(component.load("formats", kind) for kind in kinds if kind != "auto")]
+    files = [*sorted(Path(formats.__file__).parent.glob("*.py")), *sorted(here.rglob("*.py"))]
+    kinds = [one.kind for one in given if isinstance(one, ComponentConfig)]
+    classes = [type(objective), *(component.load("formats", kind) for kind in kinds)]
     files += [Path(name) for cls in classes if (name := inspect.getsourcefile(cls))]
     digest = hashlib.sha256(f"{tokenizers.__version__} {jinja2.__version__}".encode())
     for file in files:

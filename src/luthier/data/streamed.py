@@ -18,6 +18,7 @@ import numpy as np
 
 from luthier.data.encoding import Chunk, Encoding
 from luthier.data.order import BLOCK, WINDOW
+from luthier.data.reading import Purpose, Reader
 from luthier.data.samples import DTYPES, FINGERPRINTED, SampleSet, combined
 from luthier.data.source import Source
 from luthier.errors import UserError
@@ -33,8 +34,8 @@ class Place:
     """Where the rows of a chunk stand."""
 
     source: Source
-    reader: Any
-    purpose: str
+    reader: Reader | None
+    purpose: Purpose
     start: int
     """records of the file that come before"""
     rows: int
@@ -105,7 +106,7 @@ class Counter:
         self._digests = {name: hashlib.sha256() for name in FINGERPRINTED}
         self._samples = self._examples = 0
 
-    def add(self, chunk: Chunk, source: Source, reader: Any, purpose: str, start: int) -> None:
+    def add(self, chunk: Chunk, source: Source, reader: Reader | None, purpose: Purpose, start: int) -> None:
         """`start`: how many records of the source come before the chunk; `purpose`: what the source is for."""
         encoded = chunk.sets[self.purpose]
         if not len(encoded):
