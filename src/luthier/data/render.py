@@ -30,7 +30,7 @@ from luthier.data.laws import (
 )
 from luthier.data.template import Part, Request, Template
 from luthier.data.template_library import Facts, token_ids
-from luthier.data.tools import changed_tools, end_of_extras, extras_of, has_extras
+from luthier.data.tools import changed_tools, end_of_answer, extras_of, has_extras
 from luthier.errors import UserError
 from luthier.formats._shared import BadRow
 from luthier.types import NO_TARGET, Conversation, Message, Sample, Text
@@ -138,6 +138,8 @@ class ChatRenderer:
             kept = tuple(found for found in found_parts if isinstance(found, Encoded))
             if kept and len(kept) == len(found_parts):
                 self._split[example] = kept
+            elif some:  # what is wrong with a part of it is wrong however it is trained
+                self._ready[example] = next(found for found in found_parts if isinstance(found, UserError))
 
     def _encode(self, examples: Sequence[Conversation | Text]) -> dict[Conversation | Text, Encoded | UserError]:
         """Each example in tokens, or what is wrong with it."""
@@ -268,7 +270,7 @@ class ChatRenderer:
         behind = span.find(words) + len(words) if words in span else 0
         stop = self.encoder.find_control(span, behind)
         if message.tool_calls or message.thinking:
-            behind = max(end_of_extras(message, span), span.rfind(words) + len(words))
+            behind = end_of_answer(message, words, span)
             stop = self._first_stop(span, behind)
         marked = self.template is not None and self.template.marked
         end = stop.end() if stop else len(span) if marked or behind == 0 else behind
