@@ -95,24 +95,3 @@ def hidden_tool(tools: str, text: str) -> str | None:
         if not all(is_shown(value, text) for value in wanted):
             return str(function.get("name", ""))
     return None
-
-
-def end_of_answer(message: Message, words: str, span: str) -> int:
-    """Where in what a template wrote for an answer its thoughts, text and calls end. They are looked for in their order,
-    from the front, for what is short may stand again in the control tokens behind them.
-    """
-    at = _behind(message.thinking, span, 0)
-    end = _behind(words, span, at)
-    for call in message.tool_calls:
-        first = _behind(call.name, span, at)
-        place = first
-        for value in leaves(json.loads(call.arguments)):
-            place = max(place, _behind(value, span, place) or _behind(value, span, first))
-        at, end = place, max(end, place)
-    return end
-
-
-def _behind(value: Any, span: str, start: int) -> int:
-    """The end of the first form of a value found from `start` on; 0 where there is none."""
-    found = ((span.find(form, start), len(form)) for form in forms(value))
-    return min(((place + length) for place, length in found if place >= 0), default=0)
