@@ -436,6 +436,19 @@ def _windows(pieces: list[Piece], encoder: Encoder) -> list[tuple[Piece, Piece, 
     return out
 
 
+GENERATION_CONFIG = "generation_config.json"
+
+
+def save_stop_ids(folder: Path, stop_ids: Iterable[int]) -> None:
+    """Writes the ids that end generation into the folder's generation_config.json, where servers look for them; what else
+    stands there stays.
+    """
+    path = folder / GENERATION_CONFIG
+    settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    settings["eos_token_id"] = sorted(stop_ids)
+    path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
 def stop_ids_of(tokenizer: Any) -> set[int]:
     """The tokenizer's end token and the `eos_token_id` of the generation_config.json beside it.
 
@@ -443,7 +456,7 @@ def stop_ids_of(tokenizer: Any) -> set[int]:
         UserError: that file is no JSON map.
     """
     ids = {tokenizer.eos_token_id} - {None}
-    path = Path(str(tokenizer.name_or_path)) / "generation_config.json"
+    path = Path(str(tokenizer.name_or_path)) / GENERATION_CONFIG
     if path.is_file():
         try:
             found = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
