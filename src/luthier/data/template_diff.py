@@ -15,7 +15,7 @@ from luthier.data.source import sources
 from luthier.data.template import Template
 from luthier.data.template_check import made_tokenizer, shapes, tokens_of
 from luthier.errors import UserError
-from luthier.types import NO_TARGET, Conversation, Row, Sample
+from luthier.types import Conversation, Row, Sample
 
 Side = Literal["both", "first", "second"]
 
@@ -86,7 +86,8 @@ def _encoded(spec: str, conversation: Conversation, tokenizer: Any) -> Sample:
 
 
 def _ids_and_trained(sample: Sample) -> tuple[list[int], list[bool]]:
-    return sample.input_ids.tolist(), [False, *(bool(target != NO_TARGET) for target in sample.targets[:-1])]
+    """A target that is not the next id is of no token of the text."""
+    return sample.input_ids.tolist(), [False, *(sample.targets[:-1] == sample.input_ids[1:]).tolist()]
 
 
 def _stretches(side: Side, tokens: list[tuple[int, bool]], tokenizer: Any) -> Iterator[Stretch]:
