@@ -147,9 +147,10 @@ class Encoding:
         if isinstance(example, Conversation):
             first = example.messages[0]
             out.systems.add(first.content if first.role == "system" else "")
-        noticed = self.renderer.encoded(example)
-        ledger.rows_other_ids_if_encoded_whole += noticed.other_ids_if_whole
-        ledger.rows_with_control_text += noticed.control_text
+        noticed = self.renderer.encoded_parts(example)
+        ledger.rows_split += len(noticed) > 1
+        ledger.rows_other_ids_if_encoded_whole += any(part.other_ids_if_whole for part in noticed)
+        ledger.rows_with_control_text += any(part.control_text for part in noticed)
 
     def _reject(self, out: Chunk, error: BadRow, values: object) -> None:
         long = isinstance(error, LongRow)
@@ -197,7 +198,7 @@ def prompt_of(example: Example) -> str:
     else:
         last = example.messages[-1].role == "assistant"
         asked = example.messages[: len(example.messages) - last]
-    return "\x1e".join(f"{message.role}\x1f{message.content}" for message in asked)
+    return "\x1e".join([example.tools, *(f"{message.role}\x1f{message.content}" for message in asked)])
 
 
 def folded(example: Learnable) -> str:

@@ -105,7 +105,7 @@ def choose_template(tokenizer: Any, data: DataConfig) -> Template | None:
     """The chat template; None where the tokenizer has none, which is an error only once a conversation is met."""
     if data.chat_template == "auto" and not tokenizer.chat_template:
         return None
-    return Template.choose(tokenizer, data.chat_template)
+    return Template.choose(tokenizer, data.chat_template, data.on_system, data.enable_thinking)
 
 
 def _to_cache(encoding: Encoding, parts: list[Part], folder: Path, watch: Watch) -> Found:
