@@ -85,6 +85,12 @@ def format_of(kind: str) -> Literal["auto"] | ComponentConfig:
     return config
 
 
+def recognised(rows: Sequence[Row], name: str, key: str) -> Any:
+    """The one format that recognises the first rows, ready to parse them. Raises UserError as `recognise`."""
+    kind = component.load("formats", recognise(rows, name, key))
+    return kind(kind.Config())
+
+
 def reader_of(
     source: Source, rows: Iterator[Row | BadRow], key: str, system: str | None = None
 ) -> tuple[Reader | None, Iterator[Row | BadRow]]:

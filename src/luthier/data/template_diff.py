@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import Any, Literal
 
-from luthier import component
 from luthier.config import DataFile
-from luthier.data.prepare import recognise
+from luthier.data.reading import recognised
 from luthier.data.render import ChatRenderer
 from luthier.data.source import sources
 from luthier.data.template import Template
@@ -50,8 +49,7 @@ def row_at(place: str) -> Conversation:
 
 
 def _conversation(row: Row, name: str) -> Conversation:
-    kind = component.load("formats", recognise([row], name, "--row"))
-    found = kind(kind.Config()).parse(row)
+    found = recognised([row], name, "--row").parse(row)
     if not isinstance(found, Conversation):
         raise UserError(row.place, f"a {type(found).__name__.lower()}", "a conversation: nothing else needs a template")
     return found
