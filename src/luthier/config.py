@@ -84,7 +84,14 @@ class DataConfig(Config):
     """Held-out data: a share (rows are chosen by the hash of their prompt, so twins never straddle and new rows never
     reshuffle), or files. Default: none."""
     chat_template: str = "auto"
-    """`auto`: the template that the tokenizer carries; else the path of a Jinja file."""
+    """`auto`: the template that the tokenizer carries; the name of one that comes with luthier (`chatml`,
+    `alpaca@stanford`; `luthier template list` shows them); else the path of a Jinja file."""
+    on_system: Literal["template", "fold"] = "template"
+    """What happens to a system text. `template`: what the template does with it; a row whose system text it refuses or does
+    not show cannot be used. `fold`: it is put before the first request, and the saved template does the same."""
+    enable_thinking: bool | None = None
+    """The variable of this name, for templates that know it: whether a served prompt leaves it to the model to think first.
+    Default: as the template has it."""
     max_length: Annotated[int, Field(ge=2)] | None = None
     """Longest row in tokens. Default: the model's own context."""
     on_bad_row: Literal["error", "drop"] = "error"

@@ -108,7 +108,9 @@ def choose_template(tokenizer: Any, data: DataConfig) -> Template | None:
     """The chat template; None where the tokenizer has none, which is an error only once a conversation is met."""
     if data.chat_template == "auto" and not tokenizer.chat_template:
         return None
-    return Template.choose(tokenizer, data.chat_template)
+    return Template.choose(
+        tokenizer, data.chat_template, on_system=data.on_system, enable_thinking=data.enable_thinking
+    )
 
 
 @dataclass(frozen=True)
@@ -250,9 +252,9 @@ class _Preparation:
         if isinstance(example, Conversation):
             first = example.messages[0]
             self.systems.add(first.content if first.role == "system" else "")
-        noticed = self.renderer.encoded(example)
-        self.ledger.rows_other_ids_if_encoded_whole += noticed.other_ids_if_whole
-        self.ledger.rows_with_control_text += noticed.control_text
+        noticed = self.renderer.encoded_parts(example)
+        self.ledger.rows_other_ids_if_encoded_whole += any(part.other_ids_if_whole for part in noticed)
+        self.ledger.rows_with_control_text += any(part.control_text for part in noticed)
 
     def _count(self, whole: list[Sample], samples: list[Sample], purpose: str) -> None:
         tokens, kept, trained = (
