@@ -15,6 +15,7 @@ from luthier.checkpoint import Checkpoints, verify, write_folder, write_json
 from luthier.config import RunConfig
 from luthier.data.batching import Layout, Steps
 from luthier.data.prepare import Prepared, prepare
+from luthier.data.render import save_stop_ids
 from luthier.engine import Engine, deterministic, hardware, is_main_process, make_engine, seeded
 from luthier.errors import EnvironmentProblem, Stopped, UserError
 from luthier.finished import Run
@@ -351,6 +352,7 @@ def _finish(config: RunConfig, job: Job, folder: Path, tokenizer: Any, data: Pre
         if data.template is not None:
             tokenizer.chat_template = data.template.saved_source
         tokenizer.save_pretrained(target)
+        save_stop_ids(target, data.renderer.stop_ids)
 
     write_folder(folder / ("adapter" if tuning.makes_adapter else "model"), fill, {"step": step})
     if prompts := config.training.sample_prompts:

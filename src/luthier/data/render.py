@@ -30,7 +30,7 @@ from luthier.data.laws import (
 )
 from luthier.data.template import Part, Request, Template
 from luthier.data.template_library import Facts, token_ids
-from luthier.data.tools import changed_tools, end_of_extras, extras_of, has_extras
+from luthier.data.tools import changed_tools, extras_of, has_extras
 from luthier.errors import UserError
 from luthier.formats._shared import BadRow
 from luthier.types import NO_TARGET, Conversation, Message, Sample, Text
@@ -138,6 +138,8 @@ class ChatRenderer:
             kept = tuple(found for found in found_parts if isinstance(found, Encoded))
             if kept and len(kept) == len(found_parts):
                 self._split[example] = kept
+            elif some:  # what is wrong with a part of it is wrong however it is trained
+                self._ready[example] = next(found for found in found_parts if isinstance(found, UserError))
 
     def _encode(self, examples: Sequence[Conversation | Text]) -> dict[Conversation | Text, Encoded | UserError]:
         """Each example in tokens, or what is wrong with it."""
@@ -258,18 +260,19 @@ class ChatRenderer:
                 fix = "data.chat_template=FILE.jinja: a copy with {% generation %} marks around the answers"
                 broken = Broken(found, "a template that only appends", fix)
                 return LawBroken(conversation.row, TEMPLATE_ONLY_APPENDS, broken)
-            turns.append(self._turn(index, message, text, (start, limit), before))
+            turns.append(self._turn(index, message, text, (start, limit), before, cuts))
         return _Rendered(text, plain, tuple(turns), cuts)
 
-    def _turn(self, index: int, message: Message, text: str, limits: tuple[int, int], before: str) -> Turn:
+    def _turn(
+        self, index: int, message: Message, text: str, limits: tuple[int, int], before: str, cuts: list[int]
+    ) -> Turn:
         """The turn within `limits`, ending after its stop token: the first control token behind the answer."""
         start, span = limits[0], text[slice(*limits)]
         words = message.content if message.content in span else message.content.strip()
         behind = span.find(words) + len(words) if words in span else 0
         stop = self.encoder.find_control(span, behind)
         if message.tool_calls or message.thinking:
-            behind = max(end_of_extras(message, span), span.rfind(words) + len(words))
-            stop = self._first_stop(span, behind)
+            behind, stop = len(span.rstrip()), self._stop_of_template(span, start, cuts)
         marked = self.template is not None and self.template.marked
         end = stop.end() if stop else len(span) if marked or behind == 0 else behind
         return Turn(
@@ -283,14 +286,19 @@ class ChatRenderer:
             message.train,
         )
 
-    def _first_stop(self, span: str, start: int) -> re.Match[str] | None:
-        """The first token behind `start` that ends generation (others may close a call), else the first control token."""
-        at = start
+    def _stop_of_template(self, span: str, start: int, cuts: list[int]) -> re.Match[str] | None:
+        """The first token in `span` (which begins at `start` of the text) that ends generation and is not from the data;
+        where there is none, the last control token. Between calls and thoughts a template writes other control tokens.
+        """
+        found, at = None, 0
         while match := self.encoder.find_control(span, at):
-            if self.encoder.control[match.group()] in self.stop_ids:
-                return match
             at = match.end()
-        return self.encoder.find_control(span, start)
+            if any(start + match.start() < cut < start + at for cut in cuts):
+                continue
+            found = match
+            if self.encoder.control[match.group()] in self.stop_ids:
+                break
+        return found
 
     def _text(self, text: Text) -> _Rendered | UserError:
         if self.encoder.eos_id is None:
@@ -396,7 +404,7 @@ def one_answer_each(conversation: Conversation) -> tuple[Conversation, ...]:
     trained = [index for index in _answers(conversation) if messages[index].train]
     if trained == [len(messages) - 1]:
         return ()
-    untrained = tuple(replace(message, train=False) for message in messages)
+    untrained = tuple(replace(message, train=message.role != "assistant") for message in messages)
     return tuple(replace(conversation, messages=(*untrained[:index], messages[index])) for index in trained)
 
 
@@ -428,6 +436,19 @@ def _windows(pieces: list[Piece], encoder: Encoder) -> list[tuple[Piece, Piece, 
     return out
 
 
+GENERATION_CONFIG = "generation_config.json"
+
+
+def save_stop_ids(folder: Path, stop_ids: Iterable[int]) -> None:
+    """Writes the ids that end generation into the folder's generation_config.json, where servers look for them; what else
+    stands there stays.
+    """
+    path = folder / GENERATION_CONFIG
+    settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    settings["eos_token_id"] = sorted(stop_ids)
+    path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
 def stop_ids_of(tokenizer: Any) -> set[int]:
     """The tokenizer's end token and the `eos_token_id` of the generation_config.json beside it.
 
@@ -435,7 +456,7 @@ def stop_ids_of(tokenizer: Any) -> set[int]:
         UserError: that file is no JSON map.
     """
     ids = {tokenizer.eos_token_id} - {None}
-    path = Path(str(tokenizer.name_or_path)) / "generation_config.json"
+    path = Path(str(tokenizer.name_or_path)) / GENERATION_CONFIG
     if path.is_file():
         try:
             found = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")

@@ -134,18 +134,12 @@ class Template:
         """
         special = {key: str(value) for key, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
         if spec == "auto":
-            source, origin, facts = _own(tokenizer), "the tokenizer", None
-        elif is_name(spec):
-            shipped = find(spec)
-            source, origin, facts = shipped.text, spec, shipped.facts
+            source, origin, facts = _own(tokenizer), "the tokenizer", Facts()
+            with contextlib.suppress(ValueError):  # another program's comment
+                facts = facts_of(source)
         else:
-            source, origin, facts = _read(spec), spec, None
-        try:
-            facts = facts if facts is not None else facts_of(source)
-        except ValueError as error:
-            if spec != "auto":
-                raise UserError(origin, str(error), "the keys and values that extend.md describes") from None
-            facts = Facts()  # another program's comment
+            origin = spec
+            source, facts = read_template(spec)
         refuse_missing_tokens(facts, tokenizer)
         prelude = FOLD if on_system == "fold" else ""
         if enable_thinking is not None:
@@ -296,6 +290,28 @@ class Template:
         )
 
 
+def read_template(spec: str) -> tuple[str, Facts]:
+    """The text and header of a template that comes with luthier, or of a Jinja file.
+
+    Raises:
+        UserError: there is no such template, or it cannot be read.
+    """
+    if is_name(spec):
+        shipped = find(spec)
+        return shipped.text, shipped.facts
+    try:
+        source = Path(spec).read_text(encoding="utf-8")
+        return source, facts_of(source)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"data.chat_template: {spec}",
+            f"cannot be read: {getattr(error, 'strerror', None) or error}",
+            "auto, a name that `luthier template list` shows, or a Jinja file in UTF-8",
+        ) from None
+    except ValueError as error:
+        raise UserError(spec, str(error), "the keys and values of the headers in luthier's templates") from None
+
+
 def _own(tokenizer: Any) -> str:
     """The template that a tokenizer carries. Raises UserError where it has none."""
     source = tokenizer.chat_template
@@ -316,17 +332,6 @@ def _own(tokenizer: Any) -> str:
             "data.chat_template=NAME (luthier template list) or FILE.jinja, or format: text for data without roles",
         )
     return str(source)
-
-
-def _read(spec: str) -> str:
-    try:
-        return Path(spec).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"data.chat_template: {spec}",
-            f"cannot be read: {getattr(error, 'strerror', None) or error}",
-            "auto, a name that `luthier template list` shows, or a Jinja file in UTF-8",
-        ) from None
 
 
 def _behind_header(source: str, prelude: str) -> str:

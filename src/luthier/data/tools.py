@@ -95,12 +95,3 @@ def hidden_tool(tools: str, text: str) -> str | None:
         if not all(is_shown(value, text) for value in wanted):
             return str(function.get("name", ""))
     return None
-
-
-def end_of_extras(message: Message, span: str) -> int:
-    """Where in an answer's text its thoughts and calls end: behind the last thing of them that is found."""
-    wanted: list[Any] = [message.thinking] if message.thinking else []
-    for call in message.tool_calls:
-        wanted += [call.name, *leaves(json.loads(call.arguments))]
-    places = ((span.rfind(form), len(form)) for value in wanted for form in forms(value))
-    return max((at + length for at, length in places if at >= 0), default=0)
