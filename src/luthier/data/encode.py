@@ -52,6 +52,8 @@ class Encoder:
         self._control = re.compile("|".join(words) or r"(?!)")
         self._control_at_end = re.compile(f"(?:{'|'.join(words) or '(?!)'})\\Z")
         self._longest = max(map(len, self.control), default=0)
+        self._swallowing = {str(token) for token in added.values() if token.rstrip}
+        """tokens that take the white space behind them with them"""
         self._fast, self._inner = _backends(tokenizer)
         self.bos_id: int | None = tokenizer.bos_token_id
         self.eos_id: int | None = tokenizer.eos_token_id
@@ -63,8 +65,12 @@ class Encoder:
         return self._control.search(text, start)
 
     def control_at_end(self, text: str) -> str | None:
-        """The control token that `text` ends with."""
+        """The control token that `text` ends with, or ends with but for white space that the token swallows."""
         match = self._control_at_end.search(text, max(0, len(text) - self._longest))
+        if match is None and self._swallowing:
+            bare = text.rstrip()
+            match = self._control_at_end.search(bare, max(0, len(bare) - self._longest))
+            return match.group() if match and match.group() in self._swallowing else None
         return match.group() if match else None
 
     def count_control(self, text: str) -> int:
