@@ -49,6 +49,15 @@ CASES = {
     ),
     "data.eval": Case(None, "data.eval=0.3", "metrics"),
     "data.chat_template": Case("chat_template=auto", "chat_template=other.jinja", "metrics"),
+    "data.on_system": Case(
+        "on_system=template",
+        "on_system=fold",
+        "metrics",
+        ("data.train.path=system.jsonl", "chat_template=thinks.jinja"),
+    ),
+    "data.enable_thinking": Case(
+        "enable_thinking=true", "enable_thinking=false", "metrics", ("chat_template=thinks.jinja",)
+    ),
     "data.max_length": Case("max_length=28", "max_length=24", "ledger", ("on_long_row=drop",)),
     "data.on_bad_row": Case("on_bad_row=error", "on_bad_row=drop", "outcome", ("data.train.path=bad.jsonl",)),
     "data.on_long_row": Case("on_long_row=drop", "on_long_row=truncate", "ledger", ("max_length=28",)),
@@ -111,9 +120,17 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     tiny_llama(folder / "model")
     save_twin(folder / "model-2", "qwen3", seed=1)
     both = [{**row, "output": row["output"] + "?", "text": row["instruction"]} for row in ROWS]
-    for name, rows in {"train": ROWS, "both": both, "bad": [*ROWS, {"instruction": "Say.", "output": ""}]}.items():
+    system = [{**row, "system": "Be kind."} for row in ROWS]
+    for name, rows in {
+        "train": ROWS,
+        "both": both,
+        "system": system,
+        "bad": [*ROWS, {"instruction": "Say.", "output": ""}],
+    }.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     (folder / "other.jinja").write_text(CHATML.replace("<|im_start|>", "<|im_start|>>"), encoding="utf-8")
+    thinks = "{{ 'thinks' if enable_thinking else 'answers' }}:" + CHATML
+    (folder / "thinks.jinja").write_text(thinks, encoding="utf-8")
     yield folder
     torch.use_deterministic_algorithms(False)
 

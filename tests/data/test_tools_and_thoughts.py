@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from luthier import config
+from luthier.data.prepare import prepare
 from luthier.data.render import ChatRenderer, one_answer_each
 from luthier.data.template import Request, Template, part_of
 from luthier.data.template_check import (
@@ -24,6 +27,7 @@ from luthier.data.template_check import (
 )
 from luthier.data.tools import changed_tools, hidden_part, hidden_tool
 from luthier.errors import UserError
+from luthier.objectives.sft import SFT
 from luthier.types import Conversation, Message, ToolCall
 
 LOOP = Conversation((ASKED, CALL, RESULT, FORECAST), "a:1", TOOLS)
@@ -292,3 +296,23 @@ def test_one_answer_each() -> None:
     first, second = one_answer_each(Conversation((ASKED, ANSWER, *MORE), "a:1", TOOLS))
     assert first == Conversation((ASKED, ANSWER), "a:1", TOOLS)
     assert [message.train for message in second.messages if message.role == "assistant"] == [False, True]
+
+
+def test_a_split_row_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One row, a sample for each answer; rows and tokens still add up."""
+    monkeypatch.setenv("LUTHIER_CACHE", str(tmp_path / "cache"))
+    turns = [("user", "One?"), ("assistant", "1"), ("user", "Two?"), ("assistant", "2")]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    (tmp_path / "train.jsonl").write_text(json.dumps({"messages": messages}) + "\n", encoding="utf-8")
+    keys = [
+        f"data={tmp_path / 'train.jsonl'}",
+        "model=x",
+        f"output_dir={tmp_path / 'run'}",
+        "chat_template=yuan@fastchat",
+    ]
+    run = config.load(None, keys)
+    prepared = prepare(run, made_tokenizer(["<sep>", "<eod>"]), context_length=None, objective=SFT(SFT.Config()))
+    ledger = prepared.ledger
+    assert (ledger.rows_in, ledger.rows_trained, ledger.rows_split, len(prepared.train)) == (1, 1, 1, 2)
+    assert ledger.tokens_in == sum(len(prepared.train[index]) for index in range(2))
+    assert any("a sample for each answer" in line for line in ledger.lines())

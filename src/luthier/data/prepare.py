@@ -108,9 +108,7 @@ def choose_template(tokenizer: Any, data: DataConfig) -> Template | None:
     """The chat template; None where the tokenizer has none, which is an error only once a conversation is met."""
     if data.chat_template == "auto" and not tokenizer.chat_template:
         return None
-    return Template.choose(
-        tokenizer, data.chat_template, on_system=data.on_system, enable_thinking=data.enable_thinking
-    )
+    return Template.choose(tokenizer, data.chat_template, data.on_system, data.enable_thinking)
 
 
 @dataclass(frozen=True)
@@ -232,8 +230,7 @@ class _Preparation:
         prompt = prompt_of(example)
         if isinstance(self.data.eval, float) and is_held_out(prompt, self.data.eval):
             purpose = "eval"
-        samples = self.objective.encode(example, self.examples[purpose], self.renderer)
-        whole = samples
+        whole = samples = self.objective.encode(example, self.examples[purpose], self.renderer)
         if self.limit is not None and any(len(sample) > self.limit for sample in samples):
             if self.data.on_long_row == "truncate":
                 samples = [truncated(sample, self.limit, row) for sample in samples]
@@ -253,6 +250,7 @@ class _Preparation:
             first = example.messages[0]
             self.systems.add(first.content if first.role == "system" else "")
         noticed = self.renderer.encoded_parts(example)
+        self.ledger.rows_split += len(noticed) > 1
         self.ledger.rows_other_ids_if_encoded_whole += any(part.other_ids_if_whole for part in noticed)
         self.ledger.rows_with_control_text += any(part.control_text for part in noticed)
 

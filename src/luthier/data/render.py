@@ -208,7 +208,7 @@ class ChatRenderer:
                 "data.chat_template",
                 "the model's tokenizer has no chat template (a base model has none)",
                 "a template for conversations",
-                "data.chat_template=NAME (luthier template list) or FILE.jinja",
+                "data.chat_template=FILE.jinja, or a name that `luthier template list` shows",
             )
         return self.template
 

@@ -118,7 +118,6 @@ class Template:
         cls,
         tokenizer: Any,
         spec: str = "auto",
-        *,
         on_system: Literal["template", "fold"] = "template",
         enable_thinking: bool | None = None,
     ) -> Template:
@@ -329,7 +328,7 @@ def _own(tokenizer: Any) -> str:
             "data.chat_template",
             "the model's tokenizer has no chat template (a base model has none)",
             "a template",
-            "data.chat_template=NAME (luthier template list) or FILE.jinja, or format: text for data without roles",
+            "data.chat_template=FILE.jinja, a name that `luthier template list` shows, or format: text for data without roles",
         )
     return str(source)
 

@@ -14,6 +14,7 @@ from luthier.errors import UserError
 from luthier.types import Conversation, Message, ToolCall
 
 BOS, EOS = "<s>", "</s>"
+MOST_WORDS = 100_000
 
 SYSTEM = Message("system", "Answer in one sentence.")
 ASKED = Message("user", "What is the capital of France?")
@@ -136,22 +137,33 @@ def checked_by_name(spec: str, tokenizer: Any | None = None) -> list[Outcome]:
 
 
 def tokens_of(*specs: str) -> list[str]:
-    """The control tokens that the headers of some templates name."""
+    """The control tokens that the headers of some templates name.
+
+    Raises:
+        UserError: there is no such template; `auto` is a model's.
+    """
+    if "auto" in specs:
+        raise UserError("auto", "the tokenizer's own template, and no tokenizer", "a model", "--model org/name")
     facts = [read_template(spec)[1] for spec in specs]
     return list(dict.fromkeys(t for one in facts for t in (*one.tokens, *one.stop) if t not in NAMED_TOKENS))
 
 
-def made_tokenizer(tokens: Iterable[str] = (), *, adds_bos: bool = False) -> Any:
-    """A tokenizer of bytes, <s>, </s> and the given control tokens: what a template needs where no model is at hand."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+def made_tokenizer(tokens: Iterable[str] = (), *, adds_bos: bool = False, texts: Iterable[str] = ()) -> Any:
+    """A tokenizer of bytes, <s>, </s>, the given control tokens and the words of `texts`: what a template needs where no
+    model is at hand.
+    """
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
     specials = [BOS, EOS, *(token for token in tokens if token not in (BOS, EOS))]
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {text: index for index, text in enumerate([*specials, *alphabet])}
-    backend = Tokenizer(models.BPE(vocabulary, []))
+    backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        special_tokens=specials, initial_alphabet=alphabet, min_frequency=1, vocab_size=MOST_WORDS, show_progress=False
+    )
+    backend.train_from_iterator(texts, trainer)
     backend.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in specials])
     if adds_bos:
         backend.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, 0)])

@@ -130,7 +130,9 @@ def find(name: str) -> Shipped:
         raise UserError(
             f"data.chat_template: {name}",
             "there is no template of this name, and no such file",
-            "auto, a Jinja file, or one of " + ", ".join(names()),
+            "auto, a Jinja file, or one of "
+            + ", ".join(one for one in names() if "@" not in one)
+            + ", or a version of one",
             did_you_mean(name, names()) or "luthier template list",
         )
     return found
