@@ -1,4 +1,5 @@
-"""From a run to a folder that others can use: written aside, read back, compared, and only then named.
+"""From a run to a folder that others can use: written aside, read back, compared, and only then named. A whole model's
+prompts are compared with those of another engine as well (`served.py`).
 
 What an export writes and how it is read back is the component's own (`export/`).
 """
@@ -16,9 +17,10 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
-from luthier import component
+from luthier import component, served
 from luthier.checkpoint import fsync
 from luthier.component import ComponentConfig
+from luthier.data.render import ChatRenderer
 from luthier.errors import EnvironmentProblem, UserError, excerpt
 from luthier.export._parts import Parts
 from luthier.models.load import quiet
@@ -78,6 +80,8 @@ class Exported:
     """the written folder against the run"""
     tuning: Drift | None
     """the base against the run: what the tuning changed, on the same texts; None without an adapter"""
+    prompts: served.Served | None = None
+    """whether another engine reads the prompts as they were trained; None where it was not asked"""
 
     def as_text(self) -> str:
         """For the terminal."""
@@ -89,6 +93,8 @@ class Exported:
         ]
         if tuning is not None:
             lines.append(f"for comparison, tuning itself changed: {tuning.as_text()}")
+        if self.prompts is not None:
+            lines.append(self.prompts.as_text())
         return "\n".join(lines)
 
 
@@ -99,6 +105,7 @@ def export(
     *,
     settings: dict[str, Any] | None = None,
     base: str = "as trained",
+    unproven: bool = False,
     trust_remote_code: bool = False,
     say: Callable[[str], None] = print,
 ) -> Exported:
@@ -108,10 +115,12 @@ def export(
         output: a folder that does not exist or is empty.
         settings: keys of the export's own Config.
         base: `as trained`, or `16bit`: merge into the unquantized base though the run trained on a quantized one.
+        unproven: do not ask another engine whether it reads the prompts as they were trained.
         say: gets a line before each long step.
 
     Raises:
-        UserError: the folder is in use, there is nothing to export, or the result would not be what was trained.
+        UserError: the folder is in use, there is nothing to export, or the result would not be what was trained or not
+            be served as it was trained.
         EnvironmentProblem: no room or no permission; nothing is left behind.
     """
     if base not in BASES:
@@ -132,9 +141,10 @@ def export(
     original = _logits(parts.model, inputs)
     tuning = _effect_of_tuning(parts, original, inputs)
     opened.model = None
-    found = _write_and_compare(exporter, parts, folder, original, inputs, tuning, say)
+    asked = None if unproven or exporter.needs_adapter else opened.renderer
+    found, prompts = _write_and_compare(exporter, parts, folder, original, inputs, tuning, asked, say)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    return Exported(folder, to, exporter.dtype(parts), size, found, tuning)
+    return Exported(folder, to, exporter.dtype(parts), size, found, tuning, prompts)
 
 
 def _effect_of_tuning(parts: Parts, original: torch.Tensor, inputs: list[list[int]]) -> Drift | None:
@@ -151,9 +161,14 @@ def _write_and_compare(
     original: torch.Tensor,
     inputs: list[list[int]],
     tuning: Drift | None,
+    asked: ChatRenderer | None,
     say: Callable[[str], None],
-) -> Drift:
-    """Writes aside, reads back, compares, and only then gives the folder its name."""
+) -> tuple[Drift, served.Served | None]:
+    """Writes aside, reads back, compares, and only then gives the folder its name.
+
+    Args:
+        asked: what another engine's prompts are compared with, if they are.
+    """
     temporary = folder.absolute().with_name(f".tmp-{folder.absolute().name}-{os.getpid()}")
     try:
         temporary.mkdir(parents=True)
@@ -164,6 +179,10 @@ def _write_and_compare(
             parts = replace(parts, model=None)
             found = drift(original, _logits(exporter.reload(parts, temporary), inputs))
         _refuse_lost(found, tuning, exporter.dtype(parts))
+        prompts = None
+        if asked is not None:
+            say("comparing prompts with another engine")
+            prompts = served.compare(temporary, asked)
         for path in [*(path for path in temporary.rglob("*") if path.is_file()), temporary]:
             fsync(path)
         temporary.rename(folder)
@@ -174,7 +193,7 @@ def _write_and_compare(
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return found
+    return found, prompts
 
 
 def _config(kind: Any, to: str, settings: dict[str, Any]) -> ComponentConfig:

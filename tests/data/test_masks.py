@@ -172,6 +172,7 @@ def test_any_text_is_trained_as_it_is(request_text: str, answer: str) -> None:
     tokenizer, renderer = _shared()
     if not request_text.strip() or not answer.strip():
         return
+    answer += "."  # hypothesis knows the names of end tokens, with which no answer may end
     example = Conversation((Message("user", request_text), Message("assistant", answer)), "made:1")
     assert trained_texts(tokenizer, renderer.encode_conversation(example, 0)) == [answer + "<|im_end|>"]
 

@@ -62,7 +62,7 @@ TURNS = (
 
 
 @functools.cache
-def _byte_level(specials: tuple[str, ...], vocabulary: int) -> str:
+def byte_level(specials: tuple[str, ...], vocabulary: int) -> str:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -77,7 +77,7 @@ def _byte_level(specials: tuple[str, ...], vocabulary: int) -> str:
 
 
 @functools.cache
-def _metaspace(specials: tuple[str, ...], vocabulary: int, legacy: bool) -> str:
+def metaspace(specials: tuple[str, ...], vocabulary: int, legacy: bool) -> str:
     """Pieces as SentencePiece makes them, with byte fallback. `legacy`: a space before every part, else before the text
     alone.
     """
@@ -102,15 +102,15 @@ def _metaspace(specials: tuple[str, ...], vocabulary: int, legacy: bool) -> str:
     return json.dumps(state)
 
 
-def _fast(state: str, **named: str) -> PreTrainedTokenizerFast:
+def fast(state: str, **named: str) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(state), clean_up_tokenization_spaces=False, **named
     )
 
 
 def chatml(vocabulary: int = 512, template: str | None = CHATML) -> PreTrainedTokenizerFast:
-    tokenizer = _fast(
-        _byte_level(("<|endoftext|>", "<|im_start|>", "<|im_end|>"), vocabulary),
+    tokenizer = fast(
+        byte_level(("<|endoftext|>", "<|im_start|>", "<|im_end|>"), vocabulary),
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
     )
@@ -127,8 +127,8 @@ def base(vocabulary: int = 512) -> PreTrainedTokenizerFast:
 
 
 def llama_like(vocabulary: int = 640, legacy: bool = False) -> PreTrainedTokenizerFast:
-    tokenizer = _fast(
-        _metaspace(("<unk>", "<s>", "</s>"), vocabulary, legacy),
+    tokenizer = fast(
+        metaspace(("<unk>", "<s>", "</s>"), vocabulary, legacy),
         bos_token="<s>",
         eos_token="</s>",
         unk_token="<unk>",
@@ -141,8 +141,8 @@ def llama_like(vocabulary: int = 640, legacy: bool = False) -> PreTrainedTokeniz
 def gemma_like(vocabulary: int = 640) -> PreTrainedTokenizerFast:
     """Its end token is <eos>; the end of a turn is another one, which generation_config.json names."""
     specials = ("<unk>", "<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>")
-    tokenizer = _fast(
-        _metaspace(specials, vocabulary, False),
+    tokenizer = fast(
+        metaspace(specials, vocabulary, False),
         bos_token="<bos>",
         eos_token="<eos>",
         unk_token="<unk>",

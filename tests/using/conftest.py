@@ -42,10 +42,16 @@ def sharpened(folder: Path) -> Path:
 
 
 def make_run(
-    folder: Path, base: Path, *, strength: float = 0.1, seed: int = 1, quantization: str | None = None
+    folder: Path,
+    base: Path,
+    *,
+    strength: float = 0.1,
+    seed: int = 1,
+    quantization: str | None = None,
+    tokenizer: Path | None = None,
 ) -> Path:
     """A run's folder with a LoRA adapter of random weights on `base`; strength 0 leaves the base as it was."""
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     torch.manual_seed(seed)
     model = get_peft_model(
@@ -59,7 +65,8 @@ def make_run(
     adapter = folder / "adapter"
     adapter.mkdir(parents=True)
     save_adapter(model, adapter, fingerprint(base).as_dict())
-    tiny_tokenizer().save_pretrained(adapter)
+    used = AutoTokenizer.from_pretrained(tokenizer) if tokenizer else tiny_tokenizer()
+    used.save_pretrained(adapter)
     finish_run(folder, base, quantization=quantization)
     return folder
 

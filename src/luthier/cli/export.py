@@ -26,10 +26,14 @@ def export(
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
     ] = False,
+    unproven: Annotated[
+        bool, typer.Option("--unproven", help="Do not ask llama.cpp whether it reads prompts as they were trained.")
+    ] = False,
 ) -> None:
     """Write a run as a folder that other tools load.
 
-    The folder is read back and compared with the run before it gets its name; the drift is printed.
+    The folder is read back and compared with the run before it gets its name; the drift is printed. Where llama.cpp is
+    installed (luthier's extra llama-cpp), its prompt ids of 200 conversations must be those of training.
 
     Example:
       luthier export runs/mine --to merged --output mine-merged
@@ -48,6 +52,7 @@ def export(
         output,
         settings=settings,
         base=base,
+        unproven=unproven,
         trust_remote_code=trust_remote_code,
         say=lambda text: print(text, file=sys.stderr),
     )

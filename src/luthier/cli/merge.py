@@ -25,6 +25,9 @@ def merge(
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
     ] = False,
+    unproven: Annotated[
+        bool, typer.Option("--unproven", help="Do not ask llama.cpp whether it reads prompts as they were trained.")
+    ] = False,
 ) -> None:
     """The same as `luthier export --to merged`.
 
@@ -33,4 +36,4 @@ def merge(
     """
     from luthier.cli.export import export
 
-    export(target, output, "merged", dtype, base, as_json, trust_remote_code)
+    export(target, output, "merged", dtype, base, as_json, trust_remote_code, unproven)

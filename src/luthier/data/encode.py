@@ -13,7 +13,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from luthier.errors import UserError, excerpt
+
 Ids = list[int]
+
+ANCHORS = ("\U0010fffd", ".", "a", "0", "|", "\n")
+"""Characters to put before the middle of a text, of which one is a token of its own there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +52,8 @@ class Encoder:
         self._control = re.compile("|".join(words) or r"(?!)")
         self._control_at_end = re.compile(f"(?:{'|'.join(words) or '(?!)'})\\Z")
         self._longest = max(map(len, self.control), default=0)
+        self._swallowing = {str(token) for token in added.values() if token.rstrip}
+        """tokens that take the white space behind them with them"""
         self._fast, self._inner = _backends(tokenizer)
         self.bos_id: int | None = tokenizer.bos_token_id
         self.eos_id: int | None = tokenizer.eos_token_id
@@ -58,8 +65,12 @@ class Encoder:
         return self._control.search(text, start)
 
     def control_at_end(self, text: str) -> str | None:
-        """The control token that `text` ends with."""
+        """The control token that `text` ends with, or ends with but for white space that the token swallows."""
         match = self._control_at_end.search(text, max(0, len(text) - self._longest))
+        if match is None and self._swallowing:
+            bare = text.rstrip()
+            match = self._control_at_end.search(bare, max(0, len(bare) - self._longest))
+            return match.group() if match and match.group() in self._swallowing else None
         return match.group() if match else None
 
     def count_control(self, text: str) -> int:
@@ -88,12 +99,38 @@ class Encoder:
                 backend.encode_batch_fast([text for _, text in texts], add_special_tokens=False) if texts else []
             )
             for (index, _), encoding in zip(texts, encodings, strict=True):
-                out[index] = encoding.ids[1:] if pieces[index].after else encoding.ids
+                after = pieces[index].after
+                out[index] = self._behind(after, encoding.ids, pieces[index].text) if after else encoding.ids
         return out
 
+    def _behind(self, after: str, ids: Ids, text: str) -> Ids:
+        """The ids behind the control token `after` in those of both. A token that is one only between spaces
+        (`single_word`) is none before a letter: then `text` is encoded as any other text in the middle.
+        """
+        if ids[:1] == [self.control[after]]:
+            return ids[1:]
+        return list(self._inner.encode(text, add_special_tokens=False).ids)
+
     def _encode_slowly(self, piece: Piece) -> Ids:
-        ids = list(self.tokenizer.encode((piece.after or "") + piece.text, add_special_tokens=False))
+        """As `encode`, with a tokenizer in Python, which may put a space before every text that it is given."""
+        if piece.after is None:
+            return self._in_the_middle(piece.text)
+        ids = list(self.tokenizer.encode(piece.after + piece.text, add_special_tokens=False))
         return ids[1:] if piece.after else ids
+
+    def _in_the_middle(self, text: str) -> Ids:
+        """The ids of `text` behind an ordinary character, without that character's. Raises UserError: none will do."""
+        for anchor in ANCHORS:
+            head = list(self.tokenizer.encode(anchor, add_special_tokens=False))
+            ids = list(self.tokenizer.encode(anchor + text, add_special_tokens=False))
+            if head and self.tokenizer.unk_token_id not in head and ids[: len(head)] == head:
+                return ids[len(head) :]
+        raise UserError(
+            "tokenizer",
+            f"{type(self.tokenizer).__name__} joins {excerpt(text, 40)} with whatever stands before it",
+            "a tokenizer that can encode the parts of a text",
+            "a tokenizer.json beside the model",
+        )
 
 
 def _backends(tokenizer: Any) -> tuple[Any, Any]:
@@ -104,11 +141,13 @@ def _backends(tokenizer: Any) -> tuple[Any, Any]:
     if not isinstance(backend, Tokenizer):
         return None, None
     state = json.loads(backend.to_str())
+    drawn = bool(state["model"].get("dropout"))
+    if drawn:
+        state["model"]["dropout"] = None
     inner = _without_prefixes(state)
-    if (
-        backend.truncation is not None or backend.padding is not None
-    ):  # a file may carry both; ours must not cut, and theirs not change
-        backend = Tokenizer.from_str(backend.to_str())
+    if drawn or backend.truncation is not None or backend.padding is not None:
+        # a file may carry them; ours must not cut and not draw lots, and theirs not change
+        backend = Tokenizer.from_str(json.dumps(state))
         backend.no_truncation()
         backend.no_padding()
     if inner == state:
