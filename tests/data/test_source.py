@@ -262,3 +262,13 @@ def test_a_data_set_of_modelscope(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(sys.modules, "modelscope.hub.errors", None)
     with pytest.raises(EnvironmentProblem, match="modelscope is not installed"):
         read("ms:org/name")
+
+
+def test_keys_that_only_other_rows_have_are_absent_in_a_hubs_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "set").mkdir()
+    rows = [{"tools": [{"name": "f", "x": 1}]}, {"tools": [{"name": "g", "y": 2}]}]
+    write(tmp_path / "set" / "train.jsonl", "\n".join(map(json.dumps, rows)))
+    assert [row.values for row in read(f"hf:{tmp_path / 'set'}") if isinstance(row, Row)] == rows

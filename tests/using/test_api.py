@@ -13,6 +13,7 @@ import luthier
 from luthier import api
 from luthier.chatting import Chat, Settings
 from luthier.cli import main
+from luthier.data.reading import format_of
 from luthier.errors import UserError
 from luthier.finished import Run
 from luthier.models.opened import open_model
@@ -82,7 +83,7 @@ def test_rows_become_a_file_named_by_its_content() -> None:
     assert isinstance(split.data.eval, tuple)
     assert split.data.max_length == 64
     files = api.make_config("m", [{"path": "a.jsonl", "format": "alpaca"}], {})
-    assert files.data.train[0].format == "alpaca"
+    assert files.data.train[0].format == format_of("alpaca")
     with pytest.raises(UserError, match="JSON"):
         api.make_config("m", [{"instruction": object()}], {})
 

@@ -6,14 +6,16 @@ from collections.abc import Iterator
 from typing import Any
 
 from luthier.config import DataFile
+from luthier.data.readers.columnar import without_nulls
 from luthier.errors import EnvironmentProblem, UserError
 from luthier.types import Row
 
 
 def rows(dataset: Any, name: str, start: int = 0) -> Iterator[Row]:
-    """The records after the first `start`, numbered from 1."""
+    """The records after the first `start`, numbered from 1; columnar, so nulls inside of maps are absent keys."""
     later = dataset.select(range(start, len(dataset))) if start else dataset
-    return (Row(values, name, number) for number, values in enumerate(later, start=start + 1))
+    for number, values in enumerate(later, start=start + 1):
+        yield Row({column: without_nulls(value) for column, value in values.items()}, name, number)
 
 
 def huggingface(file: DataFile) -> Any:

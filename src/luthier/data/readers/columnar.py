@@ -77,15 +77,16 @@ def _rows(file: File, batches: Iterator[Any], number: int, start: int) -> Iterat
         for first in range(max(0, start - number), batch.num_rows, BATCH_ROWS):
             part = batch.slice(first, BATCH_ROWS)
             for index, values in enumerate(part.to_pylist(), start=number + first + 1):
-                yield Row({name: _without_nulls(value) for name, value in values.items()}, file.name, index)
+                yield Row({name: without_nulls(value) for name, value in values.items()}, file.name, index)
         number += batch.num_rows
 
 
-def _without_nulls(value: Any) -> Any:
+def without_nulls(value: Any) -> Any:
+    """The value of a column without the nulls inside of its maps."""
     if isinstance(value, dict):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+        return {key: without_nulls(item) for key, item in value.items() if item is not None}
     if isinstance(value, list):
-        return [_without_nulls(item) for item in value]
+        return [without_nulls(item) for item in value]
     return value
 
 
