@@ -9,13 +9,21 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from luthier.errors import UserError, excerpt
 
 Ids = list[int]
+Joint = tuple[str, str]
+"""The characters before and after a cut."""
+JOINT_BEFORE, JOINT_AFTER = 32, 16
+FIRST_WORD = re.compile(rf"\s{{0,{JOINT_AFTER}}}\S{{1,{JOINT_AFTER}}}")
+"""Over so much of the text on each side of a cut one encoding of the whole is compared with that of the parts."""
+KNOWN_JOINTS = 100_000
+"""Joints that are remembered: answers begin with few different words."""
 
 ANCHORS = ("\U0010fffd", ".", "a", "0", "|", "\n")
 """Characters to put before the middle of a text, of which one is a token of its own there."""
@@ -46,9 +54,11 @@ class Encoder:
             | named
             | dict(control or {})
         )
-        self.control_ids = set(self.control.values()) - {tokenizer.unk_token_id}
+        self.control_ids = frozenset(self.control.values()) - {tokenizer.unk_token_id}
         """ids that only a template may write; the id for unknown characters is not one of them"""
         words = sorted(map(re.escape, self.control), key=len, reverse=True)
+        self._known_joints: dict[Joint, bool] = {}
+        self._beginnings = tuple({word[0] for word in self.control})
         self._control = re.compile("|".join(words) or r"(?!)")
         self._control_at_end = re.compile(f"(?:{'|'.join(words) or '(?!)'})\\Z")
         self._longest = max(map(len, self.control), default=0)
@@ -81,7 +91,7 @@ class Encoder:
         """Where `text` must be cut so that no control token is left in it: after the first character of each.
         Overlapping ones too.
         """
-        if self.find_control(text) is None:
+        if not any(beginning in text for beginning in self._beginnings) or self.find_control(text) is None:
             return []
         return sorted(
             {match.start() + 1 for word in self.control for match in re.finditer(f"(?={re.escape(word)})", text)}
@@ -110,6 +120,31 @@ class Encoder:
         if ids[:1] == [self.control[after]]:
             return ids[1:]
         return list(self._inner.encode(text, add_special_tokens=False).ids)
+
+    def joints(self, pieces: Sequence[Piece]) -> list[Joint]:
+        """What stands around each cut between ordinary characters at the edge of a turn; behind a control token every
+        encoding starts anew.
+        """
+        out = []
+        for left, right in pairwise(pieces):
+            if right.after is not None or left.trained == right.trained:
+                continue
+            before, last = left.text[-JOINT_BEFORE:], 0
+            while match := self.find_control(before, last):
+                last = match.end()
+            word = FIRST_WORD.match(right.text)
+            out.append((before[last:], word.group() if word else right.text[:JOINT_AFTER]))
+        return out
+
+    def differ(self, joints: Iterable[Joint]) -> dict[Joint, bool]:
+        """For each joint, whether its two sides encoded as one give other ids than encoded apart."""
+        if len(self._known_joints) > KNOWN_JOINTS:
+            self._known_joints.clear()
+        asked = list(dict.fromkeys(joints))
+        new = [joint for joint in asked if joint not in self._known_joints]
+        ids = iter(self.encode([Piece(text, None) for a, b in new for text in (a + b, a, b)]))
+        self._known_joints |= {joint: next(ids) != next(ids) + next(ids) for joint in new}
+        return {joint: self._known_joints[joint] for joint in asked}
 
     def _encode_slowly(self, piece: Piece) -> Ids:
         """As `encode`, with a tokenizer in Python, which may put a space before every text that it is given."""

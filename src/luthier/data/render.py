@@ -35,9 +35,6 @@ from luthier.errors import UserError
 from luthier.formats._shared import BadRow
 from luthier.types import NO_TARGET, Conversation, Message, Sample, Text
 
-WINDOW_BEFORE, WINDOW_AFTER = 32, 16
-"""Characters on each side of a cut over which one encoding of the whole is compared with that of the parts."""
-
 SPLITTABLE = {
     TEMPLATE_ONLY_APPENDS,
     "served_prompt_is_trained_prefix",
@@ -154,16 +151,12 @@ class ChatRenderer:
                 ready[example] = found
             else:
                 work.append((example, found, self._pieces(found)))
-        pieces = [piece for _, _, some in work for piece in some]
-        windows = [_windows(some, self.encoder) for _, _, some in work]
-        ids = iter(self.encoder.encode([*pieces, *(piece for some in windows for window in some for piece in window)]))
-        parts = [[next(ids) for _ in some] for _, _, some in work]
-        for (example, found, some), tokens, checks in zip(work, parts, windows, strict=True):
-            differs = False
-            for _ in checks:
-                whole, left, right = next(ids), next(ids), next(ids)
-                differs |= whole != left + right
-            ready[example] = self._judge(example, found, some, tokens, differs)
+        ids = iter(self.encoder.encode([piece for _, _, some in work for piece in some]))
+        joints = [self.encoder.joints(some) for _, _, some in work]
+        differ = self.encoder.differ(joint for some in joints for joint in some)
+        for (example, found, some), around in zip(work, joints, strict=True):
+            other = any(differ[joint] for joint in around)
+            ready[example] = self._judge(example, found, some, [next(ids) for _ in some], other)
         return ready
 
     def prompt_ids(self, messages: Sequence[Message], tools: str = "") -> list[int]:
@@ -348,23 +341,24 @@ class ChatRenderer:
         trained = [True] * len(ids)
         places, length = {0: len(ids)}, 0
         for piece, part in zip(pieces, parts, strict=True):
-            ids = ids + part
+            ids += part
             trained += [piece.trained] * len(part)
             length += len(piece.text)
             places[length] = len(ids)
         expected = sum(encoder.count_control(piece.text) for piece in pieces)
         if is_text and encoder.eos_id is not None:
             ids, trained, expected = [*ids, encoder.eos_id], [*trained, True], expected + 1 + places[0]
+        trained[:1] = [False]
         evidence = Evidence(
             messages=() if isinstance(example, Text) else example.messages,
             text=found.text[:length],
             plain=found.plain,
             turns=found.turns,
             ids=ids,
-            trained=[False, *trained[1:]],
+            trained=trained,
             spans=[(places[turn.start], places[turn.end]) for turn in found.turns if turn.trained],
             control_expected=expected,
-            control_ids=frozenset(encoder.control_ids),
+            control_ids=encoder.control_ids,
             control=encoder.control,
             stop_ids=frozenset(self.stop_ids),
             bos_id=encoder.bos_id,
@@ -419,21 +413,6 @@ def _sample(encoded: Encoded, row: str, index: int) -> Sample:
     for position, stop in encoded.stop_targets:
         targets[position] = stop
     return Sample(ids, targets, row, index)
-
-
-def _windows(pieces: list[Piece], encoder: Encoder) -> list[tuple[Piece, Piece, Piece]]:
-    """For each cut between ordinary characters at the edge of a turn: the text around it whole, its left, its right."""
-    out = []
-    for left, right in pairwise(pieces):
-        if right.after is not None or left.trained == right.trained:
-            continue  # behind a control token every encoding starts anew
-        before, after = left.text[-WINDOW_BEFORE:], right.text[:WINDOW_AFTER]
-        last = 0
-        while match := encoder.find_control(before, last):
-            last = match.end()
-        before = before[last:]
-        out.append((Piece(before + after, None), Piece(before, None), Piece(after, None)))
-    return out
 
 
 GENERATION_CONFIG = "generation_config.json"
