@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,7 @@ def write_folder(target: Path, fill: Callable[[Path], None], manifest: Mapping[s
         }
         entries = {name: {"sha256": sha256(path), "bytes": path.stat().st_size} for name, path in files.items()}
         write_json(temporary / MANIFEST, {**manifest, "files": entries})
+        as_readable_as(temporary / MANIFEST, files.values())
         for path in [*files.values(), temporary / MANIFEST, temporary]:
             fsync(path)
         if target.exists():
@@ -89,6 +90,12 @@ def write_folder(target: Path, fill: Callable[[Path], None], manifest: Mapping[s
 
 def write_json(path: Path, tree: Any) -> None:
     path.write_text(json.dumps(tree, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def as_readable_as(model: Path, files: Iterable[Path]) -> None:
+    """Gives `files` the mode of a file that Python wrote: it follows the umask, safetensors' own are for one user only."""
+    for file in files:
+        file.chmod(model.stat().st_mode & 0o777)
 
 
 def fsync(path: Path) -> None:

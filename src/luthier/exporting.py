@@ -17,11 +17,12 @@ import torch
 from pydantic import ValidationError
 
 from luthier import component
-from luthier.checkpoint import fsync
+from luthier.checkpoint import as_readable_as, fsync
 from luthier.component import ComponentConfig
 from luthier.errors import EnvironmentProblem, UserError, excerpt
 from luthier.export._parts import Parts
-from luthier.models.load import quiet
+from luthier.models.adapters import OURS, origin_of, write_origin
+from luthier.models.load import fingerprint, quiet
 from luthier.models.opened import Opened, base_dtype, open_model
 from luthier.types import Message
 
@@ -78,6 +79,8 @@ class Exported:
     """the written folder against the run"""
     tuning: Drift | None
     """the base against the run: what the tuning changed, on the same texts; None without an adapter"""
+    system: str | None
+    """the system text that all training conversations had; it is in the folder's luthier.json, and `chat` uses it"""
 
     def as_text(self) -> str:
         """For the terminal."""
@@ -89,6 +92,11 @@ class Exported:
         ]
         if tuning is not None:
             lines.append(f"for comparison, tuning itself changed: {tuning.as_text()}")
+        if self.system:
+            lines.append(
+                f"system text of its training, kept in luthier.json, where chat finds it: {excerpt(self.system)}"
+            )
+            lines.append("other tools must be given it")
         return "\n".join(lines)
 
 
@@ -134,7 +142,7 @@ def export(
     opened.model = None
     found = _write_and_compare(exporter, parts, folder, original, inputs, tuning, say)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    return Exported(folder, to, exporter.dtype(parts), size, found, tuning)
+    return Exported(folder, to, exporter.dtype(parts), size, found, tuning, opened.system)
 
 
 def _effect_of_tuning(parts: Parts, original: torch.Tensor, inputs: list[list[int]]) -> Drift | None:
@@ -160,11 +168,14 @@ def _write_and_compare(
         say(f"writing {folder}")
         with quiet():
             exporter.write(parts, temporary)
+            write_origin(temporary, parts.origin)
             say("reading it back")
             parts = replace(parts, model=None)
             found = drift(original, _logits(exporter.reload(parts, temporary), inputs))
         _refuse_lost(found, tuning, exporter.dtype(parts))
-        for path in [*(path for path in temporary.rglob("*") if path.is_file()), temporary]:
+        files = [path for path in temporary.rglob("*") if path.is_file()]
+        as_readable_as(temporary / OURS, files)
+        for path in [*files, temporary]:
             fsync(path)
         temporary.rename(folder)
         fsync(folder.absolute().parent)
@@ -234,10 +245,8 @@ def _refuse_full_disk(folder: Path, parts: Parts, dtype: str) -> None:
 
 
 def _parts(opened: Opened) -> Parts:
-    name = opened.source.name
-    if opened.adapter is not None:
-        settings = json.loads((opened.adapter / "adapter_config.json").read_text(encoding="utf-8"))
-        name = settings.get("base_model_name_or_path") or name
+    name, revision = opened.source.plain
+    base = fingerprint(opened.source).as_dict()
     return Parts(
         opened.model,
         opened.tokenizer,
@@ -245,8 +254,10 @@ def _parts(opened: Opened) -> Parts:
         tuple(sorted(opened.renderer.stop_ids)),
         opened.source.folder,
         name,
+        revision,
         base_dtype(opened.source),
         opened.adapter,
+        origin_of(opened.adapter or opened.source.folder, base),
     )
 
 

@@ -137,7 +137,7 @@ def _train(
         job.recorder.close()
         run_folder.set_state(folder, state, enabled=engine.main)
     if engine.main:
-        _finish(config, job, folder, tokenizer, data, base)
+        _finish(config, job, folder, tokenizer, data, base, source.plain)
         say(end_summary(folder))
 
 
@@ -327,8 +327,16 @@ def answers(
     return [item.text for item in found]
 
 
-def _finish(config: RunConfig, job: Job, folder: Path, tokenizer: Any, data: Prepared, base: Any) -> None:
-    """The result, answers before and after, the report."""
+def _finish(
+    config: RunConfig,
+    job: Job,
+    folder: Path,
+    tokenizer: Any,
+    data: Prepared,
+    base: dict[str, Any],
+    plain: tuple[str, str | None],
+) -> None:
+    """The result, answers before and after, the report. `base` and `plain` are what is known of the model underneath."""
     step = job.progress.step
     if config.training.load_best_checkpoint and job.progress.best_step is not None:
         step = job.progress.best_step
@@ -344,7 +352,7 @@ def _finish(config: RunConfig, job: Job, folder: Path, tokenizer: Any, data: Pre
 
     def fill(target: Path) -> None:
         if tuning.makes_adapter:
-            save_adapter(job.policy.model, target, base, job.policy.starts_at_base, data.system)
+            save_adapter(job.policy.model, target, base, job.policy.starts_at_base, data.system, plain)
         else:
             job.policy.core.save_pretrained(target)
             write_origin(target, {"base": base, "system": data.system})
