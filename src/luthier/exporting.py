@@ -17,10 +17,10 @@ import torch
 from pydantic import ValidationError
 
 from luthier import component
-from luthier.checkpoint import as_readable_as, fsync
 from luthier.component import ComponentConfig
 from luthier.errors import EnvironmentProblem, UserError, excerpt
 from luthier.export._parts import Parts
+from luthier.files import as_readable_as, fsync
 from luthier.models.adapters import OURS, origin_of, write_origin
 from luthier.models.load import fingerprint, quiet
 from luthier.models.opened import Opened, base_dtype, open_model

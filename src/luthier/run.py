@@ -11,12 +11,13 @@ from typing import Any
 import torch
 
 from luthier import component, run_folder
-from luthier.checkpoint import Checkpoints, verify, write_folder, write_json
+from luthier.checkpoint import Checkpoints
 from luthier.config import RunConfig
 from luthier.data.batching import Layout, Steps
 from luthier.data.prepare import Prepared, prepare
 from luthier.engine import Engine, deterministic, hardware, is_main_process, make_engine, seeded
 from luthier.errors import EnvironmentProblem, Stopped, UserError
+from luthier.files import verify, write_folder, write_json
 from luthier.finished import Run
 from luthier.generation import generate
 from luthier.loop import Job, put_weights, restore
