@@ -129,7 +129,7 @@ def _train(
     try:
         run_loop(job)
         state = "trained"
-    except Stopped:
+    except (Stopped, KeyboardInterrupt, SystemExit):
         state = "stopped"
         raise
     except torch.OutOfMemoryError as error:
