@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from luthier.data.batching import Steps, lay_out, micro_batches
+from luthier.data.batching import lay_out, micro_batches
+from luthier.data.order import Steps
 from luthier.randomness import permutation
 from luthier.types import NO_TARGET
 from tests.helpers.jobs import make_samples

@@ -12,6 +12,7 @@ from luthier import config
 from luthier.config_docs import explain, find, keys
 from luthier.config_schema import json_schema
 from luthier.config_yaml import parse_yaml
+from luthier.data.reading import format_of
 from luthier.errors import UserError
 
 SMALL = "model: org/name\ndata: train.jsonl\noutput_dir: runs/mine\n"
@@ -77,7 +78,8 @@ output_dir: runs/mine
 
 def test_several_files_are_a_list() -> None:
     run = load("model: m\ndata: [a.jsonl, {path: b.csv, format: alpaca}]\noutput_dir: o\n")
-    assert [(file.path, file.format) for file in run.data.train] == [("a.jsonl", "auto"), ("b.csv", "alpaca")]
+    expected = [("a.jsonl", "auto"), ("b.csv", format_of("alpaca"))]
+    assert [(file.path, file.format) for file in run.data.train] == expected
 
 
 @pytest.mark.parametrize(
@@ -292,7 +294,8 @@ def test_an_override_of_a_bare_model_keeps_its_path() -> None:
 
 
 def test_an_override_reaches_into_a_file_but_not_into_a_list_of_files() -> None:
-    assert load(SMALL, "data.train.format=alpaca").data.train == (config.DataFile(path="train.jsonl", format="alpaca"),)
+    alpaca = config.DataFile(path="train.jsonl", format=format_of("alpaca"))
+    assert load(SMALL, "data.train.format=alpaca").data.train == (alpaca,)
     message = refusal("model: m\ndata: [a.jsonl, b.jsonl]\noutput_dir: o\n", "data.train.format=alpaca")
     assert "write data as a whole" in message
 

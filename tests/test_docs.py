@@ -32,11 +32,12 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
 EXTEND = ROOT / "docs" / "extend.md"
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-RECIPE = re.compile(r"^`([\w/]+\.py)`\n\n```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+RECIPE = re.compile(r"^`([\w/]+\.(?:py|jinja))`\n\n```(?:python|jinja)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]+\]\(([^)\s]+)\)")
 RECIPES = dict(RECIPE.findall(EXTEND.read_text(encoding="utf-8")))
 NEW_KINDS = {Path(name).stem for name in RECIPES if name.startswith("src/")}
 """What docs/extend.md adds: not there in luthier itself."""
+WITH_ARGUMENTS = re.compile(rf"luthier (?:{'|'.join(sorted(command_names(), key=len, reverse=True))}) [^-]")
 
 
 def blocks(page: Path, *languages: str) -> list[str]:
@@ -55,7 +56,7 @@ def commands() -> Iterator[tuple[str, str, bool]]:
             yield from ((page.name, line.strip(), True) for line in block.splitlines() if "luthier " in line)
         for code in re.findall(r"`([^`\n]+)`", prose(page)):
             if re.match(r"(luthier|torchrun .*|python -m luthier) ", code):
-                yield page.name, code, bool(re.search(r"luthier \w+ [^-]", code))
+                yield page.name, code, bool(WITH_ARGUMENTS.search(code))
     for example in EXAMPLES:
         for line in example.read_text(encoding="utf-8").splitlines():
             if found := re.match(r"#\s+(luthier .*?)(\s{3,}.*)?$", line):
@@ -83,7 +84,7 @@ COMMANDS = [
 
 def test_the_pages_have_what_is_checked() -> None:
     assert len(COMMANDS) > 40
-    assert len(RECIPES) == 11
+    assert len(RECIPES) == 13
     assert len(EXAMPLES) >= 2
     assert sum(len(blocks(page, "yaml")) for page in PAGES) >= 5
 
@@ -201,7 +202,7 @@ def python(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_recipes_are_as_clean_as_the_code(copied: Path) -> None:
-    done = python(copied, "ruff", "check", "--no-cache", *RECIPES)
+    done = python(copied, "ruff", "check", "--no-cache", *(name for name in RECIPES if name.endswith(".py")))
     assert done.returncode == 0, done.stdout
 
 

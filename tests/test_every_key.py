@@ -47,8 +47,35 @@ CASES = {
     "data.train.format": Case(
         "data.train.format=alpaca", "data.train.format=text", "metrics", ("data.train.path=both.jsonl",)
     ),
+    "data.train.num_samples": Case(None, "data.train.num_samples=20", "ledger"),
+    "data.registry": Case(
+        "data.train.format={kind: alpaca, output: output}",
+        "data={registry: dataset_info.json, train: mine}",
+        "ledger",
+    ),
+    "data.system": Case(None, "data.system=Be brief.", "metrics"),
+    "data.max_samples": Case(None, "max_samples=20", "ledger"),
     "data.eval": Case(None, "data.eval=0.3", "metrics"),
+    "data.train.weight": Case(
+        "data.train=[{path: train.jsonl, weight: 1.0}, {path: both.jsonl, weight: 1.0}]",
+        "data.train=[{path: train.jsonl, weight: 3.0}, {path: both.jsonl, weight: 1.0}]",
+        "metrics",
+        ("mixing=all_exhausted",),
+    ),
+    "data.mixing": Case(
+        "mixing=concatenate", "mixing=first_exhausted", "metrics", ("data.train=[train.jsonl, both.jsonl]",)
+    ),
+    "data.streaming": Case("streaming=false", "streaming=true", "metrics"),
     "data.chat_template": Case("chat_template=auto", "chat_template=other.jinja", "metrics"),
+    "data.on_system": Case(
+        "on_system=template",
+        "on_system=fold",
+        "metrics",
+        ("data.train.path=system.jsonl", "chat_template=thinks.jinja"),
+    ),
+    "data.enable_thinking": Case(
+        "enable_thinking=true", "enable_thinking=false", "metrics", ("chat_template=thinks.jinja",)
+    ),
     "data.max_length": Case("max_length=28", "max_length=24", "ledger", ("on_long_row=drop",)),
     "data.on_bad_row": Case("on_bad_row=error", "on_bad_row=drop", "outcome", ("data.train.path=bad.jsonl",)),
     "data.on_long_row": Case("on_long_row=drop", "on_long_row=truncate", "ledger", ("max_length=28",)),
@@ -94,8 +121,14 @@ ELSEWHERE = {
     "model.revision": ("tests/models", "revision"),
     "data.train.split": ("tests/data", "split="),
     "data.train.subset": ("tests/data", "subset="),
+    "data.num_workers": ("tests/data", "num_workers="),
+    "data.train.revision": ("tests/data", "revision="),
+    "data.train.data_dir": ("tests/data", "data_dir="),
 }
-"""Keys that need a hub: the folder whose tests show their effect on one, and the word to find there."""
+"""Keys that need a hub, or many rows: the folder whose tests show their effect, and the word to find there."""
+
+OF_FORMATS = {key.dotted for key in keys() if key.section == "data.train.format"}
+"""Keys that name columns: what each of them does to a row is in tests/formats/test_columns.py, which takes all of them."""
 
 ON_CUDA = {"model.quantization.outlier_threshold"}
 """Keys that the library behind them heeds on CUDA only."""
@@ -111,9 +144,18 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     tiny_llama(folder / "model")
     save_twin(folder / "model-2", "qwen3", seed=1)
     both = [{**row, "output": row["output"] + "?", "text": row["instruction"]} for row in ROWS]
-    for name, rows in {"train": ROWS, "both": both, "bad": [*ROWS, {"instruction": "Say.", "output": ""}]}.items():
+    system = [{**row, "system": "Be kind."} for row in ROWS]
+    for name, rows in {
+        "train": ROWS,
+        "both": both,
+        "system": system,
+        "bad": [*ROWS, {"instruction": "Say.", "output": ""}],
+    }.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (folder / "dataset_info.json").write_text('{"mine": {"file_name": "both.jsonl"}}', encoding="utf-8")
     (folder / "other.jinja").write_text(CHATML.replace("<|im_start|>", "<|im_start|>>"), encoding="utf-8")
+    thinks = "{{ 'thinks' if enable_thinking else 'answers' }}:" + CHATML
+    (folder / "thinks.jinja").write_text(thinks, encoding="utf-8")
     yield folder
     torch.use_deterministic_algorithms(False)
 
@@ -151,7 +193,7 @@ def observe(overrides: list[str], capsys: pytest.CaptureFixture[str]) -> dict[st
 
 def test_every_key_has_a_case() -> None:
     known = {key.dotted for key in keys()} - (set(SECTIONS) - {"data.train"})
-    assert known == set(CASES) | set(ELSEWHERE) | ONE_VALUE
+    assert known == set(CASES) | set(ELSEWHERE) | OF_FORMATS | ONE_VALUE
 
 
 @pytest.mark.parametrize("key", CASES)

@@ -7,7 +7,7 @@ The docstring under each key is what `luthier explain` and docs/config.md say of
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
@@ -20,10 +20,18 @@ from luthier.config_yaml import Document, read_yaml, to_yaml
 from luthier.defaults import method_defaults
 from luthier.errors import UserError, excerpt
 
-COMPONENTS = {("tuning",): "tuning", ("objective",): "objectives", ("model", "quantization"): "quantization"}
-"""Keys whose value is a component, and the folder in which its kinds lie."""
+COMPONENTS = {
+    ("tuning",): "tuning",
+    ("objective",): "objectives",
+    ("model", "quantization"): "quantization",
+    ("data", "train", "format"): "formats",
+}
+"""Keys whose value is a component, and the folder in which its kinds lie. What is said of `data.train` goes for
+`data.eval` too."""
 
 DEFAULT_KINDS = {"tuning": "lora", "objective": "sft"}
+AUTO = {"format": "auto"}
+"""The word that stands for no component, where there is one."""
 FILLED_IN = {**DEFAULT_KINDS, "output_dir": "runs/<name of the data>"}
 """Keys of the top that `normalise` fills in, and what docs/config.md says of it."""
 
@@ -66,13 +74,24 @@ class DataFile(Config):
     """One source of rows."""
 
     path: Name
-    """A JSON, JSONL, CSV or Parquet file (relative to the working folder), or `hf:org/name` for a data set of the hub."""
-    format: str = "auto"
-    """How rows are read: `alpaca`, `sharegpt`, `messages`, `prompt_completion`, `text`; `auto` recognises it and says so."""
-    split: str = "train"
+    """A file (relative to the working folder): JSON, JSONL, CSV, TSV, Parquet, Arrow, or text with a row a line; `.gz`, `.zst`,
+    `.bz2` and `.xz` are unpacked on the way. Or a folder of such files, a pattern (`data/*.jsonl`), `hf:org/name` for a data
+    set of the hub, `ms:org/name` for one of ModelScope. With `data.registry`: a name in it."""
+    format: Literal["auto"] | SerializeAsAny[ComponentConfig] = "auto"
+    """How rows are read. `auto` recognises it and says so. A map names other columns: `{kind: alpaca, output: answer}`."""
+    split: Name = "train"
     """Which split of a hub data set is read."""
     subset: Name | None = None
     """Which configuration of a hub data set is read."""
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """Its share where files are mixed (`data.mixing`), relative to those of the others."""
+    revision: Name | None = None
+    """Branch, tag or commit of a hub data set."""
+    data_dir: Name | None = None
+    """Which folder of a hub data set is read."""
+    num_samples: Annotated[int, Field(ge=1)] | None = None
+    """So many rows are drawn, by the run's seed. Where there are fewer, each row is taken whole times and the rest is drawn,
+    which is said. Default: all rows, once."""
 
 
 class DataConfig(Config):
@@ -80,11 +99,25 @@ class DataConfig(Config):
 
     train: Annotated[tuple[DataFile, ...], Field(min_length=1)]
     """The files to learn from."""
+    registry: Name | None = None
+    """A `dataset_info.json` of LLaMA-Factory, or the folder that holds one: the files are then named as in it. Columns, tags
+    and all else are read from there."""
     eval: Share | tuple[DataFile, ...] | None = None
     """Held-out data: a share (rows are chosen by the hash of their prompt, so twins never straddle and new rows never
     reshuffle), or files. Default: none."""
     chat_template: str = "auto"
-    """`auto`: the template that the tokenizer carries; else the path of a Jinja file."""
+    """`auto`: the template that the tokenizer carries; the name of one that comes with luthier (`chatml`,
+    `alpaca@stanford`; `luthier template list` shows them); else the path of a Jinja file."""
+    on_system: Literal["template", "fold"] = "template"
+    """What happens to a system text. `template`: what the template does with it; a row whose system text it refuses or does
+    not show cannot be used. `fold`: it is put before the first request, and the saved template does the same."""
+    enable_thinking: bool | None = None
+    """The variable of this name, for templates that know it: whether a served prompt leaves it to the model to think first.
+    Default: as the template has it."""
+    system: Name | None = None
+    """A system text for the conversations that have none. Default: they stay without."""
+    max_samples: Annotated[int, Field(ge=1)] | None = None
+    """Only the first rows of each file (of what `num_samples` left), for a trial. Default: all."""
     max_length: Annotated[int, Field(ge=2)] | None = None
     """Longest row in tokens. Default: the model's own context."""
     on_bad_row: Literal["error", "drop"] = "error"
@@ -92,6 +125,15 @@ class DataConfig(Config):
     `rejected.jsonl` and counted."""
     on_long_row: Literal["error", "drop", "truncate"] = "error"
     """What happens to a row longer than `max_length`. A truncated answer is counted in the ledger and gets no stop token."""
+
+    mixing: Literal["concatenate", "first_exhausted", "all_exhausted"] = "concatenate"
+    """How several files become one epoch: all rows of all of them; or by their weights, until the first of them would have to
+    repeat (what it leaves out comes in the next epoch), or until the last one was seen whole, the others repeating."""
+    num_workers: Literal["auto"] | Annotated[int, Field(ge=0)] = "auto"
+    """Processes that encode beside the main one. `auto`: one a core where there is much to encode. The result is the same."""
+    streaming: bool = False
+    """Nothing encoded is kept on disk: rows are encoded once to be counted and checked, and again when their step comes.
+    They are shuffled by blocks of a file."""
 
 
 class TrainingConfig(Config):
@@ -199,10 +241,10 @@ def build(document: Document) -> RunConfig:
     """Checks the tree of a document and makes the RunConfig of it."""
     refuse_foreign_keys(document)
     tree, problems = normalise(document.tree), list[Problem]()
-    for path, family in COMPONENTS.items():
-        parent = tree if len(path) == 1 else tree.get(path[0])
-        if isinstance(parent, dict) and parent.get(path[-1]) is not None:
-            parent[path[-1]], found = _build_component(document, path, family, parent[path[-1]])
+    for path, parent, family in _component_places(tree):
+        value = parent.get(path[-1])
+        if value is not None and value != AUTO.get(str(path[-1])):
+            parent[path[-1]], found = _build_component(document, path, family, value)
             problems += found
     try:
         config = RunConfig.model_validate(tree)
@@ -214,8 +256,24 @@ def build(document: Document) -> RunConfig:
     return _with_method_defaults(config)
 
 
+def _component_places(tree: dict[str, Any]) -> Iterator[tuple[tuple[str | int, ...], dict[Any, Any], str]]:
+    """(where a component may stand, the map that holds it, the folder of its kinds), with each file of a list."""
+    data = tree.get("data")
+    for path, family in COMPONENTS.items():
+        if path[0] != "data":
+            parent = tree if len(path) == 1 else tree.get(path[0])
+            if isinstance(parent, dict):
+                yield path, parent, family
+            continue
+        for purpose in ("train", "eval"):
+            files = data.get(purpose) if isinstance(data, dict) else None
+            for index, file in enumerate(files if isinstance(files, tuple) else ()):
+                if isinstance(file, dict):
+                    yield ("data", purpose, index, path[-1]), file, family
+
+
 def _build_component(
-    document: Document, path: tuple[str, ...], family: str, value: Any
+    document: Document, path: tuple[str | int, ...], family: str, value: Any
 ) -> tuple[ComponentConfig, list[Problem]]:
     """The component's own Config; a placeholder and the problems where it is not valid."""
     kinds = "one of " + ", ".join(component.listing(family))
@@ -248,14 +306,12 @@ def normalise(tree: Mapping[str, Any]) -> dict[str, Any]:
                 data[key] = (data[key],)
             if isinstance(data.get(key), tuple):
                 data[key] = tuple({"path": item} if isinstance(item, str) else item for item in data[key])
-    for path in COMPONENTS:
-        parent = out if len(path) == 1 else out.get(path[0])
-        if not isinstance(parent, dict):
-            continue
-        default = DEFAULT_KINDS.get(path[-1])
-        value = parent.get(path[-1], default)
-        if isinstance(value, str):
-            parent[path[-1]] = {"kind": value}
+    for path, parent, _ in _component_places(out):
+        name = str(path[-1])
+        default = DEFAULT_KINDS.get(name)
+        value = parent.get(name, default)
+        if isinstance(value, str) and value != AUTO.get(name):
+            parent[name] = {"kind": value}
         elif isinstance(value, dict) and default is not None:
             value.setdefault("kind", default)
     if isinstance(out.get("report_to"), str):
@@ -286,12 +342,10 @@ def schema_of(tree: Mapping[str, Any]) -> dict[str, type[Config]]:
         "data": DataConfig,
         "training": TrainingConfig,
     }
-    for path, family in COMPONENTS.items():
-        node: Any = tree
-        for key in path:
-            node = node.get(key) if isinstance(node, Mapping) else None
-        if isinstance(node, Mapping) and isinstance(node.get("kind"), str):
-            sections[".".join(path)] = component.load(family, node["kind"]).Config
+    for path, parent, family in _component_places(dict(tree)):
+        node = parent.get(path[-1])
+        if isinstance(node, Mapping) and isinstance(node.get("kind"), str) and path[0] != "data":
+            sections[".".join(map(str, path))] = component.load(family, node["kind"]).Config
     return sections
 
 
@@ -371,7 +425,7 @@ def _location(parts: Sequence[str | int], tree: Mapping[str, Any]) -> tuple[str 
 
 
 def _all_keys(schema: type[Config]) -> set[str]:
-    keys = set(schema.model_fields)
+    keys = {field.alias or name for name, field in schema.model_fields.items()}
     if schema is RunConfig:
         for part in (ModelConfig, DataConfig, DataFile, TrainingConfig):
             keys |= set(part.model_fields)

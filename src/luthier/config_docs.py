@@ -16,7 +16,7 @@ from pydantic_core import PydanticUndefined
 
 from luthier import component, defaults, errors_explained
 from luthier.component import ComponentConfig, Config
-from luthier.config import COMPONENTS, FILLED_IN, DataConfig, DataFile, ModelConfig, RunConfig, TrainingConfig
+from luthier.config import AUTO, COMPONENTS, FILLED_IN, DataConfig, DataFile, ModelConfig, RunConfig, TrainingConfig
 from luthier.config_names import foreign_key
 from luthier.errors import UserError
 
@@ -78,13 +78,15 @@ def _keys_of(section: str, schema: type[Config], kind: str) -> Iterator[Key]:
     for name, field in schema.model_fields.items():
         if kind and name == "kind":
             continue
+        by_type = takes(hints[name])
+        name = field.alias or name
         path = (*section.split("."), name) if section else (name,)
         required = field.is_required() and not (section == "" and name in FILLED_IN)
         yield Key(
             section,
             name,
             kind,
-            _takes_shorthand(path, takes(hints[name])),
+            _takes_shorthand(path, by_type),
             default_of(section, name, field),
             required,
             " ".join((field.description or "").split()),
@@ -94,7 +96,8 @@ def _keys_of(section: str, schema: type[Config], kind: str) -> Iterator[Key]:
 def _takes_shorthand(path: tuple[str, ...], by_type: str) -> str:
     if path not in COMPONENTS:
         return SHORTHANDS.get(path, "{}").format(by_type)
-    return "one of " + ", ".join(component.listing(COMPONENTS[path])) + ", or a map with a kind and the keys of its own"
+    kinds = [*AUTO.get(path[-1], "").split(), *component.listing(COMPONENTS[path])]
+    return "one of " + ", ".join(kinds) + ", or a map with a kind and the keys of its own"
 
 
 def default_of(section: str, name: str, field: Any) -> str:
@@ -137,6 +140,8 @@ def takes(hint: Any) -> str:
         return "; or ".join(dict.fromkeys(takes(part) for part in arguments))
     if origin is Literal:
         return ("" if len(arguments) == 1 else "one of ") + ", ".join(as_yaml(value) for value in arguments)
+    if origin is dict:
+        return f"map of {takes(arguments[0])} to {takes(arguments[1])}"
     if origin is tuple:
         return f"list of {takes(arguments[0])}"
     if isinstance(hint, type) and issubclass(hint, ComponentConfig):

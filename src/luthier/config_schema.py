@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from luthier import component
-from luthier.config import COMPONENTS, DEFAULT_KINDS, FILLED_IN, RunConfig
+from luthier.config import AUTO, COMPONENTS, DEFAULT_KINDS, FILLED_IN, RunConfig
 
 Schema = dict[str, Any]
 
@@ -18,9 +18,9 @@ def json_schema() -> Schema:
     schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "luthier"}
     definitions = schema["$defs"]
     definitions.pop("ComponentConfig")
-    sections = {"": schema, "model": definitions["ModelConfig"], "data": definitions["DataConfig"]}
+    sections = {"": schema, "model": definitions["ModelConfig"], "data.train": definitions["DataFile"]}
     for path, family in COMPONENTS.items():
-        section = sections[path[0] if len(path) > 1 else ""]
+        section = sections[".".join(path[:-1])]
         old = section["properties"][path[-1]]
         section["properties"][path[-1]] = _component(family, path[-1], old.get("description", ""), definitions)
     schema["required"] = [name for name in schema["required"] if name not in FILLED_IN]
@@ -57,6 +57,8 @@ def _component(family: str, key: str, description: str, definitions: Schema) -> 
         definitions[f"{family}.{kind}"] = {**schema, "title": kind}
         maps.append({"$ref": f"#/$defs/{family}.{kind}"})
     maps.append({"type": "object", "properties": {"kind": ELSEWHERE}, "required": ["kind"]})
-    kinds: list[Schema] = [{"enum": component.listing(family)}, ELSEWHERE]
-    absent: list[Schema] = [] if key in DEFAULT_KINDS else [{"type": "null"}]
-    return {"description": description, "anyOf": [*kinds, {"oneOf": maps}, *absent], "default": DEFAULT_KINDS.get(key)}
+    auto = AUTO.get(key, "").split()
+    kinds: list[Schema] = [{"enum": [*auto, *component.listing(family)]}, ELSEWHERE]
+    absent: list[Schema] = [] if key in DEFAULT_KINDS or auto else [{"type": "null"}]
+    default = DEFAULT_KINDS.get(key, AUTO.get(key))
+    return {"description": description, "anyOf": [*kinds, {"oneOf": maps}, *absent], "default": default}

@@ -66,6 +66,7 @@ class Document:
             "tuning": "kind",
             "objective": "kind",
             "quantization": "kind",
+            "format": "kind",
         }
         node = self.tree
         for key in path[:-1]:

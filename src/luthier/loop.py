@@ -19,7 +19,8 @@ from torch import nn
 
 from luthier.checkpoint import Checkpoints
 from luthier.config import TrainingConfig
-from luthier.data.batching import Layout, Steps, micro_batches
+from luthier.data.batching import Layout, micro_batches
+from luthier.data.order import Steps
 from luthier.engine import Engine, memory_bytes
 from luthier.errors import NonFinite, Stopped, UserError
 from luthier.evaluation import score

@@ -13,8 +13,10 @@ import torch
 from luthier import component, run_folder
 from luthier.checkpoint import Checkpoints
 from luthier.config import RunConfig
-from luthier.data.batching import Layout, Steps
+from luthier.data.batching import Layout
+from luthier.data.order import Steps
 from luthier.data.prepare import Prepared, prepare
+from luthier.data.render import save_stop_ids
 from luthier.engine import Engine, deterministic, hardware, is_main_process, make_engine, seeded
 from luthier.errors import EnvironmentProblem, Stopped, UserError
 from luthier.files import verify, write_folder, write_json
@@ -40,6 +42,7 @@ from luthier.policy import Policy, enable_activation_checkpointing
 from luthier.randomness import DropoutKeys, key
 from luthier.reporting.recorder import SAMPLES, Recorder, cut_back, read_lines
 from luthier.reporting.report import write_report
+from luthier.reporting.row_progress import RowProgress
 from luthier.reporting.summary import end_summary
 from luthier.reporting.trackers import check_trackers
 from luthier.types import Message
@@ -101,8 +104,9 @@ def _train(
     tokenizer = load_tokenizer(source.folder, trust_remote_code=trust_remote_code)
     objective = component.load("objectives", config.objective.kind)(config.objective)
     model_config = load_config(source.folder, trust_remote_code)
-    with _main_process_first(engine):
-        data = prepare(config, tokenizer, context_length=context_length(model_config), objective=objective)
+    with _main_process_first(engine), RowProgress() as progress:
+        context = context_length(model_config)
+        data = prepare(config, tokenizer, context_length=context, objective=objective, watch=progress)
     say("\n".join([f"model: {source.name}", _method(config), data.ledger.as_text(), *data.notes]))
 
     decisions = before["decisions"] if before else _decide(config, source, model_config, data, dtype, engine)
@@ -270,7 +274,13 @@ def _build_job(
     training = config.training
     assert training.num_train_epochs is not None
     steps = Steps(
-        len(data.train), training.global_batch_size, config.seed, training.num_train_epochs, training.max_steps
+        len(data.train),
+        training.global_batch_size,
+        config.seed,
+        training.num_train_epochs,
+        training.max_steps,
+        data.mixture,
+        data.train.streamed,
     )
     layout: Layout = decisions["layout"]
     optimizer = make_optimizer(training, policy)
@@ -360,6 +370,7 @@ def _finish(
         if data.template is not None:
             tokenizer.chat_template = data.template.saved_source
         tokenizer.save_pretrained(target)
+        save_stop_ids(target, data.renderer.stop_ids)
 
     write_folder(folder / ("adapter" if tuning.makes_adapter else "model"), fill, {"step": step})
     if prompts := config.training.sample_prompts:

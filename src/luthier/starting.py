@@ -12,7 +12,7 @@ from typing import Any
 from luthier import component, config, machine
 from luthier.config import DataFile
 from luthier.config_yaml import parse_yaml, to_yaml
-from luthier.data.prepare import ROWS_TO_RECOGNISE, recognise
+from luthier.data.reading import format_of, reader_of
 from luthier.data.source import Source, sources
 from luthier.errors import EnvironmentProblem, UserError
 from luthier.formats._shared import BadRow
@@ -64,7 +64,7 @@ def look_at_data(path: str, format: str = "auto") -> list[DataLook]:
     Raises:
         UserError: nothing is there, it cannot be read, its format is not recognised, or no row can be used.
     """
-    return [_look(source) for source in sources(DataFile(path=path, format=format), "data.train")]
+    return [_look(source) for source in sources(DataFile(path=path, format=format_of(format)), "data.train")]
 
 
 def _look(source: Source) -> DataLook:
@@ -73,15 +73,9 @@ def _look(source: Source) -> DataLook:
     good = [row for row in rows if isinstance(row, Row)]
     if not good:
         raise UserError(source.name, "no row can be read" if rows else "there are no rows in it", "at least one row")
-    kind = source.file.format
-    if kind == "auto":
-        kind = recognise(good[:ROWS_TO_RECOGNISE], source.name, "data.train")
-    cls = component.load("formats", kind)
-    reader, examples, bad = (
-        cls(cls.Config(kind=kind)),
-        list[Example](),
-        [row for row in rows if isinstance(row, BadRow)],
-    )
+    reader, _ = reader_of(source, iter(good), "data.train")
+    assert reader is not None
+    examples, bad = list[Example](), [row for row in rows if isinstance(row, BadRow)]
     for row in good:
         try:
             examples.append(reader.parse(row))
@@ -91,12 +85,12 @@ def _look(source: Source) -> DataLook:
         raise UserError(
             source.name,
             f"none of its {len(rows):,} rows can be used; the first: {bad[0]}",
-            f"rows in the format {kind}",
+            f"rows in the format {reader.kind}",
         )
     answers = [length for example in examples for length in _answer_lengths(example)]
     first_bad = f"{bad[0].where}: {bad[0].found}" if bad else ""
     return DataLook(
-        source.name, kind, len(rows), whole, len(bad), first_bad, tuple(map(_length, examples)), tuple(answers)
+        source.name, reader.kind, len(rows), whole, len(bad), first_bad, tuple(map(_length, examples)), tuple(answers)
     )
 
 

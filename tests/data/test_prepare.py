@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from luthier import component, config
-from luthier.data import prepare as module
+from luthier.data import encoding as module
 from luthier.data.prepare import Prepared, prepare
-from luthier.data.samples import DamagedCache, Samples, SampleWriter
+from luthier.data.samples import DamagedCache, Encoded, Samples, SampleWriter
 from luthier.errors import UserError
 from luthier.types import NO_TARGET, Sample
 from tests.helpers import tokenizers
@@ -183,7 +183,7 @@ def test_one_system_text_for_all_is_remembered() -> None:
     same = [{**row, "system": "Be Zhen Huan."} for row in alpaca(3)]
     prepared = run(same)
     assert prepared.system == "Be Zhen Huan."
-    assert "--system" in prepared.notes[0]
+    assert "luthier chat serves with it" in prepared.notes[0]
     assert run([*same, *alpaca(1)]).system is None
 
 
@@ -212,7 +212,7 @@ def test_a_damaged_cache_is_made_again() -> None:
     first = run(alpaca(20))
     folder, fingerprint = first.train.folder, first.train.fingerprint
     del first  # a mapped file must not be cut off under its reader
-    for name in ("input_ids.npy", "offsets.npy", "row_text.npy"):
+    for name in ("input_ids.npy", "lengths.npy", "row_text.npy"):
         content = (folder / name).read_bytes()
         for data in (b"", content[: len(content) // 2], content[:-4]):
             (folder / name).write_bytes(data)
@@ -235,13 +235,16 @@ def test_samples_read_what_was_written(tmp_path: Path) -> None:
         Sample(np.array([7]), np.array([NO_TARGET]), "b.jsonl:2", 0),
         Sample(np.arange(50), np.arange(50), "", 1),
     ]
-    writer = SampleWriter(tmp_path / "s")
-    for sample in wanted:
-        writer.add(sample)
+    writer, encoded = SampleWriter(tmp_path / "s"), Encoded()
+    for number, sample in enumerate(wanted):
+        encoded.add(sample, number, number + 2**63)
+    writer.append(encoded.arrays())
     writer.close()
     samples = Samples(tmp_path / "s")
     assert samples.lengths.tolist() == [3, 1, 50]
     assert samples.trained.tolist() == [1, 0, 50]
+    assert samples.prompt_keys.tolist() == [0, 1, 2]
+    assert samples.text_keys.tolist() == [2**63, 2**63 + 1, 2**63 + 2]
     for found, sample in zip(samples, wanted, strict=True):
         assert found.input_ids.tolist() == sample.input_ids.tolist()
         assert found.targets.tolist() == sample.targets.tolist()

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow
 import pyarrow.parquet
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from luthier.config import DataFile
-from luthier.data.source import json_array_rows, jsonl_rows, sources
-from luthier.errors import UserError
+from luthier.data.source import sources
+from luthier.errors import EnvironmentProblem, UserError
 from luthier.formats._shared import BadRow
 from luthier.types import Row
 
@@ -162,12 +163,15 @@ def test_a_subset_of_a_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_faults_of_paths_and_encodings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "train.jsonl", "{}")
+    (tmp_path / "below" / "further").mkdir(parents=True)
+    (tmp_path / "circle.jsonl").symlink_to("circle.jsonl")
     for path, words in (
         ("trian.jsonl", 'did you mean "train.jsonl"'),
         ("nowhere/a.jsonl", "no such file"),
         ("org/name", "hf:org/name"),
         ("*.csv", "no file matches"),
-        (".", "a folder"),
+        ("below", "no data files lie in this folder"),
+        ("circle.jsonl", "in a circle"),
         ("/dev/null", "no ordinary file"),
     ):
         with pytest.raises(UserError, match=words.replace("?", r"\?")):
@@ -189,30 +193,72 @@ def test_faults_of_paths_and_encodings(tmp_path: Path, monkeypatch: pytest.Monke
     assert places(read("b*.jsonl")) == ["b1.jsonl:1", "b2.jsonl:1"]
 
 
-VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(max_size=20),
-    lambda inner: st.lists(inner, max_size=3),
-    max_leaves=5,
+def test_a_folder_is_all_its_files_of_one_kind(tmp_path: Path) -> None:
+    for number in (2, 1):
+        write(tmp_path / f"{number}.jsonl", f'{{"a": {number}}}')
+    write(tmp_path / "3.jsonl.gz", gzip.compress(b'{"a": 3}'))
+    write(tmp_path / "README.md", "about")
+    write(tmp_path / ".hidden.csv", "a")
+    assert [row.values["a"] for row in read(tmp_path) if isinstance(row, Row)] == [1, 2, 3]
+    write(tmp_path / "4.csv", "a\n4\n")
+    with pytest.raises(UserError, match=r"files of several kinds lie in this folder: 4\.csv, 1\.jsonl"):
+        read(tmp_path)
+
+
+def test_keys_of_hubs_are_refused_for_files(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", "{}")
+    for key in ("split", "subset", "revision", "data_dir"):
+        with pytest.raises(UserError, match=f"{key}: main of a local file"):
+            read(path, **{key: "main"})
+
+
+@pytest.mark.parametrize(
+    ("first", "words"), [(b"\x1f\x8b", "gzip"), (b"PAR1", "Parquet"), (b"PK\x03\x04", "zip archive")]
 )
-RECORDS = st.lists(st.dictionaries(st.text(max_size=5), VALUES, max_size=3), max_size=6)
+def test_a_file_with_another_content_than_its_name_says_so(tmp_path: Path, first: bytes, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        read(write(tmp_path / "a.jsonl", first + b"\x00" * 20))
 
 
-@settings(max_examples=200, deadline=None)
-@given(RECORDS, st.booleans(), st.sampled_from((None, 1)))
-def test_every_record_that_is_written_is_read(
-    records: list[dict[str, Any]], ascii_only: bool, indent: int | None
-) -> None:
-    array = json.dumps(records, ensure_ascii=ascii_only, indent=indent)
-    assert [row.values for row in json_array_rows(array, "a") if isinstance(row, Row)] == records
-    lines = "\n".join(json.dumps(record, ensure_ascii=ascii_only) for record in records)
-    assert [row.values for row in jsonl_rows(lines, "a") if isinstance(row, Row)] == records
+def test_a_part_of_a_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    for name in ("one", "two"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        write(tmp_path / "set" / name / "train.jsonl", json.dumps({"text": name}) + "\n" + json.dumps({"text": "b"}))
+    (source,) = sources(DataFile(path=f"hf:{tmp_path / 'set'}", data_dir="two"), "data.train")
+    assert [row.values for row in source.rows() if isinstance(row, Row)] == [{"text": "two"}, {"text": "b"}]
+    assert places(list(source.rows(1))) == [f"hf:{tmp_path / 'set'}:2"]
+    assert source.count() == 2
 
 
-@settings(max_examples=300, deadline=None)
-@given(st.text(alphabet='{}[],:"\\ \nau019tn', max_size=30))
-def test_no_text_brings_the_readers_down(text: str) -> None:
-    assert all(isinstance(row, (Row, BadRow)) for row in jsonl_rows(text, "a"))
-    try:
-        list(json_array_rows("[" + text, "a"))
-    except UserError as error:
-        assert error.where.startswith("a:")  # noqa: PT017
+def test_a_data_set_of_modelscope(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its package fetches the files; a stand-in for it does here, and records what it is asked for."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "fetched").mkdir()
+    write(tmp_path / "fetched" / "train.jsonl", json.dumps({"text": "a"}) + "\n")
+    asked: list[tuple[str, str]] = []
+
+    class NotExistError(Exception): ...
+
+    def dataset_snapshot_download(name: str, revision: str) -> str:
+        asked.append((name, revision))
+        if name == "org/none":
+            raise NotExistError("no such data set")
+        return str(tmp_path / "fetched")
+
+    names = {name: type(name, (Exception,), {}) for name in ("FileDownloadError", "NotLoginException")}
+    errors = SimpleNamespace(NotExistError=NotExistError, **names)
+    for name, module in (
+        ("modelscope", SimpleNamespace()),
+        ("modelscope.hub", SimpleNamespace()),
+        ("modelscope.hub.errors", errors),
+        ("modelscope.hub.snapshot_download", SimpleNamespace(dataset_snapshot_download=dataset_snapshot_download)),
+    ):
+        monkeypatch.setitem(sys.modules, name, module)
+    assert len(read("ms:org/name", revision="v1")) == len(read("ms:org/name")) == 1
+    assert asked == [("org/name", "v1"), ("org/name", "master")]
+    with pytest.raises(UserError, match="no such data set"):
+        read("ms:org/none")
+    monkeypatch.setitem(sys.modules, "modelscope.hub.errors", None)
+    with pytest.raises(EnvironmentProblem, match="modelscope is not installed"):
+        read("ms:org/name")

@@ -12,7 +12,7 @@ import torch
 from luthier import component
 from luthier import config as configuration
 from luthier.checkpoint import Checkpoints
-from luthier.data.batching import Steps
+from luthier.data.order import Steps
 from luthier.engine import DDPEngine, SingleEngine, seeded
 from luthier.loop import Job
 from luthier.models.flat import use_flat_attention

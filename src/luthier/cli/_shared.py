@@ -40,3 +40,12 @@ def is_config(word: str) -> bool:
 def print_json(value: Any) -> None:
     """Prints for programs: indented JSON, text as it is, no colours."""
     print(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
+def tokenizer_of(model: str, trust_remote_code: bool = False) -> Any:
+    """The tokenizer of a model, from wherever `model.path` may point to. Raises as `resolve` does."""
+    from luthier.models.load import load_tokenizer
+    from luthier.models.sources import resolve
+
+    source = resolve(model, trust_remote_code=trust_remote_code)
+    return load_tokenizer(source.adapter or source.folder, trust_remote_code)

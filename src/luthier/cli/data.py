@@ -47,18 +47,16 @@ def data(
     from luthier.data.prepare import prepare
     from luthier.models.load import context_length, load_config, load_tokenizer
     from luthier.models.sources import resolve
+    from luthier.reporting.row_progress import RowProgress
 
     path, overrides = split_config_and_overrides(arguments or [])
     run = config.load(path, overrides)
     source = resolve(run.model.path, run.model.revision, trust_remote_code)
     tokenizer = load_tokenizer(source.folder, trust_remote_code)
     objective = component.load("objectives", run.objective.kind)(run.objective)
-    prepared = prepare(
-        run,
-        tokenizer,
-        context_length=context_length(load_config(source.folder, trust_remote_code)),
-        objective=objective,
-    )
+    context = context_length(load_config(source.folder, trust_remote_code))
+    with RowProgress() as progress:
+        prepared = prepare(run, tokenizer, context_length=context, objective=objective, watch=progress)
     shown = chosen(prepared, row, samples)
     if as_json:
         print_json(as_values(prepared, tokenizer, shown))

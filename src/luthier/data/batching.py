@@ -1,58 +1,21 @@
-"""Which examples an optimizer step covers, and how they are laid out over processes and forward passes.
+"""How the samples of an optimizer step are laid out over processes and forward passes: a function of their lengths alone.
 
-Both are pure functions: of (seed, epoch, step), and of the samples' lengths. The layout never changes the mathematics.
+The layout never changes the mathematics.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
 from typing import Literal
 
 import numpy as np
 import torch
 
-from luthier.randomness import permutation
 from luthier.types import NO_TARGET, Ints, MicroBatch, Sample
 
 HEAD_CHUNK_TOKENS = 512
 """Trained positions whose logits exist at one time: 512 x 150,000 words in float32 are 300 MB."""
-
-
-@dataclass(frozen=True)
-class Steps:
-    """The order of the data: step -> indices of its examples. The last step of an epoch may be short."""
-
-    examples: int
-    global_batch_size: int
-    seed: int
-    epochs: float
-    max_steps: int | None = None
-
-    @property
-    def per_epoch(self) -> int:
-        return math.ceil(self.examples / self.global_batch_size)
-
-    @property
-    def total(self) -> int:
-        return self.max_steps if self.max_steps is not None else max(1, math.ceil(self.epochs * self.per_epoch))
-
-    def epoch_of(self, step: int) -> float:
-        """Passes over the data when `step` (from 0) is done."""
-        whole, inside = divmod(step + 1, self.per_epoch)
-        return round(whole + min(1.0, inside * self.global_batch_size / self.examples), 6)
-
-    def indices(self, step: int) -> list[int]:
-        epoch, inside = divmod(step, self.per_epoch)
-        order = _order(self.examples, self.seed, epoch)
-        return [int(i) for i in order[inside * self.global_batch_size : (inside + 1) * self.global_batch_size]]
-
-
-@lru_cache(maxsize=2)
-def _order(examples: int, seed: int, epoch: int) -> Ints:
-    return permutation(examples, seed, "order", epoch)
 
 
 Layout = Literal["flat", "padded"]

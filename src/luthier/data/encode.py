@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,15 +27,20 @@ class Piece:
 
 
 class Encoder:
-    """The tokenizer as a function from pieces to ids. Batches run on all cores where the tokenizer is a fast one."""
+    """The tokenizer as a function from pieces to ids. Batches run on all cores where the tokenizer is a fast one.
 
-    def __init__(self, tokenizer: Any) -> None:
+    `control`: texts and ids of tokens that are a template's though the tokenizer holds them for ordinary ones.
+    """
+
+    def __init__(self, tokenizer: Any, control: Mapping[str, int] | None = None) -> None:
         self.tokenizer = tokenizer
         added = tokenizer.added_tokens_decoder
         named = {token: tokenizer.convert_tokens_to_ids(token) for token in tokenizer.all_special_tokens}
-        self.control: dict[str, int] = {
-            str(token): index for index, token in added.items() if token.special and str(token)
-        } | named
+        self.control: dict[str, int] = (
+            {str(token): index for index, token in added.items() if token.special and str(token)}
+            | named
+            | dict(control or {})
+        )
         self.control_ids = set(self.control.values()) - {tokenizer.unk_token_id}
         """ids that only a template may write; the id for unknown characters is not one of them"""
         words = sorted(map(re.escape, self.control), key=len, reverse=True)

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from luthier.data.tools import END_OF_THOUGHT, forms, hidden_part, hidden_tool
 from luthier.errors import excerpt
 from luthier.formats._shared import BadRow
 from luthier.types import Message
@@ -56,6 +57,10 @@ class Evidence:
     bos_id: int | None
     bos_wanted: bool
     """whether the model was made with BOS at the beginning and nobody vouches for a template without"""
+    inner_stop: str = ""
+    """what the template's header says of stop tokens inside the conversation: `yes`, `no`, `target`, or nothing"""
+    tools: str = ""
+    """the tools on offer, as JSON"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +93,10 @@ KNOWN_TERMINATORS = (
 )
 """End-of-turn tokens of many models: an answer that ends with one was rendered for another model."""
 ROLE_WORD = re.compile(r"\b(?:user|assistant|system|model|tool|human|bot)\Z")
-ANOTHER_TEMPLATE = "data.chat_template=FILE.jinja names another template"
+ANOTHER_TEMPLATE = "data.chat_template=FILE.jinja, or a name that `luthier template list` shows, is another template"
+
+SHOWS_TOOLS = "data.chat_template=NAME of a template that shows tools (luthier template list), or leave these rows out"
+SHOWS_THOUGHTS = "data.chat_template=NAME of a template that shows thoughts (luthier template list), or leave them out"
 
 
 def served_prompt_is_trained_prefix(e: Evidence) -> Broken | None:
@@ -113,7 +121,7 @@ def stop_token_is_trained_and_stops(e: Evidence) -> Broken | None:
     trained = [turn for turn in e.turns if turn.trained]
     for turn, (_, end) in zip(trained, e.spans, strict=True):
         if not turn.stop:
-            if turn is not e.turns[-1]:
+            if turn is not e.turns[-1] and e.inner_stop != "yes":
                 continue
             return Broken(
                 "no stop token stands after the answer: the model would never learn to stop",
@@ -215,14 +223,41 @@ def every_message_is_shown(e: Evidence) -> Broken | None:
             at = turn.end  # context may be shortened by the template, as thoughts in earlier turns are
             continue
         words = message.content.strip()
+        if message.role == "assistant" and turn is None:
+            words = words.rpartition(END_OF_THOUGHT)[2].strip()
         found = e.plain.find(words, 0 if message.role == "system" else at)
+        if found < 0 and message.role == "tool":
+            found = max(e.plain.find(form, at) for form in forms(words))
         if found < 0 or (turn is not None and found + len(words) > turn.end):
             return Broken(
                 f"message {index} ({message.role}) does not appear in the rendered text as it is",
                 "every message, in order",
-                "put the system text into the user's message" if message.role == "system" else ANOTHER_TEMPLATE,
+                "data.on_system=fold puts it into the first request" if message.role == "system" else ANOTHER_TEMPLATE,
             )
         at = at if message.role == "system" else found + len(words)
+    return None
+
+
+def every_tool_call_and_thought_is_shown(e: Evidence) -> Broken | None:
+    """The tools on offer stand before the answers; a trained answer shows its calls with all arguments, and its thoughts.
+    What is not shown would be asked of the model out of nothing, or not be learned.
+    """
+    turns = {turn.index: turn for turn in e.turns}
+    if e.tools:
+        first = next((turn.start for turn in e.turns if turn.trained), len(e.text))
+        if hidden := hidden_tool(e.tools, e.text[:first]):
+            return Broken(f"the tool {excerpt(hidden, 40)} is not shown as it is", "every tool on offer", SHOWS_TOOLS)
+    for index, message in enumerate(e.messages):
+        if not message.tool_calls and not message.thinking:
+            continue
+        turn = turns.get(index)
+        text = e.text[turn.start : turn.end] if turn is not None else e.plain
+        for call in message.tool_calls:
+            if hidden := hidden_part(call, text):
+                found = f"the call of {excerpt(call.name, 40)} in message {index} is not shown: {excerpt(hidden, 40)}"
+                return Broken(found, "its name and all its arguments", SHOWS_TOOLS)
+        if turn is not None and turn.trained and message.thinking.strip() not in text:
+            return Broken(f"the thoughts of message {index} are not shown", "thoughts and answer", SHOWS_THOUGHTS)
     return None
 
 
@@ -244,6 +279,7 @@ LAWS: dict[str, Law] = {
         something_is_trained,
         no_smuggled_control_token,
         every_message_is_shown,
+        every_tool_call_and_thought_is_shown,
     )
 }
 

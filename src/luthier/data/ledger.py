@@ -4,7 +4,7 @@ it is a bug.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 
@@ -38,6 +38,8 @@ class Ledger:
     """
     rows_with_control_text: int = 0
     """rows in which the data spell out a control token, which was encoded as plain text"""
+    rows_split: int = 0
+    """rows that gave a sample for each answer, because the template writes an answer otherwise once it is history"""
     held_out_prompts_also_trained: int = 0
     """held-out rows (from files of their own) whose prompt stands in the training data as well"""
     laws: dict[str, int] = field(default_factory=dict)
@@ -51,6 +53,16 @@ class Ledger:
     @property
     def rows_dropped(self) -> int:
         return sum(map(len, self.dropped.values()))
+
+    def add(self, other: Ledger) -> None:
+        """Adds the account of the rows that follow."""
+        for name in (item.name for item in fields(self)):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if isinstance(mine, dict):
+                for reason, value in theirs.items():
+                    mine[reason] = mine[reason] + value if reason in mine else value
+            else:
+                setattr(self, name, mine + theirs)
 
     def check(self) -> None:
         """Raises RuntimeError (a bug) where a row or token is missing from the account."""
@@ -97,6 +109,7 @@ class Ledger:
         for count, words in (
             (self.rows_with_control_text, "rows spell out a control token; it is plain text to the model"),
             (self.rows_other_ids_if_encoded_whole, "rows would have other ids if encoded in one piece"),
+            (self.rows_split, "rows gave a sample for each answer: the template writes history otherwise"),
             (
                 self.held_out_prompts_also_trained,
                 "held-out rows ask what is also trained: their loss is no fair measure",

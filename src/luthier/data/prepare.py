@@ -6,45 +6,50 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import itertools
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
 from luthier import component, formats
-from luthier.config import DataConfig, DataFile, RunConfig
-from luthier.data import laws
+from luthier.component import ComponentConfig
+from luthier.config import DataConfig, RunConfig
+from luthier.data import cache, laws
+from luthier.data.cache import SHOWN_REFUSED, Account, Found, Store
+from luthier.data.encoding import (
+    PURPOSES,
+    Chunk,
+    Encoding,
+    Work,
+    can_fork,
+    chunks_of,
+    default_workers,
+    encoders,
+)
 from luthier.data.ledger import Ledger
+from luthier.data.order import Mixture
+from luthier.data.reading import Part, Reader, plan, reader_of
 from luthier.data.render import ChatRenderer
-from luthier.data.samples import Samples, SampleWriter
-from luthier.data.source import Source, sources
+from luthier.data.samples import SampleSet
+from luthier.data.streamed import Counter
 from luthier.data.template import Template
 from luthier.errors import UserError, excerpt
-from luthier.formats._shared import BadRow
-from luthier.paths import cache_dir
-from luthier.randomness import key, uniform
-from luthier.types import NO_TARGET, Conversation, Example, Objective, Preference, Row, Sample, Text
+from luthier.types import Objective
 
-CHUNK_ROWS = 256
-LISTED_BAD_ROWS = 20
 ROWS_TO_RECOGNISE = 8
-Learnable = Conversation | Text
-"""What the renderer encodes."""
+Watch = Callable[[int, float], None]
+"""Is told how many rows are done, and what share of the data they are."""
 
 
 @dataclass
 class Prepared:
     """What a run learns from."""
 
-    train: Samples
-    eval: Samples | None
+    train: SampleSet
+    eval: SampleSet | None
     ledger: Ledger
     rejected: list[dict[str, Any]]
     """what was dropped: {"where", "reason", "row"}; `row` holds the values as they were read"""
@@ -54,367 +59,268 @@ class Prepared:
     system: str | None
     """the system text, where all conversations have the same one: an answer is served as it was trained only with it"""
     from_cache: bool
+    mixture: Mixture | None = None
+    """how the files take turns, where they do not simply follow one another"""
     notes: list[str] = field(default_factory=list)
+    """what is said at the start of a run beside the ledger"""
 
 
-class LongRow(BadRow):
-    """A row with more tokens than fit."""
-
-    def __init__(self, row: Row, sample: Sample, limit: int) -> None:
-        prompt = int((sample.targets != NO_TARGET).argmax()) + 1
-        super().__init__(
-            row.place,
-            "",
-            f"{len(sample):,} tokens, of which {prompt:,} stand before the first answer",
-            f"at most {limit:,}",
-        )
-        self.tokens = len(sample)
-
-
-def prepare(config: RunConfig, tokenizer: Any, *, context_length: int | None, objective: Objective) -> Prepared:
+def prepare(
+    config: RunConfig,
+    tokenizer: Any,
+    *,
+    context_length: int | None,
+    objective: Objective,
+    watch: Watch = lambda rows, share: None,
+) -> Prepared:
     """Encodes the data of a run, or takes them from the cache where nothing that matters has changed.
 
     Args:
         tokenizer: of transformers; fast or slow.
         context_length: tokens that the model can hold, None where it has no bound.
+        watch: is told now and then how many rows are encoded, and what share that is.
 
     Raises:
         UserError: a file, the template, or rows that cannot be used; all bad rows in one error.
     """
-    template = choose_template(tokenizer, config.data)
-    renderer = ChatRenderer(tokenizer, template)
-    plan = _plan(config.data)
-    limit = min((value for value in (config.data.max_length, context_length) if value is not None), default=None)
-    name = _cache_key(config, plan, renderer, limit, objective)
-    folder = cache_dir() / "encoded" / name
-    found = _open(folder, renderer)
-    if found is not None:
-        return found
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=folder.parent))
-    try:
-        _Preparation(config.data, renderer, objective, limit, work).run(plan)
-        _move(work, folder)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-    made = _open(folder, renderer)
-    if made is None:
-        raise RuntimeError(f"{folder} cannot be read right after it was written")
-    made.from_cache = False
-    return made
+    data = config.data
+    renderer = ChatRenderer(tokenizer, choose_template(tokenizer, data))
+    parts = plan(config, objective.takes)
+    limit = min((value for value in (data.max_length, context_length) if value is not None), default=None)
+    encoding = Encoding(data, renderer, objective, limit)
+    if data.streaming:
+        sets, account, rejected = _streamed(encoding, parts, watch)
+        return _prepared(encoding, parts, sets, _meta(account), rejected, from_cache=False)
+    folder = cache.folder_of(_key(config, parts, encoding))
+    before = cache.find(folder)
+    found = before
+    if found is None:
+        with cache.only_one(folder):
+            found = cache.find(folder) or _to_cache(encoding, parts, folder, watch)
+        cache.remove_unused(keep=folder)
+    return _prepared(encoding, parts, found.sets, found.meta, found.rejected, from_cache=before is not None)
 
 
 def choose_template(tokenizer: Any, data: DataConfig) -> Template | None:
     """The chat template; None where the tokenizer has none, which is an error only once a conversation is met."""
     if data.chat_template == "auto" and not tokenizer.chat_template:
         return None
-    return Template.choose(tokenizer, data.chat_template)
+    return Template.choose(tokenizer, data.chat_template, data.on_system, data.enable_thinking)
 
 
-@dataclass(frozen=True)
-class _Part:
-    """One file, and what it is for."""
-
-    source: Source
-    purpose: str
-
-
-def _plan(data: DataConfig) -> list[_Part]:
-    groups: list[tuple[str, tuple[DataFile, ...]]] = [("train", data.train)]
-    if isinstance(data.eval, tuple):
-        groups.append(("eval", data.eval))
-    return [
-        _Part(source, purpose)
-        for purpose, files in groups
-        for index, file in enumerate(files)
-        for source in sources(file, f"data.{purpose}[{index}].path")
-    ]
+def _to_cache(encoding: Encoding, parts: list[Part], folder: Path, watch: Watch) -> Found:
+    """Encodes into the cache, from where an earlier process was stopped."""
+    with Store(cache.unfinished(folder)) as store:
+        for done in _chunks(encoding, parts, store.account, watch):
+            store.add(done.chunk)
+        sets = store.complete()
+        _close_account(encoding.data, parts, store.account, sets)
+        store.finish(_meta(store.account), folder)
+    found = cache.find(folder)
+    if found is None:
+        raise RuntimeError(f"{folder} cannot be read right after it was written")
+    return found
 
 
-class _Preparation:
-    """One pass over all rows."""
+def _streamed(
+    encoding: Encoding, parts: list[Part], watch: Watch
+) -> tuple[Mapping[str, SampleSet], Account, list[dict[str, Any]]]:
+    """One pass that keeps nothing but the account and each sample's length."""
+    account, rejected = Account(), list[dict[str, Any]]()
+    counters = {purpose: Counter(purpose) for purpose in PURPOSES}
+    for done in _chunks(encoding, parts, account, watch):
+        for counter in counters.values():
+            counter.add(done.chunk, done.part.source, done.reader, done.part.purpose, account.rows)
+        rejected += done.chunk.rejected
+        account.add(done.chunk)
+    made = {purpose: counter.samples(encoding) for purpose, counter in counters.items()}
+    sets = {purpose: samples for purpose, samples in made.items() if samples is not None}
+    _close_account(encoding.data, parts, account, sets)
+    return sets, account, rejected
 
-    def __init__(
-        self, data: DataConfig, renderer: ChatRenderer, objective: Objective, limit: int | None, folder: Path
-    ) -> None:
-        self.data = data
-        self.renderer = renderer
-        self.objective = objective
-        self.limit = limit
-        self.folder = folder
-        self.ledger = Ledger(laws=dict.fromkeys(laws.NAMES, 0))
-        self.bad: list[BadRow] = []
-        self.rejected: list[dict[str, Any]] = []
-        self.writers = {purpose: SampleWriter(folder / purpose) for purpose in ("train", "eval")}
-        self.examples = dict.fromkeys(self.writers, 0)
-        self.systems: set[str] = set()
-        self.prompts: dict[str, list[int]] = {"train": [], "eval": []}
 
-    def run(self, plan: list[_Part]) -> None:
-        for part in plan:
-            self._file(part)
-        if self.bad:
-            raise self._all_bad_rows()
-        self._refuse_empty(plan)
-        trained = set(self.prompts["train"])
-        self.ledger.held_out_prompts_also_trained = sum(prompt in trained for prompt in self.prompts["eval"])
-        self.ledger.check()
-        for writer in self.writers.values():
-            writer.close()
-        system = next(iter(self.systems)) if len(self.systems) == 1 else ""
-        meta = {
-            "ledger": self.ledger.as_dict(),
-            "rejected": self.rejected,
-            "system": system or None,
-            "fingerprints": {
-                purpose: Samples(self.folder / purpose).fingerprint
-                for purpose, writer in self.writers.items()
-                if len(writer)
-            },
-        }
-        (self.folder / "meta.json").write_text(json.dumps(meta, ensure_ascii=True, default=str), encoding="utf-8")
+@dataclass(frozen=True, slots=True)
+class _Done:
+    chunk: Chunk
+    part: Part
+    reader: Reader | None
 
-    def _file(self, part: _Part) -> None:
-        rows, before = iter(part.source.rows()), self.ledger.rows_in
-        first = list(itertools.islice(rows, ROWS_TO_RECOGNISE))
-        good = [row for row in first if isinstance(row, Row)]
-        kind = part.source.file.format
-        if kind == "auto" and good:
-            kind = recognise(good, part.source.name, "data." + part.purpose)
-        cls = component.load("formats", kind) if kind != "auto" else None
-        reader = cls(cls.Config(kind=kind)) if cls else None
-        for chunk in _chunks(itertools.chain(first, rows), CHUNK_ROWS):
-            self._chunk(chunk, reader, part.purpose)
-        count = self.ledger.rows_in - before
-        if count == 0:
-            raise UserError(part.source.name, "there are no rows in it", "at least one row")
-        self.ledger.sources.append(
-            {
-                "name": part.source.name,
-                "format": kind,
-                "recognised": part.source.file.format == "auto",
-                "rows": count,
-                "purpose": {"train": "to learn from", "eval": "held out"}[part.purpose],
-            }
-        )
 
-    def _chunk(self, chunk: list[Row | BadRow], reader: Any, purpose: str) -> None:
-        parsed: list[tuple[Row, Learnable]] = []
-        for row in chunk:
-            self.ledger.rows_in += 1
-            if isinstance(row, BadRow):
-                self._reject(row, row.raw)
+def _chunks(encoding: Encoding, parts: list[Part], account: Account, watch: Watch) -> Iterator[_Done]:
+    """The chunks of all files that `account` does not know yet, in their order."""
+    workers = encoding.data.num_workers
+    if workers == "auto":
+        workers = default_workers(sum(part.source.size_bytes for part in parts))
+    with encoders(encoding, workers if can_fork() else 0) as encode:
+        for number, part in enumerate(parts):
+            if number < account.part:
                 continue
-            try:
-                parsed.append((row, self._parse(row, reader)))
-            except BadRow as error:
-                self._reject(error, row.values)
-        self.renderer.prefetch([example for _, example in parsed])
-        for row, example in parsed:
-            try:
-                self._example(row, example, purpose)
-            except BadRow as error:
-                error.where, error.row = error.where.replace(row.id, row.place, 1), row.place
-                self._reject(error, row.values)
-
-    def _parse(self, row: Row, reader: Any) -> Learnable:
-        """The row as an example that the objective can learn from. Raises BadRow."""
-        example = reader.parse(row)
-        if not isinstance(example, self.objective.takes):
-            takes = " or ".join(one.__name__.lower() for one in self.objective.takes)
-            raise BadRow(row.place, "", f"a {type(example).__name__.lower()}", f"a {takes}, which the objective takes")
-        return cast(Learnable, example)
-
-    def _example(self, row: Row, example: Learnable, purpose: str) -> None:
-        """Encodes one example and writes its samples. Raises BadRow."""
-        prompt = prompt_of(example)
-        if isinstance(self.data.eval, float) and is_held_out(prompt, self.data.eval):
-            purpose = "eval"
-        samples = self.objective.encode(example, self.examples[purpose], self.renderer)
-        whole = samples
-        if self.limit is not None and any(len(sample) > self.limit for sample in samples):
-            if self.data.on_long_row == "truncate":
-                samples = [truncated(sample, self.limit, row) for sample in samples]
-                self.ledger.rows_cut += 1
-                self.ledger.cut.append(row.id)
-                self.ledger.answer_tokens_cut += sum(
-                    a.trained_tokens - b.trained_tokens for a, b in zip(whole, samples, strict=True)
+            reader, _ = reader_of(part.source, part.source.rows(), f"data.{part.purpose}", encoding.data.system)
+            if len(account.by_part) == number:
+                account.begin_part(number)
+            works = (Work(rows, reader, part.purpose) for rows in chunks_of(part.source.rows(account.rows)))
+            for chunk in encode(works):
+                yield _Done(chunk, part, reader)
+                watch(account.ledger.rows_in, _share(parts, number))
+            if account.rows == 0:
+                raise UserError(
+                    part.source.name,
+                    "there are no rows in it",
+                    "at least one row",
+                    "put rows in it, or leave the file out",
                 )
-            else:
-                raise LongRow(row, max(samples, key=len), self.limit)
-        self._count(whole, samples, purpose)
-        for sample in samples:
-            self.writers[purpose].add(sample)
-        self.examples[purpose] += 1
-        self.prompts[purpose].append(key("prompt", prompt))
-        if isinstance(example, Conversation):
-            first = example.messages[0]
-            self.systems.add(first.content if first.role == "system" else "")
-        noticed = self.renderer.encoded(example)
-        self.ledger.rows_other_ids_if_encoded_whole += noticed.other_ids_if_whole
-        self.ledger.rows_with_control_text += noticed.control_text
-
-    def _count(self, whole: list[Sample], samples: list[Sample], purpose: str) -> None:
-        tokens, kept, trained = (
-            sum(map(len, whole)),
-            sum(map(len, samples)),
-            sum(sample.trained_tokens for sample in samples),
-        )
-        self.ledger.tokens_in += tokens
-        self.ledger.tokens_cut += tokens - kept
-        if purpose == "train":
-            self.ledger.rows_trained += 1
-            self.ledger.tokens_trained += trained
-            self.ledger.tokens_context += kept - trained
-        else:
-            self.ledger.rows_held_out += 1
-            self.ledger.tokens_held_out += kept
-
-    def _reject(self, error: BadRow, values: object) -> None:
-        if (self.data.on_long_row if isinstance(error, LongRow) else self.data.on_bad_row) != "drop":
-            self.bad.append(error)
-            return
-        reason = "unusable"
-        if isinstance(error, LongRow):
-            reason = "longer than the limit"
-            self.ledger.tokens_in += error.tokens
-            self.ledger.tokens_dropped += error.tokens
-        elif isinstance(error, laws.LawBroken):
-            reason = f"breaks the law {error.law}"
-            self.ledger.laws[error.law] += 1
-        self.ledger.drop(reason, error.row)
-        self.rejected.append(
-            {
-                "where": error.where,
-                "reason": "; ".join(filter(None, (error.found, error.expected and "expected " + error.expected))),
-                "row": dict(values) if isinstance(values, Mapping) else values,
-            }
-        )
-
-    def _all_bad_rows(self) -> UserError:
-        """One error for all rows that cannot be used: the first places, how many more, and the line to paste."""
-        shown = [
-            f"  {error.where}: found {error.found}"
-            + (f"; expected {error.expected}" if error.expected else "")
-            + (f" ({error.fix})" if error.fix else "")
-            for error in self.bad[:LISTED_BAD_ROWS]
-        ]
-        if len(self.bad) > LISTED_BAD_ROWS:
-            shown.append(f"  and {len(self.bad) - LISTED_BAD_ROWS:,} more")
-        share = 100 * len(self.bad) / self.ledger.rows_in
-        head = f"{len(self.bad):,} of {self.ledger.rows_in:,} rows cannot be used ({share:.2g} %); nothing was trained"
-        long = sum(isinstance(error, LongRow) for error in self.bad)
-        fixes = ["mend the rows"] if long < len(self.bad) else []
-        fixes += ["luthier train mine.yaml on_bad_row=drop (they go to rejected.jsonl)"] if long < len(self.bad) else []
-        fixes += ["luthier train mine.yaml on_long_row=drop (or truncate)"] if long else []
-        return UserError("", "\n".join([head, *shown]), "", ", or ".join(fixes))
-
-    def _refuse_empty(self, plan: list[_Part]) -> None:
-        names = ", ".join(part.source.name for part in plan if part.purpose == "train")
-        if not len(self.writers["train"]):
-            ledger = self.ledger
-            why = f"; of {ledger.rows_in:,}, {ledger.rows_dropped:,} were dropped and {ledger.rows_held_out:,} held out"
-            raise UserError(
-                names, "no rows are left to learn from" + why, "at least one row", "luthier data mine.yaml shows why"
-            )
-        if self.data.eval is not None and not len(self.writers["eval"]):
-            raise UserError(
-                "data.eval",
-                f"{excerpt(self.data.eval)} holds out none of {self.ledger.rows_trained:,} rows",
-                "at least one row",
-                "a larger share, such as data.eval=0.2, a file, or leave data.eval out",
+            purpose = {"train": "to learn from", "eval": "held out"}[part.purpose]
+            account.ledger.sources.append(
+                {
+                    "name": part.source.name,
+                    "format": reader.kind if reader else "auto",
+                    "recognised": reader is None or reader.recognised,
+                    "rows": account.rows,
+                    "purpose": ", ".join(filter(None, (purpose, part.source.note))),
+                }
             )
 
 
-def recognise(rows: list[Row], name: str, key: str) -> str:
-    """The one format that recognises the first rows.
+def _share(parts: list[Part], number: int) -> float:
+    """Of the data that is read, by the size of the files, while file `number` is."""
+    sizes = [max(1, part.source.size_bytes) for part in parts]
+    return (sum(sizes[:number]) + sizes[number] * parts[number].source.share_read) / sum(sizes)
+
+
+def _close_account(data: DataConfig, parts: list[Part], account: Account, sets: Mapping[str, SampleSet]) -> None:
+    """What is said once all rows are known.
 
     Raises:
-        UserError: none does, or several do; lists the columns.
+        UserError: rows cannot be used, or none are left.
     """
-    kinds = component.listing("formats")
-    for row in rows:
-        columns = frozenset(map(str, row.values))
-        found = [kind for kind in kinds if component.load("formats", kind).recognises(columns, row.values)]
-        if len(found) == 1:
-            return found[0]
-        if found:
-            raise UserError(
-                row.place,
-                f"several formats fit the columns {excerpt(sorted(columns))}",
-                "one of " + ", ".join(found),
-                f"{key}: [{{path: {name}, format: {found[0]}}}]",
-            )
-    columns = frozenset(map(str, rows[0].values))
-    raise UserError(
-        rows[0].place,
-        f"no format fits the columns {excerpt(sorted(columns))}",
-        "alpaca (instruction, output), sharegpt (conversations), messages (messages), "
-        "prompt_completion (prompt, completion) or text (text)",
-        "rename the columns, or name the format of your own code: format: package.module:Class",
+    if account.refused_rows:
+        raise _all_refused_rows(account)
+    _refuse_empty(data, parts, account.ledger, sets)
+    keys = {purpose: _prompt_keys(samples) for purpose, samples in sets.items()}
+    if "eval" in keys:
+        account.ledger.held_out_prompts_also_trained = int(np.isin(keys["eval"], keys["train"]).sum())
+    account.ledger.laws = dict.fromkeys(laws.NAMES, 0) | account.ledger.laws
+    account.ledger.check()
+
+
+def _prompt_keys(samples: SampleSet) -> Any:
+    """[examples] uint64"""
+    _, first = np.unique(np.asarray(samples.groups), return_index=True)
+    return np.asarray(samples.prompt_keys)[first]
+
+
+def _meta(account: Account) -> dict[str, Any]:
+    system = account.systems[0] if len(account.systems) == 1 else ""
+    return {"ledger": account.ledger.as_dict(), "system": system or None, "by_part": account.by_part}
+
+
+def _prepared(
+    encoding: Encoding,
+    parts: list[Part],
+    sets: Mapping[str, SampleSet],
+    meta: Mapping[str, Any],
+    rejected: list[dict[str, Any]],
+    from_cache: bool,
+) -> Prepared:
+    data, mixture = encoding.data, None
+    if data.mixing != "concatenate":
+        trained = [
+            (count["train"], part.weight)
+            for part, count in zip(parts, meta["by_part"], strict=True)
+            if part.purpose == "train" and count["train"]
+        ]
+        sizes, weights = zip(*trained, strict=True)
+        mixture = Mixture(sizes, weights, data.mixing)
+    return Prepared(
+        sets["train"],
+        sets.get("eval"),
+        Ledger.from_dict(meta["ledger"]),
+        rejected,
+        encoding.renderer,
+        encoding.renderer.template,
+        meta["system"],
+        from_cache,
+        mixture,
+        notes_of(meta["system"], parts, mixture),
     )
 
 
-def prompt_of(example: Example) -> str:
-    """What decides whether an example is held out: all before the last answer, or the text."""
-    if isinstance(example, Text):
-        return example.text
-    if isinstance(example, Preference):
-        asked = example.prompt
-    else:
-        last = example.messages[-1].role == "assistant"
-        asked = example.messages[: len(example.messages) - last]
-    return json.dumps([(message.role, message.content) for message in asked])
+def notes_of(system: str | None, parts: list[Part], mixture: Mixture | None) -> list[str]:
+    """What is said at the start of a run beside the ledger."""
+    notes = []
+    if system is not None:
+        notes.append(
+            f"all conversations have the system text {excerpt(system, 60)}: "
+            "it is stored with the result, and luthier chat serves with it"
+        )
+    if mixture is not None:
+        names = [part.source.name for part in parts if part.purpose == "train"]
+        turns = (
+            f"{count:,} of {size:,} from {name}"
+            for name, size, count in zip(names, mixture.sizes, mixture.counts, strict=False)
+        )
+        notes.append("an epoch has " + ", ".join(turns))
+    return notes
 
 
-def is_held_out(prompt: str, share: float) -> bool:
-    """A function of the prompt alone: equal prompts go the same way, and new rows do not move old ones."""
-    return uniform("held out", prompt) < share
+def _all_refused_rows(account: Account) -> UserError:
+    """One error for all rows that cannot be used: the first places, how many more, and the line to paste."""
+    shown = [
+        f"  {row.where}: found {row.found}"
+        + (f"; expected {row.expected}" if row.expected else "")
+        + (f" ({row.fix})" if row.fix else "")
+        for row in account.refused
+    ]
+    count, rows_in, long = account.refused_rows, account.ledger.rows_in, account.refused_long
+    if count > SHOWN_REFUSED:
+        shown.append(f"  and {count - SHOWN_REFUSED:,} more")
+    head = f"{count:,} of {rows_in:,} rows cannot be used ({100 * count / rows_in:.2g} %); nothing was trained"
+    fixes = ["mend the rows"] if long < count else []
+    fixes += ["luthier train mine.yaml on_bad_row=drop (they go to rejected.jsonl)"] if long < count else []
+    fixes += ["luthier train mine.yaml on_long_row=drop (or truncate)"] if long else []
+    return UserError("", "\n".join([head, *shown]), "", ", or ".join(fixes))
 
 
-def truncated(sample: Sample, limit: int, row: Row) -> Sample:
-    """The sample without what lies beyond `limit` tokens. No stop token is put at the cut.
-
-    Raises:
-        LongRow: nothing trained would be left.
-    """
-    if len(sample) <= limit:
-        return sample
-    targets = np.array(sample.targets[:limit])
-    targets[-1] = NO_TARGET
-    if not (targets != NO_TARGET).any():
-        raise LongRow(row, sample, limit)
-    return Sample(sample.input_ids[:limit], targets, sample.row, sample.group)
-
-
-def _chunks(rows: Iterable[Row | BadRow], size: int) -> Iterator[list[Row | BadRow]]:
-    iterator = iter(rows)
-    while chunk := list(itertools.islice(iterator, size)):
-        yield chunk
+def _refuse_empty(data: DataConfig, parts: list[Part], ledger: Ledger, sets: Mapping[str, SampleSet]) -> None:
+    if not len(sets.get("train", ())):
+        names = ", ".join(part.source.name for part in parts if part.purpose == "train")
+        why = f"; of {ledger.rows_in:,}, {ledger.rows_dropped:,} were dropped and {ledger.rows_held_out:,} held out"
+        raise UserError(
+            names, "no rows are left to learn from" + why, "at least one row", "luthier data mine.yaml shows why"
+        )
+    if data.eval is not None and not len(sets.get("eval", ())):
+        raise UserError(
+            "data.eval",
+            f"{excerpt(data.eval)} holds out none of {ledger.rows_trained:,} rows",
+            "at least one row",
+            "a larger share, such as data.eval=0.2, a file, or leave data.eval out",
+        )
 
 
-# ---- the cache
+# ---- what decides the result
 
 
-def _cache_key(
-    config: RunConfig, plan: list[_Part], renderer: ChatRenderer, limit: int | None, objective: Objective
-) -> str:
-    """A hash of all that decides the result: the content of the files, template, tokenizer, options, and the code
-    itself.
-    """
-    data = config.data
-    parts: dict[str, Any] = {
-        "files": [
-            (part.purpose, part.source.name, part.source.file.format, part.source.fingerprint()) for part in plan
+def _key(config: RunConfig, parts: list[Part], encoding: Encoding) -> dict[str, Any]:
+    """All that decides the result: the content of the files, template, tokenizer, options, and the code itself."""
+    data, renderer = config.data, encoding.renderer
+    files = [
+        (part.purpose, part.source.name, str(part.source.file.format), part.source.fingerprint()) for part in parts
+    ]
+    return {
+        "files": files,
+        "options": [
+            data.eval if isinstance(data.eval, float) else None,
+            data.on_bad_row,
+            data.on_long_row,
+            data.system,
+            encoding.limit,
         ],
-        "options": [data.eval if isinstance(data.eval, float) else None, data.on_bad_row, data.on_long_row, limit],
         "objective": config.objective.model_dump(mode="json"),
         "template": renderer.template and [renderer.template.fingerprint, renderer.template.from_file],
         "tokenizer": tokenizer_fingerprint(renderer.tokenizer),
         "stop_ids": sorted(renderer.stop_ids),
-        "code": _code_fingerprint(objective, [part.source.file.format for part in plan]),
+        "code": _code_fingerprint(encoding.objective, [part.source.file.format for part in parts]),
     }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
@@ -430,7 +336,7 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
     return hashlib.sha256((state + named).encode()).hexdigest()
 
 
-def _code_fingerprint(objective: Objective, kinds: list[str]) -> str:
+def _code_fingerprint(objective: Objective, given: Sequence[str | ComponentConfig]) -> str:
     """A hash of the source code that encodes: a changed line makes the cache anew, and nobody has to remember a version
     number.
     """
@@ -438,63 +344,11 @@ def _code_fingerprint(objective: Objective, kinds: list[str]) -> str:
     import tokenizers
 
     here = Path(__file__).parent
-    files = [*sorted(Path(formats.__file__).parent.glob("*.py")), *sorted(here.glob("*.py"))]
-    classes = [type(objective), *(component.load("formats", kind) for kind in kinds if kind != "auto")]
+    files = [*sorted(Path(formats.__file__).parent.glob("*.py")), *sorted(here.rglob("*.py"))]
+    kinds = [one.kind for one in given if isinstance(one, ComponentConfig)]
+    classes = [type(objective), *(component.load("formats", kind) for kind in kinds)]
     files += [Path(name) for cls in classes if (name := inspect.getsourcefile(cls))]
     digest = hashlib.sha256(f"{tokenizers.__version__} {jinja2.__version__}".encode())
     for file in files:
         digest.update(file.read_bytes())
     return digest.hexdigest()
-
-
-def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Samples]] | None:
-    """meta.json and the samples by purpose; None where there is nothing, or a byte of it is not what was written."""
-    try:
-        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-        sets = {purpose: Samples(folder / purpose) for purpose in meta["fingerprints"]}
-    except (FileNotFoundError, ValueError):  # DamagedCache and a broken meta.json are ValueErrors
-        return None
-    if any(samples.fingerprint != meta["fingerprints"][purpose] for purpose, samples in sets.items()):
-        return None
-    return meta, sets
-
-
-def _open(folder: Path, renderer: ChatRenderer) -> Prepared | None:
-    """What was prepared before; None where there is nothing, or nothing whole."""
-    found = _read(folder)
-    if found is None:
-        return None
-    meta, sets = found
-    ledger = Ledger.from_dict(meta["ledger"])
-    return Prepared(
-        sets["train"],
-        sets.get("eval"),
-        ledger,
-        meta["rejected"],
-        renderer,
-        renderer.template,
-        meta["system"],
-        True,
-        notes_of(ledger, meta["system"]),
-    )
-
-
-def notes_of(ledger: Ledger, system: str | None) -> list[str]:
-    """What is said at the start of a run beside the ledger."""
-    if system is None:
-        return []
-    return [
-        f"all conversations have the system text {excerpt(system, 60)}: "
-        "serve with it (luthier chat --system), for only so was it trained"
-    ]
-
-
-def _move(work: Path, folder: Path) -> None:
-    """One rename puts the finished folder into place; a damaged one there is replaced, one by another process kept."""
-    if folder.exists() and _read(folder) is None:
-        shutil.rmtree(folder, ignore_errors=True)
-    try:
-        os.replace(work, folder)
-    except OSError:
-        if _read(folder) is None:
-            raise

@@ -8,8 +8,9 @@ generation prompt, and that of the messages with the answer, must both begin the
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -27,13 +28,23 @@ from luthier.data.laws import (
     Turn,
     check,
 )
-from luthier.data.template import Request, Template
+from luthier.data.template import Part, Request, Template
+from luthier.data.template_library import Facts, token_ids
+from luthier.data.tools import changed_tools, extras_of, has_extras
 from luthier.errors import UserError
 from luthier.formats._shared import BadRow
 from luthier.types import NO_TARGET, Conversation, Message, Sample, Text
 
 WINDOW_BEFORE, WINDOW_AFTER = 32, 16
 """Characters on each side of a cut over which one encoding of the whole is compared with that of the parts."""
+
+SPLITTABLE = {
+    TEMPLATE_ONLY_APPENDS,
+    "served_prompt_is_trained_prefix",
+    "every_message_is_shown",
+    "every_tool_call_and_thought_is_shown",
+}
+"""Laws that a conversation may break because a template writes what is history otherwise than what is new."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +58,8 @@ class Encoded:
     control_text: bool
     """the data held a control token's text, which was encoded as plain text"""
     evidence: Evidence
+    stop_targets: tuple[tuple[int, int], ...] = ()
+    """(position, id): where the stop token is the target though another id follows"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +79,22 @@ class ChatRenderer:
     def __init__(self, tokenizer: Any, template: Template | None, stop_ids: Iterable[int] = ()) -> None:
         self.tokenizer = tokenizer
         self.template = template
-        self.encoder = Encoder(tokenizer)
-        self.stop_ids: set[int] = stop_ids_of(tokenizer) | set(stop_ids)
-        """ids that end generation: the tokenizer's end token, and those of the model's generation_config.json"""
+        facts = template.facts if template is not None else Facts()
+        own_stops = token_ids(facts.stop, tokenizer)
+        self.encoder = Encoder(tokenizer, token_ids(facts.tokens, tokenizer) | own_stops)
+        self.stop_ids: set[int] = stop_ids_of(tokenizer) | set(stop_ids) | set(own_stops.values())
+        """ids that end generation: the tokenizer's end token, those of the model's generation_config.json and those that
+        the template's header names"""
+        self.stop_target = next(iter(own_stops.values()), None) if facts.inner_stop == "target" else None
+        """the target behind an answer that ends without a stop token because more follows"""
         self._ready: dict[Conversation | Text, Encoded | UserError] = {}
+        self._split: dict[Conversation, tuple[Encoded, ...]] = {}
+
+    def encode(self, example: Conversation | Text, index: int) -> list[Sample]:
+        """The samples of an example: one; but one for each answer where the template writes an answer otherwise once
+        it is history, so that each is trained as it is served. Raises UserError (BadRow).
+        """
+        return [_sample(found, example.row, index) for found in self.encoded_parts(example)]
 
     def encode_conversation(self, conversation: Conversation, index: int) -> Sample:
         """The sample of a conversation. Raises UserError (BadRow): not rendered, or a law is broken."""
@@ -82,7 +107,7 @@ class ChatRenderer:
         return _sample(self.encoded(text), text.row, index)
 
     def encoded(self, example: Conversation | Text) -> Encoded:
-        """An example in tokens with the evidence for the laws. Raises UserError (BadRow)."""
+        """An example in tokens, as one sample, with the evidence for the laws. Raises UserError (BadRow)."""
         if example not in self._ready:
             self.prefetch([example])
         found = self._ready[example]
@@ -90,17 +115,43 @@ class ChatRenderer:
             raise found
         return found
 
+    def encoded_parts(self, example: Conversation | Text) -> tuple[Encoded, ...]:
+        """An example in tokens, as the samples of `encode`. Raises UserError (BadRow)."""
+        if example not in self._ready:
+            self.prefetch([example])
+        if isinstance(example, Conversation) and example in self._split:
+            return self._split[example]
+        return (self.encoded(example),)
+
     def prefetch(self, examples: Sequence[Conversation | Text]) -> None:
         """Encodes many examples at once; what was prefetched before is forgotten."""
+        self._ready = self._encode(examples)
+        parts = {
+            example: one_answer_each(example)
+            for example, found in self._ready.items()
+            if isinstance(found, LawBroken) and found.law in SPLITTABLE and isinstance(example, Conversation)
+        }
+        ready = self._encode([part for some in parts.values() for part in some]) if any(parts.values()) else {}
+        self._split = {}
+        for example, some in parts.items():
+            found_parts = [ready[part] for part in some]
+            kept = tuple(found for found in found_parts if isinstance(found, Encoded))
+            if kept and len(kept) == len(found_parts):
+                self._split[example] = kept
+            elif some:  # what is wrong with a part of it is wrong however it is trained
+                self._ready[example] = next(found for found in found_parts if isinstance(found, UserError))
+
+    def _encode(self, examples: Sequence[Conversation | Text]) -> dict[Conversation | Text, Encoded | UserError]:
+        """Each example in tokens, or what is wrong with it."""
         conversations = [example for example in examples if isinstance(example, Conversation)]
         rendered = self._render(conversations)
-        self._ready = {}
+        ready: dict[Conversation | Text, Encoded | UserError] = {}
         work: list[tuple[Conversation | Text, _Rendered, list[Piece]]] = []
         found_for: dict[Conversation | Text, _Rendered | UserError] = dict(zip(conversations, rendered, strict=True))
         found_for |= {example: self._text(example) for example in examples if isinstance(example, Text)}
         for example, found in found_for.items():
             if isinstance(found, UserError):
-                self._ready[example] = found
+                ready[example] = found
             else:
                 work.append((example, found, self._pieces(found)))
         pieces = [piece for _, _, some in work for piece in some]
@@ -112,13 +163,14 @@ class ChatRenderer:
             for _ in checks:
                 whole, left, right = next(ids), next(ids), next(ids)
                 differs |= whole != left + right
-            self._ready[example] = self._judge(example, found, some, tokens, differs)
+            ready[example] = self._judge(example, found, some, tokens, differs)
+        return ready
 
-    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+    def prompt_ids(self, messages: Sequence[Message], tools: str = "") -> list[int]:
         """What is served to get an answer: the messages and the generation prompt, encoded as in training. Raises
         UserError.
         """
-        (found,) = self._render([Conversation(tuple(messages), "prompt")], prompt=True)
+        (found,) = self._render([Conversation(tuple(messages), "prompt", tools)], prompt=True)
         if isinstance(found, UserError):
             raise found
         return [index for ids in self.encoder.encode(self._pieces(found, prompt=True)) for index in ids]
@@ -135,14 +187,14 @@ class ChatRenderer:
         requests: dict[Request, int] = {}
         plans = []
         for conversation in conversations:
-            raw = tuple((message.role, message.content) for message in conversation.messages)
-            shown = tuple((role, self._cut_apart(content)) for role, content in raw)
-            wanted = [Request(shown, prompt, template.marked), Request(raw, prompt)]
+            raw = tuple(self._part(message) for message in conversation.messages)
+            shown = tuple(self._part(message, apart=True) for message in conversation.messages)
+            tools = conversation.tools
+            apart = changed_tools(tools, self._cut_apart) if tools else ""
+            wanted = [Request(shown, prompt, template.marked, apart), Request(raw, prompt, tools=tools)]
             for index in _answers(conversation):
-                wanted += [
-                    Request(raw[:index], True),
-                    Request(raw[:index], True) if template.marked else Request(raw[: index + 1]),
-                ]
+                before = Request(raw[:index], True, tools=tools)
+                wanted += [before, before if template.marked else Request(raw[: index + 1], tools=tools)]
             plans.append([requests.setdefault(request, len(requests)) for request in wanted])
         texts = template.render(list(requests))
         return [
@@ -156,9 +208,17 @@ class ChatRenderer:
                 "data.chat_template",
                 "the model's tokenizer has no chat template (a base model has none)",
                 "a template for conversations",
-                "data.chat_template=FILE.jinja",
+                "data.chat_template=FILE.jinja, or a name that `luthier template list` shows",
             )
         return self.template
+
+    def _part(self, message: Message, apart: bool = False) -> Part:
+        """A message as the template gets it; `apart`: with control tokens in its texts cut."""
+        content = self._cut_apart(message.content) if apart else message.content
+        if not has_extras(message):
+            return message.role, content
+        shown = content if content or not message.tool_calls else self._template().empty_content
+        return message.role, shown, extras_of(message, self._cut_apart if apart else None)
 
     def _cut_apart(self, content: str) -> str:
         """The content with our private mark inside every control token that is written out in it."""
@@ -193,22 +253,26 @@ class ChatRenderer:
                 start, limit = spans[number]
             elif text.startswith(before) and text.startswith(after):
                 start, limit = len(before), len(after)
-            elif prompt:
+            elif prompt or not message.train:
                 continue
             else:
                 found = f"not prefix-stable: what it writes for messages 0 to {index} changes when more follow"
                 fix = "data.chat_template=FILE.jinja: a copy with {% generation %} marks around the answers"
                 broken = Broken(found, "a template that only appends", fix)
                 return LawBroken(conversation.row, TEMPLATE_ONLY_APPENDS, broken)
-            turns.append(self._turn(index, message, text, (start, limit), before))
+            turns.append(self._turn(index, message, text, (start, limit), before, cuts))
         return _Rendered(text, plain, tuple(turns), cuts)
 
-    def _turn(self, index: int, message: Message, text: str, limits: tuple[int, int], before: str) -> Turn:
+    def _turn(
+        self, index: int, message: Message, text: str, limits: tuple[int, int], before: str, cuts: list[int]
+    ) -> Turn:
         """The turn within `limits`, ending after its stop token: the first control token behind the answer."""
         start, span = limits[0], text[slice(*limits)]
         words = message.content if message.content in span else message.content.strip()
         behind = span.find(words) + len(words) if words in span else 0
         stop = self.encoder.find_control(span, behind)
+        if message.tool_calls or message.thinking:
+            behind, stop = len(span.rstrip()), self._stop_of_template(span, start, cuts)
         marked = self.template is not None and self.template.marked
         end = stop.end() if stop else len(span) if marked or behind == 0 else behind
         return Turn(
@@ -221,6 +285,20 @@ class ChatRenderer:
             before,
             message.train,
         )
+
+    def _stop_of_template(self, span: str, start: int, cuts: list[int]) -> re.Match[str] | None:
+        """The first token in `span` (which begins at `start` of the text) that ends generation and is not from the data;
+        where there is none, the last control token. Between calls and thoughts a template writes other control tokens.
+        """
+        found, at = None, 0
+        while match := self.encoder.find_control(span, at):
+            at = match.end()
+            if any(start + match.start() < cut < start + at for cut in cuts):
+                continue
+            found = match
+            if self.encoder.control[match.group()] in self.stop_ids:
+                break
+        return found
 
     def _text(self, text: Text) -> _Rendered | UserError:
         if self.encoder.eos_id is None:
@@ -290,21 +368,56 @@ class ChatRenderer:
             control=encoder.control,
             stop_ids=frozenset(self.stop_ids),
             bos_id=encoder.bos_id,
-            bos_wanted=not is_text and encoder.adds_bos and self._template().from_file,
+            bos_wanted=not is_text and encoder.adds_bos and self._bos_is_missed,
+            inner_stop=self.template.facts.inner_stop if self.template is not None else "",
+            tools="" if isinstance(example, Text) else example.tools,
         )
-        return check(evidence, example.row) or Encoded(ids, evidence.trained, differs, bool(found.cuts), evidence)
+        broken = check(evidence, example.row)
+        if broken is not None:
+            return broken
+        targets = self._stop_targets(evidence) if self.stop_target is not None else ()
+        return Encoded(ids, evidence.trained, differs, bool(found.cuts), evidence, targets)
+
+    @property
+    def _bos_is_missed(self) -> bool:
+        """Whether a template without BOS is more likely a slip: one from a file whose header does not say otherwise."""
+        template = self._template()
+        return template.from_file and template.facts.bos != "none"
+
+    def _stop_targets(self, evidence: Evidence) -> tuple[tuple[int, int], ...]:
+        """Behind each trained answer that ends without a stop token: its last position and the stop token's id."""
+        assert self.stop_target is not None
+        trained = [turn for turn in evidence.turns if turn.trained]
+        spans = zip(trained, evidence.spans, strict=True)
+        return tuple((end - 1, self.stop_target) for turn, (_, end) in spans if not turn.stop)
 
 
 def _answers(conversation: Conversation) -> list[int]:
     return [index for index, message in enumerate(conversation.messages) if message.role == "assistant"]
 
 
+def one_answer_each(conversation: Conversation) -> tuple[Conversation, ...]:
+    """The conversation up to each of its trained answers, only that one trained; none where that is the conversation
+    itself.
+    """
+    messages = conversation.messages
+    trained = [index for index in _answers(conversation) if messages[index].train]
+    if trained == [len(messages) - 1]:
+        return ()
+    untrained = tuple(replace(message, train=message.role != "assistant") for message in messages)
+    return tuple(replace(conversation, messages=(*untrained[:index], messages[index])) for index in trained)
+
+
 def _sample(encoded: Encoded, row: str, index: int) -> Sample:
-    """Position i is trained to predict id i + 1 where that id is the assistant's."""
+    """Position i is trained to predict id i + 1 where that id is the assistant's; at the end of an answer inside the
+    text some templates want the stop token, which does not stand there.
+    """
     ids = np.asarray(encoded.ids, dtype=np.int64)
     targets = np.full(len(ids), NO_TARGET, dtype=np.int64)
     trained = np.asarray(encoded.trained[1:], dtype=bool)
     targets[:-1][trained] = ids[1:][trained]
+    for position, stop in encoded.stop_targets:
+        targets[position] = stop
     return Sample(ids, targets, row, index)
 
 
@@ -323,6 +436,19 @@ def _windows(pieces: list[Piece], encoder: Encoder) -> list[tuple[Piece, Piece, 
     return out
 
 
+GENERATION_CONFIG = "generation_config.json"
+
+
+def save_stop_ids(folder: Path, stop_ids: Iterable[int]) -> None:
+    """Writes the ids that end generation into the folder's generation_config.json, where servers look for them; what else
+    stands there stays.
+    """
+    path = folder / GENERATION_CONFIG
+    settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    settings["eos_token_id"] = sorted(stop_ids)
+    path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
 def stop_ids_of(tokenizer: Any) -> set[int]:
     """The tokenizer's end token and the `eos_token_id` of the generation_config.json beside it.
 
@@ -330,7 +456,7 @@ def stop_ids_of(tokenizer: Any) -> set[int]:
         UserError: that file is no JSON map.
     """
     ids = {tokenizer.eos_token_id} - {None}
-    path = Path(str(tokenizer.name_or_path)) / "generation_config.json"
+    path = Path(str(tokenizer.name_or_path)) / GENERATION_CONFIG
     if path.is_file():
         try:
             found = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")

@@ -5,64 +5,108 @@ begins.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+import os
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO, overload
+from typing import TYPE_CHECKING, Any, BinaryIO, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from luthier.types import NO_TARGET, Ints, Sample
+from luthier.types import Ints, Sample
+
+if TYPE_CHECKING:
+    from hashlib import _Hash as Digest
+
+Array = npt.NDArray[Any]
 
 DTYPES: dict[str, Any] = {
     "input_ids": np.int32,
     "targets": np.int32,
-    "offsets": np.int64,
+    "lengths": np.int64,
+    "trained": np.int64,
     "groups": np.int64,
     "row_text": np.uint8,
-    "row_offsets": np.int64,
+    "row_lengths": np.int64,
+    "prompt_keys": np.uint64,
+    "text_keys": np.uint64,
 }
-"""input_ids, targets: [sum of lengths]; offsets, row_offsets: [samples + 1]; groups: [samples]; row_text: UTF-8 of all
-row ids.
+"""input_ids, targets: [sum of lengths]; row_text: UTF-8 of all row ids; all others: [samples]. `trained` counts the tokens
+with loss. prompt_keys, text_keys: hashes of what decides the split, and of the words of the example without case,
+punctuation and spacing.
 """
+LONG = ("input_ids", "targets", "row_text")
+"""The arrays that are longer than the number of samples."""
+FINGERPRINTED = ("input_ids", "targets", "lengths", "groups", "row_text")
+"""The arrays that say what a run was trained on."""
 
 
-class DamagedCache(ValueError):
-    """The files do not fit together; they are made again."""
+@dataclass(slots=True)
+class Encoded:
+    """Samples in memory, one after the other, as arrays of `DTYPES`."""
 
-
-class Samples(Sequence[Sample]):
-    """Read-only samples, memory-mapped. `lengths` and `trained` are [samples] int64: tokens, and tokens with loss, of
-    each.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        """Opens what `SampleWriter` wrote.
-
-        Raises:
-            DamagedCache: a file is missing, cut off, or does not fit the others.
-        """
-        self.folder = folder
-        try:
-            arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in DTYPES}
-        except (OSError, ValueError, EOFError) as error:
-            raise DamagedCache(f"{folder}: {error}") from None
-        self._ids, self._targets, self._offsets = arrays["input_ids"], arrays["targets"], arrays["offsets"]
-        self._groups, self._row_text, self._row_offsets = arrays["groups"], arrays["row_text"], arrays["row_offsets"]
-        count = len(self._groups)
-        if not (
-            len(self._offsets) == len(self._row_offsets) == count + 1
-            and self._offsets[-1] == len(self._ids) == len(self._targets)
-            and self._row_offsets[-1] == len(self._row_text)
-        ):
-            raise DamagedCache(f"{folder}: the arrays do not fit together")
-        self.lengths: Ints = np.diff(self._offsets)
-        starts = np.concatenate([[0], np.cumsum(np.asarray(self._targets) != NO_TARGET, dtype=np.int64)])
-        self.trained: Ints = starts[self._offsets[1:]] - starts[self._offsets[:-1]]
+    samples: list[Sample] = field(default_factory=list)
+    prompt_keys: list[int] = field(default_factory=list)
+    text_keys: list[int] = field(default_factory=list)
 
     def __len__(self) -> int:
-        return len(self._groups)
+        return len(self.samples)
+
+    def add(self, sample: Sample, prompt_key: int, text_key: int) -> None:
+        self.samples.append(sample)
+        self.prompt_keys.append(prompt_key)
+        self.text_keys.append(text_key)
+
+    def arrays(self) -> dict[str, Array]:
+        """name -> array; see `DTYPES`."""
+        rows = [sample.row.encode() for sample in self.samples]
+        values: dict[str, Any] = {
+            "input_ids": _joined([sample.input_ids for sample in self.samples]),
+            "targets": _joined([sample.targets for sample in self.samples]),
+            "lengths": [len(sample) for sample in self.samples],
+            "trained": [sample.trained_tokens for sample in self.samples],
+            "groups": [sample.group for sample in self.samples],
+            "row_text": np.frombuffer(b"".join(rows), dtype=np.uint8),
+            "row_lengths": list(map(len, rows)),
+            "prompt_keys": self.prompt_keys,
+            "text_keys": self.text_keys,
+        }
+        return {name: np.asarray(value, dtype=DTYPES[name]) for name, value in values.items()}
+
+
+class SampleSet(Sequence[Sample]):
+    """Samples that can be asked for by index, wherever they are.
+
+    `lengths`, `trained` and `groups` are [samples] int64: tokens, tokens with loss, and the example of each;
+    `prompt_keys` and `text_keys` are [samples] uint64, as in `DTYPES`.
+    """
+
+    lengths: Ints
+    trained: Ints
+    groups: Ints
+    prompt_keys: npt.NDArray[np.uint64]
+    text_keys: npt.NDArray[np.uint64]
+    streamed: bool = False
+    """whether neighbours are best read together"""
+
+    @abstractmethod
+    def row(self, index: int) -> str:
+        """`file:line` of a sample."""
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """A hash of all ids, targets, groups and row names: what a run was trained on."""
+
+    @abstractmethod
+    def at(self, index: int) -> Sample:
+        """The sample at `index`, which is within bounds."""
+
+    def __len__(self) -> int:
+        return len(self.lengths)
 
     @overload
     def __getitem__(self, index: int) -> Sample: ...
@@ -75,68 +119,139 @@ class Samples(Sequence[Sample]):
             return [self[place] for place in range(*index.indices(len(self)))]
         if not -len(self) <= index < len(self):
             raise IndexError(index)
-        index %= len(self)
+        return self.at(index % len(self))
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self.at(index) for index in range(len(self)))
+
+
+class DamagedCache(ValueError):
+    """The files do not fit together; they are made again."""
+
+
+class Samples(SampleSet):
+    """Read-only samples, memory-mapped."""
+
+    def __init__(self, folder: Path) -> None:
+        """Opens what `SampleWriter` wrote.
+
+        Raises:
+            DamagedCache: a file is missing, cut off, or does not fit the others.
+        """
+        self.folder = folder
+        try:
+            arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in DTYPES}
+        except (OSError, ValueError, EOFError) as error:
+            raise DamagedCache(f"{folder}: {error}") from None
+        self._ids, self._targets, self._row_text = arrays["input_ids"], arrays["targets"], arrays["row_text"]
+        self.lengths, self.trained, self.groups = arrays["lengths"], arrays["trained"], arrays["groups"]
+        self.prompt_keys, self.text_keys = arrays["prompt_keys"], arrays["text_keys"]
+        self._offsets, self._row_offsets = _starts(self.lengths), _starts(arrays["row_lengths"])
+        counts = {len(array) for name, array in arrays.items() if name not in LONG}
+        if not (
+            len(counts) == 1
+            and self._offsets[-1] == len(self._ids) == len(self._targets)
+            and self._row_offsets[-1] == len(self._row_text)
+        ):
+            raise DamagedCache(f"{folder}: the arrays do not fit together")
+
+    def at(self, index: int) -> Sample:
         start, end = self._offsets[index], self._offsets[index + 1]
         return Sample(
             self._ids[start:end].astype(np.int64),
             self._targets[start:end].astype(np.int64),
             self.row(index),
-            int(self._groups[index]),
+            int(self.groups[index]),
         )
 
-    def __iter__(self) -> Iterator[Sample]:
-        return (self[index] for index in range(len(self)))
-
     def row(self, index: int) -> str:
-        """`file:line` of a sample."""
         return bytes(self._row_text[self._row_offsets[index] : self._row_offsets[index + 1]]).decode()
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of all ids, targets, groups and row names: what a run was trained on."""
+        return combined(self._digest(name) for name in FINGERPRINTED)
+
+    @cached_property
+    def checksum(self) -> str:
+        """A hash of every array: whether the files are what was written."""
+        return combined(self._digest(name) for name in DTYPES)
+
+    def _digest(self, name: str) -> Digest:
+        """Of an array, read piece by piece: a hash over mapped memory would hold all of it."""
         digest = hashlib.sha256()
-        for array in (self._ids, self._targets, self._offsets, self._groups, self._row_text):
-            digest.update(np.ascontiguousarray(array).data)
-        return digest.hexdigest()
+        with (self.folder / f"{name}.npy").open("rb") as file:
+            np.lib.format.read_magic(file)
+            np.lib.format.read_array_header_1_0(file)
+            while piece := file.read(1 << 20):
+                digest.update(piece)
+        return digest
+
+
+def _joined(arrays: list[Ints]) -> Ints:
+    return np.concatenate(arrays) if arrays else np.empty(0, dtype=np.int64)
+
+
+def combined(digests: Iterable[Digest]) -> str:
+    """One hash of several."""
+    return hashlib.sha256(b"".join(digest.digest() for digest in digests)).hexdigest()
+
+
+def _starts(lengths: Array) -> Ints:
+    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
 
 
 class SampleWriter:
-    """Appends samples to files in a folder. Memory use does not grow with the data."""
+    """Appends samples to files in a folder. Memory use does not grow with the data.
 
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True)
-        self.folder = folder
+    `counts` of a moment, kept with `sync`, are enough to go on from that moment in another process.
+    """
+
+    def __init__(self, folder: Path, counts: Mapping[str, int] | None = None) -> None:
+        """Begins anew, or after `counts` values of each array; what was written beyond them is cut off.
+
+        Raises:
+            DamagedCache: the files have fewer values than that.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        self.counts = dict(counts or dict.fromkeys(DTYPES, 0))
         self._files: dict[str, BinaryIO] = {}
-        self._counts = dict.fromkeys(DTYPES, 0)
         for name in DTYPES:
-            self._files[name] = (folder / f"{name}.npy").open("wb+")
-            _write_header(self._files[name], name, 0)
-        for name in ("offsets", "row_offsets"):
-            self._append(name, [0])
+            path = folder / f"{name}.npy"
+            file = self._files[name] = path.open("r+b" if counts and path.is_file() else "wb+")
+            _write_header(file, name, 0)
+            end = file.tell() + self.counts[name] * np.dtype(DTYPES[name]).itemsize
+            if path.stat().st_size < end and counts:
+                self.abandon()
+                raise DamagedCache(f"{path}: it is shorter than what was noted")
+            file.truncate(end)
+            file.seek(end)
 
-    def add(self, sample: Sample) -> None:
-        row = np.frombuffer(sample.row.encode(), dtype=np.uint8)
-        self._append("input_ids", sample.input_ids)
-        self._append("targets", sample.targets)
-        self._append("row_text", row)
-        self._append("groups", [sample.group])
-        self._append("offsets", [self._counts["input_ids"]])
-        self._append("row_offsets", [self._counts["row_text"]])
+    def append(self, arrays: Mapping[str, Array]) -> None:
+        """Adds samples, given as `Encoded.arrays` gives them."""
+        for name, array in arrays.items():
+            self._files[name].write(np.ascontiguousarray(array, dtype=DTYPES[name]).data)
+            self.counts[name] += len(array)
 
     def __len__(self) -> int:
-        return self._counts["groups"]
+        return self.counts["groups"]
+
+    def sync(self) -> None:
+        """Returns when all that was appended is on the disk."""
+        for file in self._files.values():
+            file.flush()
+            os.fsync(file.fileno())
 
     def close(self) -> None:
         """Completes the files: the sizes are known only now."""
         for name, file in self._files.items():
             file.seek(0)
-            _write_header(file, name, self._counts[name])
-            file.close()
+            _write_header(file, name, self.counts[name])
+        self.abandon()
 
-    def _append(self, name: str, values: npt.ArrayLike) -> None:
-        array = np.asarray(values, dtype=DTYPES[name])
-        self._files[name].write(array.tobytes())
-        self._counts[name] += len(array)
+    def abandon(self) -> None:
+        """Closes the files as they are."""
+        for file in self._files.values():
+            file.close()
 
 
 def _write_header(file: BinaryIO, name: str, count: int) -> None:

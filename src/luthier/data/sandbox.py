@@ -91,11 +91,14 @@ def _raise(message: str) -> None:
 
 def render(template: Template, request: dict[str, Any], special_tokens: dict[str, str]) -> dict[str, str]:
     """The text of one request, or the error in its place."""
-    limit = OUTPUT_CHARS + OUTPUT_SHARE * sum(len(str(message["content"])) for message in request["messages"])
+    written = sum(len(message["content"] or "") + len(message.get("extras", "")) for message in request["messages"])
+    limit = OUTPUT_CHARS + OUTPUT_SHARE * (written + len(request.get("tools", "")))
     pieces, size = [], 0
     values = {
-        "messages": request["messages"],
-        "tools": None,
+        "messages": [message | json.loads(message.pop("extras", "{}")) for message in request["messages"]]
+        if request.get("extras")
+        else request["messages"],
+        "tools": json.loads(request["tools"]) if "tools" in request else None,
         "documents": None,
         "add_generation_prompt": request["add_generation_prompt"],
     }

@@ -1,31 +1,31 @@
-"""Rows of data files: JSON, JSONL, CSV, Parquet, and data sets of the hub.
+"""From what a configuration names to records: files, folders, patterns, data sets of hubs.
 
-A record that cannot be read is a `BadRow` in the stream of rows, so that one pass finds all of them; a file that cannot
-be read at all is an error at once.
+A record that cannot be read is a BadRow in its place, so that all of them are found in one pass; a file that cannot be read
+at all is an error at once. Reading streams (`readers/`), and notices a file that changes meanwhile.
 """
 
 from __future__ import annotations
 
-import csv
 import glob
 import hashlib
-import io
-import json
+import itertools
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from luthier.component import did_you_mean
 from luthier.config import DataFile
-from luthier.errors import EnvironmentProblem, UserError, excerpt
+from luthier.data import hub_data, readers
+from luthier.data.readers._bytes import File, unreadable
+from luthier.errors import UserError
 from luthier.formats._shared import BadRow
-from luthier.types import Row
+from luthier.types import Ints, Row
 
-ENDINGS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
-HUB = "hf:"
-MARKS_OF_OTHER_ENCODINGS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
-PARQUET_BATCH_ROWS = 1024
+HUBS = {"hf:": hub_data.huggingface, "ms:": hub_data.modelscope}
 
 
 @dataclass
@@ -37,348 +37,199 @@ class Source:
     file: DataFile
     path: Path | None
     dataset: Any = None
+    times: Ints | None = None
+    """[records] int64: how often each record is taken, where not all are taken once"""
+    most: int | None = None
+    """so many rows, the first ones, are taken"""
+    drawn_by: str = ""
+    """what decides `times`, for the fingerprint"""
+    note: str = ""
+    """what is to be said of the choice of rows"""
+    _state: tuple[int, ...] | None = field(default=None, repr=False)
+    """size and time of the file when it was first looked at"""
+    _opened: File | None = field(default=None, repr=False)
 
     def fingerprint(self) -> str:
-        """A hash of the content."""
-        if self.path is None:
-            return f"hub:{self.dataset._fingerprint}"
-        try:
-            with self.path.open("rb") as stream:
-                return hashlib.file_digest(stream, "sha256").hexdigest()
-        except OSError as error:
-            raise unreadable(self.name, error) from None
-
-    def rows(self) -> Iterator[Row | BadRow]:
-        """All records in their order.
+        """A hash of the content, and of the choice among its rows.
 
         Raises:
-            UserError: not readable as what its ending says; names file and line.
+            EnvironmentProblem: the file cannot be read.
+            UserError: it changes while it is read.
         """
+        chosen = f"; {self.drawn_by}; {self.most}" if self.drawn_by or self.most is not None else ""
         if self.path is None:
-            return (Row(values, self.name, number) for number, values in enumerate(self.dataset, start=1))
-        if self.path.suffix == ".parquet":
-            return parquet_rows(self.path, self.name)
-        text = read_text(self.path, self.name)
-        if self.path.suffix in (".csv", ".tsv"):
-            return csv_rows(text, self.name, "\t" if self.path.suffix == ".tsv" else ",")
-        if text.lstrip().startswith("["):
-            return json_array_rows(text, self.name)
-        if self.path.suffix == ".json" and _is_one_object(text):
-            return json_array_rows(text, self.name)
-        return jsonl_rows(text, self.name)
+            return f"hub:{self.dataset._fingerprint}{chosen}"
+        self._check_unchanged()
+        try:
+            with self.path.open("rb") as stream:
+                digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        except OSError as error:
+            raise unreadable(self.name, error) from None
+        self._check_unchanged()
+        return digest + chosen
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the file; 0 where it is not known."""
+        return self.path.stat().st_size if self.path else 0
+
+    @property
+    def share_read(self) -> float:
+        """Of the file that was read so far, where that is known; else 0."""
+        marks = self._opened.marks if self._opened else []
+        return min(1.0, marks[-1].offset_bytes / max(1, self.size_bytes)) if marks else 0.0
+
+    def rows(self, start: int = 0) -> Iterator[Row | BadRow]:
+        """The rows that are taken, in their order, after the first `start`. A record that is taken several times comes
+        several times in a row.
+
+        A later call that begins elsewhere is quick: files of lines are read from the nearest mark that was left in them,
+        Parquet by row groups, data sets by index; others are read from their beginning.
+
+        Raises:
+            UserError: not readable as what its ending says, or the file changed while it was read; names file and line.
+            EnvironmentProblem: not readable at all.
+        """
+        taken = self.records(start) if self.times is None else self._taken(start)
+        yield from itertools.islice(taken, None if self.most is None else max(0, self.most - start))
+        if self.path is not None:
+            self._check_unchanged()
+
+    def _taken(self, start: int) -> Iterator[Row | BadRow]:
+        assert self.times is not None
+        until = np.cumsum(self.times)
+        record = int(np.searchsorted(until, start, side="right"))
+        done = int(until[record - 1]) if record else 0
+        for number, row in enumerate(self.records(record), start=record):
+            times = int(self.times[number])
+            yield from itertools.repeat(row, times - max(0, min(times, start - done)))
+            done += times
+            if done >= until[-1]:
+                return
+
+    def records(self, start: int = 0) -> Iterator[Row | BadRow]:
+        """All records of the file after the first `start`, however many of them are taken. Raises as `rows`."""
+        if self.path is None:
+            return hub_data.rows(self.dataset, self.name, start)
+        return self._of_file(start)
+
+    def _of_file(self, start: int) -> Iterator[Row | BadRow]:
+        self._check_unchanged()
+        try:
+            yield from readers.records(self._file(), start)
+        except UserError:
+            self._check_unchanged()  # says more than what half a file looks like
+            raise
+
+    def count(self) -> int:
+        """How many records there are. Raises as `rows`."""
+        if self.path is None:
+            return len(self.dataset)
+        self._check_unchanged()
+        return readers.count(self._file())
+
+    def _file(self) -> File:
+        if self._opened is None:
+            assert self.path is not None
+            self._opened = File(self.path, self.name)
+        return self._opened
+
+    def _check_unchanged(self) -> None:
+        """Raises UserError where the file is not what it was when it was first looked at."""
+        assert self.path is not None
+        try:
+            found = os.stat(self.path)
+        except FileNotFoundError:
+            raise UserError(
+                self.name, "the file disappeared while it was read", "a file that stays", "put it back, and start again"
+            ) from None
+        except OSError as error:
+            raise unreadable(self.name, error) from None
+        state = (found.st_size, found.st_mtime_ns, found.st_ino)
+        if self._state is None:
+            self._state = state
+        if state != self._state:
+            raise UserError(
+                self.name,
+                f"the file changed while it was read: {self._state[0]:,} bytes, now {state[0]:,}",
+                "a file that nobody writes to",
+                "start again when it is complete",
+            )
 
 
 def sources(file: DataFile, key: str) -> list[Source]:
-    """The files that one entry of `data.train` or `data.eval` names: one, those of a pattern, or a hub data set.
+    """The files that one entry of `data.train` or `data.eval` names: one, those of a folder or pattern, or a hub's data set.
 
     Raises:
         UserError: nothing is there, or its ending is none that is read; `key` names the entry in the configuration.
     """
-    if file.path.startswith(HUB):
-        return [Source(file.path, file, None, hub_dataset(file))]
+    for prefix, load in HUBS.items():
+        if file.path.startswith(prefix):
+            return [Source(file.path, file, None, load(file))]
     path = Path(file.path)
+    _refuse_keys_of_hubs(file, key)
     if glob.has_magic(file.path) and not path.exists():
-        found = sorted(glob.glob(file.path, recursive=True))
+        found = sorted(name for name in glob.glob(file.path, recursive=True) if not Path(name).is_dir())
         if not found:
-            raise UserError(f"{key}: {file.path}", "no file matches this pattern", f"files below {Path.cwd()}")
+            raise UserError(
+                f"{key}: {file.path}", "no file matches this pattern", f"files below {Path.cwd()}", f"ls {file.path}"
+            )
         return [_local(Path(name), name, file, key) for name in found]
+    if path.is_dir():
+        return [_local(item, str(item), file, key) for item in _in_folder(path, key)]
     return [_local(path, file.path, file, key)]
 
 
+def _refuse_keys_of_hubs(file: DataFile, key: str) -> None:
+    given = {"subset": file.subset, "revision": file.revision, "data_dir": file.data_dir}
+    given["split"] = None if file.split == "train" else file.split
+    for name, value in given.items():
+        if value is not None:
+            raise UserError(
+                f"{key}: {file.path}",
+                f"{name}: {value} of a local file",
+                f"hf:org/name with {name}",
+                f"leave {name} out",
+            )
+
+
+def _in_folder(folder: Path, key: str) -> list[Path]:
+    """The data files that lie in a folder, not those in folders below it. Raises UserError where they differ in kind."""
+    try:
+        items = sorted(item for item in folder.iterdir() if not item.name.startswith("."))
+    except OSError as error:
+        raise unreadable(str(folder), error) from None
+    found = [item for item in items if readers.ending_of(item) and not item.is_dir()]
+    kinds = sorted({ending for item in found if (ending := readers.ending_of(item))})
+    place = f"{key}: {folder}"
+    if not found:
+        below = next((item for item in items if item.is_dir()), None)
+        fix = f"{key}={folder}/**/*.jsonl for files further down" if below else f"{key}=FILE"
+        raise UserError(place, "no data files lie in this folder", "files ending with one of " + readers.ENDINGS, fix)
+    if len(kinds) > 1:
+        first = [next(item.name for item in found if readers.ending_of(item) == kind) for kind in kinds]
+        wrong = f"files of several kinds lie in this folder: {', '.join(first[:4])}"
+        raise UserError(place, wrong, "files of one kind", f"{key}={folder}/*{kinds[0]}")
+    return found
+
+
 def _local(path: Path, name: str, file: DataFile, key: str) -> Source:
+    place = f"{key}: {name}"
+    if path.is_symlink() and not path.exists():
+        raise UserError(
+            place, "this link leads nowhere, or in a circle", "a file", f"ls -l {name} shows where it leads"
+        )
     if not path.exists():
         if name.count("/") == 1 and not name.startswith((".", "/")) and not path.suffix:
-            raise UserError(
-                f"{key}: {name}",
-                "there is no such file",
-                "a file; a data set of the hub starts with hf:",
-                f"{key}=hf:{name}",
-            )
+            expected = "a file; a data set of the hub starts with hf:"
+            raise UserError(place, "there is no such file", expected, f"{key}=hf:{name}")
         near = did_you_mean(path.name, [item.name for item in path.parent.iterdir()]) if path.parent.is_dir() else ""
         found = f"there is no such file (looked in {path.absolute().parent})"
-        raise UserError(f"{key}: {name}", found, "a file", near or f"{key}=PATH/{path.name}")
-    if path.is_dir():
-        raise UserError(
-            f"{key}: {name}", "this is a folder", "a file, or a pattern of files", f"{key}={name.rstrip('/')}/*.jsonl"
-        )
+        raise UserError(place, found, "a file", near or f"{key}=PATH/{path.name}")
     if not path.is_file():
-        raise UserError(
-            f"{key}: {name}", "this is no ordinary file", "a file", f"copy what it gives to a file: {key}=FILE"
-        )
-    if path.suffix not in ENDINGS:
-        raise UserError(
-            f"{key}: {name}", f"the ending {path.suffix or '(none)'} is not known", "one of " + " ".join(ENDINGS)
-        )
+        raise UserError(place, "this is no ordinary file", "a file", f"copy what it gives to a file: {key}=FILE")
+    if readers.ending_of(path) is None:
+        ending = "".join(path.suffixes[-2:]) or "(none)"
+        fix = f"name it for what it holds: mv {name} {path.stem}.jsonl"
+        raise UserError(place, f"the ending {ending} is not known", "one of " + readers.ENDINGS, fix)
     return Source(name, file, path)
-
-
-def unreadable(name: str, error: OSError) -> EnvironmentProblem:
-    return EnvironmentProblem(name, f"cannot be read: {error.strerror or error}", "a readable file")
-
-
-def read_text(path: Path, name: str) -> str:
-    """The text of a UTF-8 file, without a byte order mark; line ends stay as they are.
-
-    Raises:
-        UserError: another encoding, with the line; or nothing in the file.
-    """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise unreadable(name, error) from None
-    if not data.strip():
-        raise UserError(
-            name, "the file is empty", "at least one row", "put rows in it, or name another file: data.train=FILE"
-        )
-    if encoding := MARKS_OF_OTHER_ENCODINGS.get(data[:2]):
-        raise UserError(
-            name, f"the file is {encoding}", "UTF-8", f"iconv -f {encoding} -t UTF-8 {name} > utf8_{path.name}"
-        )
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise UserError(
-            f"{name}:{line}",
-            f"byte {error.start} (0x{data[error.start]:02x}) is not UTF-8",
-            "a text file in UTF-8",
-            f"iconv -f ITS_ENCODING -t UTF-8 {name} > utf8_{path.name}",
-        ) from None
-
-
-@dataclass
-class StrictJSON:
-    """JSON without what Python's parser lets pass: duplicate keys, NaN and Infinity. They are noted in `faults`."""
-
-    faults: list[tuple[str, str]] = field(default_factory=list)
-    """(what was found, what was expected) of the value read last"""
-
-    def __post_init__(self) -> None:
-        self._decoder = json.JSONDecoder(object_pairs_hook=self._map, parse_constant=self._constant)
-
-    def value_at(self, text: str, start: int) -> tuple[Any, int]:
-        """The value that begins at `start`, and where it ends. Raises ValueError (of which JSONDecodeError has a
-        position).
-        """
-        self.faults.clear()
-        try:
-            return self._decoder.raw_decode(text, start)
-        except RecursionError:
-            raise ValueError("nested too deeply") from None
-
-    def _map(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        out = dict(pairs)
-        if len(out) < len(pairs):
-            keys = [key for key, _ in pairs]
-            twice = next(key for key in keys if keys.count(key) > 1)
-            self.faults.append((f"the key {excerpt(twice)} stands in it twice", "each key once"))
-        return out
-
-    def _constant(self, name: str) -> float:
-        self.faults.append((f"the value {name}", "JSON, which has no such value"))
-        return 0.0
-
-
-def _reason(error: ValueError) -> str:
-    return f"{error.msg} at character {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)[:100]
-
-
-def _row(value: Any, name: str, number: int, line: int | None, parser: StrictJSON, raw: str) -> Row | BadRow:
-    place = Row({}, name, number, line).place
-    if parser.faults:
-        found, expected = parser.faults[0]
-        return BadRow(place, "", found, expected, raw=raw)
-    if not isinstance(value, dict):
-        return BadRow(place, "", excerpt(value), 'a map in braces: {"key": "value"}', raw=raw)
-    return Row(value, name, number, line)
-
-
-def jsonl_rows(text: str, name: str) -> Iterator[Row | BadRow]:
-    """One record a line. Lines end at a line feed only: other line separators may stand inside JSON texts. Blank lines
-    are no records.
-    """
-    parser = StrictJSON()
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not (line := line.strip(" \t\r")):
-            continue
-        try:
-            value, end = parser.value_at(line, 0)
-            if end != len(line):
-                raise json.JSONDecodeError("Extra data", line, end)
-        except ValueError as error:
-            yield BadRow(f"{name}:{number}", "", f"broken JSON: {_reason(error)}", "one JSON map on one line", raw=line)
-            continue
-        yield _row(value, name, number, None, parser, line)
-
-
-def _is_one_object(text: str) -> bool:
-    """Whether a file is a single JSON map, over as many lines as it likes, and nothing after it."""
-    start = len(text) - len(text.lstrip())
-    try:
-        _, end = StrictJSON().value_at(text, start)
-    except ValueError:
-        return "\n" in text.strip() and text.lstrip()[:2].rstrip() == "{"
-    return not text[end:].strip()
-
-
-def json_array_rows(text: str, name: str) -> Iterator[Row | BadRow]:
-    """The records of one JSON array, or the one record of a file that is a map.
-
-    Raises:
-        UserError: the array is broken, with the line: what follows cannot be told.
-    """
-    parser, number, line, seen = StrictJSON(), 0, 1, 0
-    in_array = text.lstrip().startswith("[")
-    position = _skip(text, 0)
-    position = _skip(text, position + 1) if in_array else position
-
-    def broken(reason: str, at: int) -> UserError:
-        return UserError(
-            f"{name}:{text.count(chr(10), 0, at) + 1}", f"broken JSON: {reason}", "a JSON array of maps: [{...}, {...}]"
-        )
-
-    while position < len(text) and text[position] != "]":
-        number += 1
-        line, seen = line + text.count("\n", seen, position), position
-        try:
-            value, end = parser.value_at(text, position)
-        except json.JSONDecodeError as error:
-            raise broken(error.msg, error.pos) from None
-        except ValueError as error:
-            raise broken(_reason(error), position) from None
-        yield _row(value, name, number, line, parser, text[position:end])
-        position = _skip(text, end)
-        if not in_array:
-            if position < len(text):
-                raise broken("more text after the map", position)
-            return
-        if text[position : position + 1] == ",":
-            position = _skip(text, position + 1)
-            if text[position : position + 1] == "]":
-                raise broken("a comma before ]", position)
-        elif text[position : position + 1] != "]":
-            raise broken(
-                "a comma or ] is missing" if position < len(text) else "the file ends inside the array", position
-            )
-    if position >= len(text):
-        raise broken("the file ends inside the array", position)
-    if _skip(text, position + 1) < len(text):
-        raise broken("more text after the array", _skip(text, position + 1))
-
-
-def _skip(text: str, position: int) -> int:
-    while position < len(text) and text[position] in " \t\r\n":
-        position += 1
-    return position
-
-
-def csv_rows(text: str, name: str, delimiter: str) -> Iterator[Row | BadRow]:
-    """Records of a CSV file with a header line; a record is named by the line at which it begins.
-
-    Raises:
-        UserError: no header, or a column that stands in it twice.
-    """
-    before = csv.field_size_limit(
-        len(text) + 1
-    )  # the default cuts long texts off with an error; the limit is global, so it is put back
-    try:
-        records = list(_csv_records(text, name, delimiter))
-    finally:
-        csv.field_size_limit(before)
-    (_, header), *rest = records
-    if isinstance(header, BadRow):
-        raise UserError(header.where, header.found, header.expected)
-    if len(set(header)) < len(header) or not all(header):
-        raise UserError(f"{name}:1", f"the header is {excerpt(header)}", "a name for each column, each once")
-    for line, record in rest:
-        if isinstance(record, BadRow):
-            yield record
-        elif len(record) != len(header):
-            yield BadRow(
-                f"{name}:{line}",
-                "",
-                f"{len(record)} fields",
-                f"{len(header)} fields: {excerpt(header)}",
-                "put texts with commas or line ends into quotes",
-            )
-        else:
-            yield Row(dict(zip(header, record, strict=True)), name, line)
-
-
-def _csv_records(text: str, name: str, delimiter: str) -> Iterator[tuple[int, list[str] | BadRow]]:
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    while True:
-        line = reader.line_num + 1
-        try:
-            record = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            yield (
-                line,
-                BadRow(
-                    f"{name}:{line}", "", f"broken CSV: {error}", "texts with quotes, commas or line ends in quotes"
-                ),
-            )
-            continue
-        if record:
-            yield line, record
-
-
-def parquet_rows(path: Path, name: str) -> Iterator[Row | BadRow]:
-    """Records of a Parquet file, numbered from 1.
-
-    Raises:
-        UserError: the file is no Parquet, or damaged.
-    """
-    import pyarrow
-    import pyarrow.parquet
-
-    number = 0
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=PARQUET_BATCH_ROWS):
-                for values in batch.to_pylist():
-                    number += 1
-                    yield Row(values, name, number)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(
-            name, f"no readable Parquet file: {str(error).splitlines()[0][:120]}", "a whole Parquet file"
-        ) from None
-
-
-def hub_dataset(file: DataFile) -> Any:
-    """A split of a data set of the hub (or of a local folder in its layout), memory-mapped.
-
-    Raises:
-        UserError: there is no such data set, subset or split.
-        EnvironmentProblem: the hub cannot be reached.
-    """
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetNotFoundError, DatasetsError
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-
-    name = file.path.removeprefix(HUB)
-    try:
-        return load_dataset(name, file.subset, split=file.split)
-    except (DatasetNotFoundError, FileNotFoundError) as error:
-        raise UserError(
-            file.path, f"there is no such data set: {_first_line(error)}", "hf:org/name, or a local file without hf:"
-        ) from None
-    except (OfflineModeIsEnabled, ConnectionError, HfHubHTTPError) as error:
-        raise EnvironmentProblem(
-            file.path,
-            f"the hub cannot be reached: {_first_line(error)}",
-            "a connection, or a local file",
-            "luthier download fetches ahead of time",
-        ) from None
-    except (DatasetsError, ValueError) as error:
-        raise UserError(
-            file.path,
-            f"cannot be read (subset {file.subset}, split {file.split}): {_first_line(error)}",
-            "an existing subset and split",
-        ) from None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]

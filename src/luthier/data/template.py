@@ -13,11 +13,14 @@ import threading
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from luthier.data.template_library import HEADER, Facts, facts_of, find, is_name, refuse_missing_tokens
+from luthier.data.tools import extras_of, has_extras
 from luthier.errors import UserError
-from luthier.types import Message
+from luthier.types import Message, ToolCall
 
 CLOCK = "2026-01-01T00:00:00"
 """What `strftime_now` says: a template that writes today's date would make the same run differ from day to day."""
@@ -27,17 +30,57 @@ BATCH_LIMIT_S = 20.0
 START_LIMIT_S = 30.0
 SANDBOX = Path(__file__).with_name("sandbox.py")
 MARK_TAG = re.compile(r"\{%([-+]?)(\s*)(end)?generation(\s*)([-+]?)%\}")
-FIX = "data.chat_template=FILE.jinja names another template"
+FIX = "data.chat_template=FILE.jinja, or a name that `luthier template list` shows, is another template"
+
+FOLD = (
+    "{% if messages[0].role == 'system' %}"
+    "{% if messages | length < 2 or messages[1].role != 'user' %}"
+    "{{ raise_exception('there is no request into which the system text could be put') }}{% endif %}"
+    "{% set messages = [{'role': 'user', 'content': messages[0].content + '\\n\\n' + messages[1].content}]"
+    " + messages[2:] %}{% endif %}"
+)
+"""Puts the system text at the beginning of the first request, before the template proper sees the messages."""
+
+THINKING = "{%% if enable_thinking is not defined %%}{%% set enable_thinking = %s %%}{%% endif %%}"
+"""What was chosen for training is what holds where a server says nothing else."""
+
+Part = tuple[str, str] | tuple[str, str | None, str]
+"""A message for a template: role, content, and what it has beside them, as JSON."""
+
+
+def part_of(message: Message) -> Part:
+    """A message as a template gets it."""
+    return (
+        (message.role, message.content, extras_of(message)) if has_extras(message) else (message.role, message.content)
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One rendering: messages as (role, content), and whether the assistant's header is put at the end."""
+    """One rendering: the messages, and whether the assistant's header is put at the end."""
 
-    messages: tuple[tuple[str, str], ...]
+    messages: tuple[Part, ...]
     add_generation_prompt: bool = False
     marked: bool = False
     """whether the text carries the marks of what the assistant says"""
+    tools: str = ""
+    """a JSON list of schemas; "" for none"""
+
+    def as_line(self) -> dict[str, Any]:
+        """What the process that renders is told."""
+        line = {
+            "messages": [
+                {"role": part[0], "content": part[1], **({"extras": part[2]} if len(part) == 3 else {})}
+                for part in self.messages
+            ],
+            "add_generation_prompt": self.add_generation_prompt,
+            "template": "marked" if self.marked else "plain",
+        }
+        if any(len(part) == 3 for part in self.messages):
+            line["extras"] = True
+        if self.tools:
+            line["tools"] = self.tools
+        return line
 
 
 class Template:
@@ -55,8 +98,10 @@ class Template:
         *,
         from_file: bool = False,
         clock: str = CLOCK,
+        facts: Facts | None = None,
     ) -> None:
         self.source = source
+        self.facts = facts if facts is not None else Facts()
         self.origin = origin
         self.from_file = from_file
         self.special_tokens = dict(special_tokens)
@@ -69,41 +114,43 @@ class Template:
         self._process: subprocess.Popen[str] | None = None
 
     @classmethod
-    def choose(cls, tokenizer: Any, spec: str = "auto") -> Template:
-        """The tokenizer's own template (`auto`; of several, the one named `default`), or that of a Jinja file.
+    def choose(
+        cls,
+        tokenizer: Any,
+        spec: str = "auto",
+        on_system: Literal["template", "fold"] = "template",
+        enable_thinking: bool | None = None,
+    ) -> Template:
+        """The tokenizer's own template (`auto`; of several, the one named `default`), one that comes with luthier, or
+        that of a Jinja file.
+
+        Args:
+            on_system: `fold` puts a system text into the first request.
+            enable_thinking: the template's variable of this name; None leaves it to the template.
 
         Raises:
-            UserError: the tokenizer has none, or the file cannot be read.
+            UserError: there is no such template, it cannot be read, or it does not fit the tokenizer or the options.
         """
         special = {key: str(value) for key, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
-        if spec != "auto":
-            path = Path(spec)
-            try:
-                return cls(path.read_text(encoding="utf-8"), spec, special, from_file=True)
-            except (OSError, UnicodeDecodeError) as error:
+        if spec == "auto":
+            source, origin, facts = _own(tokenizer), "the tokenizer", Facts()
+            with contextlib.suppress(ValueError):  # another program's comment
+                facts = facts_of(source)
+        else:
+            origin = spec
+            source, facts = read_template(spec)
+        refuse_missing_tokens(facts, tokenizer)
+        prelude = FOLD if on_system == "fold" else ""
+        if enable_thinking is not None:
+            if "enable_thinking" not in source:
                 raise UserError(
-                    f"data.chat_template: {spec}",
-                    f"cannot be read: {getattr(error, 'strerror', None) or error}",
-                    "auto, or a Jinja file in UTF-8",
-                ) from None
-        source = tokenizer.chat_template
-        if isinstance(source, Mapping):
-            if "default" not in source:
-                raise UserError(
-                    "data.chat_template",
-                    f"the tokenizer has templates named {', '.join(source)}, none named default",
-                    "one template",
-                    FIX,
+                    "data.enable_thinking",
+                    f"the chat template of {origin} does not know it",
+                    "a template that thinks on demand",
+                    "leave data.enable_thinking out",
                 )
-            source = source["default"]
-        if not source:
-            raise UserError(
-                "data.chat_template",
-                "the model's tokenizer has no chat template (a base model has none)",
-                "a template",
-                "data.chat_template=FILE.jinja, or format: text for data without roles",
-            )
-        return cls(source, "the tokenizer", special)
+            prelude += THINKING % str(enable_thinking).lower()
+        return cls(_behind_header(source, prelude), origin, special, from_file=spec != "auto", facts=facts)
 
     @property
     def fingerprint(self) -> str:
@@ -119,25 +166,27 @@ class Template:
             UserError: the template is no Jinja, or needs too much time; nothing can be rendered.
         """
         process = self._started()
-        lines = [
-            {
-                "messages": [{"role": role, "content": content} for role, content in request.messages],
-                "add_generation_prompt": request.add_generation_prompt,
-                "template": "marked" if request.marked else "plain",
-            }
-            for request in requests
-        ]
-        answers = self._ask(process, lines, BATCH_LIMIT_S)
+        answers = self._ask(process, [request.as_line() for request in requests], BATCH_LIMIT_S)
         return [item["text"] if "text" in item else self._failed(item["error"]) for item in answers]
 
-    def render_one(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
+    def render_one(self, messages: Sequence[Message], *, add_generation_prompt: bool = False, tools: str = "") -> str:
         """The text of one conversation. Raises UserError as the template does."""
         (text,) = self.render(
-            [Request(tuple((message.role, message.content) for message in messages), add_generation_prompt)]
+            [Request(tuple(part_of(message) for message in messages), add_generation_prompt, tools=tools)]
         )
         if isinstance(text, UserError):
             raise text
         return text
+
+    @cached_property
+    def empty_content(self) -> str | None:
+        """The content of a message that calls tools and says nothing: "", or None where only then the call is shown.
+        Templates differ in which of them they look for.
+        """
+        call = extras_of(Message("assistant", "", tool_calls=(ToolCall("probing", "{}"),)))
+        requests = [Request((("user", "a"), ("assistant", content, call))) for content in ("", None)]
+        empty, none = (text if isinstance(text, str) else "" for text in self.render(requests))
+        return None if "probing" not in empty and "probing" in none and "None" not in none else ""
 
     def unmark(self, text: str) -> tuple[str, list[tuple[int, int]], list[int]]:
         """A marked text without its marks, the spans between begin and end, and the places of the cuts (character
@@ -231,12 +280,71 @@ class Template:
         return json.loads(line)
 
     def _failed(self, reason: str) -> UserError:
+        fold = "data.on_system=fold puts the system text into the first request; " if "system" in reason.lower() else ""
         return UserError(
             f"chat template of {self.origin}" if not self.from_file else self.origin,
             reason,
             "a template that renders these messages",
-            FIX,
+            fold + FIX,
         )
+
+
+def read_template(spec: str) -> tuple[str, Facts]:
+    """The text and header of a template that comes with luthier, or of a Jinja file.
+
+    Raises:
+        UserError: there is no such template, or it cannot be read.
+    """
+    if is_name(spec):
+        shipped = find(spec)
+        return shipped.text, shipped.facts
+    try:
+        source = Path(spec).read_text(encoding="utf-8")
+        return source, facts_of(source)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"data.chat_template: {spec}",
+            f"cannot be read: {getattr(error, 'strerror', None) or error}",
+            "auto, a name that `luthier template list` shows, or a Jinja file in UTF-8",
+        ) from None
+    except ValueError as error:
+        raise UserError(spec, str(error), "the keys and values of the headers in luthier's templates") from None
+
+
+def _own(tokenizer: Any) -> str:
+    """The template that a tokenizer carries. Raises UserError where it has none."""
+    source = tokenizer.chat_template
+    if isinstance(source, Mapping):
+        if "default" not in source:
+            raise UserError(
+                "data.chat_template",
+                f"the tokenizer has templates named {', '.join(source)}, none named default",
+                "one template",
+                FIX,
+            )
+        source = source["default"]
+    if not source:
+        raise UserError(
+            "data.chat_template",
+            "the model's tokenizer has no chat template (a base model has none)",
+            "a template",
+            "data.chat_template=FILE.jinja, a name that `luthier template list` shows, or format: text for data without roles",
+        )
+    return str(source)
+
+
+def _behind_header(source: str, prelude: str) -> str:
+    """The template with statements put before it. The line break behind them is none of its text: a block's own line
+    break is left out, as transformers sets Jinja.
+    """
+    if not prelude:
+        return source
+    header = HEADER.match(source)
+    if header is None:
+        return f"{prelude}\n{source}"
+    body = source[header.end() :]
+    body = body.lstrip() if header[0].endswith("-#}") else body.removeprefix("\n")
+    return f"{header[0]}\n{prelude}\n{body}"
 
 
 def _as_plain_block(match: re.Match[str]) -> str:

@@ -31,7 +31,7 @@ class Adapter:
         return "float32"
 
     def write(self, parts: Parts, folder: Path) -> None:
-        """adapter_model.safetensors, adapter_config.json, tokenizer and template."""
+        """adapter_model.safetensors, adapter_config.json, tokenizer, template, and the tokens that end an answer."""
         assert parts.adapter is not None
         shutil.copyfile(parts.adapter / WEIGHTS, folder / WEIGHTS)
         settings = json.loads((parts.adapter / CONFIG).read_text(encoding="utf-8"))
@@ -41,6 +41,8 @@ class Adapter:
         )
         parts.tokenizer.chat_template = parts.template
         parts.tokenizer.save_pretrained(folder)
+        stops = {"eos_token_id": list(parts.stop_ids)}
+        (folder / "generation_config.json").write_text(json.dumps(stops, indent=2) + "\n", encoding="utf-8")
 
     def reload(self, parts: Parts, folder: Path) -> Any:
         """The base with the written adapter, by plain transformers and peft."""

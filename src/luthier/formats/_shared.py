@@ -1,17 +1,27 @@
-"""What the formats have in common: the error of a row that cannot be used, and the checks of its parts."""
+"""What the formats have in common: the error of a row that cannot be used, and the checks of its texts and its order."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, cast
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
 
-from luthier.component import did_you_mean
+from pydantic import Field
+
 from luthier.errors import UserError, excerpt
-from luthier.types import Message, Role, Row
+from luthier.types import Message, Row
 
-ROLES = ("system", "user", "assistant", "tool")
+Column = Annotated[str, Field(min_length=1)]
+"""The name of a column; the same as the key where a file uses the usual name."""
+
 PAIRED = frozenset({"chosen", "rejected"})
 """Columns of preference data, which no format for plain answers may take for its own."""
+
+MEDIA = frozenset({"image", "images", "video", "videos", "audio", "audios"})
+"""Columns of what is no text. A row that has something there would be learned without what it is about."""
+
+AN_ANSWER = "an answer: an empty one trains only the stop token"
+KINDS = {"dict": "a map", "list": "a list", "tuple": "a list", "int": "a number", "float": "a number"}
+KINDS |= {"bool": "true or false", "str": "text", "NoneType": "null", "bytes": "binary data"}
 
 
 class BadRow(UserError):
@@ -27,38 +37,56 @@ class BadRow(UserError):
         """the text as it stands in the file, where no values could be read from it"""
 
 
-def text_of(row: Row, values: Mapping[str, Any], key: str, field: str = "", *, required: bool = True) -> str:
-    """The text under `key`; "" where it is not required and absent or null.
+def kind_of(value: object) -> str:
+    """What a value is, in the words of JSON."""
+    return KINDS.get(type(value).__name__, type(value).__name__)
+
+
+def found(value: object) -> str:
+    """What stands there, and what kind of value that is."""
+    return "null" if value is None else f"{excerpt(value)} ({kind_of(value)})"
+
+
+def missing(row: Row, values: Mapping[str, Any], key: str) -> str:
+    """What is said of a key without a value: null, or not there (then which keys are)."""
+    return "null" if key in values else f"missing; the keys are {excerpt(sorted(map(str, values)))}"
+
+
+def text_of(
+    row: Row, values: Mapping[str, Any], key: str | None, field: str = "", *, required: bool = True, fix: str = ""
+) -> str:
+    """The text under `key`; "" where there is no key, or it is not required and absent or null.
 
     Raises:
         BadRow: it is missing, no text, or holds characters that no tokenizer takes.
     """
-    field = field or key
+    if key is None:
+        return ""
     value = values.get(key)
     if value is None:
         if not required:
             return ""
-        raise BadRow(
-            row.place,
-            field,
-            "null" if key in values else f"missing; the keys are {excerpt(sorted(map(str, values)))}",
-            "text",
-        )
+        raise BadRow(row.place, field or key, missing(row, values, key), "text", fix)
     if not isinstance(value, str):
-        raise BadRow(row.place, field, f"{excerpt(value)} ({_kind(value)})", "text in quotes")
-    if "\0" in value:
-        raise BadRow(row.place, field, f"a NUL character at {value.index(chr(0))}", "text without control bytes")
-    if not value.isascii():
+        raise BadRow(row.place, field or key, found(value), "text in quotes")
+    return clean(row, value, field or key)
+
+
+def clean(row: Row, text: str, field: str) -> str:
+    """`text`, if it holds nothing but whole characters.
+
+    Raises:
+        BadRow: a NUL character, or half of a surrogate pair.
+    """
+    if "\0" in text:
+        raise BadRow(row.place, field, f"a NUL character at {text.index(chr(0))}", "text without control bytes")
+    if not text.isascii():
         try:
-            value.encode()
+            text.encode()
         except UnicodeEncodeError as error:
-            raise BadRow(
-                row.place,
-                field,
-                f"half of a surrogate pair (\\u{ord(value[error.start]):04x}) at character {error.start}",
-                "whole characters",
-            ) from None
-    return value
+            half = f"half of a surrogate pair (\\u{ord(text[error.start]):04x}) at character {error.start}"
+            raise BadRow(row.place, field, half, "whole characters") from None
+    return text
 
 
 def filled(row: Row, text: str, field: str, expected: str = "text") -> str:
@@ -68,145 +96,118 @@ def filled(row: Row, text: str, field: str, expected: str = "text") -> str:
         BadRow: it is empty or only white space.
     """
     if not text.strip():
-        raise BadRow(row.place, field, excerpt(text), expected)
+        raise BadRow(row.place, field, f"{excerpt(text)} (empty)", expected)
     return text
 
 
-def role_of(row: Row, value: object, field: str, known: Mapping[str, Role]) -> Role:
-    """The role that a name means.
-
-    Raises:
-        BadRow: the name is unknown; says the nearest known one.
-    """
-    if isinstance(value, str) and value in known:
-        return known[value]
-    near = did_you_mean(value, list(known)) if isinstance(value, str) else ""
-    raise BadRow(row.place, field, excerpt(value), " | ".join(known), near)
-
-
-def turns_of(
-    row: Row, value: object, field: str, *, role_key: str, text_key: str, known: Mapping[str, Role], train: bool = True
-) -> list[Message]:
-    """A list of {role_key, text_key} maps as messages. A map may say `train: false`, or `weight: 0` as OpenAI's files
-    do.
-
-    Raises:
-        BadRow: the value is no such list, or one of its parts is wrong.
-    """
-    if not isinstance(value, (list, tuple)):
-        raise BadRow(
-            row.place, field, f"{excerpt(value)} ({_kind(value)})", f"a list of {{{role_key}, {text_key}}} maps"
-        )
-    if not value:
-        raise BadRow(row.place, field, "an empty list", "at least a user's and an assistant's message")
-    messages = []
-    for index, item in enumerate(value):
-        place = f"{field}[{index}]"
-        if not isinstance(item, Mapping):
-            raise BadRow(row.place, place, f"{excerpt(item)} ({_kind(item)})", f"a map with {role_key} and {text_key}")
-        for key in ("tool_calls", "function_call"):
-            if item.get(key):
-                raise BadRow(
-                    row.place, f"{place}.{key}", excerpt(item[key]), "plain text: calls of tools cannot be trained yet"
-                )
-        if role_key not in item:
+def only_text(row: Row) -> None:
+    """Refuses a row about a picture, a film or a sound. Raises BadRow."""
+    if MEDIA.isdisjoint(row.values):
+        return
+    for column in sorted(MEDIA & row.values.keys()):
+        if row.values[column]:
             raise BadRow(
                 row.place,
-                f"{place}.{role_key}",
-                f"missing; the keys are {excerpt(sorted(map(str, item)))}",
-                " | ".join(known),
+                column,
+                found(row.values[column]),
+                "no such column: text alone is learned from",
+                f"leave the row out, or the column {column} if the texts do not need it",
             )
-        role = role_of(row, item[role_key], f"{place}.{role_key}", known)
-        text = text_of(row, item, text_key, f"{place}.{text_key}")
-        messages.append(Message(role, text, train and _trains(row, item, place)))
-    return messages
 
 
-def _trains(row: Row, item: Mapping[str, Any], place: str) -> bool:
-    flags = {key: item[key] for key in ("train", "weight") if item.get(key) is not None}
-    for key, value in flags.items():
-        if value not in (0, 1):
-            raise BadRow(row.place, f"{place}.{key}", excerpt(value), "true or false" if key == "train" else "0 or 1")
-    return all(flags.values())
+def is_label(value: object) -> bool:
+    """Whether a value looks like a verdict on an answer: true or false, or what some write for it."""
+    return value in (0, 1) or (isinstance(value, str) and value.lower() in ("true", "false"))
 
 
-def no_tools(row: Row) -> None:
-    """Refuses a row that offers tools: its template would have to show them, and an unseen tool is a wrong lesson."""
-    tools = row.values.get("tools")
-    if tools and tools not in ("[]", "{}"):
-        raise BadRow(
-            row.place, "tools", excerpt(tools), "no tools: they cannot be rendered yet", "leave these rows out"
-        )
+def unlabelled(first: Mapping[str, Any]) -> bool:
+    """Whether a row's `label` is no verdict (a null may be one in the next row): else bad answers would be learned."""
+    return "label" not in first or not (first["label"] is None or is_label(first["label"]))
 
 
-def checked(row: Row, messages: list[Message], field: str) -> tuple[Message, ...]:
-    """The messages, if their order is one that a chat template can show; empty system messages are left out.
+AFTER = {
+    "": ("system", "user"),
+    "system": ("user",),
+    "user": ("assistant",),
+    "assistant": ("user", "tool"),
+    "tool": ("assistant", "tool"),
+}
+"""The roles that may follow each role; '' is the start."""
 
-    The order: at most one system message, first; then a user's message and an assistant's in turn (tool results follow
-    an assistant's message, and an assistant's message follows them); the last is an assistant's. At least one is
-    trained.
+
+def ordered(row: Row, messages: Sequence[Message], places: Sequence[str], previous: str = "") -> list[Message]:
+    """The messages, if their order is one that a chat template can show; an empty system message at the start is left
+    out.
+
+    The order: at most one system message, first; then a user's message and an assistant's in turn. Results of tools, one
+    or several, follow an assistant's message, and an assistant's message follows them. An assistant's message is empty
+    only where it calls a tool.
+
+    Args:
+        places: the field of each message, for errors.
+        previous: the role before the first message.
 
     Raises:
         BadRow: names the first message that breaks the order, or an empty one.
     """
-    after = {
-        "": ("system", "user"),
-        "system": ("user",),
-        "user": ("assistant",),
-        "assistant": ("user", "tool"),
-        "tool": ("assistant", "tool"),
-    }
-    previous, out = "", []
-    for index, message in enumerate(messages):
-        place = f"{field}[{index}]" if field else message.role
+    out: list[Message] = []
+    calls: set[str] = set()
+    for message, place in zip(messages, places, strict=True):
         if message.role == "system" and not message.content.strip() and not previous:
             continue
-        if message.role not in after[previous]:
-            raise BadRow(
-                row.place,
-                place,
-                f"a message of role {message.role}"
-                + (f" after one of role {previous}" if previous else " at the start"),
-                "one of role " + " or ".join(after[previous]),
-            )
-        if not message.content.strip():
-            reason = "an answer: an empty one trains only the stop token" if message.role == "assistant" else "text"
-            raise BadRow(row.place, place, f"{excerpt(message.content)} (empty)", reason)
+        if message.role not in AFTER[previous]:
+            where = f"after one of role {previous}" if previous else "at the start"
+            expected = "one of role " + " or ".join(AFTER[previous])
+            raise BadRow(row.place, place, f"a message of role {message.role} {where}", expected)
+        if not message.content.strip() and not message.tool_calls and message.role != "tool":
+            expected = AN_ANSWER if message.role == "assistant" else "text"
+            raise BadRow(row.place, place, f"{excerpt(message.content)} (empty)", expected)
+        if message.role == "assistant":
+            calls = {call.id for call in message.tool_calls if call.id}
+        elif message.tool_call_id and calls and message.tool_call_id not in calls:
+            expected = "the id of a call before it: " + excerpt(sorted(calls))
+            raise BadRow(row.place, f"{place}.tool_call_id", excerpt(message.tool_call_id), expected)
         out.append(message)
         previous = message.role
-    if previous != "assistant":
-        raise BadRow(
-            row.place,
-            field,
-            f"the last message has role {previous or 'none'}" if out else "no messages",
-            "an assistant's message at the end",
-        )
+    return out
+
+
+def conversation(row: Row, messages: Sequence[Message], places: Sequence[str], field: str) -> tuple[Message, ...]:
+    """The messages of a whole conversation: in order, with an assistant's at the end, and something to train.
+
+    Raises:
+        BadRow: as `ordered`; or it ends otherwise, or no assistant's message is trained.
+    """
+    out = ordered(row, messages, places)
+    if not out or out[-1].role != "assistant":
+        wrong = f"the last message has role {out[-1].role}" if out else "no messages"
+        raise BadRow(row.place, field, wrong, "an assistant's message at the end")
     if not any(message.train for message in out if message.role == "assistant"):
         raise BadRow(row.place, field, "no assistant's message is trained", "at least one without train: false")
     return tuple(out)
 
 
-def is_turns(value: object, role_key: str, text_key: str) -> bool:
-    """Whether a value looks like a list of {role_key, text_key} maps."""
-    return (
-        isinstance(value, (list, tuple))
-        and bool(value)
-        and isinstance(value[0], Mapping)
-        and {role_key, text_key} <= set(value[0])
-    )
+def numbered(field: str, messages: Sequence[Message]) -> list[str]:
+    """The places of messages that stand in one list."""
+    return [f"{field}[{index}]" for index in range(len(messages))]
 
 
-def same_names() -> dict[str, Role]:
-    return {role: cast(Role, role) for role in ROLES}
+def checked(row: Row, messages: Sequence[Message], field: str) -> tuple[Message, ...]:
+    """`conversation` for messages that stand in one list, `field`; or each in a column of its own, where `field` is ''."""
+    places = numbered(field, messages) if field else [message.role for message in messages]
+    return conversation(row, messages, places, field)
 
 
-def _kind(value: object) -> str:
-    names = {
-        "dict": "a map",
-        "list": "a list",
-        "int": "a number",
-        "float": "a number",
-        "bool": "true or false",
-        "str": "text",
-    }
-    return names.get(type(value).__name__, type(value).__name__)
+def with_system(
+    row: Row, column: str | None, messages: Sequence[Message], places: Sequence[str]
+) -> tuple[list[Message], list[str]]:
+    """The messages and their places, after the system text of a column. A system message of the messages' own goes before
+    the column.
+
+    Raises:
+        BadRow: the column holds no text.
+    """
+    system = text_of(row, row.values, column, required=False)
+    if not system.strip() or (messages and messages[0].role == "system"):
+        return list(messages), list(places)
+    return [Message("system", system), *messages], [str(column), *places]

@@ -1,4 +1,4 @@
-"""Alpaca rows (Taori et al., 2023): `instruction`, `input`, `output`, and optionally `system` and `history`."""
+"""Alpaca rows (Taori et al., 2023): `instruction`, `input`, `output`, and optionally `system`, `history` and `tools`."""
 
 from __future__ import annotations
 
@@ -6,8 +6,19 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from luthier.component import ComponentConfig
-from luthier.errors import excerpt
-from luthier.formats._shared import PAIRED, BadRow, checked, filled, text_of
+from luthier.formats._history import history_of
+from luthier.formats._shared import (
+    AN_ANSWER,
+    PAIRED,
+    Column,
+    conversation,
+    filled,
+    only_text,
+    text_of,
+    unlabelled,
+    with_system,
+)
+from luthier.formats._tools import tools_of
 from luthier.types import Conversation, Message, Row
 
 __all__ = ["Alpaca"]
@@ -20,36 +31,35 @@ class Alpaca:
 
     class Config(ComponentConfig):
         kind: Literal["alpaca"] = "alpaca"
+        instruction: Column = "instruction"
+        """Column of the request."""
+        input: Column | None = "input"
+        """Column of a text that follows the request on a new line."""
+        output: Column = "output"
+        """Column of the answer."""
+        system: Column | None = "system"
+        """Column of the system text."""
+        history: Column | None = "history"
+        """Column of earlier [request, answer] pairs; their answers are trained too."""
+        tools: Column | None = "tools"
+        """Column of the tools on offer: a list of schemas, or JSON text of one."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
 
     @classmethod
     def recognises(cls, columns: frozenset[str], first: Mapping[str, Any]) -> bool:
-        return {"instruction", "output"} <= columns and not columns & PAIRED
+        return {"instruction", "output"} <= columns and not columns & PAIRED and unlabelled(first)
 
     def parse(self, row: Row) -> Conversation:
-        instruction = text_of(row, row.values, "instruction")
-        addition = text_of(row, row.values, "input", required=False)
-        request = "\n".join(part for part in (instruction, addition) if part)
-        answer = filled(
-            row, text_of(row, row.values, "output"), "output", "an answer: an empty one trains only the stop token"
-        )
-        messages = [Message("system", text_of(row, row.values, "system", required=False)), *self._history(row)]
-        messages += [Message("user", filled(row, request, "instruction", "a request")), Message("assistant", answer)]
-        return Conversation(checked(row, messages, ""), row.id)
-
-    def _history(self, row: Row) -> list[Message]:
-        history = row.values.get("history")
-        if history is None:
-            return []
-        if not isinstance(history, (list, tuple)):
-            raise BadRow(row.place, "history", excerpt(history), "a list of [request, answer] pairs")
-        messages = []
-        for index, pair in enumerate(history):
-            place = f"history[{index}]"
-            if not isinstance(pair, (list, tuple)) or len(pair) != 2:
-                raise BadRow(row.place, place, excerpt(pair), "a pair [request, answer]")
-            texts = [filled(row, text_of(row, {place: text}, place), place) for text in pair]
-            messages += [Message("user", texts[0]), Message("assistant", texts[1])]
-        return messages
+        only_text(row)
+        names = self.config
+        addition = text_of(row, row.values, names.input, required=False)
+        alone = not addition or names.instruction not in row.values
+        texts = [text_of(row, row.values, names.instruction, required=alone), addition]
+        answer = filled(row, text_of(row, row.values, names.output), names.output, AN_ANSWER)
+        request = filled(row, "\n".join(text for text in texts if text), names.instruction, "a request")
+        messages, places = history_of(row, names.history)
+        messages += [Message("user", request), Message("assistant", answer)]
+        messages, places = with_system(row, names.system, messages, [*places, names.instruction, names.output])
+        return Conversation(conversation(row, messages, places, names.output), row.id, tools=tools_of(row, names.tools))

@@ -6,7 +6,20 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from luthier.component import ComponentConfig
-from luthier.formats._shared import PAIRED, checked, filled, no_tools, same_names, text_of, turns_of
+from luthier.formats._shared import (
+    AN_ANSWER,
+    PAIRED,
+    Column,
+    conversation,
+    filled,
+    numbered,
+    only_text,
+    text_of,
+    unlabelled,
+    with_system,
+)
+from luthier.formats._tools import tools_of
+from luthier.formats._turns import API, turns_of
 from luthier.types import Conversation, Message, Row
 
 __all__ = ["PromptCompletion"]
@@ -17,29 +30,35 @@ class PromptCompletion:
 
     class Config(ComponentConfig):
         kind: Literal["prompt_completion"] = "prompt_completion"
+        prompt: Column = "prompt"
+        """Column of the request: a text, or messages."""
+        completion: Column = "completion"
+        """Column of the answer: a text, or messages."""
+        system: Column | None = "system"
+        """Column of the system text; a system message in the prompt goes before it."""
+        tools: Column | None = "tools"
+        """Column of the tools on offer: a list of schemas, or JSON text of one."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
 
     @classmethod
     def recognises(cls, columns: frozenset[str], first: Mapping[str, Any]) -> bool:
-        return {"prompt", "completion"} <= columns and not columns & PAIRED and not isinstance(first.get("label"), bool)
+        return {"prompt", "completion"} <= columns and not columns & PAIRED and unlabelled(first)
 
     def parse(self, row: Row) -> Conversation:
-        no_tools(row)
-        prompt, completion = row.values.get("prompt"), row.values.get("completion")
+        only_text(row)
+        names, field = self.config, f"{self.config.prompt} + {self.config.completion}"
+        prompt, completion = row.values.get(names.prompt), row.values.get(names.completion)
         if isinstance(prompt, (list, tuple)) or isinstance(completion, (list, tuple)):
-            known = same_names()
-            before = turns_of(row, prompt, "prompt", role_key="role", text_key="content", known=known, train=False)
-            answer = turns_of(row, completion, "completion", role_key="role", text_key="content", known=known)
-            return Conversation(checked(row, before + answer, "prompt + completion"), row.id)
-        request = filled(
-            row, text_of(row, row.values, "prompt"), "prompt", "a request (format text is for text without one)"
-        )
-        text = filled(
-            row,
-            text_of(row, row.values, "completion"),
-            "completion",
-            "an answer: an empty one trains only the stop token",
-        )
-        return Conversation((Message("user", request), Message("assistant", text)), row.id)
+            before = turns_of(row, prompt, names.prompt, API, train=False)
+            answer = turns_of(row, completion, names.completion, API)
+            messages = [*before, *answer]
+            places = [*numbered(names.prompt, before), *numbered(names.completion, answer)]
+        else:
+            expected = "a request (format text is for text without one)"
+            request = filled(row, text_of(row, row.values, names.prompt), names.prompt, expected)
+            text = filled(row, text_of(row, row.values, names.completion), names.completion, AN_ANSWER)
+            messages, places = [Message("user", request), Message("assistant", text)], [names.prompt, names.completion]
+        messages, places = with_system(row, names.system, messages, places)
+        return Conversation(conversation(row, messages, places, field), row.id, tools=tools_of(row, names.tools))

@@ -1,46 +1,55 @@
-"""ShareGPT rows: `conversations`, a list of {`from`, `value`} maps, and optionally `system`."""
+"""ShareGPT rows: `conversations`, a list of {`from`, `value`} maps, and optionally `system` and `tools`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from pydantic import ConfigDict, Field
+
 from luthier.component import ComponentConfig
-from luthier.formats._shared import PAIRED, checked, is_turns, no_tools, text_of, turns_of
-from luthier.types import Conversation, Message, Role, Row
+from luthier.formats._shared import PAIRED, Column, conversation, numbered, only_text, unlabelled, with_system
+from luthier.formats._tools import tools_of
+from luthier.formats._turns import SHAREGPT, SHAREGPT_ROLES, Meaning, Spelling, is_turns, meanings, turns_of
+from luthier.types import Conversation, Row
 
 __all__ = ["ShareGPT"]
 
-NAMES: dict[str, Role] = {
-    "system": "system",
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "tool": "tool",
-    "observation": "tool",
-}
-
 
 class ShareGPT:
-    """`from` is human (or user), gpt (or assistant), system, tool (or observation). Every answer is trained."""
+    """`from` is human (or user), gpt (or assistant), system, function_call (the text is the JSON of an assistant's calls),
+    observation (or tool). Every answer and every call is trained.
+    """
 
     class Config(ComponentConfig):
+        model_config = ConfigDict(serialize_by_alias=True)
+
         kind: Literal["sharegpt"] = "sharegpt"
+        conversations: Column = "conversations"
+        """Column of the messages."""
+        from_: Column = Field("from", alias="from")
+        """Key of a message's role."""
+        value: Column = "value"
+        """Key of a message's text."""
+        roles: dict[str, Meaning] | None = None
+        """The names of roles in the file and what each means: `system`, `user`, `assistant`, `tool`, or `tool_call` (JSON
+        text of an assistant's calls). Default: the usual names."""
+        system: Column | None = "system"
+        """Column of the system text; a system message among the conversations goes before it."""
+        tools: Column | None = "tools"
+        """Column of the tools on offer: a list of schemas, or JSON text of one."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
+        self.spelling = Spelling(config.from_, config.value, meanings(config.roles, SHAREGPT_ROLES))
 
     @classmethod
     def recognises(cls, columns: frozenset[str], first: Mapping[str, Any]) -> bool:
-        return is_turns(first.get("conversations"), "from", "value") and not columns & PAIRED
+        return is_turns(first.get("conversations"), SHAREGPT) and not columns & PAIRED and unlabelled(first)
 
     def parse(self, row: Row) -> Conversation:
-        no_tools(row)
-        messages = turns_of(
-            row, row.values.get("conversations"), "conversations", role_key="from", text_key="value", known=NAMES
-        )
-        system = text_of(row, row.values, "system", required=False)
-        if system and messages[0].role != "system":
-            return Conversation((Message("system", system), *checked(row, messages, "conversations")), row.id)
-        return Conversation(checked(row, messages, "conversations"), row.id)
+        only_text(row)
+        field = self.config.conversations
+        messages = turns_of(row, row.values.get(field), field, self.spelling)
+        messages, places = with_system(row, self.config.system, messages, numbered(field, messages))
+        return Conversation(conversation(row, messages, places, field), row.id, tools=tools_of(row, self.config.tools))

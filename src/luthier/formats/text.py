@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from luthier.component import ComponentConfig
-from luthier.formats._shared import PAIRED, filled, text_of
+from luthier.formats._shared import PAIRED, Column, filled, only_text, text_of
 from luthier.types import Row, Text
 
 __all__ = ["PlainText"]
@@ -19,6 +19,8 @@ class PlainText:
 
     class Config(ComponentConfig):
         kind: Literal["text"] = "text"
+        text: Column = "text"
+        """Column of the text."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -29,4 +31,6 @@ class PlainText:
         return "text" in columns and not columns & OTHERS
 
     def parse(self, row: Row) -> Text:
-        return Text(filled(row, text_of(row, row.values, "text"), "text"), row.id)
+        only_text(row)
+        column = self.config.text
+        return Text(filled(row, text_of(row, row.values, column), column), row.id)

@@ -23,10 +23,8 @@ class SFT:
         self.config = config
 
     def encode(self, example: Example, index: int, renderer: Renderer) -> list[Sample]:
-        if isinstance(example, Conversation):
-            return [renderer.encode_conversation(example, index)]
-        assert isinstance(example, Text)
-        return [renderer.encode_text(example, index)]
+        assert isinstance(example, (Conversation, Text))
+        return renderer.encode(example, index)
 
     def weight(self, samples: list[Sample]) -> float:
         return float(sum(sample.trained_tokens for sample in samples))

@@ -1,0 +1,72 @@
+"""Show where two chat templates part on one row, token by token."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from luthier.data.template_diff import Stretch
+
+
+def template_diff(
+    first: Annotated[str, typer.Argument(metavar="A", help="A name, a Jinja file, or `auto`: that of --model.")],
+    second: Annotated[str, typer.Argument(metavar="B", help="The other one.")],
+    row: Annotated[
+        str | None, typer.Option("--row", metavar="FILE:N", help="The row. Without it: a small conversation.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="Whose tokenizer is used. Without it: one of words.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print for programs.")] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
+    ] = False,
+) -> None:
+    """Show where two chat templates part on one row, token by token.
+
+    What only A writes is red, or [-so-]; what only B writes is green, or {+so+}; what is trained is bold, or <<so>>.
+
+    Example:
+      luthier template diff alpaca@stanford alpaca@llamafactory
+      luthier template diff auto chatml --model org/name --row train.jsonl:17
+    """
+    from dataclasses import asdict
+
+    from rich.console import Console
+
+    from luthier.cli._shared import print_json, tokenizer_of
+    from luthier.data.template_diff import default_conversation, difference, row_at
+
+    conversation = row_at(row) if row is not None else default_conversation()
+    tokenizer = tokenizer_of(model, trust_remote_code) if model is not None else None
+    stretches = difference(first, second, conversation, tokenizer)
+    counts = {side: sum(len(one.ids) for one in stretches if one.side == side) for side in ("both", "first", "second")}
+    same = not counts["first"] and not counts["second"]
+    if as_json:
+        print_json({"same": same, "tokens": counts, "stretches": [asdict(one) for one in stretches]})
+        return
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(as_text(stretches, console.is_terminal and not console.no_color))
+    parted = f"{counts['both']} tokens in both, {counts['first']} only in {first}, {counts['second']} only in {second}"
+    print("the same tokens, trained alike" if same else parted)
+
+
+def as_text(stretches: list[Stretch], colour: bool) -> Text:
+    """The stretches one after the other, marked by colour or by brackets. Line ends are written as ↵."""
+    from rich.text import Text
+
+    styles = {"both": "", "first": "red", "second": "green"}
+    brackets = {"both": ("", ""), "first": ("[-", "-]"), "second": ("{+", "+}")}
+    out = Text()
+    for one in stretches:
+        words = one.text.replace("\n", "↵\n")
+        if colour:
+            out.append(words, style=f"{'bold' if one.trained else ''} {styles[one.side]}".strip())
+        else:
+            left, right = brackets[one.side]
+            out.append(f"{left}<<{words}>>{right}" if one.trained else f"{left}{words}{right}")
+    return out

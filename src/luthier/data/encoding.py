@@ -1,0 +1,305 @@
+"""From chunks of rows to encoded samples and their account: in this process, or in several side by side.
+
+A chunk is encoded by a function of its rows alone, so that it does not matter where, or when a second time.
+"""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import re
+import signal
+import sys
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import numpy as np
+
+from luthier.config import DataConfig
+from luthier.data.laws import LawBroken
+from luthier.data.ledger import Ledger
+from luthier.data.reading import Purpose, Reader
+from luthier.data.render import ChatRenderer
+from luthier.data.samples import Encoded
+from luthier.errors import EnvironmentProblem
+from luthier.formats._shared import BadRow
+from luthier.machine import cores
+from luthier.randomness import key, uniform
+from luthier.types import NO_TARGET, Conversation, Example, Objective, Preference, Row, Sample, Text
+
+CHUNK_ROWS = 512
+AHEAD = 2
+"""Chunks that wait for each worker: enough that none is idle, few enough that memory stays flat."""
+MOST_WORKERS = 32
+WORTH_WORKERS_BYTES = 4 << 20
+PURPOSES = ("train", "eval")
+SPACING = re.compile(r"[\W_]+")
+"""What does not tell two texts apart: everything but letters and digits."""
+Learnable = Conversation | Text
+"""What the renderer encodes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A row that cannot be used, in plain values."""
+
+    where: str
+    found: str
+    expected: str
+    fix: str
+    long: bool
+    """it has more tokens than fit"""
+
+
+@dataclass(slots=True)
+class Chunk:
+    """What became of some rows that stand one after the other in a file."""
+
+    sets: dict[str, Encoded] = field(default_factory=lambda: {purpose: Encoded() for purpose in PURPOSES})
+    examples: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PURPOSES, 0))
+    ledger: Ledger = field(default_factory=Ledger)
+    refused: list[Refused] = field(default_factory=list)
+    rejected: list[dict[str, Any]] = field(default_factory=list)
+    systems: set[str] = field(default_factory=set)
+
+
+class LongRow(BadRow):
+    """A row with more tokens than fit."""
+
+    def __init__(self, row: Row, sample: Sample, limit: int) -> None:
+        prompt = int((sample.targets != NO_TARGET).argmax()) + 1
+        super().__init__(
+            row.place,
+            "",
+            f"{len(sample):,} tokens, of which {prompt:,} stand before the first answer",
+            f"at most {limit:,}",
+        )
+        self.tokens = len(sample)
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How rows are encoded."""
+
+    data: DataConfig
+    renderer: ChatRenderer
+    objective: Objective
+    limit: int | None
+    """tokens of the longest row that fits"""
+
+    def chunk(self, rows: list[Row | BadRow], reader: Reader | None, purpose: Purpose) -> Chunk:
+        """Encodes rows of one file, which `reader` (a format) parses."""
+        out = Chunk()
+        parsed: list[tuple[Row, Learnable]] = []
+        for row in rows:
+            out.ledger.rows_in += 1
+            if isinstance(row, BadRow):
+                self._reject(out, row, row.raw)
+                continue
+            try:
+                parsed.append((row, self._parse(row, reader)))
+            except BadRow as error:
+                self._reject(out, error, row.values)
+        self.renderer.prefetch([example for _, example in parsed])
+        for row, example in parsed:
+            try:
+                self._example(out, row, example, purpose)
+            except BadRow as error:
+                error.where, error.row = error.where.replace(row.id, row.place, 1), row.place
+                self._reject(out, error, row.values)
+        return out
+
+    def _parse(self, row: Row, reader: Reader | None) -> Learnable:
+        """The row as an example that the objective can learn from. Raises BadRow."""
+        assert reader is not None, "a row that could be read, and no format"
+        example = reader.parse(row)
+        if not isinstance(example, self.objective.takes):
+            takes = " or ".join(one.__name__.lower() for one in self.objective.takes)
+            raise BadRow(row.place, "", f"a {type(example).__name__.lower()}", f"a {takes}, which the objective takes")
+        return cast(Learnable, example)
+
+    def _example(self, out: Chunk, row: Row, example: Learnable, purpose: Purpose) -> None:
+        """Encodes one example. Raises BadRow."""
+        prompt = prompt_of(example)
+        if isinstance(self.data.eval, float) and is_held_out(prompt, self.data.eval):
+            purpose = "eval"
+        samples = self.objective.encode(example, out.examples[purpose], self.renderer)
+        whole, ledger = samples, out.ledger
+        if self.limit is not None and any(len(sample) > self.limit for sample in samples):
+            if self.data.on_long_row != "truncate":
+                raise LongRow(row, max(samples, key=len), self.limit)
+            samples = [truncated(sample, self.limit, row) for sample in samples]
+            ledger.rows_cut += 1
+            ledger.cut.append(row.id)
+            ledger.answer_tokens_cut += sum(
+                a.trained_tokens - b.trained_tokens for a, b in zip(whole, samples, strict=True)
+            )
+        _count(ledger, whole, samples, purpose)
+        prompt_key, text_key = key("prompt", prompt), key("text", folded(example))
+        for sample in samples:
+            out.sets[purpose].add(sample, prompt_key, text_key)
+        out.examples[purpose] += 1
+        if isinstance(example, Conversation):
+            first = example.messages[0]
+            out.systems.add(first.content if first.role == "system" else "")
+        noticed = self.renderer.encoded_parts(example)
+        ledger.rows_split += len(noticed) > 1
+        ledger.rows_other_ids_if_encoded_whole += any(part.other_ids_if_whole for part in noticed)
+        ledger.rows_with_control_text += any(part.control_text for part in noticed)
+
+    def _reject(self, out: Chunk, error: BadRow, values: object) -> None:
+        long = isinstance(error, LongRow)
+        if (self.data.on_long_row if long else self.data.on_bad_row) != "drop":
+            out.refused.append(Refused(error.where, error.found, error.expected, error.fix, long))
+            return
+        reason = "unusable"
+        if isinstance(error, LongRow):
+            reason = "longer than the limit"
+            out.ledger.tokens_in += error.tokens
+            out.ledger.tokens_dropped += error.tokens
+        elif isinstance(error, LawBroken):
+            reason = f"breaks the law {error.law}"
+            out.ledger.laws[error.law] = out.ledger.laws.get(error.law, 0) + 1
+        out.ledger.drop(reason, error.row)
+        out.rejected.append(
+            {
+                "where": error.where,
+                "reason": "; ".join(filter(None, (error.found, error.expected and "expected " + error.expected))),
+                "row": dict(values) if isinstance(values, Mapping) else values,
+            }
+        )
+
+
+def _count(ledger: Ledger, whole: list[Sample], samples: list[Sample], purpose: Purpose) -> None:
+    tokens, kept = sum(map(len, whole)), sum(map(len, samples))
+    ledger.tokens_in += tokens
+    ledger.tokens_cut += tokens - kept
+    if purpose == "train":
+        trained = sum(sample.trained_tokens for sample in samples)
+        ledger.rows_trained += 1
+        ledger.tokens_trained += trained
+        ledger.tokens_context += kept - trained
+    else:
+        ledger.rows_held_out += 1
+        ledger.tokens_held_out += kept
+
+
+def prompt_of(example: Example) -> str:
+    """What decides whether an example is held out: all before the last answer, or the text."""
+    if isinstance(example, Text):
+        return example.text
+    if isinstance(example, Preference):
+        asked = example.prompt
+    else:
+        last = example.messages[-1].role == "assistant"
+        asked = example.messages[: len(example.messages) - last]
+    return "\x1e".join([example.tools, *(f"{message.role}\x1f{message.content}" for message in asked)])
+
+
+def folded(example: Learnable) -> str:
+    """The words of an example without case, punctuation and spacing."""
+    texts = [example.text] if isinstance(example, Text) else [message.content for message in example.messages]
+    return SPACING.sub(" ", "\x1e".join(texts).casefold()).strip()
+
+
+def is_held_out(prompt: str, share: float) -> bool:
+    """A function of the prompt alone: equal prompts go the same way, and new rows do not move old ones."""
+    return uniform("held out", prompt) < share
+
+
+def truncated(sample: Sample, limit: int, row: Row) -> Sample:
+    """The sample without what lies beyond `limit` tokens. No stop token is put at the cut.
+
+    Raises:
+        LongRow: nothing trained would be left.
+    """
+    if len(sample) <= limit:
+        return sample
+    targets = np.array(sample.targets[:limit])
+    targets[-1] = NO_TARGET
+    if not (targets != NO_TARGET).any():
+        raise LongRow(row, sample, limit)
+    return Sample(sample.input_ids[:limit], targets, sample.row, sample.group)
+
+
+# ---- several processes
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Some rows of one file: what a worker is given."""
+
+    rows: list[Row | BadRow]
+    reader: Reader | None
+    purpose: Purpose
+
+
+def chunks_of(rows: Iterable[Row | BadRow]) -> Iterator[list[Row | BadRow]]:
+    """The rows, CHUNK_ROWS at a time."""
+    iterator = iter(rows)
+    while chunk := list(itertools.islice(iterator, CHUNK_ROWS)):
+        yield chunk
+
+
+@contextmanager
+def encoders(encoding: Encoding, workers: int) -> Iterator[Any]:
+    """A function that maps an iterable of `Work` to its chunks, in order; with `workers` processes beside this one.
+
+    Raises (when the chunks are taken):
+        EnvironmentProblem: a worker was ended from outside.
+    """
+    if workers == 0:
+        yield lambda works: (encoding.chunk(work.rows, work.reader, work.purpose) for work in works)
+        return
+    if encoding.renderer.template is not None:
+        encoding.renderer.template.close()  # each worker starts a process of its own for the template
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), _begin, (encoding,))
+    try:
+        yield lambda works: _in_order(pool, works, AHEAD * workers)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def can_fork() -> bool:
+    """Whether workers can share what this process has loaded; elsewhere one process does all."""
+    return sys.platform == "linux"
+
+
+def _in_order(pool: ProcessPoolExecutor, works: Iterable[Work], ahead: int) -> Iterator[Chunk]:
+    waiting: deque[Future[Chunk]] = deque()
+    try:
+        for work in works:
+            waiting.append(pool.submit(_encode, work))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    except BrokenProcessPool:
+        raise EnvironmentProblem(
+            "data.num_workers", "a process that encodes was ended (out of memory?)", "more memory", "data.num_workers=0"
+        ) from None
+
+
+_encoding: Encoding | None = None
+"""What this worker encodes with; set once, when it begins."""
+
+
+def _begin(encoding: Encoding) -> None:
+    global _encoding
+    _encoding = encoding
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-c reaches the whole group; the parent decides
+
+
+def _encode(work: Work) -> Chunk:
+    assert _encoding is not None
+    return _encoding.chunk(work.rows, work.reader, work.purpose)
+
+
+def default_workers(size_bytes: int) -> int:
+    """Workers for files of this size: none where starting them would take longer than they save."""
+    return min(cores(), MOST_WORKERS) if cores() > 1 and size_bytes >= WORTH_WORKERS_BYTES and can_fork() else 0

@@ -1,0 +1,122 @@
+"""Which examples an optimizer step covers: a pure function of (seed, epoch, step), whatever the hardware.
+
+So the place in the data is two integers, and a resume or a change of process count neither skips nor repeats a row.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+
+from luthier.randomness import permutation
+from luthier.types import Ints
+
+Until = Literal["first_exhausted", "all_exhausted"]
+
+BLOCK = 512
+"""Examples that are read together where data are streamed."""
+WINDOW = 16 * BLOCK
+"""Examples that are shuffled among each other where data are streamed: what a reader keeps in memory."""
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Sources that take turns: how many examples each has, and its weight in the mixture."""
+
+    sizes: tuple[int, ...]
+    weights: tuple[float, ...]
+    until: Until
+    """`first_exhausted`: an epoch ends when the first source would have to repeat; `all_exhausted`: when the last one
+    has been seen whole, the others repeating."""
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Examples of each source in one epoch: in proportion to the weights, to the nearest example."""
+        shares = [weight / sum(self.weights) for weight in self.weights]
+        lengths = [size / share for size, share in zip(self.sizes, shares, strict=True)]
+        length = min(lengths) if self.until == "first_exhausted" else max(lengths)
+        return tuple(max(1, round(length * share)) for share in shares)
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The order of the data: step -> indices of its examples. The last step of an epoch may be short."""
+
+    examples: int
+    """in the data set"""
+    global_batch_size: int
+    seed: int
+    epochs: float
+    max_steps: int | None = None
+    mixture: Mixture | None = None
+    streamed: bool = False
+    """whether neighbours are drawn together, so that a reader of files need not jump"""
+
+    @property
+    def per_pass(self) -> int:
+        """Examples of one epoch."""
+        return sum(self.mixture.counts) if self.mixture else self.examples
+
+    @property
+    def per_epoch(self) -> int:
+        """Steps of one epoch."""
+        return math.ceil(self.per_pass / self.global_batch_size)
+
+    @property
+    def total(self) -> int:
+        return self.max_steps if self.max_steps is not None else max(1, math.ceil(self.epochs * self.per_epoch))
+
+    def epoch_of(self, step: int) -> float:
+        """Passes over the data when `step` (from 0) is done."""
+        whole, inside = divmod(step + 1, self.per_epoch)
+        return round(whole + min(1.0, inside * self.global_batch_size / self.per_pass), 6)
+
+    def indices(self, step: int) -> list[int]:
+        epoch, inside = divmod(step, self.per_epoch)
+        order = _order(self.examples, self.mixture, self.streamed, self.seed, epoch)
+        return [int(i) for i in order[inside * self.global_batch_size : (inside + 1) * self.global_batch_size]]
+
+
+@lru_cache(maxsize=2)
+def _order(examples: int, mixture: Mixture | None, streamed: bool, seed: int, epoch: int) -> Ints:
+    """[examples of the epoch]: indices into the data set."""
+    if mixture is None:
+        order = _pass(examples, streamed, seed, "order", epoch)
+        return _shuffled_in_windows(order, seed, epoch) if streamed else order
+    chosen, places, start = [], [], 0
+    for number, (size, count) in enumerate(zip(mixture.sizes, mixture.counts, strict=True)):
+        chosen.append(start + _endless(size, epoch * count, count, streamed, seed, number))
+        places.append((np.arange(count) + 0.5) / count)  # evenly over the epoch
+        start += size
+    order = np.concatenate(chosen)[np.argsort(np.concatenate(places), kind="stable")]
+    if streamed:
+        return _shuffled_in_windows(order, seed, epoch)
+    return order[permutation(len(order), seed, "order", epoch)]
+
+
+def _endless(size: int, start: int, count: int, streamed: bool, seed: int, source: int) -> Ints:
+    """`count` indices of a source from `start` on, in whole passes over it, each in an order of its own: rows that one
+    epoch leaves out come first in the next.
+    """
+    first, last = start // size, (start + count - 1) // size
+    passes = [_pass(size, streamed, seed, f"source {source}", number) for number in range(first, last + 1)]
+    return np.concatenate(passes)[start - first * size :][:count]
+
+
+def _pass(size: int, streamed: bool, seed: int, stream: str, number: int) -> Ints:
+    """Each index below `size` once; whole blocks of neighbours where data are streamed."""
+    if not streamed:
+        return permutation(size, seed, stream, number)
+    blocks = permutation(math.ceil(size / BLOCK), seed, stream, number)
+    return np.concatenate([np.arange(block * BLOCK, min(size, (block + 1) * BLOCK)) for block in blocks])
+
+
+def _shuffled_in_windows(order: Ints, seed: int, epoch: int) -> Ints:
+    windows = [order[start : start + WINDOW] for start in range(0, len(order), WINDOW)]
+    return np.concatenate(
+        [window[permutation(len(window), seed, "window", epoch, place)] for place, window in enumerate(windows)]
+    )

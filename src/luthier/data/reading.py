@@ -1,0 +1,152 @@
+"""What is read, and as what: the files of a configuration, and the format of each file's rows."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from luthier import component
+from luthier.component import ComponentConfig
+from luthier.config import DataFile, RunConfig
+from luthier.data.registry import from_registry
+from luthier.data.sampling import sampled
+from luthier.data.source import Source, sources
+from luthier.errors import UserError, excerpt
+from luthier.formats._shared import BadRow
+from luthier.types import Conversation, Example, Message, Row
+
+ROWS_TO_RECOGNISE = 8
+Purpose = Literal["train", "eval"]
+
+REQUESTS = ("question", "query", "instruction", "input", "prompt")
+ANSWERS = ("answer", "response", "output", "completion", "target")
+"""What columns of requests and answers are often called: for the line that is proposed where no format fits."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One file, and what it is for."""
+
+    source: Source
+    purpose: Purpose
+    weight: float
+    """its share where files are mixed"""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """The format of a file's rows."""
+
+    format: Any
+    kind: str
+    recognised: bool
+    system: str | None = None
+    """put before conversations that have no system text"""
+
+    def parse(self, row: Row) -> Example:
+        """What the row means. Raises BadRow."""
+        example: Example = self.format.parse(row)
+        if self.system is not None and isinstance(example, Conversation) and example.messages[0].role != "system":
+            return replace(example, messages=(Message("system", self.system), *example.messages))
+        return example
+
+
+def plan(config: RunConfig, takes: Sequence[type]) -> list[Part]:
+    """The files to learn from and those that are held out, in their order.
+
+    Args:
+        takes: the types of example that the objective can learn from.
+
+    Raises:
+        UserError: a file is not there, or the registry does not know a name.
+    """
+    data = config.data
+    groups: list[tuple[Purpose, tuple[DataFile, ...]]] = [("train", data.train)]
+    if isinstance(data.eval, tuple):
+        groups.append(("eval", data.eval))
+    parts = []
+    for purpose, files in groups:
+        for index, file in enumerate(files):
+            key = f"data.{purpose}[{index}]"
+            if data.registry is not None:
+                file = from_registry(data.registry, file, takes, key)
+            found = sampled(sources(file, f"{key}.path"), file, data.max_samples, config.seed)
+            parts += [Part(source, purpose, file.weight / len(found)) for source in found]
+    return parts
+
+
+def format_of(kind: str) -> Literal["auto"] | ComponentConfig:
+    """What `DataFile.format` holds for a bare name. Raises UserError where there is no such format."""
+    if kind == "auto":
+        return "auto"
+    config: ComponentConfig = component.load("formats", kind).Config(kind=kind)
+    return config
+
+
+def reader_of(
+    source: Source, rows: Iterator[Row | BadRow], key: str, system: str | None = None
+) -> tuple[Reader | None, Iterator[Row | BadRow]]:
+    """The reader of a file's rows, and the rows; it is recognised by the first of them where the file names no format.
+
+    No reader means that none of the first rows could be read.
+
+    Raises:
+        UserError: no format fits, or several do; `key` names the place in the configuration.
+    """
+    given = source.file.format
+    first: list[Row | BadRow] = []
+    if given == "auto":
+        first = list(itertools.islice(rows, ROWS_TO_RECOGNISE))
+        good = [row for row in first if isinstance(row, Row)]
+        if not good:
+            return None, itertools.chain(first, rows)
+        given = format_of(recognise(good, source.name, key))
+    assert isinstance(given, ComponentConfig)
+    reader = Reader(component.load("formats", given.kind)(given), given.kind, source.file.format == "auto", system)
+    return reader, itertools.chain(first, rows)
+
+
+def recognise(rows: Sequence[Row], name: str, key: str) -> str:
+    """The one format that recognises the first rows.
+
+    Raises:
+        UserError: none does, or several do; lists the columns.
+    """
+    kinds = component.listing("formats")
+    for row in rows:
+        columns = frozenset(map(str, row.values))
+        found = [kind for kind in kinds if component.load("formats", kind).recognises(columns, row.values)]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise UserError(
+                row.place,
+                f"several formats fit the columns {excerpt(sorted(columns))}",
+                "one of " + ", ".join(found),
+                f"{key}: [{{path: {name}, format: {found[0]}}}]",
+            )
+    columns = frozenset(map(str, rows[0].values))
+    proposal = _proposal(rows[0].values)
+    raise UserError(
+        rows[0].place,
+        f"no format fits the columns {excerpt(sorted(columns))}",
+        "alpaca (instruction, output), sharegpt (conversations), messages (messages), prompt_completion (prompt, "
+        "completion), text (text), preference (chosen, rejected), feedback (label) or prompts (prompt)",
+        f"{key}: [{{path: {name}, format: {proposal}}}]",
+    )
+
+
+def _proposal(first: Mapping[str, Any]) -> str:
+    """A format for columns with other names, to paste and correct."""
+    for column, value in first.items():
+        if isinstance(value, (list, tuple)) and value and isinstance(value[0], Mapping):
+            keys = value[0].keys()
+            if {"role", "content"} <= keys:
+                return f"{{kind: messages, messages: {column}}}"
+            if {"from", "value"} <= keys:
+                return f"{{kind: sharegpt, conversations: {column}}}"
+    request = next((name for name in REQUESTS if name in first), "REQUEST")
+    answer = next((name for name in ANSWERS if name in first), "ANSWER")
+    return f"{{kind: alpaca, instruction: {request}, input: null, output: {answer}}}"

@@ -1,0 +1,73 @@
+"""Rows with an answer that somebody called good or bad: a `label` of true or false."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from luthier.errors import excerpt
+from luthier.formats._request import (
+    RequestConfig,
+    answer_of,
+    answered,
+    asked,
+    request_column,
+    request_of,
+)
+from luthier.formats._shared import PAIRED, BadRow, Column, conversation, found, is_label, missing, only_text
+from luthier.formats._tools import tools_of
+from luthier.types import Feedback, Row
+
+__all__ = ["UserFeedback"]
+
+ANSWERS = ("completion", "output", "response")
+VERDICTS = {"true": True, "false": False}
+
+
+class UserFeedback:
+    """The last answer of `messages` (or `conversations`), or the `completion` (or `output`) of a `prompt` (or
+    `instruction`), and whether it is good.
+    """
+
+    class Config(RequestConfig):
+        kind: Literal["feedback"] = "feedback"
+        completion: Column | None = None
+        """Column of the answer: a text, or messages. Default: the request's messages, where they end with an answer;
+        else the one of `completion`, `output`, `response` that a row has."""
+        label: Column = "label"
+        """Column of the verdict: true or false."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    @classmethod
+    def recognises(cls, columns: frozenset[str], first: Mapping[str, Any]) -> bool:
+        whole = isinstance(first.get("messages", first.get("conversations")), (list, tuple))
+        parts = ({"prompt", "completion"} <= columns) or ({"instruction", "output"} <= columns)
+        return (whole or parts) and not columns & PAIRED and is_label(first.get("label"))
+
+    def parse(self, row: Row) -> Feedback:
+        only_text(row)
+        column = request_column(row, self.config)
+        messages, places = request_of(row, self.config, column)
+        answer = self.config.completion
+        if answer is None and messages[-1].role != "assistant":
+            answer = next((name for name in ANSWERS if name != column and row.values.get(name) is not None), None)
+        if answer is None:
+            whole = conversation(row, [*messages], places, column)
+        else:
+            prompt = asked(row, messages, places, column)
+            whole = (*prompt, *answered(row, prompt, *answer_of(row, self.config, answer), answer))
+        return Feedback(whole, self._verdict(row), row.id, tools_of(row, self.config.tools))
+
+    def _verdict(self, row: Row) -> bool:
+        """Raises BadRow."""
+        value = row.values.get(self.config.label)
+        if isinstance(value, bool):
+            return value
+        if isinstance(value, str) and value.lower() in VERDICTS:  # a CSV file has texts alone
+            return VERDICTS[value.lower()]
+        label = self.config.label
+        wrong = missing(row, row.values, label) if value is None else found(value)
+        fix = f"write true for a good answer and false for a bad one; if {label} is no verdict, name the format"
+        raise BadRow(row.place, label, wrong or excerpt(value), "true or false", fix)

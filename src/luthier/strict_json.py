@@ -1,0 +1,75 @@
+"""JSON without what Python's parser lets pass in silence: a key that stands in a map twice (the last one wins there), and
+NaN and Infinity, which JSON does not have.
+
+A hook of Python sees each map. Parsing without it and walking over the value afterwards, to count what it lost, takes
+longer: the walk meets every map and text again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from luthier.errors import excerpt
+
+Fault = tuple[str, str]
+"""(what was found, what was expected)"""
+
+
+@dataclass
+class StrictJSON:
+    """A parser; what JSON forbids and Python allows is noted in `faults`."""
+
+    faults: list[Fault] = field(default_factory=list)
+    """of the value that was read last"""
+
+    def __post_init__(self) -> None:
+        self._decoder = json.JSONDecoder(parse_constant=self._constant, object_pairs_hook=self._map)
+
+    def value_at(self, text: str, start: int = 0) -> tuple[Any, int]:
+        """The value that begins at `start`, and where it ends.
+
+        Raises:
+            ValueError: no JSON (then it is a JSONDecodeError, which has a position), nested too deeply, or a number of
+                thousands of digits.
+        """
+        self.faults.clear()
+        try:
+            return self._decoder.raw_decode(text, start)
+        except RecursionError:
+            raise ValueError("nested too deeply") from None
+
+    def _map(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        out = dict(pairs)
+        if len(out) < len(pairs):
+            counts = Counter(key for key, _ in pairs)
+            twice = next(key for key, count in counts.items() if count > 1)
+            self.faults.append((f"the key {excerpt(twice)} stands in it twice", "each key once"))
+        return out
+
+    def _constant(self, name: str) -> float:
+        self.faults.append((f"the value {name}", "JSON, which has no such value"))
+        return 0.0
+
+
+def parse(text: str) -> Any:
+    """The value of a whole text.
+
+    Raises:
+        ValueError: it is no JSON, or has one of the faults; says what and where.
+    """
+    parser = StrictJSON()
+    start = len(text) - len(text.lstrip(" \t\r\n"))
+    value, end = parser.value_at(text, start)
+    if text[end:].strip(" \t\r\n"):
+        raise json.JSONDecodeError("Extra data", text, end)
+    if parser.faults:
+        raise ValueError(parser.faults[0][0])
+    return value
+
+
+def reason(error: ValueError) -> str:
+    """What a parser's error says, in a few words."""
+    return f"{error.msg} at character {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)[:100]

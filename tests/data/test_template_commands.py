@@ -1,0 +1,117 @@
+"""`luthier template list | show | diff | check`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from luthier.cli import main
+from luthier.data.template_check import shapes
+from luthier.data.template_diff import difference, row_at
+from luthier.data.template_library import library
+from luthier.errors import UserError
+from tests.helpers import tokenizers
+
+ROW = {"instruction": "What is the sea?", "output": "Water and wind."}
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    path = tmp_path / "train.jsonl"
+    path.write_text(json.dumps(ROW) + "\n" + json.dumps({"text": "plain"}) + "\n" + "{broken\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A folder from which a tokenizer can be taken."""
+    folder = tokenizers.save(tokenizers.chatml(), tmp_path / "model")
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama"}), encoding="utf-8")
+    save_file({"weight": np.zeros(1, dtype=np.float32)}, folder / "model.safetensors")
+    return folder
+
+
+def test_list_names_every_template(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["template", "list"]) == 0
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert {line.split()[0].rstrip("*") for line in lines} == set(library())
+    assert main(["template", "list", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert [one["chat_template"] for one in listed] == list(library())
+    assert all(one["source"] and one["stop"] for one in listed)
+
+
+def test_show_prints_a_file_that_can_be_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["template", "show", "zephyr"]) == 0
+    text = capsys.readouterr().out
+    assert text == library()["zephyr"].text
+    (tmp_path / "mine.jinja").write_text(text, encoding="utf-8")
+    assert difference("zephyr", str(tmp_path / "mine.jinja"), shapes()["one turn"])[0].side == "both"
+    assert main(["template", "show", "zephir"]) == 2
+    assert 'did you mean "zephyr"' in capsys.readouterr().err
+
+
+def test_diff_shows_where_two_part_and_what_is_trained(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["template", "diff", "alpaca", "alpaca@llamafactory", "--row", f"{data}:1"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("[-<s>-]Below is")
+    assert "### Response:{+↵\n+}<<Water and wind.</s>>>" in shown
+    assert "only in alpaca@llamafactory" in shown
+    assert main(["template", "diff", "alpaca", "alpaca@stanford", "--row", f"{data}:1", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["same"] is True
+    assert [one["trained"] for one in found["stretches"]] == [False, True]
+    assert main(["template", "diff", "alpaca", "alpaca@stanford"]) == 0
+    assert "the same tokens, trained alike" in capsys.readouterr().out
+
+
+def test_diff_with_a_models_tokenizer(data: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--row", f"{data}:1", "--model", str(model), "--json"]
+    assert main(["template", "diff", "auto", "chatml", *arguments]) == 0
+    found = json.loads(capsys.readouterr().out)
+    (added,) = [one for one in found["stretches"] if one["side"] != "both"]
+    assert added["side"] == "first"
+    assert "You are a helpful assistant." in added["text"]
+    tokenizer = tokenizers.chatml()
+    assert tokenizer.decode(added["ids"]) == added["text"]
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ("train.jsonl", "no row"),
+        ("train.jsonl:9", "has no row 9"),
+        ("train.jsonl:2", "a text"),
+        ("train.jsonl:3", ":3"),
+    ],
+)
+def test_rows_that_cannot_be_shown(data: Path, monkeypatch: pytest.MonkeyPatch, row: str, words: str) -> None:
+    monkeypatch.chdir(data.parent)
+    with pytest.raises(UserError) as caught:
+        row_at(row)
+    assert words in str(caught.value)
+
+
+def test_check_says_what_passes_and_why_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine.jinja").write_text(tokenizers.TURNS.replace("<end_of_turn>", "</s>"), encoding="utf-8")
+    assert main(["template", "check", str(tmp_path / "mine.jinja")]) == 0
+    shown = capsys.readouterr().out
+    assert "pass     several turns" in shown
+    assert "refused  system: TemplateError: System role not supported" in shown
+    assert f" of {len(shapes())} shapes pass" in shown
+    (tmp_path / "mine.jinja").write_text(tokenizers.TURNS.replace("<end_of_turn>", ""), encoding="utf-8")
+    assert main(["template", "check", str(tmp_path / "mine.jinja"), "--json"]) == 2
+    outcomes = json.loads(capsys.readouterr().out)
+    assert {one["shape"] for one in outcomes} == set(shapes())
+    assert "no stop token" in outcomes[0]["reason"]
+
+
+def test_check_the_template_of_a_model(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["template", "check", "auto"]) == 2
+    assert "--model org/name" in capsys.readouterr().err
+    assert main(["template", "check", "auto", "--model", str(model)]) == 0
+    assert "pass     emoji" in capsys.readouterr().out
