@@ -37,6 +37,7 @@ LAYERS = [
         "quantization",
         "machine",
         "errors_explained",
+        "files",
     },
     {
         "config_docs",

@@ -10,9 +10,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from luthier import checkpoint
-from luthier.checkpoint import MANIFEST, STATE, TENSORS, Checkpoints, pack, unpack, verify, write_folder
+from luthier import checkpoint, files
+from luthier.checkpoint import STATE, TENSORS, Checkpoints, pack, unpack
 from luthier.errors import EnvironmentProblem, UserError
+from luthier.files import MANIFEST, verify, write_folder
 
 FILES = [TENSORS, STATE, MANIFEST]
 leaves = (
@@ -136,8 +137,14 @@ def test_killed_at_every_operation_of_a_save(target: str, tmp_path: Path, monkey
         return wrapper
 
     with monkeypatch.context() as patch:
-        for name in ("save_file", "write_json", "fsync", "sha256"):
-            patch.setattr(checkpoint, name, counted(getattr(checkpoint, name)))
+        for module, name in (
+            (checkpoint, "save_file"),
+            (checkpoint, "write_json"),
+            (files, "write_json"),
+            (files, "fsync"),
+            (files, "sha256"),
+        ):
+            patch.setattr(module, name, counted(getattr(module, name)))
         patch.setattr(Path, "rename", counted(Path.rename))
         patch.setattr(Path, "mkdir", counted(Path.mkdir))
         for stop_at in range(1, 40):

@@ -1,29 +1,25 @@
 """Atomic save, verified load; safetensors and JSON only.
 
-A checkpoint is written to a temporary folder beside its target, each file fsynced, `manifest.json` (sha256 and size of each file) last,
-then renamed, and the parent fsynced. So at every moment there is the old state or the new one, never a mixture. Loading verifies;
-a damaged checkpoint is named and the next older one is used; none left is an error, never a silent fresh start.
+A checkpoint is a folder that is whole or absent (`files.py`). Loading verifies; a damaged checkpoint is named and the next older
+one is used; none left is an error, never a silent fresh start.
 """
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from luthier.errors import EnvironmentProblem, UserError
+from luthier.files import verify, write_folder, write_json
 
 PREFIX = "step-"
-TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
+TENSORS, STATE = "tensors.safetensors", "state.json"
 
 
 def pack(tree: Any, tensors: dict[str, torch.Tensor]) -> Any:
@@ -52,72 +48,6 @@ def unpack(packed: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
         return {unpack(key, tensors): unpack(value, tensors) for key, value in content}
     values = [unpack(value, tensors) for value in content]
     return tuple(values) if kind == "tuple" else values
-
-
-def write_folder(target: Path, fill: Callable[[Path], None], manifest: Mapping[str, Any]) -> None:
-    """Makes the folder `target` whole or not at all: `fill` writes its files, a manifest with their hashes comes last.
-
-    Raises:
-        EnvironmentProblem: no space or no permission; nothing of the folder is left behind.
-    """
-    temporary = target.with_name(f".tmp-{target.name}-{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        temporary.mkdir(parents=True)
-        fill(temporary)
-        files = {
-            path.relative_to(temporary).as_posix(): path for path in sorted(temporary.rglob("*")) if path.is_file()
-        }
-        entries = {name: {"sha256": sha256(path), "bytes": path.stat().st_size} for name, path in files.items()}
-        write_json(temporary / MANIFEST, {**manifest, "files": entries})
-        for path in [*files.values(), temporary / MANIFEST, temporary]:
-            fsync(path)
-        if target.exists():
-            shutil.rmtree(target)
-        temporary.rename(target)
-        fsync(target.parent)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        raise EnvironmentProblem(
-            str(target),
-            "the disk is full" if full else f"could not be written: {error}",
-            "a writable folder with room",
-            "free space, then luthier train ... --resume",
-        ) from error
-
-
-def write_json(path: Path, tree: Any) -> None:
-    path.write_text(json.dumps(tree, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def verify(folder: Path) -> str | None:
-    """What is wrong with a checkpoint's files; None where each has the size and hash of the manifest."""
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        for name, entry in manifest["files"].items():
-            if (folder / name).stat().st_size != entry["bytes"] or sha256(folder / name) != entry["sha256"]:
-                return f"{name} is not what was written"
-    except FileNotFoundError as error:
-        return f"{Path(str(error.filename)).name} is missing"
-    except OSError as error:
-        return f"{Path(str(error.filename)).name} cannot be read ({error.strerror})"
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return f"{MANIFEST} is damaged"
-    return None
 
 
 class Checkpoints:

@@ -18,12 +18,13 @@ import torch
 from pydantic import ValidationError
 
 from luthier import component, served
-from luthier.checkpoint import fsync
 from luthier.component import ComponentConfig
 from luthier.data.render import ChatRenderer
 from luthier.errors import EnvironmentProblem, UserError, excerpt
 from luthier.export._parts import Parts
-from luthier.models.load import quiet
+from luthier.files import as_readable_as, fsync
+from luthier.models.adapters import OURS, origin_of, write_origin
+from luthier.models.load import fingerprint, quiet
 from luthier.models.opened import Opened, base_dtype, open_model
 from luthier.types import Message
 
@@ -82,6 +83,8 @@ class Exported:
     """the base against the run: what the tuning changed, on the same texts; None without an adapter"""
     prompts: served.Served | None = None
     """whether another engine reads the prompts as they were trained; None where it was not asked"""
+    system: str | None = None
+    """the system text that all training conversations had; it is in the folder's luthier.json, and `chat` uses it"""
 
     def as_text(self) -> str:
         """For the terminal."""
@@ -95,6 +98,11 @@ class Exported:
             lines.append(f"for comparison, tuning itself changed: {tuning.as_text()}")
         if self.prompts is not None:
             lines.append(self.prompts.as_text())
+        if self.system:
+            lines.append(
+                f"system text of its training, kept in luthier.json, where chat finds it: {excerpt(self.system)}"
+            )
+            lines.append("other tools must be given it")
         return "\n".join(lines)
 
 
@@ -144,7 +152,7 @@ def export(
     asked = None if unproven or exporter.needs_adapter else opened.renderer
     found, prompts = _write_and_compare(exporter, parts, folder, original, inputs, tuning, asked, say)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    return Exported(folder, to, exporter.dtype(parts), size, found, tuning, prompts)
+    return Exported(folder, to, exporter.dtype(parts), size, found, tuning, prompts, opened.system)
 
 
 def _effect_of_tuning(parts: Parts, original: torch.Tensor, inputs: list[list[int]]) -> Drift | None:
@@ -175,6 +183,7 @@ def _write_and_compare(
         say(f"writing {folder}")
         with quiet():
             exporter.write(parts, temporary)
+            write_origin(temporary, parts.origin)
             say("reading it back")
             parts = replace(parts, model=None)
             found = drift(original, _logits(exporter.reload(parts, temporary), inputs))
@@ -183,7 +192,9 @@ def _write_and_compare(
         if asked is not None:
             say("comparing prompts with another engine")
             prompts = served.compare(temporary, asked)
-        for path in [*(path for path in temporary.rglob("*") if path.is_file()), temporary]:
+        files = [path for path in temporary.rglob("*") if path.is_file()]
+        as_readable_as(temporary / OURS, files)
+        for path in [*files, temporary]:
             fsync(path)
         temporary.rename(folder)
         fsync(folder.absolute().parent)
@@ -253,10 +264,8 @@ def _refuse_full_disk(folder: Path, parts: Parts, dtype: str) -> None:
 
 
 def _parts(opened: Opened) -> Parts:
-    name = opened.source.name
-    if opened.adapter is not None:
-        settings = json.loads((opened.adapter / "adapter_config.json").read_text(encoding="utf-8"))
-        name = settings.get("base_model_name_or_path") or name
+    name, revision = opened.source.plain
+    base = fingerprint(opened.source).as_dict()
     return Parts(
         opened.model,
         opened.tokenizer,
@@ -264,8 +273,10 @@ def _parts(opened: Opened) -> Parts:
         tuple(sorted(opened.renderer.stop_ids)),
         opened.source.folder,
         name,
+        revision,
         base_dtype(opened.source),
         opened.adapter,
+        origin_of(opened.adapter or opened.source.folder, base),
     )
 
 

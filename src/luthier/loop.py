@@ -6,6 +6,7 @@ Losses are sums; the one division is by the weight of the whole global batch, kn
 from __future__ import annotations
 
 import math
+import os
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -29,6 +30,7 @@ from luthier.reporting.recorder import Recorder
 from luthier.types import Objective, Sample
 
 ROWS_SHOWN = 5
+STDERR = 2
 
 
 @dataclass
@@ -74,10 +76,17 @@ class Job:
 
 
 class StopSignal:
-    """SIGTERM, SIGINT and SIGUSR1 set a flag that the loop reads at the end of a step; a second one acts at once."""
+    """SIGTERM, SIGINT and SIGUSR1 set a flag that the loop reads at the end of a step; a second one acts at once.
 
-    def __init__(self) -> None:
+    Args:
+        speaks: whether this process says so.
+    """
+
+    def __init__(self, speaks: bool) -> None:
         self.number = 0
+        self.doing = ""
+        """what is finished first"""
+        self._speaks = speaks
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignal:
@@ -94,9 +103,16 @@ class StopSignal:
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
         if self.number:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
+            self.__exit__()  # a third one finds the handlers of before
+            self._say("stopping now; what was saved is whole, and --resume goes on from there")
+            raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
         self.number = number
+        again = "; press ctrl-c again to stop now" if number == signal.SIGINT else ""
+        self._say(f"finishing {self.doing} and saving{again}")
+
+    def _say(self, text: str) -> None:
+        if self._speaks:  # not print: its buffer may be in use where the signal came
+            os.write(STDERR, f"{text}\n".encode())
 
 
 def train(job: Job) -> None:
@@ -111,14 +127,17 @@ def train(job: Job) -> None:
     save_every = every(config.save_steps, job.steps.total)
     check = LearningCheck(job.policy)
     job.wrapped.train()
-    with StopSignal() as stop:
+    with StopSignal(job.engine.main) as stop:
+        stop.doing = "the first step"
         if progress.step == 0:
             job.answer_samples(0)
             if eval_every:
                 evaluate(job)
         while progress.step < job.steps.total and not gave_up(job):
+            stop.doing = f"step {progress.step + 1}"
             train_step(job, check)
             last = progress.step == job.steps.total
+            stop.doing = f"what follows step {progress.step}"
             if eval_every and (progress.step % eval_every == 0 or last):
                 evaluate(job)
             stopping = max(job.engine.sum([float(stop.number)])) > 0

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from luthier import component, run_folder
-from luthier.checkpoint import Checkpoints, verify, write_folder, write_json
+from luthier.checkpoint import Checkpoints
 from luthier.config import RunConfig
 from luthier.data.batching import Layout
 from luthier.data.order import Steps
@@ -19,6 +19,7 @@ from luthier.data.prepare import Prepared, prepare
 from luthier.data.render import save_stop_ids
 from luthier.engine import Engine, deterministic, hardware, is_main_process, make_engine, seeded
 from luthier.errors import EnvironmentProblem, Stopped, UserError
+from luthier.files import verify, write_folder, write_json
 from luthier.finished import Run
 from luthier.generation import generate
 from luthier.loop import Job, put_weights, restore
@@ -132,7 +133,7 @@ def _train(
     try:
         run_loop(job)
         state = "trained"
-    except Stopped:
+    except (Stopped, KeyboardInterrupt, SystemExit):
         state = "stopped"
         raise
     except torch.OutOfMemoryError as error:
@@ -141,7 +142,7 @@ def _train(
         job.recorder.close()
         run_folder.set_state(folder, state, enabled=engine.main)
     if engine.main:
-        _finish(config, job, folder, tokenizer, data, base)
+        _finish(config, job, folder, tokenizer, data, base, source.plain)
         say(end_summary(folder))
 
 
@@ -337,8 +338,16 @@ def answers(
     return [item.text for item in found]
 
 
-def _finish(config: RunConfig, job: Job, folder: Path, tokenizer: Any, data: Prepared, base: Any) -> None:
-    """The result, answers before and after, the report."""
+def _finish(
+    config: RunConfig,
+    job: Job,
+    folder: Path,
+    tokenizer: Any,
+    data: Prepared,
+    base: dict[str, Any],
+    plain: tuple[str, str | None],
+) -> None:
+    """The result, answers before and after, the report. `base` and `plain` are what is known of the model underneath."""
     step = job.progress.step
     if config.training.load_best_checkpoint and job.progress.best_step is not None:
         step = job.progress.best_step
@@ -354,7 +363,7 @@ def _finish(config: RunConfig, job: Job, folder: Path, tokenizer: Any, data: Pre
 
     def fill(target: Path) -> None:
         if tuning.makes_adapter:
-            save_adapter(job.policy.model, target, base, job.policy.starts_at_base, data.system)
+            save_adapter(job.policy.model, target, base, job.policy.starts_at_base, data.system, plain)
         else:
             job.policy.core.save_pretrained(target)
             write_origin(target, {"base": base, "system": data.system})

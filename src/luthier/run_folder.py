@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from luthier import __version__
-from luthier.checkpoint import MANIFEST, fsync, write_json
 from luthier.config import RunConfig
 from luthier.config_yaml import read_yaml
 from luthier.errors import EnvironmentProblem, UserError
+from luthier.files import MANIFEST, fsync, write_json
 
 if TYPE_CHECKING:
     from luthier.data.prepare import Prepared

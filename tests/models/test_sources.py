@@ -14,7 +14,9 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from peft import AutoPeftModelForCausalLM
 
+import luthier
 from luthier.errors import EnvironmentProblem, LuthierError, UserError
 from luthier.models import package_index
 from luthier.models.folder import INDEX, SINGLE
@@ -292,6 +294,20 @@ def test_a_gguf_file_becomes_a_folder_once_and_is_the_same_model(tmp_path: Path,
     assert tokenizer.encode("The capital") == tiny_tokenizer().encode("The capital")
     assert tokenizer.tokenize("a  12") == ["a", *tokenizer.tokenize("  "), "1", "2"]  # digits apart, as its name says
     assert list((cache / "gguf").iterdir()) == [source.folder]
+
+
+def test_an_adapter_on_a_gguf_file_loads_in_plain_peft(tmp_path: Path, cache: Path) -> None:
+    """peft knows nothing of GGUF files: its own file names the converted folder, ours the file."""
+    file = _to_gguf(tmp_path / "tiny.gguf")
+    rows = [{"instruction": "Hi", "output": "Hello."}] * 4
+    run = luthier.train(str(file), rows, max_steps=1, dtype="float32", output_dir=tmp_path / "run")
+    adapter = run.folder / "adapter"
+    plain = AutoPeftModelForCausalLM.from_pretrained(adapter)
+    ids = torch.arange(40)[None]
+    with torch.no_grad():
+        assert torch.equal(plain(ids).logits, run.opened.model(ids).logits)
+    assert json.loads((adapter / "luthier.json").read_text())["base"]["name"] == str(file)
+    assert (adapter / "adapter_model.safetensors").stat().st_mode == (adapter / "luthier.json").stat().st_mode
 
 
 @pytest.mark.parametrize("pre", ["somebody-elses", None])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from tests.using.conftest import make_run
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from luthier import exporting
+from luthier.chatting import Chat
 from luthier.errors import EnvironmentProblem, UserError
 from luthier.models.opened import open_model
 from luthier.types import Message
@@ -54,6 +56,32 @@ def test_merged_is_a_plain_folder_that_answers_as_the_run(run: Path, tmp_path: P
     assert reopened.renderer.stop_ids == {2}
 
 
+@pytest.mark.parametrize("kind", ["merged", "adapter"])
+def test_the_system_text_of_the_training_goes_along(kind: str, base: Path, tmp_path: Path) -> None:
+    """A model answers as it was trained only when it is asked as it was trained."""
+    run = make_run(tmp_path / "run", base)
+    ours = run / "adapter" / "luthier.json"
+    ours.write_text(json.dumps(json.loads(ours.read_text()) | {"system": "You are a luthier."}))
+    done = exporting.export(str(run), kind, tmp_path / "out", say=quiet)
+    assert "'You are a luthier.'" in done.as_text()
+    assert Chat(open_model(str(tmp_path / "out"))).messages == [Message("system", "You are a luthier.")]
+    again = exporting.export(str(tmp_path / "out"), kind, tmp_path / "again", say=quiet)
+    assert again.system == "You are a luthier."
+    without = exporting.export(str(make_run(tmp_path / "b", base)), kind, tmp_path / "c", say=quiet)
+    assert "system text" not in without.as_text()
+
+
+def test_files_have_the_mode_that_the_umask_says(run: Path, tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        exporting.export(str(run), "merged", tmp_path / "merged", say=quiet)
+        exporting.export(str(run), "adapter", tmp_path / "adapter", say=quiet)
+    finally:
+        os.umask(before)
+    for folder in ("merged", "adapter"):
+        assert {path.stat().st_mode & 0o777 for path in (tmp_path / folder).iterdir()} == {0o640}
+
+
 def test_merged_in_the_dtype_of_the_base(run: Path, base: Path, tmp_path: Path) -> None:
     half = tmp_path / "half"
     shutil.copytree(base, half)
@@ -84,7 +112,7 @@ def test_adapter_is_the_same_to_the_bit_and_loads_in_plain_peft(run: Path, base:
     assert done.drift.max_logit_difference == 0.0
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json", "chat_template.jinja"} <= names
-    assert not names & {"luthier.json", "manifest.json", "README.md"}
+    assert not names & {"manifest.json", "README.md"}
     weights = "adapter_model.safetensors"
     assert (tmp_path / "out" / weights).read_bytes() == (run / "adapter" / weights).read_bytes()
     assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["base_model_name_or_path"] == str(base)

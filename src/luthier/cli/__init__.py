@@ -150,6 +150,7 @@ def _guarded(function: Callable[..., None]) -> Callable[..., None]:
             function(**arguments)
             sys.stdout.flush()
         except KeyboardInterrupt:
+            print("stopped by ctrl-c", file=sys.stderr)
             raise typer.Exit(INTERRUPTED_EXIT_CODE) from None
         except BrokenPipeError:
             os.dup2(

@@ -14,12 +14,12 @@ from rich.console import Console
 
 from luthier import config as configuration
 from luthier import run
-from luthier.checkpoint import write_json
 from luthier.config import RunConfig
 from luthier.demo import requests, show
 from luthier.demo.judge import TARGETS, Outcome, figures, judge
 from luthier.demo.requests import Pair
 from luthier.errors import UserError
+from luthier.files import write_json
 from luthier.generation import generate
 from luthier.models.opened import Opened, open_model
 from luthier.reporting.report import write_report

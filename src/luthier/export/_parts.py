@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,12 @@ class Parts:
     base: Path
     """The folder of the base model, or of the model itself."""
     base_name: str
-    """How the base is named in an adapter's config."""
+    """How transformers and peft find the base: a hub's name, or a folder."""
+    base_revision: str | None
+    """The commit of a hub's base."""
     base_dtype: str
     """The dtype in which the base's weights are stored, for example `bfloat16`."""
     adapter: Path | None
     """The folder of the adapter, if there is one."""
+    origin: Mapping[str, Any]
+    """What stands in `luthier.json` beside every result: where it comes from, and the system text that it learned under."""

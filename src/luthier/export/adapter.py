@@ -35,7 +35,7 @@ class Adapter:
         assert parts.adapter is not None
         shutil.copyfile(parts.adapter / WEIGHTS, folder / WEIGHTS)
         settings = json.loads((parts.adapter / CONFIG).read_text(encoding="utf-8"))
-        settings["base_model_name_or_path"] = parts.base_name
+        settings |= {"base_model_name_or_path": parts.base_name, "revision": parts.base_revision}
         (folder / CONFIG).write_text(
             json.dumps(settings, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8"
         )

@@ -20,7 +20,12 @@ WEIGHTS, CONFIG, OURS = "adapter_model.safetensors", "adapter_config.json", "lut
 
 
 def save_adapter(
-    model: Any, folder: Path, base: Mapping[str, Any], starts_at_base: bool = True, system: str | None = None
+    model: Any,
+    folder: Path,
+    base: Mapping[str, Any],
+    starts_at_base: bool = True,
+    system: str | None = None,
+    plain: tuple[str, str | None] | None = None,
 ) -> None:
     """Writes a PEFT model's active adapter into an existing folder.
 
@@ -29,15 +34,13 @@ def save_adapter(
         base: what is known of the model underneath (`name`, `commit`, fingerprints); kept in luthier.json.
         starts_at_base: whether the adapter began as zero.
         system: the system text that all training conversations had.
+        plain: `ModelSource.plain` of the base, for peft's own file; by default the name and commit in `base`.
     """
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in _adapter_weights(model).items()}
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
     config = model.peft_config[model.active_adapter].to_dict()
-    config |= {
-        "inference_mode": True,
-        "base_model_name_or_path": base["name"].removeprefix("hf:"),
-        "revision": base.get("commit"),
-    }
+    name, revision = plain or (base["name"].removeprefix("hf:"), base.get("commit"))
+    config |= {"inference_mode": True, "base_model_name_or_path": name, "revision": revision}
     config = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     write_origin(folder, {"base": dict(base), "starts_at_base": starts_at_base, "system": system})
@@ -159,6 +162,11 @@ def starts_at_base(folder: Path) -> bool:
         return bool(_origin(folder).get("starts_at_base", True))
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     return config.get("init_lora_weights", True) in STARTS_AT_ZERO
+
+
+def origin_of(folder: Path, base: Mapping[str, Any]) -> dict[str, Any]:
+    """What `luthier.json` says of a copy of a result of `base`: what it says of the result, as far as it says something."""
+    return {"base": dict(base), "system": trained_system(folder), **_origin(folder)}
 
 
 def trained_system(folder: Path) -> str | None:

@@ -37,6 +37,11 @@ class ModelSource:
     adapter: Path | None = None
     """folder of a PEFT adapter that goes on top, for a run or an adapter"""
 
+    @property
+    def plain(self) -> tuple[str, str | None]:
+        """Name and revision by which transformers and peft find the base: those of the hub, else its folder here."""
+        return (self.name.removeprefix("hf:"), self.commit) if self.kind == "hub" else (str(self.folder), None)
+
 
 def resolve(
     path: str, revision: str | None = None, trust_remote_code: bool = False, *, say: Say = to_stderr
