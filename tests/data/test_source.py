@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from luthier.config import DataFile
@@ -17,6 +17,7 @@ from luthier.data.source import json_array_rows, jsonl_rows, sources
 from luthier.errors import UserError
 from luthier.formats._shared import BadRow
 from luthier.types import Row
+from tests.helpers.properties import examples
 
 GOOD = {"text": "a\u2028b\x85c 你好"}
 
@@ -197,7 +198,7 @@ VALUES = st.recursive(
 RECORDS = st.lists(st.dictionaries(st.text(max_size=5), VALUES, max_size=3), max_size=6)
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(RECORDS, st.booleans(), st.sampled_from((None, 1)))
 def test_every_record_that_is_written_is_read(
     records: list[dict[str, Any]], ascii_only: bool, indent: int | None
@@ -208,7 +209,7 @@ def test_every_record_that_is_written_is_read(
     assert [row.values for row in jsonl_rows(lines, "a") if isinstance(row, Row)] == records
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(st.text(alphabet='{}[],:"\\ \nau019tn', max_size=30))
 def test_no_text_brings_the_readers_down(text: str) -> None:
     assert all(isinstance(row, (Row, BadRow)) for row in jsonl_rows(text, "a"))
