@@ -20,6 +20,7 @@ from tests.helpers.killing import (
     kill,
     kill_and_resume,
     outcome,
+    rows_of,
     steps_in,
     write_config,
 )
@@ -43,7 +44,7 @@ def worker() -> Iterator[Worker]:
 def uninterrupted(worker: Worker, config_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole") / "run"
     worker.run(config_file, folder, "new")
-    assert steps_in(folder) == STEPS
+    assert steps_in(folder) == len(rows_of(folder)) == STEPS
     return folder
 
 

@@ -46,7 +46,7 @@ def worker() -> Iterator[Worker]:
 def uninterrupted(worker: Worker, config_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole") / "run"
     worker.run(config_file, folder, "new", processes=2)
-    assert steps_in(folder) == STEPS
+    assert steps_in(folder) == len(rows_of(folder)) == STEPS
     return folder
 
 

@@ -113,8 +113,9 @@ def steps_in(folder: Path) -> int:
 
 
 def noted(folder: Path, rank: int = 0) -> list[dict[str, Any]]:
-    """What a process noted."""
-    return [json.loads(line) for line in (folder / f"noted-{rank}.jsonl").read_text().splitlines()]
+    """What a process of `Worker` noted."""
+    path = folder / f"noted-{rank}.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def rows_of(folder: Path, rank: int = 0) -> dict[int, list[int]]:
@@ -125,16 +126,17 @@ def rows_of(folder: Path, rank: int = 0) -> dict[int, list[int]]:
 def outcome(folder: Path) -> dict[str, bytes]:
     """Everything that must be equal to the bit."""
     last = sorted((folder / "checkpoints").glob("step-*"))[-1]
+    (result,) = [*folder.glob("adapter/*.safetensors"), *folder.glob("model/*.safetensors")]
     return {
-        "weights": (folder / "adapter" / "adapter_model.safetensors").read_bytes(),
+        "result": result.read_bytes(),
         "state": (last / "state.json").read_bytes(),
-        "optimizer": (last / "tensors.safetensors").read_bytes(),
+        "tensors": (last / "tensors.safetensors").read_bytes(),
         "metrics": (folder / "metrics.jsonl").read_bytes(),
     }
 
 
 def differences(one: Path, other: Path) -> list[str]:
-    """What of two runs is not equal to the bit."""
+    """What of two runs is not equal to the bit; the sequence of rows too, where it was noted."""
     first, second = outcome(one), outcome(other)
     return [name for name in first if first[name] != second[name]] + ["rows"] * (rows_of(one) != rows_of(other))
 
