@@ -114,7 +114,7 @@ def _train(
     job = _build_job(config, folder, policy, data, objective, engine, decisions)
     base = fingerprint(source).as_dict()
     manifest = run_folder.manifest(
-        config, data, base, decisions, hardware(engine.device), job.steps.total, engine.processes
+        config, data, base, decisions, hardware(engine.device), job.steps.total, engine.processes, trained
     )
     job.manifest = {name: manifest[name] for name in ("luthier", "versions", "fingerprints", "decisions")}
     if engine.main:
