@@ -49,6 +49,7 @@ CASES = {
     ),
     "data.eval": Case(None, "data.eval=0.3", "metrics"),
     "data.chat_template": Case("chat_template=auto", "chat_template=other.jinja", "metrics"),
+    "data.system": Case(None, "data.system='Be brief.'", "metrics"),
     "data.max_length": Case("max_length=28", "max_length=24", "ledger", ("on_long_row=drop",)),
     "data.on_bad_row": Case("on_bad_row=error", "on_bad_row=drop", "outcome", ("data.train.path=bad.jsonl",)),
     "data.on_long_row": Case("on_long_row=drop", "on_long_row=truncate", "ledger", ("max_length=28",)),

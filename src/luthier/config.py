@@ -85,6 +85,8 @@ class DataConfig(Config):
     reshuffle), or files. Default: none."""
     chat_template: str = "auto"
     """`auto`: the template that the tokenizer carries; else the path of a Jinja file."""
+    system: Annotated[str, Field(min_length=1)] | None = None
+    """System text put before conversations that have none, in training and, stored with the result, in use. Default: none."""
     max_length: Annotated[int, Field(ge=2)] | None = None
     """Longest row in tokens. Default: the model's own context."""
     on_bad_row: Literal["error", "drop"] = "error"

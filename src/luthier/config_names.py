@@ -25,6 +25,7 @@ RENAMED = {
     "lora_target_modules": "tuning.target_modules",
     # LLaMA-Factory
     "template": "data.chat_template",
+    "default_system": "data.system",
     "cutoff_len": "data.max_length",
     "dataset": "data.train",
     "val_size": "data.eval",

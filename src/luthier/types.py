@@ -7,7 +7,7 @@ positions of a micro-batch, S documents of a micro-batch, V vocabulary, D hidden
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
@@ -56,6 +56,11 @@ class Message:
 class Conversation:
     messages: tuple[Message, ...]
     row: str
+
+    def with_system(self, text: str) -> Conversation:
+        """This conversation with a system text before it, if it has none."""
+        given = self.messages[0].role == "system"
+        return self if given else replace(self, messages=(Message("system", text), *self.messages))
 
 
 @dataclass(frozen=True, slots=True)

@@ -204,7 +204,10 @@ class _Preparation:
                 self._reject(row, row.raw)
                 continue
             try:
-                parsed.append((row, reader.parse(row)))
+                example = reader.parse(row)
+                if self.data.system is not None and isinstance(example, Conversation):
+                    example = example.with_system(self.data.system)
+                parsed.append((row, example))
             except BadRow as error:
                 self._reject(error, row.values)
         self.renderer.prefetch([example for _, example in parsed])
@@ -393,7 +396,13 @@ def _cache_key(
         "files": [
             (part.purpose, part.source.name, part.source.file.format, part.source.fingerprint()) for part in plan
         ],
-        "options": [data.eval if isinstance(data.eval, float) else None, data.on_bad_row, data.on_long_row, limit],
+        "options": [
+            data.eval if isinstance(data.eval, float) else None,
+            data.system,
+            data.on_bad_row,
+            data.on_long_row,
+            limit,
+        ],
         "objective": config.objective.model_dump(mode="json"),
         "template": renderer.template and [renderer.template.fingerprint, renderer.template.from_file],
         "tokenizer": tokenizer_fingerprint(renderer.tokenizer),
@@ -470,8 +479,8 @@ def notes_of(ledger: Ledger, system: str | None) -> list[str]:
     if system is None:
         return []
     return [
-        f"all conversations have the system text {excerpt(system, 60)}: "
-        "serve with it (luthier chat --system), for only so was it trained"
+        f"all conversations have the system text {excerpt(system, 60)}: it is stored with the result, and luthier "
+        "chat asks with it; a program of yours must do so too, for only so was it trained"
     ]
 
 
