@@ -17,7 +17,7 @@ test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m "not prove" $(PYTEST_ARGS)
 
 prove: $(VENV)/installed-dev
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --hypothesis-profile prove $(PYTEST_ARGS)
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -5,7 +5,16 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.helpers.properties import register_profiles
+
+if TYPE_CHECKING:
+    from tests.helpers.killing import Worker
 
 CACHE = Path(tempfile.mkdtemp(prefix="luthier-tests-"))
 
@@ -14,6 +23,26 @@ os.environ["LUTHIER_CACHE"] = str(CACHE)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+register_profiles()
+
 
 def pytest_unconfigure() -> None:
     shutil.rmtree(CACHE, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def worker() -> Iterator[Worker]:
+    """Starts runs in processes of their own. Its imports take seconds, so there is one for all tests."""
+    from tests.helpers.killing import Worker
+
+    started = Worker()
+    yield started
+    started.close()
+
+
+@pytest.fixture(scope="session")
+def config_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the run that the worker's tests kill and resume."""
+    from tests.helpers.killing import write_config
+
+    return write_config(tmp_path_factory.mktemp("small-run"))

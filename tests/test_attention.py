@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -15,6 +15,7 @@ from luthier.kernels.attention import (
     flat_attention,
     per_document_attention,
 )
+from tests.helpers.properties import examples
 
 
 def qkv(tokens: int, heads: int, kv_heads: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -24,7 +25,7 @@ def qkv(tokens: int, heads: int, kv_heads: int, seed: int = 0) -> tuple[torch.Te
     )
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(
     lengths=st.lists(st.integers(1, 24), min_size=1, max_size=6),
     window=st.sampled_from([None, 1, 3, 8, 100]),

@@ -6,7 +6,7 @@ from collections import Counter
 
 import numpy as np
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from luthier.data.batching import lay_out, micro_batches
@@ -14,6 +14,7 @@ from luthier.data.order import Steps
 from luthier.randomness import permutation
 from luthier.types import NO_TARGET
 from tests.helpers.jobs import make_samples
+from tests.helpers.properties import examples
 
 
 @given(examples=st.integers(1, 60), batch=st.integers(1, 20), epochs=st.integers(1, 4), seed=st.integers(0, 9))
@@ -73,7 +74,7 @@ def test_groups_stay_together(samples: list[tuple[int, int]], processes: int, li
                 assert {i for i, other in enumerate(groups) if other == group} <= set(batch)
 
 
-@settings(max_examples=25)
+@examples(25)
 @given(st.lists(st.integers(2, 30), min_size=1, max_size=10), st.integers(1, 3), st.sampled_from(["flat", "padded"]))
 def test_micro_batches_hold_the_samples(lengths: list[int], processes: int, layout: str) -> None:
     """Ids, targets, positions from 0 and row numbers of every document, and nothing trained beside them."""

@@ -6,13 +6,14 @@ import contextlib
 import random
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from luthier import config
 from luthier.config_docs import keys
 from luthier.config_yaml import parse_yaml, to_yaml
 from luthier.errors import LuthierError
+from tests.helpers.properties import examples
 
 SMALL = "model: org/name\ndata: train.jsonl\noutput_dir: runs/mine\n"
 
@@ -104,7 +105,7 @@ def test_no_override_raises_anything_but_our_errors(key: str, value: str) -> Non
             load(SMALL, override)
 
 
-@settings(max_examples=30)
+@examples(30)
 @given(st.randoms(use_true_random=False))
 def test_a_damaged_file_raises_only_our_errors(rng: random.Random) -> None:
     text = list(load(SMALL, "quantization=nf4", "data.eval=0.1").resolved_yaml())

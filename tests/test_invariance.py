@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,13 +10,13 @@ import torch
 from luthier.data.batching import lay_out
 from luthier.loop import Job, LearningCheck, optimizer_step, train_step
 from tests.helpers.jobs import make_config, make_job, make_policy, make_samples
+from tests.helpers.processes import torchrun
 
 LENGTHS = (3, 200, 17, 60, 5, 121, 33, 8, 90, 4, 150)
 """Eleven samples: with a global batch of 8 the last step of an epoch has 3. 200 beside 3 makes a very unequal pair of processes."""
 
 OVERRIDES = ("lora_dropout=0.1", "global_batch_size=8", "max_steps=5", "learning_rate=1e-3", "warmup_steps=0")
 LAYOUTS = {"1x8": 100_000, "2x4": 330, "8x1": 1}
-ROOT = Path(__file__).parent.parent
 
 
 def job_of(folder: Path, max_tokens: int, layout: str = "flat", *extra: str) -> Job:
@@ -88,26 +85,7 @@ def test_two_processes(max_tokens: int, tmp_path: Path) -> None:
     assert sorted(map(len, plan)) == [1, 1]
     single = job_of(tmp_path / "single", LAYOUTS["1x8"])
     result = tmp_path / "ddp.pt.safetensors"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node",
-        "2",
-        "--master-port",
-        "0",
-        "--rdzv-backend",
-        "c10d",
-        "--rdzv-endpoint",
-        "localhost:0",
-        "-m",
-        "tests.helpers.ddp_worker",
-        str(tmp_path / "ddp"),
-        str(max_tokens),
-        str(result),
-    ]
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
+    done = torchrun("tests.helpers.ddp_worker", str(tmp_path / "ddp"), str(max_tokens), str(result))
     assert done.returncode == 0, done.stderr[-3000:]
     from safetensors.torch import load_file
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import inspect
+import json
 import os
 import platform
 import resource
@@ -103,6 +105,10 @@ class SingleEngine:
         """Each value summed over processes, in float64."""
         return values
 
+    def from_main(self, value: Any) -> Any:
+        """The main process's value, plain JSON, on every process; what others found is left."""
+        return json.loads(json.dumps(value))
+
     def barrier(self) -> None:
         """Waits for all processes."""
 
@@ -129,7 +135,10 @@ class DDPEngine(SingleEngine):
 
     def wrap(self, policy: nn.Module) -> nn.Module:
         devices = [self.device.index] if self.device.type == "cuda" else None
-        self.wrapped = nn.parallel.DistributedDataParallel(policy, device_ids=devices, broadcast_buffers=False)
+        wrapper = nn.parallel.DistributedDataParallel
+        renamed = "forward_sync_buffers" in inspect.signature(wrapper).parameters  # since torch 2.13
+        buffers: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
+        self.wrapped = wrapper(policy, device_ids=devices, **buffers)
         return self.wrapped
 
     def accumulating(self, last: bool) -> AbstractContextManager[None]:
@@ -137,14 +146,36 @@ class DDPEngine(SingleEngine):
 
     def sum(self, values: list[float]) -> list[float]:
         total = torch.tensor(values, dtype=torch.float64, device=self.device)
-        dist.all_reduce(total)
+        with _all_alive():
+            dist.all_reduce(total)
         return [float(value) for value in total]
 
+    def from_main(self, value: Any) -> Any:
+        text = json.dumps(value).encode() if self.main else b""
+        length = int(self.sum([float(len(text))])[0])
+        content = torch.tensor(list(text) if self.main else [0] * length, dtype=torch.uint8, device=self.device)
+        with _all_alive():
+            dist.broadcast(content, src=0)
+        return json.loads(bytes(content.tolist()))
+
     def barrier(self) -> None:
-        dist.barrier()
+        with _all_alive():
+            dist.barrier()
 
     def close(self) -> None:
         dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _all_alive() -> Iterator[None]:
+    """Where another process has ended, this one says so; the reason is in the other's message."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "connection" not in str(error).lower():
+            raise
+        found = f"it ended while this one waited for it ({str(error).splitlines()[0][:120]})"
+        raise EnvironmentProblem("another process", found, "all processes to go on", "see its message") from error
 
 
 Engine = SingleEngine | DDPEngine

@@ -64,19 +64,6 @@ def perplexity(loss: float) -> float:
     return exp(loss) if loss < MOST_NATS else inf
 
 
-def score(
-    policy: nn.Module,
-    samples: Rows,
-    *,
-    layout: Literal["flat", "padded"],
-    max_tokens: int,
-    processes: int = 1,
-    rank: int = 0,
-) -> dict[str, float]:
-    """loss, perplexity, token_accuracy and tokens of the trained tokens of `samples`, the same on every process."""
-    return score_rows(policy, samples, layout=layout, max_tokens=max_tokens, processes=processes, rank=rank).summary
-
-
 def score_rows(
     policy: nn.Module,
     samples: Rows,

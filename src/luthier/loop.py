@@ -23,7 +23,7 @@ from luthier.data.batching import Layout, micro_batches
 from luthier.data.order import Steps
 from luthier.engine import Engine, memory_bytes
 from luthier.errors import NonFinite, Stopped, UserError
-from luthier.evaluation import score
+from luthier.evaluation import score_rows
 from luthier.policy import Policy
 from luthier.randomness import key
 from luthier.reporting.recorder import Recorder
@@ -241,14 +241,14 @@ def non_finite(step: int, what: str, rows: list[str]) -> NonFinite:
 def evaluate(job: Job) -> None:
     """Held-out loss, perplexity and token accuracy; sample answers; the best step so far."""
     assert job.held_out is not None
-    found = score(
+    found = score_rows(
         job.wrapped,
         job.held_out,
         layout=job.layout,
         max_tokens=job.max_tokens,
         processes=job.engine.processes,
         rank=job.engine.rank,
-    )
+    ).summary
     progress = job.progress
     job.recorder.evaluation({"step": progress.step, **{f"eval_{name}": value for name, value in found.items()}})
     if progress.step == 0:

@@ -100,11 +100,11 @@ def _train(
     say: Callable[[str], None],
 ) -> None:
     """From the model's source to the result; `before` is the manifest of the run that is resumed."""
-    source = _base_of(config, trust_remote_code)
-    tokenizer = load_tokenizer(source.folder, trust_remote_code=trust_remote_code)
     objective = component.load("objectives", config.objective.kind)(config.objective)
-    model_config = load_config(source.folder, trust_remote_code)
     with _main_process_first(engine), RowProgress() as progress:
+        source = _base_of(config, trust_remote_code)
+        tokenizer = load_tokenizer(source.folder, trust_remote_code=trust_remote_code)
+        model_config = load_config(source.folder, trust_remote_code)
         context = context_length(model_config)
         data = prepare(config, tokenizer, context_length=context, objective=objective, watch=progress)
     say("\n".join([f"model: {source.name}", _method(config), data.ledger.as_text(), *data.notes]))
@@ -119,7 +119,7 @@ def _train(
     job = _build_job(config, folder, policy, data, objective, engine, decisions)
     base = fingerprint(source).as_dict()
     manifest = run_folder.manifest(
-        config, data, base, decisions, hardware(engine.device), job.steps.total, engine.processes
+        config, data, base, decisions, hardware(engine.device), job.steps.total, engine.processes, trained
     )
     job.manifest = {name: manifest[name] for name in ("luthier", "versions", "fingerprints", "decisions")}
     if engine.main:
@@ -155,9 +155,7 @@ def _dtype(config: RunConfig, engine: Engine, before: dict[str, Any] | None) -> 
     if before is not None:
         return DTYPES[before["decisions"]["dtype"]], "as the run began"
     dtype, why = choose_dtype(config.model.dtype, engine.device)
-    names = sorted(DTYPES)
-    chosen = engine.sum([float(names.index(_name(dtype))) if engine.main else 0.0])
-    return DTYPES[names[int(chosen[0])]], why
+    return DTYPES[engine.from_main(_name(dtype))], why
 
 
 def _out_of_memory(step: int, limit: int, found: str) -> EnvironmentProblem:
@@ -185,7 +183,7 @@ def _base_of(config: RunConfig, trust_remote_code: bool) -> ModelSource:
 
 @contextmanager
 def _main_process_first(engine: Engine) -> Iterator[None]:
-    """The first process fills the cache of encoded data, the others read it; where it fails, they end too."""
+    """The first process fetches the model and encodes the data, the others find both; where it fails, they end too."""
     if not engine.main and not engine.sum([0.0])[0]:
         raise EnvironmentProblem("another process", "it stopped before the run began", "see its message")
     done = 0.0
@@ -213,12 +211,12 @@ def _method(config: RunConfig) -> str:
 def _decide(
     config: RunConfig, source: ModelSource, model_config: Any, data: Prepared, dtype: torch.dtype, engine: Engine
 ) -> dict[str, Any]:
-    """What is chosen by measurement. Written to the manifest, and replayed at resume."""
+    """What is chosen by measurement, on the first process. Written to the manifest, and replayed at resume."""
     verdict = prove(model_config, dtype, engine.device)
     limit = tokens_per_micro_batch(config.training.max_tokens_per_micro_batch, engine.device)
     longest = max(limit, int(data.train.lengths.max()))
     held = held_bytes(source.folder, all_weights=not component.load("tuning", config.tuning.kind).makes_adapter)
-    return {
+    found = {
         "layout": "flat" if verdict.flat else "padded",
         "layout_reason": verdict.why,
         "proof": asdict(verdict),
@@ -230,6 +228,9 @@ def _decide(
         "threads": torch.get_num_threads(),
         "processes": engine.processes,
     }
+    # Processes with other amounts of work in a step would wait for each other for ever.
+    decided: dict[str, Any] = engine.from_main(found)
+    return decided
 
 
 def build_policy(

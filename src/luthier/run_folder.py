@@ -168,6 +168,7 @@ def manifest(
     hardware: Mapping[str, Any],
     total_steps: int,
     processes: int,
+    trained: str,
 ) -> dict[str, Any]:
     """What a run says of itself: versions, fingerprints, hardware, decisions."""
     held_out = data.eval.fingerprint if data.eval is not None else None
@@ -175,6 +176,7 @@ def manifest(
         "luthier": __version__,
         "state": "running",
         "method": f"{config.objective.kind}, {config.tuning.kind}",
+        "trained": trained,
         "base": dict(base),
         "total_steps": total_steps,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from luthier import component, config
@@ -22,6 +22,7 @@ from luthier.data.order import BLOCK, WINDOW, Mixture, Steps
 from luthier.data.prepare import Prepared
 from luthier.errors import EnvironmentProblem, UserError
 from tests.helpers import tokenizers
+from tests.helpers.properties import examples
 
 CHUNK_ROWS = 64
 ROWS = 5 * CHUNK_ROWS + 17
@@ -176,7 +177,7 @@ def test_unused_data_are_removed_in_time() -> None:
 
 
 @given(st.integers(1, 3 * WINDOW), st.integers(1, 5000), st.integers(0, 9), st.integers(0, 3))
-@settings(max_examples=40, deadline=None)
+@examples(40)
 def test_streamed_order_covers_all_once_and_stays_near(examples: int, batch: int, seed: int, epoch: int) -> None:
     steps = Steps(examples, batch, seed, 9.0, streamed=True)
     order = [i for inside in range(steps.per_epoch) for i in steps.indices(epoch * steps.per_epoch + inside)]
@@ -194,7 +195,7 @@ def test_streamed_order_covers_all_once_and_stays_near(examples: int, batch: int
     st.booleans(),
     st.integers(0, 5),
 )
-@settings(max_examples=150, deadline=None)
+@examples(150)
 def test_mixtures(sources: list[tuple[int, float]], until: Any, streamed: bool, seed: int) -> None:
     sizes, weights = zip(*sources, strict=True)
     mixture = Mixture(sizes, weights, until)

@@ -7,13 +7,14 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from luthier.data.render import ChatRenderer
 from luthier.data.template import Template
 from luthier.types import NO_TARGET, Conversation, Message, Sample
 from tests.helpers import tokenizers
+from tests.helpers.properties import examples
 
 WORDS = (
     "the sea",
@@ -163,7 +164,7 @@ def test_ids_equal_one_encoding_of_the_whole_where_nothing_is_smuggled() -> None
             assert checked > 20
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(
     st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), min_size=1),
     st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), min_size=1),

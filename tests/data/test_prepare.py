@@ -187,6 +187,19 @@ def test_one_system_text_for_all_is_remembered() -> None:
     assert run([*same, *alpaca(1)]).system is None
 
 
+def test_a_system_text_is_put_before_conversations_that_have_none() -> None:
+    asked = [{**row, "system": "Be Zhen Huan."} for row in alpaca(3)]
+    given = run(alpaca(3), "data.system='Be Zhen Huan.'")
+    assert given.system == "Be Zhen Huan."
+    assert [list(sample.input_ids) for sample in given.train] == [list(sample.input_ids) for sample in run(asked).train]
+    other = {**alpaca(1)[0], "system": "Be brief."}
+    mixed, own = run([*alpaca(1), other], "data.system='Be Zhen Huan.'"), run([other])
+    assert mixed.system is None
+    assert list(mixed.train[1].input_ids) == list(own.train[0].input_ids)
+    text = [{"text": "A text has no system text."}]
+    assert list(run(text, "data.system='Be Zhen Huan.'").train[0].input_ids) == list(run(text).train[0].input_ids)
+
+
 def test_the_cache_follows_everything_that_matters() -> None:
     first = run(alpaca(20))
     assert not first.from_cache

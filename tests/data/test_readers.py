@@ -18,7 +18,7 @@ import pyarrow
 import pyarrow.ipc
 import pyarrow.parquet
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from luthier import strict_json
@@ -30,6 +30,7 @@ from luthier.data.source import Source, sources
 from luthier.errors import UserError
 from luthier.formats._shared import BadRow
 from luthier.types import Row
+from tests.helpers.properties import examples
 
 
 def read(path: Path | str, start: int = 0) -> list[Row | BadRow]:
@@ -146,7 +147,7 @@ LINES = st.lists(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(LINES, st.integers(0, 13), st.booleans())
 def test_any_start_gives_the_rest(texts: list[str], start: int, marked: bool) -> None:
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
@@ -174,7 +175,7 @@ VALUES = st.recursive(
 RECORDS = st.lists(st.dictionaries(st.text(max_size=5), VALUES, max_size=3), min_size=1, max_size=6)
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(RECORDS, st.booleans(), st.sampled_from((None, 1)), st.sampled_from((1, 2, 5, 17, 1 << 20)), st.integers(0, 7))
 def test_every_record_that_is_written_is_read(
     written: list[dict[str, Any]], ascii_only: bool, indent: int | None, block: int, start: int
@@ -196,7 +197,7 @@ def test_every_record_that_is_written_is_read(
     assert values(records(lines, "a.json")) == written
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(st.text(alphabet='{}[],:"\\ \nau019tn', max_size=30), st.sampled_from((1, 3, 64)))
 def test_no_text_brings_the_readers_down(text: str, block: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
@@ -213,7 +214,7 @@ def test_no_text_brings_the_readers_down(text: str, block: int) -> None:
                 assert error.where.startswith("a")  # noqa: PT017
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(st.text(alphabet='{}[],:"\\ \nau019tn', max_size=30))
 def test_pieces_give_the_same_as_the_whole(text: str) -> None:
     def told(block: int) -> list[str]:
@@ -229,7 +230,7 @@ def test_pieces_give_the_same_as_the_whole(text: str) -> None:
     assert told(1) == told(1 << 20)
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(st.lists(st.lists(st.text(alphabet='ab",\n\r é\u2028', max_size=6), min_size=2, max_size=2), max_size=6))
 def test_every_csv_record_that_is_written_is_read(written: list[list[str]]) -> None:
     out = io.StringIO(newline="")
@@ -267,7 +268,7 @@ PAIRS = st.recursive(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@examples(400)
 @given(PAIRS)
 def test_a_key_that_stands_twice_is_always_found(text: str) -> None:
     parser = strict_json.StrictJSON()

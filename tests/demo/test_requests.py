@@ -9,7 +9,7 @@ from dataclasses import fields
 from itertools import chain
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from luthier.config import build
@@ -18,6 +18,7 @@ from luthier.demo import phrases, values
 from luthier.demo.judge import judge, leaves
 from luthier.demo.phrases import Phrasing
 from luthier.demo.requests import TEST_ROWS, TRAINING_ROWS, Pair, held_out_sets, make, training_set, write_yaml
+from tests.helpers.properties import examples
 
 LEAVES = {
     "model": "model.path",
@@ -58,7 +59,7 @@ def test_the_same_rows_each_time_and_others_for_another_seed(train: list[Pair]) 
     assert {pair.request for pair in training_set(50, seed=1)}.isdisjoint(pair.request for pair in train[:50])
 
 
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(seed=st.integers(0, 2**32), unseen=st.booleans(), reworded=st.booleans())
 def test_every_answer_loads_and_says_what_was_asked(seed: int, unseen: bool, reworded: bool) -> None:
     pools = values.UNSEEN if unseen else values.SEEN

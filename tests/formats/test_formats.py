@@ -8,12 +8,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from luthier import component
 from luthier.formats._shared import BadRow
 from luthier.types import Conversation, Example, Preference, Prompt, Row, Text
+from tests.helpers.properties import examples
 
 KINDS = ("alpaca", "sharegpt", "messages", "prompt_completion", "text", "preference", "feedback", "prompts")
 
@@ -272,7 +273,7 @@ TURNS = st.lists(
 )
 
 
-@settings(max_examples=600, deadline=None)
+@examples(600)
 @given(st.sampled_from(KINDS), st.dictionaries(st.sampled_from(COLUMNS), JSON | TURNS, max_size=6))
 def test_any_row_is_used_or_refused_as_a_bad_row(kind: str, values: dict[str, Any]) -> None:
     try:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from tests.helpers.properties import examples
 
 from luthier import config
 from luthier.reporting.recorder import METRICS, SAMPLES, TIMINGS, Recorder, cut_back, read_lines
@@ -40,7 +41,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(lines=st.lists(LINES, max_size=5))
 def test_every_value_reads_back_to_the_bit(
     tmp_path_factory: pytest.TempPathFactory, lines: list[dict[str, Any]]
@@ -52,7 +53,7 @@ def test_every_value_reads_back_to_the_bit(
     assert repr(read_lines(folder / METRICS)) == repr([{"step": step, **line} for step, line in enumerate(lines, 1)])
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(total=st.integers(1, 12), data=st.data())
 def test_a_run_cut_back_and_gone_on_with_equals_an_uninterrupted_one(
     tmp_path_factory: pytest.TempPathFactory, total: int, data: st.DataObject

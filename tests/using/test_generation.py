@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from tests.helpers.properties import examples
 from tests.helpers.tiny_models import VOCAB, tiny_tokenizer, twin
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GenerationConfig, PreTrainedTokenizerFast
@@ -202,7 +203,7 @@ def stream(tokenizer: PreTrainedTokenizerFast, ids: list[int], stopped: bool) ->
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(
     text=st.text(
         st.characters(exclude_categories=["Cs"], exclude_characters="\N{REPLACEMENT CHARACTER}▁"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,15 @@ def test_text_without_a_prompt_is_no_question(opened: Opened) -> None:
     whole = Sample(ids, np.append(ids[1:], NO_TARGET), "x:1", 0)
     assert from_sample(whole, opened.tokenizer, {2}) is None
     assert from_sample(Sample(ids, np.full(5, NO_TARGET), "x:1", 0), opened.tokenizer, {2}) is None
+
+
+def test_rows_are_asked_with_the_system_text_of_the_training_data(opened: Opened, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "A?", "completion": "Yes."}\n')
+    (found,) = read_questions(replace(opened, system="Be brief."), str(rows))
+    assert found.prompt_ids == opened.renderer.prompt_ids([Message("system", "Be brief."), Message("user", "A?")])
+    (found,) = read_questions(opened, str(rows))
+    assert found.prompt_ids == opened.renderer.prompt_ids([Message("user", "A?")])
 
 
 def test_prompts_alone_from_text_and_rows(opened: Opened, tmp_path: Path) -> None:

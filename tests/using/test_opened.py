@@ -130,7 +130,7 @@ def test_scores_are_those_of_each_row_alone(run: Path, layout: str, max_tokens: 
     assert found.nll == pytest.approx(expected_nll, abs=1e-3)
     assert found.correct.tolist() == expected_correct
     assert found.tokens.tolist() == [sample.trained_tokens for sample in rows]
-    summary = evaluation.score(policy, rows, layout=layout, max_tokens=max_tokens)
+    summary = evaluation.score_rows(policy, rows, layout=layout, max_tokens=max_tokens).summary
     total = sum(sample.trained_tokens for sample in rows)
     assert summary["loss"] == pytest.approx(sum(expected_nll) / total, rel=1e-6)
     assert summary["perplexity"] == pytest.approx(np.exp(sum(expected_nll) / total), rel=1e-5)
@@ -152,11 +152,11 @@ def test_scoring_leaves_no_trace(run: Path) -> None:
     policy.core.model.layers[1].eval()
     modes = [module.training for module in policy.modules()]
     state = torch.get_rng_state()
-    first = evaluation.score(policy, samples(), layout="padded", max_tokens=64)
+    first = evaluation.score_rows(policy, samples(), layout="padded", max_tokens=64).summary
     assert [module.training for module in policy.modules()] == modes
     assert torch.equal(torch.get_rng_state(), state)
     assert all(parameter.grad is None for parameter in policy.parameters())
-    assert evaluation.score(policy.eval(), samples(), layout="padded", max_tokens=64) == first
+    assert evaluation.score_rows(policy.eval(), samples(), layout="padded", max_tokens=64).summary == first
 
 
 def test_a_hopeless_model_has_an_infinite_perplexity() -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from tests.helpers.properties import examples
 
 from luthier import statistics
 
@@ -68,7 +69,7 @@ def test_long_files_take_bounded_memory_and_the_blocks_do_not_show() -> None:
     assert high - low == pytest.approx(2 * statistics.Z_95 / np.sqrt(len(values)), rel=0.15)
 
 
-@settings(max_examples=25)
+@examples(25)
 @given(st.lists(st.floats(-100, 100), min_size=1, max_size=20), st.integers(0, 5))
 def test_paired_bootstrap_is_the_interval_of_the_differences(a: list[float], seed: int) -> None:
     b = [value / 2 + 1 for value in a]

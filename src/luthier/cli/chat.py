@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from luthier.cli._options import TrustRemoteCode
+
 if TYPE_CHECKING:
     from luthier.chatting import Chat
 
@@ -28,9 +30,7 @@ def chat(
     ] = 1.0,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 512,
     seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
-    ] = False,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Talk to a run, an adapter or a model.
 

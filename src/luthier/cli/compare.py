@@ -6,9 +6,11 @@ from typing import Annotated
 
 import typer
 
+from luthier.cli._options import AsJson, DropBadRows, RunOrAdapter, TrustRemoteCode
+
 
 def compare(
-    target: Annotated[str, typer.Argument(metavar="RUN|ADAPTER", help="A run's folder, or an adapter's.")],
+    target: RunOrAdapter,
     prompt: Annotated[
         list[str] | None, typer.Option(metavar="TEXT", help="A request; may be given several times.")
     ] = None,
@@ -28,11 +30,9 @@ def compare(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 256,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the most likely token.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Of the draws and of the intervals.")] = 0,
-    drop_bad_rows: Annotated[bool, typer.Option("--drop-bad-rows", help="Leave out rows that cannot be used.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print for programs.")] = False,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
-    ] = False,
+    drop_bad_rows: DropBadRows = False,
+    as_json: AsJson = False,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Base and tuned model side by side.
 

@@ -6,20 +6,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from luthier.cli._options import AsJson, ConfigAndOverrides, TrustRemoteCode
+
 if TYPE_CHECKING:
     from luthier.data.prepare import Prepared
     from luthier.types import Sample
 
 
 def data(
-    arguments: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[CONFIG.yaml] [KEY=VALUE]...",
-            show_default=False,
-            help="The configuration, and keys that override it.",
-        ),
-    ] = None,
+    arguments: ConfigAndOverrides = None,
     row: Annotated[
         str | None,
         typer.Option("--row", metavar="N|FILE:N", help="Show this row: its line, or its number in a JSON array."),
@@ -27,10 +22,8 @@ def data(
     samples: Annotated[
         int, typer.Option("--samples", min=0, help="How many samples are shown, from the first on.")
     ] = 3,
-    as_json: Annotated[bool, typer.Option("--json", help="Print for programs.")] = False,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
-    ] = False,
+    as_json: AsJson = False,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Show what a run would learn from: samples token by token, the ledger, the laws, the lengths.
 

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from luthier.cli._options import AsJson, TrustRemoteCode
+
 
 def doctor(
     target: Annotated[
@@ -16,10 +18,8 @@ def doctor(
             help="Also examine this model, or that of a configuration.",
         ),
     ] = "",
-    json: Annotated[bool, typer.Option("--json", help="Print for programs.")] = False,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
-    ] = False,
+    json: AsJson = False,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Look at the machine, and prove how a model may be trained on it.
 

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from luthier.cli._options import AsJson
+
 
 def download(
     model: Annotated[
@@ -17,7 +19,7 @@ def download(
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Fetch Python code that comes with the model, too.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print for programs.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Fetch a model ahead of time, and check that it is whole.
 

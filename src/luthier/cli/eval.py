@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from luthier.cli._options import AsJson, DropBadRows, TrustRemoteCode
+
 
 def eval(
     target: Annotated[
@@ -17,11 +19,9 @@ def eval(
     ] = 100,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 512,
     seed: Annotated[int, typer.Option(help="Of the intervals.")] = 0,
-    drop_bad_rows: Annotated[bool, typer.Option("--drop-bad-rows", help="Leave out rows that cannot be used.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print for programs.")] = False,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
-    ] = False,
+    drop_bad_rows: DropBadRows = False,
+    as_json: AsJson = False,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Measure a run or a model on a file.
 

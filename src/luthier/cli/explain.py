@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from luthier.cli._options import AsJson
+
 
 def explain(
     key: Annotated[
@@ -16,7 +18,7 @@ def explain(
             help="A key, an exit code or words of an error. Without it: a list of all.",
         ),
     ] = "",
-    json: Annotated[bool, typer.Option("--json", help="Print for programs.")] = False,
+    json: AsJson = False,
 ) -> None:
     """Say what a key of the configuration or an error means: type, default, meaning, and where it stands.
 

@@ -7,10 +7,12 @@ from typing import Annotated
 
 import typer
 
+from luthier.cli._options import AsJson
+
 
 def runs(
     folder: Annotated[Path, typer.Argument(help="The folder that holds the runs.")] = Path("runs"),
-    json: Annotated[bool, typer.Option("--json", help="Print for programs.")] = False,
+    json: AsJson = False,
 ) -> None:
     """List the runs in a folder: model, method, steps, losses, state.
 

@@ -6,20 +6,13 @@ from typing import Annotated
 
 import typer
 
+from luthier.cli._options import ConfigAndOverrides, TrustRemoteCode
+
 
 def train(
-    arguments: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[CONFIG.yaml] [KEY=VALUE]...",
-            show_default=False,
-            help="The configuration, and keys that override it.",
-        ),
-    ] = None,
+    arguments: ConfigAndOverrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of output_dir.")] = False,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
-    ] = False,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Fine-tune a model as a YAML file says.
 

@@ -140,7 +140,8 @@ def _prompts_alone(path: str) -> list[tuple[str, str, str | None]] | None:
 
 
 def read_samples(opened: Opened, path: str, *, drop_bad_rows: bool = False) -> Prepared:
-    """A file in any format of training data, encoded as for training; rows are dropped only where that is asked for.
+    """A file in any format of training data, encoded as for training: with the system text of the training data before
+    rows that have none. Rows are dropped only where that is asked for.
 
     Raises:
         UserError: the file, or rows of it, cannot be used.
@@ -150,7 +151,12 @@ def read_samples(opened: Opened, path: str, *, drop_bad_rows: bool = False) -> P
         {
             "model": opened.target,
             "output_dir": "unused",
-            "data": {"train": [{"path": path}], "on_bad_row": policy, "on_long_row": policy},
+            "data": {
+                "train": [{"path": path}],
+                "system": opened.system or None,
+                "on_bad_row": policy,
+                "on_long_row": policy,
+            },
         }
     )
     objective = component.load("objectives", "sft")

@@ -11,6 +11,7 @@ from torch import nn
 from luthier.component import ComponentConfig
 from luthier.errors import UserError
 from luthier.randomness import DropoutKeys, KeyedDropout
+from luthier.tuning._anatomy import Anatomy, anatomy, is_router
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,6 +51,7 @@ class Lora:
         linear = dict(self._linear_layers(model))
         targets = self._targets(model, linear)
         alpha = config.lora_alpha if config.lora_alpha is not None else 2 * config.r
+        parts = anatomy(model)
         transposed = any(type(module).__name__ == "Conv1D" for module in linear.values())
         adapted = get_peft_model(
             model,
@@ -67,7 +69,7 @@ class Lora:
         for parameter in adapted.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
-        return adapted, self._coverage(adapted, linear)
+        return adapted, self._coverage(adapted, parts)
 
     def _linear_layers(self, model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         for name, module in model.named_modules():
@@ -77,26 +79,35 @@ class Lora:
     def _targets(self, model: Any, linear: dict[str, nn.Module]) -> str | list[str]:
         """What peft is asked for.
 
-        `all-linear`: every projection but the head and the routers of experts, by short names where these say the same.
+        `all-linear`: every projection but the head and the routers of experts, by short names where these say the same;
+        of some mixtures also without those that peft would look for among the experts, which the coverage shows.
         """
         asked = self.config.target_modules
         if asked != "all-linear":
             self._refuse_unmatched(asked, linear)
-            return list(asked) if isinstance(asked, tuple) else asked
-        experts = getattr(model.config.get_text_config(), "num_experts", None) or getattr(
-            model.config.get_text_config(), "num_local_experts", None
-        )
+            if isinstance(asked, str) and not _rewritten(asked, model):
+                return asked
+            names = [name for name in linear if re.fullmatch(asked, name)] if isinstance(asked, str) else list(asked)
+            if moved := [name for name in names if _rewritten([name], model)]:
+                raise UserError(
+                    "tuning.target_modules",
+                    f"peft takes {moved[0]!r} for the experts of this mixture, not for the linear layers of that name",
+                    "names of other layers",
+                    "tuning.target_modules=all-linear",
+                )
+            return names
         head = model.get_output_embeddings()
         wanted = {
             name
             for name, module in linear.items()
-            if module is not head
-            and not _is_router(name, module, model, experts)
-            and not _read_by_a_fused_kernel(name, model)
+            if module is not head and not is_router(model, name) and not _read_by_a_fused_kernel(name, model)
         }
-        short = {name.rpartition(".")[2] for name in wanted}
-        meant = {name for name in linear if name.rpartition(".")[2] in short}
-        return sorted(short if meant == wanted else wanted)
+        by_leaf: dict[str, list[str]] = {}
+        for name, _ in model.named_modules():
+            by_leaf.setdefault(name.rpartition(".")[2], []).append(name)
+        targets = {leaf for leaf, names in by_leaf.items() if wanted.issuperset(names)}
+        targets |= {name for name in wanted if name.rpartition(".")[2] not in targets}
+        return sorted(target for target in targets if not _rewritten([target], model))
 
     def _refuse_unmatched(self, asked: str | tuple[str, ...], linear: dict[str, nn.Module]) -> None:
         for pattern in (asked,) if isinstance(asked, str) else asked:
@@ -122,20 +133,15 @@ class Lora:
                     f"tuning.target_modules=[{', '.join(known[:2])}]",
                 )
 
-    def _coverage(self, adapted: nn.Module, linear: dict[str, nn.Module]) -> str:
+    def _coverage(self, adapted: Any, parts: Anatomy) -> str:
         from peft.tuners.lora import LoraLayer
 
-        covered = sum(isinstance(module, LoraLayer) for module in adapted.modules())
+        core = adapted.get_base_model()
+        covered = {name for name, module in core.named_modules() if isinstance(module, LoraLayer)}
         trained = sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
         total = sum(parameter.numel() for parameter in adapted.parameters())
         share = f"{100 * trained / total:.2f} % of {total:,}"
-        return f"LoRA on {covered} of {len(linear)} linear layers: {trained:,} trained parameters ({share})"
-
-
-def _is_router(name: str, module: nn.Module, model: nn.Module, experts: int | None) -> bool:
-    """Whether it chooses the experts of a mixture: as many outputs as experts, and it stands beside them."""
-    beside = model.get_submodule(name.rpartition(".")[0])
-    return experts is not None and getattr(module, "out_features", None) == experts and hasattr(beside, "experts")
+        return f"LoRA on {parts.coverage(covered)}: {trained:,} trained parameters ({share})"
 
 
 def _read_by_a_fused_kernel(name: str, model: nn.Module) -> bool:
@@ -156,3 +162,22 @@ def replace_dropout(adapted: Any, keys: DropoutKeys) -> None:
             for adapter, dropout in list(module.lora_dropout.items()):
                 if isinstance(dropout, nn.Dropout):
                     module.lora_dropout[adapter] = KeyedDropout(dropout.p, name, keys)
+
+
+def _rewritten(targets: str | list[str], model: nn.Module) -> bool:
+    """Whether peft puts other targets in the place of these, names or one regular expression.
+
+    It does for mixtures whose experts were linear layers in earlier versions of transformers and are one tensor now: a
+    name such as down_proj then stands for the experts, also where a shared MLP has a layer of that name. A folder that
+    loads in plain peft cannot say it otherwise.
+    """
+    from peft import LoraConfig
+    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+
+    trial = LoraConfig(target_modules=targets)
+    before = trial.target_modules
+    try:
+        convert_peft_config_for_transformers(trial, model=model, conversions=None)
+    except ValueError:  # a part of the experts' tensor
+        return True
+    return bool(trial.target_modules != before)

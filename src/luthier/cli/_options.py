@@ -1,0 +1,35 @@
+"""Arguments and options that several commands take, each described once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+ConfigAndOverrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[CONFIG.yaml] [KEY=VALUE]...",
+        show_default=False,
+        help="The configuration, and keys that override it.",
+    ),
+]
+RunOrAdapter = Annotated[str, typer.Argument(metavar="RUN|ADAPTER", help="A run's folder, or an adapter's.")]
+NewFolder = Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="A new or empty folder.")]
+WrittenDtype = Annotated[
+    str | None,
+    typer.Option(help="Of the written weights: float32, bfloat16, float16. Default: as the base's are stored."),
+]
+MergedInto = Annotated[
+    str,
+    typer.Option(help="16bit: merge into the unquantized base although the adapter was trained on a quantized one."),
+]
+DropBadRows = Annotated[bool, typer.Option("--drop-bad-rows", help="Leave out rows that cannot be used.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print for programs.")]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
+]
+Unproven = Annotated[
+    bool, typer.Option("--unproven", help="Do not ask llama.cpp whether it reads prompts as they were trained.")
+]
