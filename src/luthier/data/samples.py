@@ -91,6 +91,11 @@ class Samples(Sequence[Sample]):
         """`file:line` of a sample."""
         return bytes(self._row_text[self._row_offsets[index] : self._row_offsets[index + 1]]).decode()
 
+    @property
+    def arrays(self) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
+        """All samples at once, memory-mapped: ids and targets, [tokens]; where each begins, [samples + 1]; groups."""
+        return self._ids, self._targets, self._offsets, self._groups
+
     @cached_property
     def fingerprint(self) -> str:
         """A hash of all ids, targets, groups and row names: what a run was trained on."""
