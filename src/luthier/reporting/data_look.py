@@ -1,0 +1,77 @@
+"""What `luthier data` does: the configuration's data are prepared and looked at from all sides; no weights are loaded,
+unless a run is asked what it made of each row.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from luthier import component
+from luthier.config import RunConfig
+from luthier.data.prepare import prepare
+from luthier.engine import device as find_device
+from luthier.models.flat import prove
+from luthier.models.load import choose_dtype, context_length, load_config, load_tokenizer
+from luthier.models.sources import resolve
+from luthier.planning import tokens_per_micro_batch
+from luthier.reporting.data_report import DataReport, make_report
+from luthier.reporting.shown_rows import Wanted
+
+
+def look(
+    config: RunConfig,
+    wanted: Wanted,
+    *,
+    after: Path | None = None,
+    every_view: bool = False,
+    trust_remote_code: bool = False,
+    say: Callable[[str], None] = lambda text: None,
+) -> DataReport:
+    """The report on a run's data.
+
+    Args:
+        after: the folder of a run on these data.
+        every_view: show the first, the worst and the longest rows where none is asked for.
+        say: gets a line before something that takes long.
+
+    Raises:
+        UserError: rows, a file or the template cannot be used; the wanted row is not there; the run learned from others.
+    """
+    source = resolve(config.model.path, config.model.revision, trust_remote_code)
+    tokenizer = load_tokenizer(source.folder, trust_remote_code)
+    model_config = load_config(source.folder, trust_remote_code)
+    objective = component.load("objectives", config.objective.kind)(config.objective)
+    context = context_length(model_config)
+    prepared = prepare(config, tokenizer, context_length=context, objective=objective)
+    decisions = _decisions(after) if after is not None else _decided(config, model_config)
+    return make_report(
+        config,
+        prepared,
+        tokenizer,
+        wanted,
+        limit=min((value for value in (config.data.max_length, context) if value is not None), default=None),
+        layout=decisions["layout"],
+        max_tokens=decisions["max_tokens_per_micro_batch"],
+        processes=decisions["processes"],
+        every_view=every_view,
+    )
+
+
+def _decisions(run: Path) -> dict[str, Any]:
+    """As the run was made."""
+    found: dict[str, Any] = json.loads((run / "manifest.json").read_text(encoding="utf-8"))["decisions"]
+    return found
+
+
+def _decided(config: RunConfig, model_config: Any) -> dict[str, Any]:
+    """As a run on this machine, in one process, would decide."""
+    where = find_device()
+    dtype, _ = choose_dtype(config.model.dtype, where)
+    return {
+        "layout": "flat" if prove(model_config, dtype, where).flat else "padded",
+        "max_tokens_per_micro_batch": tokens_per_micro_batch(config.training.max_tokens_per_micro_batch, where),
+        "processes": 1,
+    }
