@@ -76,7 +76,13 @@ def data(
         every_view=html is not None,
         trust_remote_code=trust_remote_code,
     )
+    if html is not None:
+        from luthier.reporting.data_page import write_page
+
+        write_page(report, html)
     if as_json:
         print_json(report.as_values())
+    elif html is not None:
+        print(f"the report is in {html}")
     else:
         print_report(report)
