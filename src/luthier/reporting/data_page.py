@@ -11,7 +11,7 @@ from typing import Any
 
 from luthier.errors import EnvironmentProblem
 from luthier.reporting import data_pictures
-from luthier.reporting.data_report import DataReport
+from luthier.reporting.data_report import DataReport, Fill
 from luthier.reporting.data_style import DATA_STYLE, FILTER
 from luthier.reporting.data_text import short_names
 from luthier.reporting.shown_rows import ServedPrompt, ShownRow
@@ -47,12 +47,12 @@ def write_page(report: DataReport, path: Path) -> None:
 def render_page(report: DataReport) -> str:
     """The page as text."""
     sections: list[tuple[str, str, Callable[[DataReport], str]]] = [
-        ("rows", "Rows, token by token", _rows),
         ("ledger", "Ledger", _ledger),
         ("laws", "Laws", _laws),
         ("lengths", "Lengths and batches", _lengths),
         ("duplicates", "Duplicates", _duplicates),
         ("languages", "Languages", _languages),
+        ("rows", "Rows, token by token", _rows),
     ]
     if report.after is not None:
         from luthier.reporting.after_page import after_section
@@ -139,10 +139,11 @@ def row_article(row: ShownRow) -> str:
     held_out = ", held out" if row.purpose != "train" else ""
     counts = f"{len(row.tokens):,} tokens, {row.trained:,} trained{held_out}"
     served = "".join(_served(prompt, len(row.served)) for prompt in row.served)
+    beside = f'<div tabindex="0">{served}</div>' if served else ""
     return (
         f'<article class="card" data-row tabindex="-1"><h3>{escape(row.row)} <small>{counts}</small></h3>'
-        f'<ul class="why">{why}</ul><div class="beside"><div><div class="label">Trained</div>{_tokens(row.tokens)}</div>'
-        f"{f'<div>{served}</div>' if served else ''}</div></article>"
+        f'<ul class="why">{why}</ul><div class="beside"><div tabindex="0"><div class="label">Trained</div>'
+        f"{_tokens(row.tokens)}</div>{beside}</div></article>"
     )
 
 
@@ -199,7 +200,7 @@ def _ledger(report: DataReport) -> str:
     notes = "".join(f"<li>{escape(line)}</li>" for line in [*report.ledger_lines, *report.notes])
     return (
         f'<p class="hint">{ledger["rows_in"]:,} rows and {ledger["tokens_in"]:,} tokens came in; this is all of them.</p>'
-        f'<div class="card">{data_pictures.stacked(rows, "rows")}{data_pictures.stacked(tokens, "tokens")}</div>'
+        f'<div class="card">{data_pictures.stacked(rows, "Rows")}{data_pictures.stacked(tokens, "Tokens")}</div>'
         + (f'<div class="card">{table}</div>' if dropped else "")
         + f'<details><summary>As text</summary><div class="in"><ul class="lines">{notes}</ul></div></details>'
     )
@@ -236,7 +237,19 @@ def _lengths(report: DataReport) -> str:
         f"{fill.max_tokens:,} tokens in a forward pass.{long}</p>"
         f'<div class="curves">{data_pictures.histogram(row["histogram"], "Tokens of a row", caption(row))}'
         f"{data_pictures.histogram(answer['histogram'], 'Tokens with loss in a row', caption(answer), 2)}"
-        f"{data_pictures.batches(fill)}</div>"
+        f"{data_pictures.batches(fill)}{_fill(fill)}</div>"
+    )
+
+
+def _fill(fill: Fill) -> str:
+    tenth = 100 // len(fill.histogram)
+    bins = [
+        {"from": place * tenth, "to": (place + 1) * tenth - 1, "rows": count}
+        for place, count in enumerate(fill.histogram)
+    ]
+    caption = f"{fill.micro_batches:,} of the first {fill.steps_looked_at:,} steps"
+    return data_pictures.histogram(
+        bins, "How full a forward pass is", caption, 1, unit="% of the most tokens", of="forward passes"
     )
 
 

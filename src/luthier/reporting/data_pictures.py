@@ -28,8 +28,10 @@ def _figure(title: str, caption: str, text: str, height: float, body: str, width
     )
 
 
-def histogram(bins: Sequence[dict[str, Any]], title: str, caption: str, colour: int = 0) -> str:
-    """Rows by length as upright bars; each says its numbers on hover."""
+def histogram(
+    bins: Sequence[dict[str, Any]], title: str, caption: str, colour: int = 0, unit: str = "tokens", of: str = "rows"
+) -> str:
+    """How many of something there are by their size as upright bars; each says its numbers on hover."""
     low, high = bins[0]["from"], bins[-1]["to"] + 1
     most = max(bar["rows"] for bar in bins)
     bottom, right = HEIGHT - BOTTOM, WIDTH - RIGHT
@@ -47,7 +49,7 @@ def histogram(bins: Sequence[dict[str, Any]], title: str, caption: str, colour: 
     for bar in bins:
         start, end = x(bar["from"]), x(bar["to"] + 1)
         tall = bar["rows"] / most * (bottom - TOP)
-        said = f"{bar['from']:,} to {bar['to']:,} tokens: {bar['rows']:,} rows"
+        said = f"{bar['from']:,} to {bar['to']:,} {unit}: {bar['rows']:,} {of}"
         out.append(
             f'<g><rect x="{start + 0.5:.1f}" width="{max(end - start - 1, 0.5):.1f}" y="{bottom - tall:.1f}" '
             f'height="{tall:.1f}" rx="1.5" fill="{COLOURS[colour]}" fill-opacity="0.85"/>'
@@ -61,10 +63,10 @@ def histogram(bins: Sequence[dict[str, Any]], title: str, caption: str, colour: 
         )
     out.append(
         f'<line x1="{LEFT}" x2="{right}" y1="{bottom}" y2="{bottom}" stroke="{INK}"/>'
-        f'<text x="{right}" y="{HEIGHT - 5}" text-anchor="end" fill="{INK}">tokens</text>'
+        f'<text x="{right}" y="{HEIGHT - 5}" text-anchor="end" fill="{INK}">{escape(unit)}</text>'
     )
     return _figure(
-        title, caption, f"from {low:,} to {high - 1:,} tokens; at most {most:,} rows in a bar", HEIGHT, "".join(out)
+        title, caption, f"from {low:,} to {high - 1:,} {unit}; at most {most:,} {of} in a bar", HEIGHT, "".join(out)
     )
 
 
@@ -131,7 +133,7 @@ def stacked(parts: Sequence[tuple[str, int, str]], title: str) -> str:
         if count
     )
     return (
-        f'<div class="stacked"><svg viewBox="0 0 1000 26" preserveAspectRatio="none" role="img" '
+        f'<div class="stacked"><h3>{escape(title)}</h3><svg viewBox="0 0 1000 26" preserveAspectRatio="none" role="img" '
         f'aria-label="{escape(title)}">{"".join(pieces)}</svg><ul>{legend}</ul></div>'
     )
 

@@ -28,7 +28,12 @@ DATA_STYLE = """
 .why { display: flex; flex-wrap: wrap; gap: 5px; margin: 0 0 10px; padding: 0; list-style: none; font-size: .82rem; }
 .why li { background: var(--accent-soft); border-radius: 99px; padding: 1px 10px; }
 .beside { display: grid; gap: 12px; grid-template-columns: repeat(auto-fit, minmax(min(100%, 380px), 1fr)); }
-.beside > div { border-radius: 9px; background: var(--code); padding: 10px 13px; min-width: 0; }
+.beside > div {
+  border-radius: 9px; background: var(--code); padding: 10px 13px; min-width: 0; max-height: 26rem; overflow: auto;
+}
+.beside > div:focus-visible { outline: 2px solid var(--accent); outline-offset: 1px; }
+.lines { margin: 0; padding-left: 1.2em; }
+.hidden { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
 .filter { display: flex; flex-wrap: wrap; gap: 10px; align-items: center; margin: 0 0 14px; }
 .filter[hidden] { display: none; }
 .filter input {
@@ -38,6 +43,7 @@ DATA_STYLE = """
 .filter input:focus-visible, .rows article:focus-visible { outline: 2px solid var(--accent); outline-offset: 1px; }
 .filter output { color: var(--soft); font-size: .9rem; }
 .stacked svg { width: 100%; height: 26px; display: block; border-radius: 8px; }
+.card + details { margin-top: 10px; }
 .stacked ul { list-style: none; display: flex; flex-wrap: wrap; gap: 4px 20px; margin: 10px 0 0; padding: 0; }
 .stacked + .stacked { margin-top: 18px; }
 .key { display: inline-block; width: .8em; height: .8em; border-radius: 3px; margin-right: .45em; }
@@ -52,6 +58,7 @@ td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space:
 .spark { width: 72px; height: 24px; display: block; }
 .meter { background: var(--line); border-radius: 99px; height: 9px; min-width: 80px; overflow: hidden; }
 .meter b { display: block; height: 100%; background: var(--curve-1); border-radius: 99px; }
+@media print { .beside > div { max-height: none; } .filter { display: none; } }
 .said-row { max-width: 60ch; }
 .said-row .text { display: -webkit-box; -webkit-line-clamp: 3; -webkit-box-orient: vertical; overflow: hidden; }
 """
