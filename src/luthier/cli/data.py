@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -37,6 +38,14 @@ def data(
             "--after", metavar="RUN", help="What this run made of each row: learned, forgotten, probably mislabelled."
         ),
     ] = None,
+    suspects: Annotated[
+        int,
+        typer.Option(
+            "--suspects",
+            min=0,
+            help="With --after: how many rows at most the run's model is asked whether their answers fit; 0 for none.",
+        ),
+    ] = 1_000,
     html: Annotated[
         Path | None,
         typer.Option("--html", metavar="FILE", help="Write the report as one page that needs nothing else."),
@@ -73,6 +82,8 @@ def data(
         config.load(path, overrides),
         Wanted(row, worst, longest, samples),
         after=after,
+        examined_rows=suspects,
+        say=lambda text: print(text, file=sys.stderr),
         every_view=html is not None,
         trust_remote_code=trust_remote_code,
     )

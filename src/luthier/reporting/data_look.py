@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,11 @@ from luthier.models.flat import prove
 from luthier.models.load import choose_dtype, context_length, load_config, load_tokenizer
 from luthier.models.sources import resolve
 from luthier.planning import tokens_per_micro_batch
+from luthier.reporting.after import after_run
 from luthier.reporting.data_report import DataReport, make_report
 from luthier.reporting.shown_rows import Wanted
+
+EXAMINED_ROWS = 1_000
 
 
 def look(
@@ -26,6 +30,7 @@ def look(
     wanted: Wanted,
     *,
     after: Path | None = None,
+    examined_rows: int = EXAMINED_ROWS,
     every_view: bool = False,
     trust_remote_code: bool = False,
     say: Callable[[str], None] = lambda text: None,
@@ -34,6 +39,7 @@ def look(
 
     Args:
         after: the folder of a run on these data.
+        examined_rows: about how many rows at most that run's model is asked, 0 for none.
         every_view: show the first, the worst and the longest rows where none is asked for.
         say: gets a line before something that takes long.
 
@@ -46,8 +52,12 @@ def look(
     objective = component.load("objectives", config.objective.kind)(config.objective)
     context = context_length(model_config)
     prepared = prepare(config, tokenizer, context_length=context, objective=objective)
+    became = after_run(after, prepared, examined_rows, say, trust_remote_code) if after is not None else None
     decisions = _decisions(after) if after is not None else _decided(config, model_config)
-    return make_report(
+    if became is not None and not wanted.chosen:
+        suspected = tuple(suspect["row"] for suspect in became["suspects"][: wanted.samples])
+        wanted = replace(wanted, rows=suspected, samples=0 if suspected else wanted.samples)
+    report = make_report(
         config,
         prepared,
         tokenizer,
@@ -58,6 +68,8 @@ def look(
         processes=decisions["processes"],
         every_view=every_view,
     )
+    report.after = became
+    return report
 
 
 def _decisions(run: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from luthier.errors import EnvironmentProblem
 from luthier.reporting import data_pictures
+from luthier.reporting.after_page import after_section
 from luthier.reporting.data_report import DataReport, Fill
 from luthier.reporting.data_style import DATA_STYLE, FILTER
 from luthier.reporting.data_text import short_names
@@ -55,8 +56,6 @@ def render_page(report: DataReport) -> str:
         ("rows", "Rows, token by token", _rows),
     ]
     if report.after is not None:
-        from luthier.reporting.after_page import after_section
-
         sections.insert(0, ("after", "After the run", after_section))
     links = "".join(f'<a href="#{key}">{escape(title)}</a>' for key, title, _ in sections)
     body = "".join(

@@ -32,7 +32,7 @@ def histogram(
     bins: Sequence[dict[str, Any]], title: str, caption: str, colour: int = 0, unit: str = "tokens", of: str = "rows"
 ) -> str:
     """How many of something there are by their size as upright bars; each says its numbers on hover."""
-    low, high = bins[0]["from"], bins[-1]["to"] + 1
+    low, high = int(bins[0]["from"]), int(bins[-1]["to"]) + 1
     most = max(bar["rows"] for bar in bins)
     bottom, right = HEIGHT - BOTTOM, WIDTH - RIGHT
 

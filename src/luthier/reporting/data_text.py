@@ -45,7 +45,7 @@ def print_report(report: DataReport, console: Console | None = None) -> None:
         _fill(report.batches),
         _duplicates(report.duplicates),
     ]
-    parts += [_languages(report.languages), [f"note: {note}" for note in report.notes]]
+    parts += [_languages(report.languages), [f"note: {note}" for note in report.notes], _after(report.after)]
     out.print("\n\n".join("\n".join(lines) for lines in map(list, parts) if lines), markup=False)
 
 
@@ -160,6 +160,28 @@ def _duplicates(found: dict[str, Any]) -> Iterator[str]:
             yield f"{one['rows']:>7,} held-out rows {words}{listed}"
     if found["candidates_left_out"]:
         yield f"{found['candidates_left_out']:>7,} more pairs may be nearly the same; they were not compared"
+
+
+def _after(found: dict[str, Any] | None) -> Iterator[str]:
+    if found is None:
+        return
+    means = " -> ".join(f"{mean:.3f}" for mean in found["mean_by_pass"])
+    yield f"after {found['run']}: mean loss of a row {means}, by pass over the data (each before the row was learned from)"
+    if found["passes"] > 1:
+        for course in ("learned", "forgotten", "never_learned"):
+            names = [row["row"] for row in found["rows"] if row["course"] == course.replace("_", " ")]
+            listed = f": {some(short_names(names))}" if names and course != "learned" else ""
+            yield f"{found[course]:>7,} rows {course.replace('_', ' ')}{listed}"
+    else:
+        yield "  one pass shows no course: a run of several tells rows that were learned from those that were not"
+    if found["suspects"]:
+        yield (
+            f"answers that probably belong to another prompt, the likeliest first, of {found['examined']:,} rows "
+            "(nats a token behind the own prompt, behind another row's, and by pass):"
+        )
+    for suspect in found["suspects"]:
+        losses = " ".join("?" if loss is None else f"{loss:.2f}" for loss in suspect["losses"])
+        yield f"  {suspect['row']:<40} {suspect['own_prompt']:6.2f} {suspect['other_prompt']:6.2f}   {losses}"
 
 
 def _groups(groups: Sequence[Sequence[str]]) -> str:
