@@ -9,6 +9,7 @@ import torch
 
 from luthier.data.batching import lay_out
 from luthier.loop import Job, LearningCheck, optimizer_step, train_step
+from luthier.reporting.recorder import METRICS, ROW_LOSSES, read_lines
 from tests.helpers.jobs import make_config, make_job, make_policy, make_samples
 from tests.helpers.processes import torchrun
 
@@ -48,6 +49,28 @@ def test_accumulation(name: str, layout: str, tmp_path: Path) -> None:
     assert float((want - got).norm() / want.norm()) < 1e-6
     want, got = trained(job_of(tmp_path / "c", LAYOUTS["1x8"])), trained(job_of(tmp_path / "d", LAYOUTS[name], layout))
     assert float((want - got).abs().max()) < 5e-5
+
+
+def row_losses(job: Job) -> dict[int, float]:
+    """Loss of each row of the first step, as the run's record has it."""
+    trained(job, steps=1)
+    job.recorder.sync()
+    (line,) = read_lines(Path(job.recorder.folder) / ROW_LOSSES)
+    return dict(zip(line["rows"], line["losses"], strict=True))
+
+
+def test_the_losses_of_rows_do_not_depend_on_the_layout(tmp_path: Path) -> None:
+    """And they are those of each row alone, and add up to the loss of the step."""
+    job = job_of(tmp_path / "reference", LAYOUTS["8x1"])
+    want = row_losses(job)
+    assert sorted(want) == sorted(job.steps.indices(0))
+    (line,) = [line for line in read_lines(tmp_path / "reference" / METRICS) if line["step"] == 1]
+    tokens = sum(job.samples[row].trained_tokens for row in want)
+    assert sum(want.values()) / tokens == pytest.approx(line["loss"], rel=1e-5)
+    for layout in ("flat", "padded"):
+        for name, limit in LAYOUTS.items():
+            got = row_losses(job_of(tmp_path / f"{layout}-{name}", limit, layout))
+            assert got == pytest.approx(want, rel=1e-5), (layout, name)
 
 
 def test_dropout_is_on(tmp_path: Path) -> None:
@@ -93,4 +116,7 @@ def test_two_processes(max_tokens: int, tmp_path: Path) -> None:
     want = first_gradient(single)
     assert float((want - got["gradient"]).norm() / want.norm()) < 1e-6
     assert float((trained(job_of(tmp_path / "again", LAYOUTS["1x8"])) - got["weights"]).abs().max()) < 5e-5
+    alone = row_losses(job_of(tmp_path / "rows", LAYOUTS["1x8"]))
+    first = read_lines(tmp_path / "ddp" / "weights" / ROW_LOSSES)[0]
+    assert dict(zip(first["rows"], first["losses"], strict=True)) == pytest.approx(alone, rel=1e-5)
     assert int(got["empty_micro_batches"]) > 0 or max_tokens == 100_000

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -27,7 +28,7 @@ from luthier.evaluation import score_rows
 from luthier.policy import Policy
 from luthier.randomness import key
 from luthier.reporting.recorder import Recorder
-from luthier.types import Objective, Sample
+from luthier.types import LossOut, MicroBatch, Objective, Sample
 
 ROWS_SHOWN = 5
 STDERR = 2
@@ -165,7 +166,7 @@ def train_step(job: Job, check: LearningCheck) -> None:
         group["lr"] = group["peak_lr"] * rate
     indices = job.steps.indices(step)
     samples = [job.samples[i] for i in indices]
-    sums, weight, grad_norm = optimizer_step(job, step, samples, indices)
+    done = optimizer_step(job, step, samples, indices)
     progress.step += 1
     progress.trained_tokens += sum(sample.trained_tokens for sample in samples)
     if job.optimizer.param_groups[0]["lr"] > 0:
@@ -176,21 +177,33 @@ def train_step(job: Job, check: LearningCheck) -> None:
     line = {
         "step": progress.step,
         "epoch": job.steps.epoch_of(step),
-        **{name: value / weight for name, value in sums.items()},
+        **{name: value / done.weight for name, value in done.sums.items()},
         "learning_rate": job.optimizer.param_groups[0]["lr"],
-        "grad_norm": grad_norm,
+        "grad_norm": done.grad_norm,
         "trained_tokens": progress.trained_tokens,
     }
+    if done.row_losses is not None:
+        job.recorder.row_losses(progress.step, indices, done.row_losses)
     tokens = sum(len(sample) for sample in samples)
     job.recorder.step(
         line, {"step_s": seconds, "tokens_per_s": tokens / seconds, "memory_bytes": memory_bytes(job.engine.device)}
     )
 
 
-def optimizer_step(
-    job: Job, step: int, samples: Sequence[Sample], indices: Sequence[int]
-) -> tuple[dict[str, float], float, float]:
-    """Gradients of the whole global batch, then one step: (sums over the batch, its weight, gradient norm).
+@dataclass(frozen=True)
+class StepDone:
+    """What one optimizer step found out, the same on every process."""
+
+    sums: dict[str, float]
+    """over the global batch"""
+    weight: float
+    grad_norm: float
+    row_losses: list[float] | None
+    """each sample's part of the loss, in the order of the step's samples; None where the objective does not say"""
+
+
+def optimizer_step(job: Job, step: int, samples: Sequence[Sample], indices: Sequence[int]) -> StepDone:
+    """Gradients of the whole global batch, then one step.
 
     An fp16 overflow repeats the step at half the loss scale. Raises NonFinite otherwise; nothing has changed then.
     """
@@ -208,6 +221,7 @@ def optimizer_step(
         job.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, float] = {"loss": 0.0}
         bad_rows: list[str] = []
+        losses: dict[int, float] | None = dict.fromkeys(indices, 0.0)
         for position, batch in enumerate(batches):
             # A model's own dropout draws from the default generator: keyed here, so that it does not depend on what ran before.
             torch.manual_seed(key(job.seed, "internal", step, position, engine.rank) % 2**63)
@@ -218,14 +232,29 @@ def optimizer_step(
                 sums[name] = sums.get(name, 0.0) + float(value)
             if not math.isfinite(float(out.sum.detach())):
                 bad_rows += batch.row_ids
-        totals = engine.sum([*sums.values(), float(bool(bad_rows))])
-        if totals[-1]:
+            losses = _add_documents(losses, batch, out)
+        # One exchange for all: a row lies on one process, the others add zeros.
+        totals = engine.sum([float(bool(bad_rows)), *sums.values(), *(losses or {}).values()])
+        if totals[0]:
             raise non_finite(step, "loss", bad_rows or ["rows of another process"])
         result = engine.clip_and_step(job.optimizer, job.config.max_grad_norm)
         if result.applied:
-            return dict(zip(sums, totals[:-1], strict=True)), weight, result.grad_norm
+            shared = dict(zip(sums, totals[1:], strict=False))
+            return StepDone(shared, weight, result.grad_norm, None if losses is None else totals[1 + len(sums) :])
         if not engine.loss_scale.overflowed():
             raise non_finite(step, "gradient", [sample.row for sample in samples])
+
+
+def _add_documents(losses: dict[int, float] | None, batch: MicroBatch, out: LossOut) -> dict[int, float] | None:
+    """Each document's loss under its row's index; None as soon as the objective does not say."""
+    if losses is None or out.documents is None:
+        return None
+    starts = np.concatenate([[0], np.cumsum(batch.lengths)[:-1]])
+    rows = batch.rows[0, starts] if batch.layout == "flat" else batch.rows[:, 0]
+    for row, loss in zip(rows.tolist(), out.documents.tolist(), strict=True):
+        if batch.row_ids:  # an empty micro-batch has one document that is no row
+            losses[row] += loss
+    return losses
 
 
 def non_finite(step: int, what: str, rows: list[str]) -> NonFinite:

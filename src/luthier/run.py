@@ -14,7 +14,6 @@ from luthier import component, run_folder
 from luthier.checkpoint import Checkpoints
 from luthier.config import RunConfig
 from luthier.data.batching import Layout
-from luthier.data.order import Steps
 from luthier.data.prepare import Prepared, prepare
 from luthier.data.render import save_stop_ids
 from luthier.engine import Engine, deterministic, hardware, is_main_process, make_engine, seeded
@@ -273,16 +272,7 @@ def _build_job(
     decisions: dict[str, Any],
 ) -> Job:
     training = config.training
-    assert training.num_train_epochs is not None
-    steps = Steps(
-        len(data.train),
-        training.global_batch_size,
-        config.seed,
-        training.num_train_epochs,
-        training.max_steps,
-        data.mixture,
-        data.train.streamed,
-    )
+    steps = data.steps(config)
     layout: Layout = decisions["layout"]
     optimizer = make_optimizer(training, policy)
     return Job(

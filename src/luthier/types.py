@@ -169,6 +169,15 @@ class MicroBatch:
     head_chunks: int = 1
     """in how many pieces the head computes the trained positions; the same on every process"""
 
+    def by_document(self, values: torch.Tensor) -> torch.Tensor:
+        """Values of the trained positions, [N], as sums over each document: [S], float64, on the CPU, without gradient."""
+        trained = (self.targets != NO_TARGET).nonzero()
+        row, place = trained.unbind(1)
+        lengths = self.targets.new_tensor(self.lengths)
+        document = row if self.layout == "padded" else (place[:, None] >= lengths.cumsum(0)).sum(1)
+        exact = values.detach().double().cpu()
+        return exact.new_zeros(len(self.lengths)).index_add_(0, document.cpu(), exact)
+
 
 @dataclass(slots=True)
 class Scores:
@@ -188,6 +197,9 @@ class LossOut:
     sum: torch.Tensor
     metrics: dict[str, torch.Tensor] = field(default_factory=dict)
     """sums as well; reported per unit of weight"""
+    documents: torch.Tensor | None = None
+    """[S] float64: what each document adds to the sum, without gradient (`MicroBatch.by_document`); recorded by row.
+    None where the loss is no sum over documents."""
 
 
 class Policy(Protocol):

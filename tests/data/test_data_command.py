@@ -37,7 +37,8 @@ def test_brackets_where_there_is_no_colour(mine: list[str], capsys: pytest.Captu
     assert "[Hello 👩‍👩‍👧<|im_end|>]" in out.replace("][", "")
     assert "][" in out
     assert "[<|im_end|>]" in out
-    assert "<|im_start|>·" in out
+    assert "<|im_start|>{user↵" in out.replace("·", "")
+    assert "served: " in out
     assert "pass    stop token is trained and stops" in out
     assert "dropped            1 unusable (train.jsonl:3)" in out
     assert "3 in = 2 trained" in out
@@ -48,12 +49,18 @@ def test_brackets_where_there_is_no_colour(mine: list[str], capsys: pytest.Captu
 def test_one_row_and_json(mine: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*mine, "--row", "2", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert [sample["row"] for sample in found["samples"]] == ["train.jsonl:2"]
-    trained = "".join(token["text"] for token in found["samples"][0]["tokens"] if token["trained"])
-    assert trained == "再见！<|im_end|>"
-    assert set(found["laws"].values()) == {"pass"}
+    (shown,) = found["rows"]
+    assert shown["row"] == "train.jsonl:2"
+    assert shown["why"] == ["asked for"]
+    assert "".join(token["text"] for token in shown["tokens"] if token["trained"]) == "再见！<|im_end|>"
+    assert {token["look"] for token in shown["tokens"]} == {"trained", "context", "template", "special"}
+    (served,) = shown["served"]
+    assert served["equal"]
+    assert served["begins"] == served["tokens"]
+    assert "".join(served["text"]) == "".join(token["text"] for token in shown["tokens"][: served["begins"]])
+    assert all(law["holds"] and law["rows"] == [] for law in found["laws"].values())
     assert found["ledger"]["rows_in"] == 3
-    assert sum(item["samples"] for item in found["lengths"]) == 2
+    assert sum(item["rows"] for item in found["lengths"]["row"]["histogram"]) == 2
     assert main([*mine, "--row", "3"]) == 2
     assert "was dropped: unusable" in capsys.readouterr().err
     assert main([*mine, "--row", "99"]) == 2

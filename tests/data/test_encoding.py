@@ -60,7 +60,7 @@ def content(prepared: Prepared) -> dict[str, Any]:
         assert samples is not None
         out[name] = [(s.input_ids.tolist(), s.targets.tolist(), s.row, s.group) for s in samples]
         out[f"{name} fingerprint"] = samples.fingerprint
-        for array in ("lengths", "trained", "groups", "prompt_keys", "text_keys"):
+        for array in ("lengths", "trained", "groups", "prompt_keys"):
             out[f"{name} {array}"] = np.asarray(getattr(samples, array)).tolist()
     return out
 

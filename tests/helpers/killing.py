@@ -132,6 +132,7 @@ def outcome(folder: Path) -> dict[str, bytes]:
         "state": (last / "state.json").read_bytes(),
         "tensors": (last / "tensors.safetensors").read_bytes(),
         "metrics": (folder / "metrics.jsonl").read_bytes(),
+        "row losses": (folder / "row_losses.jsonl").read_bytes(),
     }
 
 

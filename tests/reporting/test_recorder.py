@@ -32,6 +32,7 @@ def record(folder: Path, steps: range, total: int, start: int = 0, *, quiet: boo
         for step in steps:
             line = {"step": step, "loss": 1 / step, "learning_rate": 2e-4 / 3**step}
             recorder.step(line, {"step_s": 0.1, "tokens_per_s": 300.0, "memory_bytes": 1e9})
+            recorder.row_losses(step, [2 * step, 2 * step + 1], [1 / step, 12345.678901])
             if step % 3 == 0:
                 recorder.evaluation({"step": step, "eval_loss": 2 / step})
                 recorder.sample(step, "who?", "我\n\u2028me \ud83d")

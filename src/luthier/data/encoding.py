@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 import multiprocessing
-import re
 import signal
 import sys
 from collections import deque
@@ -38,8 +37,6 @@ AHEAD = 2
 MOST_WORKERS = 32
 WORTH_WORKERS_BYTES = 4 << 20
 PURPOSES = ("train", "eval")
-SPACING = re.compile(r"[\W_]+")
-"""What does not tell two texts apart: everything but letters and digits."""
 Learnable = Conversation | Text
 """What the renderer encodes."""
 
@@ -140,9 +137,9 @@ class Encoding:
                 a.trained_tokens - b.trained_tokens for a, b in zip(whole, samples, strict=True)
             )
         _count(ledger, whole, samples, purpose)
-        prompt_key, text_key = key("prompt", prompt), key("text", folded(example))
+        prompt_key = key("prompt", prompt)
         for sample in samples:
-            out.sets[purpose].add(sample, prompt_key, text_key)
+            out.sets[purpose].add(sample, prompt_key)
         out.examples[purpose] += 1
         if isinstance(example, Conversation):
             first = example.messages[0]
@@ -199,12 +196,6 @@ def prompt_of(example: Example) -> str:
         last = example.messages[-1].role == "assistant"
         asked = example.messages[: len(example.messages) - last]
     return "\x1e".join([example.tools, *(f"{message.role}\x1f{message.content}" for message in asked)])
-
-
-def folded(example: Learnable) -> str:
-    """The words of an example without case, punctuation and spacing."""
-    texts = [example.text] if isinstance(example, Text) else [message.content for message in example.messages]
-    return SPACING.sub(" ", "\x1e".join(texts).casefold()).strip()
 
 
 def is_held_out(prompt: str, share: float) -> bool:

@@ -30,7 +30,7 @@ from luthier.data.encoding import (
     encoders,
 )
 from luthier.data.ledger import Ledger
-from luthier.data.order import Mixture
+from luthier.data.order import Mixture, Steps
 from luthier.data.reading import Part, Reader, plan, reader_of
 from luthier.data.render import ChatRenderer
 from luthier.data.samples import SampleSet
@@ -39,7 +39,6 @@ from luthier.data.template import Template
 from luthier.errors import UserError, excerpt
 from luthier.types import Objective
 
-ROWS_TO_RECOGNISE = 8
 Watch = Callable[[int, float], None]
 """Is told how many rows are done, and what share of the data they are."""
 
@@ -59,10 +58,26 @@ class Prepared:
     system: str | None
     """the system text, where all conversations have the same one: an answer is served as it was trained only with it"""
     from_cache: bool
+    parts: list[Part]
+    """the files that were read, in their order"""
     mixture: Mixture | None = None
     """how the files take turns, where they do not simply follow one another"""
     notes: list[str] = field(default_factory=list)
     """what is said at the start of a run beside the ledger"""
+
+    def steps(self, config: RunConfig) -> Steps:
+        """Which of the samples each optimizer step takes."""
+        training = config.training
+        assert training.num_train_epochs is not None
+        return Steps(
+            len(self.train),
+            training.global_batch_size,
+            config.seed,
+            training.num_train_epochs,
+            training.max_steps,
+            self.mixture,
+            self.train.streamed,
+        )
 
 
 def prepare(
@@ -240,6 +255,7 @@ def _prepared(
         encoding.renderer.template,
         meta["system"],
         from_cache,
+        parts,
         mixture,
         notes_of(meta["system"], parts, mixture),
     )

@@ -32,11 +32,9 @@ DTYPES: dict[str, Any] = {
     "row_text": np.uint8,
     "row_lengths": np.int64,
     "prompt_keys": np.uint64,
-    "text_keys": np.uint64,
 }
 """input_ids, targets: [sum of lengths]; row_text: UTF-8 of all row ids; all others: [samples]. `trained` counts the tokens
-with loss. prompt_keys, text_keys: hashes of what decides the split, and of the words of the example without case,
-punctuation and spacing.
+with loss. prompt_keys: hashes of what decides the split.
 """
 LONG = ("input_ids", "targets", "row_text")
 """The arrays that are longer than the number of samples."""
@@ -50,15 +48,13 @@ class Encoded:
 
     samples: list[Sample] = field(default_factory=list)
     prompt_keys: list[int] = field(default_factory=list)
-    text_keys: list[int] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.samples)
 
-    def add(self, sample: Sample, prompt_key: int, text_key: int) -> None:
+    def add(self, sample: Sample, prompt_key: int) -> None:
         self.samples.append(sample)
         self.prompt_keys.append(prompt_key)
-        self.text_keys.append(text_key)
 
     def arrays(self) -> dict[str, Array]:
         """name -> array; see `DTYPES`."""
@@ -72,7 +68,6 @@ class Encoded:
             "row_text": np.frombuffer(b"".join(rows), dtype=np.uint8),
             "row_lengths": list(map(len, rows)),
             "prompt_keys": self.prompt_keys,
-            "text_keys": self.text_keys,
         }
         return {name: np.asarray(value, dtype=DTYPES[name]) for name, value in values.items()}
 
@@ -81,14 +76,13 @@ class SampleSet(Sequence[Sample]):
     """Samples that can be asked for by index, wherever they are.
 
     `lengths`, `trained` and `groups` are [samples] int64: tokens, tokens with loss, and the example of each;
-    `prompt_keys` and `text_keys` are [samples] uint64, as in `DTYPES`.
+    `prompt_keys` is [samples] uint64, as in `DTYPES`.
     """
 
     lengths: Ints
     trained: Ints
     groups: Ints
     prompt_keys: npt.NDArray[np.uint64]
-    text_keys: npt.NDArray[np.uint64]
     streamed: bool = False
     """whether neighbours are best read together"""
 
@@ -145,7 +139,7 @@ class Samples(SampleSet):
             raise DamagedCache(f"{folder}: {error}") from None
         self._ids, self._targets, self._row_text = arrays["input_ids"], arrays["targets"], arrays["row_text"]
         self.lengths, self.trained, self.groups = arrays["lengths"], arrays["trained"], arrays["groups"]
-        self.prompt_keys, self.text_keys = arrays["prompt_keys"], arrays["text_keys"]
+        self.prompt_keys = arrays["prompt_keys"]
         self._offsets, self._row_offsets = _starts(self.lengths), _starts(arrays["row_lengths"])
         counts = {len(array) for name, array in arrays.items() if name not in LONG}
         if not (
@@ -166,6 +160,11 @@ class Samples(SampleSet):
 
     def row(self, index: int) -> str:
         return bytes(self._row_text[self._row_offsets[index] : self._row_offsets[index + 1]]).decode()
+
+    @property
+    def arrays(self) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
+        """All samples at once, memory-mapped: ids and targets, [tokens]; where each begins, [samples + 1]; groups, [samples]."""
+        return self._ids, self._targets, self._offsets, self.groups
 
     @cached_property
     def fingerprint(self) -> str:

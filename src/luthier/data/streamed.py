@@ -26,7 +26,7 @@ from luthier.types import Sample
 
 KEPT_CHUNKS = 4 * WINDOW // BLOCK
 """Encoded chunks that are kept in memory: those of a window, also where many rows of a chunk were dropped."""
-COUNTED = ("lengths", "trained", "groups", "prompt_keys", "text_keys")
+COUNTED = ("lengths", "trained", "groups", "prompt_keys")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class StreamedSamples(SampleSet):
         self._fingerprint = print
         self._kept: OrderedDict[int, list[Sample]] = OrderedDict()
         self.lengths, self.trained, self.groups = arrays["lengths"], arrays["trained"], arrays["groups"]
-        self.prompt_keys, self.text_keys = arrays["prompt_keys"], arrays["text_keys"]
+        self.prompt_keys = arrays["prompt_keys"]
 
     @property
     def fingerprint(self) -> str:

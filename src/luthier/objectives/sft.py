@@ -32,4 +32,6 @@ class SFT:
     def loss(self, policy: Policy, batch: MicroBatch) -> LossOut:
         scores = policy(batch, want=("correct",))
         assert scores.correct is not None
-        return LossOut(-scores.logps.sum(), {"token_accuracy": scores.correct.sum()})
+        return LossOut(
+            -scores.logps.sum(), {"token_accuracy": scores.correct.sum()}, documents=batch.by_document(-scores.logps)
+        )

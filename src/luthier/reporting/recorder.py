@@ -1,7 +1,8 @@
 """The run's record: files first, then the screen and the trackers.
 
 `metrics.jsonl` has one line a step and holds only what is a function of the run, so two equal runs have equal files, to
-the bit; `timings.jsonl` has the rest; `samples.jsonl` has what the model answered on the way.
+the bit; `timings.jsonl` has the rest; `samples.jsonl` has what the model answered on the way; `row_losses.jsonl` has one line
+a step with the loss of each of its rows.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -20,7 +21,8 @@ from luthier.reporting.trackers import Trackers
 if TYPE_CHECKING:
     from luthier.config import RunConfig
 
-METRICS, TIMINGS, SAMPLES = "metrics.jsonl", "timings.jsonl", "samples.jsonl"
+METRICS, TIMINGS, SAMPLES, ROW_LOSSES = "metrics.jsonl", "timings.jsonl", "samples.jsonl", "row_losses.jsonl"
+FILES = (METRICS, TIMINGS, SAMPLES, ROW_LOSSES)
 
 
 class Recorder:
@@ -57,7 +59,7 @@ class Recorder:
         self._first_step = start_step + 1
         self._every = config.training.logging_steps
         self._trackers = Trackers(self.folder, config, start_step=start_step, on_failure=self.note)
-        self._files = {name: _open(self.folder / name) for name in (METRICS, TIMINGS, SAMPLES)}
+        self._files = {name: _open(self.folder / name) for name in FILES}
         self._screen = Screen(total_steps=total_steps, start_step=start_step, quiet=quiet)
 
     def step(self, line: Mapping[str, Any], timing: Mapping[str, Any]) -> None:
@@ -87,6 +89,13 @@ class Recorder:
         if self._main:
             self._write(SAMPLES, {"step": step, "prompt": prompt, "answer": answer})
             self._screen.sample(step, prompt, answer)
+
+    def row_losses(self, step: int, rows: Sequence[int], losses: Sequence[float]) -> None:
+        """The loss of each row that the step learned from, before it did: a sum over its trained tokens, in nats.
+        `rows` are places in the training data, as the run's encoded samples have them."""
+        if self._main:
+            shown = [float(f"{loss:.7g}") for loss in losses]
+            self._write(ROW_LOSSES, {"step": step, "rows": list(rows), "losses": shown})
 
     def note(self, text: str) -> None:
         """A line for the person who watches; on the screen only."""
@@ -144,7 +153,7 @@ def cut_back(folder: Path | str, step: int) -> None:
     What remains is the record of an uninterrupted run at that step, to the bit. Each file is replaced in one move. A
     run that begins anew (no checkpoint) is cut back to -1: the evaluation of step 0 goes too.
     """
-    for name in (METRICS, TIMINGS, SAMPLES):
+    for name in FILES:
         path = Path(folder) / name
         if not path.is_file():
             continue

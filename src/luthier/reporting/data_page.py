@@ -1,0 +1,323 @@
+"""The report on the data as one page that needs nothing but itself, and reads without scripts as well."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Callable, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from luthier.errors import EnvironmentProblem
+from luthier.reporting import data_pictures
+from luthier.reporting.after_page import after_section
+from luthier.reporting.data_report import DataReport, Fill
+from luthier.reporting.data_style import DATA_STYLE, FILTER
+from luthier.reporting.data_text import short_names
+from luthier.reporting.shown_rows import ServedPrompt, ShownRow
+from luthier.reporting.style import STYLE
+from luthier.reporting.token_view import Look, Token
+
+MOST_TOKENS = 4_000
+"""Of one row that are shown."""
+MOST_LISTED = 100
+"""Groups, pairs and names of rows that are listed; `--json` has them all."""
+LOOKS: tuple[tuple[Look, str], ...] = (
+    ("trained", "what the model learns to say"),
+    ("context", "what it only reads"),
+    ("template", "what the template writes"),
+    ("special", "special tokens"),
+)
+
+
+def write_page(report: DataReport, path: Path) -> None:
+    """Writes the page.
+
+    Raises:
+        EnvironmentProblem: the file cannot be written.
+    """
+    try:
+        path.write_bytes(render_page(report).encode("utf-8", errors="replace"))
+    except OSError as error:
+        raise EnvironmentProblem(
+            f"--html {path}", f"cannot be written: {error.strerror}", "a file in a folder that is there"
+        ) from None
+
+
+def render_page(report: DataReport) -> str:
+    """The page as text."""
+    sections: list[tuple[str, str, Callable[[DataReport], str]]] = [
+        ("ledger", "Ledger", _ledger),
+        ("laws", "Laws", _laws),
+        ("lengths", "Lengths and batches", _lengths),
+        ("duplicates", "Duplicates", _duplicates),
+        ("languages", "Languages", _languages),
+        ("rows", "Rows, token by token", _rows),
+    ]
+    if report.after is not None:
+        sections.insert(0, ("after", "After the run", after_section))
+    links = "".join(f'<a href="#{key}">{escape(title)}</a>' for key, title, _ in sections)
+    body = "".join(
+        f'<section id="{key}" aria-labelledby="{key}-h"><h2 id="{key}-h">{escape(title)}</h2>{build(report)}</section>'
+        for key, title, build in sections
+    )
+    # The one script is named by its hash: text from the data could not run, even if it got past the escaping.
+    script = base64.b64encode(hashlib.sha256(FILTER.encode()).digest()).decode()
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{script}'"
+    files = ", ".join(Path(file.path).name for file in report.config.data.train)
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+        f"<title>{escape(files)}: luthier data</title><style>{STYLE}{DATA_STYLE}</style></head><body>"
+        f'<header><div class="in"><p class="eyebrow">luthier data</p><h1>{escape(files)}</h1>'
+        f'<p class="what">as <b>{escape(report.config.model.path)}</b> would learn it</p>'
+        f'<nav aria-label="Sections">{links}</nav></div></header><main>{_tiles(report)}{body}</main>'
+        "<footer><p>Made by <code>luthier data</code>; nothing on this page comes from anywhere else.</p></footer>"
+        f"<script>{FILTER}</script></body></html>\n"
+    )
+
+
+def _tiles(report: DataReport) -> str:
+    ledger, duplicates = report.ledger, report.duplicates
+    broken = sum(not law["holds"] for law in report.laws.values())
+    overlap = sum(part["rows"] for part in duplicates["overlap"].values())
+    twice = sum(duplicates[degree]["extra"] for degree in ("exact", "normalised", "near"))
+    tiles = [
+        ("Rows that are learned", f"{ledger['rows_trained']:,}", f"of {ledger['rows_in']:,} that came in", ""),
+        (
+            "Tokens with loss",
+            f"{100 * report.tokens['trained_share']:.0f} %",
+            f"{report.tokens['trained']:,} tokens",
+            "",
+        ),
+        ("Laws", "all hold" if not broken else f"{broken} broken", f"{len(report.laws)} on every row", _bad(broken)),
+        ("Rows cut or dropped", f"{ledger['rows_cut'] + ledger['rows_dropped']:,}", "each is named below", ""),
+        ("Rows more than once", f"{twice:,}", "exact, folded or near", ""),
+    ]
+    if duplicates["overlap"]:
+        tiles.append(("Held-out rows also trained", f"{overlap:,}", f"of {ledger['rows_held_out']:,}", _bad(overlap)))
+    out = "".join(
+        f'<div class="tile"><dt>{escape(name)}</dt><dd class="{look}">{escape(value)}<small>{escape(more)}</small></dd></div>'
+        for name, value, more, look in tiles
+    )
+    return f'<dl class="tiles">{out}</dl>'
+
+
+def _bad(count: int) -> str:
+    return "worse" if count else "better"
+
+
+# ---- rows
+
+
+def _rows(report: DataReport) -> str:
+    if not report.rows:
+        return '<p class="missing">No rows were asked for.</p>'
+    legend = "".join(
+        f'<span><span class="tokens"><i class="{look}">{look}</i></span> {escape(words)}</span>'
+        for look, words in LOOKS
+    )
+    box = (
+        '<div class="filter" id="filter" role="search" hidden><label for="filter-text">Find rows with</label>'
+        '<input id="filter-text" type="search" autocomplete="off" placeholder="words, a line, a reason">'
+        '<output id="filter-count" for="filter-text"></output></div>'
+    )
+    hint = (
+        '<p class="hint">Each row as the model gets it. Beside it what is served to get the answer, encoded on its own: '
+        "its ids must be those that stand before the answer. Point at a token for its id.</p>"
+    )
+    articles = "".join(map(row_article, report.rows))
+    return f'{hint}<div class="legend" aria-label="Legend">{legend}</div>{box}<div class="rows">{articles}</div>'
+
+
+def row_article(row: ShownRow) -> str:
+    """One row: why it is shown, its tokens, and what is served."""
+    why = "".join(f"<li>{escape(reason)}</li>" for reason in row.why)
+    held_out = ", held out" if row.purpose != "train" else ""
+    counts = f"{len(row.tokens):,} tokens, {row.trained:,} trained{held_out}"
+    served = "".join(_served(prompt, len(row.served)) for prompt in row.served)
+    beside = f'<div tabindex="0">{served}</div>' if served else ""
+    return (
+        f'<article class="card" data-row tabindex="-1"><h3>{escape(row.row)} <small>{counts}</small></h3>'
+        f'<ul class="why">{why}</ul><div class="beside"><div tabindex="0"><div class="label">Trained</div>'
+        f"{_tokens(row.tokens)}</div>{beside}</div></article>"
+    )
+
+
+def _served(prompt: ServedPrompt, answers: int) -> str:
+    of = f" for answer {prompt.answer} of {answers}" if answers > 1 else ""
+    look, word = ("better", "the same ids") if prompt.equal else ("worse", "NOT the same ids")
+    shown = "".join(f"<i>{_visible(text)}</i>" for text in prompt.text[:MOST_TOKENS] if text)
+    return (
+        f'<div class="label">Served{of}: {prompt.tokens:,} tokens, <span class="{look}">{word}</span></div>'
+        f'<p class="tokens" dir="auto">{shown}</p>'
+    )
+
+
+def _tokens(tokens: Sequence[Token]) -> str:
+    shown = "".join(
+        f'<i class="{token.look}" title="{token.id}">{_visible(token.text)}</i>'
+        for token in tokens[:MOST_TOKENS]
+        if token.text
+    )
+    more = f" … and {len(tokens) - MOST_TOKENS:,} more" if len(tokens) > MOST_TOKENS else ""
+    return f'<p class="tokens" dir="auto">{shown}{more}</p>'
+
+
+def _visible(text: str) -> str:
+    return escape(text).replace("\n", "<u>↵</u>\n")
+
+
+# ---- the account
+
+
+def _ledger(report: DataReport) -> str:
+    ledger = report.ledger
+    soft, line = "var(--curve-1)", "var(--line)"
+    rows = [
+        ("trained", ledger["rows_trained"], "var(--curve-3)"),
+        ("held out", ledger["rows_held_out"], soft),
+        ("dropped", ledger["rows_dropped"], "var(--curve-2)"),
+    ]
+    tokens = [
+        ("trained", ledger["tokens_trained"], "var(--curve-3)"),
+        ("context", ledger["tokens_context"], line),
+        ("held out", ledger["tokens_held_out"], soft),
+        ("cut", ledger["tokens_cut"], "var(--curve-2)"),
+        ("dropped", ledger["tokens_dropped"], "var(--bad)"),
+    ]
+    dropped = "".join(
+        f'<tr><th scope="row">{escape(reason)}</th><td class="n">{len(names):,}</td><td>{_names(names)}</td></tr>'
+        for reason, names in [*ledger["dropped"].items(), *([("cut", ledger["cut"])] if ledger["cut"] else [])]
+    )
+    table = (
+        '<div class="wide"><table><thead><tr><th scope="col">Rows cut or dropped</th><th scope="col" class="n">rows</th>'
+        f'<th scope="col">which</th></tr></thead><tbody>{dropped}</tbody></table></div>'
+    )
+    notes = "".join(f"<li>{escape(line)}</li>" for line in [*report.ledger_lines, *report.notes])
+    return (
+        f'<p class="hint">{ledger["rows_in"]:,} rows and {ledger["tokens_in"]:,} tokens came in; this is all of them.</p>'
+        f'<div class="card">{data_pictures.stacked(rows, "Rows")}{data_pictures.stacked(tokens, "Tokens")}</div>'
+        + (f'<div class="card">{table}</div>' if dropped else "")
+        + f'<details><summary>As text</summary><div class="in"><ul class="lines">{notes}</ul></div></details>'
+    )
+
+
+def _names(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MOST_LISTED:,} more" if len(names) > MOST_LISTED else ""
+    return escape(", ".join(short_names(names[:MOST_LISTED])) + more)
+
+
+def _laws(report: DataReport) -> str:
+    lines = "".join(
+        f'<li class="{"" if law["holds"] else "broken"}">{escape(name.replace("_", " "))}'
+        + ("" if law["holds"] else f": {law['broken']:,} rows ({_names(law['rows'])}), dropped")
+        + f'<span class="hidden">{"" if law["holds"] else " broken"}</span></li>'
+        for name, law in report.laws.items()
+    )
+    hint = '<p class="hint">Checked on every row when it is encoded. A row that breaks one is never trained.</p>'
+    return f'{hint}<div class="card"><ul class="laws">{lines}</ul></div>'
+
+
+def _lengths(report: DataReport) -> str:
+    row, answer = report.lengths["row"], report.lengths["answer"]
+
+    def caption(of: dict[str, Any]) -> str:
+        return f"median {of['median']:,}, 99 % {of['p99']:,}, max {of['max']:,}"
+
+    limit = report.lengths["limit"]
+    bound = f"A row may have {limit:,} tokens." if limit is not None else "Nothing bounds the length of a row."
+    fill = report.batches
+    long = f" {fill.longer_than_max:,} hold one row that is longer than that." if fill.longer_than_max else ""
+    return (
+        f'<p class="hint">{bound} {fill.steps:,} steps of {fill.global_batch_size} samples, {fill.layout}, at most '
+        f"{fill.max_tokens:,} tokens in a forward pass.{long}</p>"
+        f'<div class="curves">{data_pictures.histogram(row["histogram"], "Tokens of a row", caption(row))}'
+        f"{data_pictures.histogram(answer['histogram'], 'Tokens with loss in a row', caption(answer), 2)}"
+        f"{data_pictures.batches(fill)}{_fill(fill)}</div>"
+    )
+
+
+def _fill(fill: Fill) -> str:
+    tenth = 100 // len(fill.histogram)
+    bins = [
+        {"from": place * tenth, "to": (place + 1) * tenth - 1, "rows": count}
+        for place, count in enumerate(fill.histogram)
+    ]
+    caption = f"{fill.micro_batches:,} of the first {fill.steps_looked_at:,} steps"
+    return data_pictures.histogram(
+        bins, "How full a forward pass is", caption, 1, unit="% of the most tokens", of="forward passes"
+    )
+
+
+def _duplicates(report: DataReport) -> str:
+    found = report.duplicates
+    lines = [
+        ("The same tokens", found["exact"]["extra"], "rows", found["exact"]["listed"]),
+        (
+            "The same but for case, spaces and punctuation",
+            found["normalised"]["extra"],
+            "rows",
+            found["normalised"]["listed"],
+        ),
+        ("Nearly the same", found["near"]["extra"], "rows", found["near"]["listed"]),
+        (
+            "The same prompt with different answers",
+            found["conflicts"]["groups"],
+            "prompts",
+            found["conflicts"]["listed"],
+        ),
+    ]
+    words = {
+        "exact": "Held out and trained: the same tokens",
+        "normalised": "Held out and trained: the same but for case, spaces and punctuation",
+        "near": "Held out and trained: nearly the same",
+        "prompt": "Held out and trained: the same prompt, another answer",
+    }
+    lines += [
+        (words[degree], part["rows"], "held-out rows", part["listed"]) for degree, part in found["overlap"].items()
+    ]
+    rows = "".join(_degree(*line) for line in lines)
+    held_out = "" if found["overlap"] else " Nothing is held out in these data."
+    left = found["candidates_left_out"]
+    more = f" {left:,} more pairs may be nearly the same; they were not compared." if left else ""
+    hint = (
+        '<p class="hint">Rows beyond the first of each group. Nearly the same: seven tenths of their three-token runs are '
+        f"shared; {found['rows_too_short_for_near']:,} rows are too short for that to be asked.{held_out}{more}</p>"
+    )
+    return f'{hint}<div class="card wide found"><table class="stack"><tbody>{rows}</tbody></table></div>'
+
+
+def _degree(name: str, count: int, unit: str, groups: Sequence[Sequence[str]]) -> str:
+    listed = ""
+    if groups:
+        items = "".join(f"<li>{_names(group)}</li>" for group in groups[:MOST_LISTED])
+        more = f"<li>and {len(groups) - MOST_LISTED:,} groups more</li>" if len(groups) > MOST_LISTED else ""
+        listed = f"<details><summary>which</summary><div class='in'><ul>{items}{more}</ul></div></details>"
+    return (
+        f'<tr><th scope="row">{escape(name)}</th><td class="n"><b>{count:,}</b> <small>{unit}</small></td>'
+        f"<td>{listed}</td></tr>"
+    )
+
+
+def _languages(report: DataReport) -> str:
+    found = report.languages
+    count = found["rows_looked_at"]
+    of = f"{count:,} rows" if count == found["rows"] else f"a random {count:,} of {found['rows']:,} rows"
+    languages = [(code, number / count, f"{number:,} rows") for code, number in found["languages"].items()]
+    scripts = [(name, share, "") for name, share in found["scripts"].items() if share >= 0.0005]
+    hint = f'<p class="hint">Of what is trained, by {of}. A few words are too short to tell, and code is in no language.</p>'
+    return (
+        f'{hint}<div class="curves">{_meters("Languages", languages)}{_meters("Scripts of the letters", scripts)}</div>'
+    )
+
+
+def _meters(title: str, lines: Sequence[tuple[str, float, str]]) -> str:
+    rows = "".join(
+        f'<tr><th scope="row">{escape(name)}</th><td style="width:60%"><div class="meter"><b style="width:{100 * share:.2f}%">'
+        f'</b></div></td><td class="n">{100 * share:.1f} % <small>{escape(more)}</small></td></tr>'
+        for name, share, more in lines[:12]
+    )
+    return f'<div class="card"><h3>{escape(title)}</h3><table><tbody>{rows}</tbody></table></div>'

@@ -1,0 +1,221 @@
+"""The report on the data for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from rich.columns import Columns
+from rich.console import Console, RenderableType
+from rich.padding import Padding
+from rich.text import Text
+
+from luthier.reporting.data_report import DataReport, Fill
+from luthier.reporting.shown_rows import ServedPrompt, ShownRow
+from luthier.reporting.token_view import (
+    BAR_CHARS,
+    LEGEND_IN_COLOUR,
+    LEGEND_IN_MARKS,
+    SEPARATOR,
+    STYLES,
+    token_view,
+)
+
+WIDE = 110
+"""Columns of a terminal from which the served prompt stands beside the row, not below it."""
+LEAST_SHARE = 0.0005
+LISTED = 3
+"""Rows or groups that are named of each kind; `--json` has them all."""
+
+
+def print_report(report: DataReport, console: Console | None = None) -> None:
+    """The rows, then the account and what was found."""
+    out = console or Console(highlight=False, soft_wrap=True)
+    colour = out.is_terminal and out.color_system is not None and not out.no_color
+    if report.rows:
+        out.print(LEGEND_IN_COLOUR if colour else LEGEND_IN_MARKS, markup=False)
+    for row in report.rows:
+        out.print(_heading(row), markup=False, style="bold" if colour else None)
+        out.print(_row(row, colour, out.width if out.is_terminal else 0))
+        out.print()
+    parts = [
+        report.ledger_lines,
+        _laws(report),
+        _lengths(report),
+        _fill(report.batches),
+        _duplicates(report.duplicates),
+    ]
+    parts += [_languages(report.languages), [f"note: {note}" for note in report.notes], _after(report.after)]
+    out.print("\n\n".join("\n".join(lines) for lines in map(list, parts) if lines), markup=False)
+
+
+# ---- rows
+
+
+def _heading(row: ShownRow) -> str:
+    held_out = "" if row.purpose == "train" else ", held out"
+    return f"-- {row.row}{held_out}: {len(row.tokens):,} tokens, {row.trained:,} trained ({'; '.join(row.why)})"
+
+
+def _row(row: ShownRow, colour: bool, width: int) -> RenderableType:
+    view = token_view(row.tokens, colour)
+    if not row.served:
+        return view
+    served = Text()
+    for prompt in row.served:
+        served.append(_proof(prompt, len(row.served)) + "\n", style="bold" if colour else "")
+        served.append(_served_text(prompt, colour))
+        served.append("\n")
+    served.rstrip()
+    if width < WIDE:
+        return Text("\n").join([view, served])
+    half = (width - 4) // 2
+    return Columns([Padding(view, (0, 2, 0, 0)), served], width=half, padding=(0, 1), equal=True)
+
+
+def _proof(prompt: ServedPrompt, answers: int) -> str:
+    of = f" for answer {prompt.answer} of {answers}" if answers > 1 else ""
+    same = "the same ids as before the answer" if prompt.equal else "NOT the ids that stand before the answer"
+    return f"served{of}: {prompt.tokens:,} tokens, {same}"
+
+
+def _served_text(prompt: ServedPrompt, colour: bool) -> Text:
+    texts = [text.replace("\n", "↵\n") for text in prompt.text if text]
+    if colour:
+        return Text("".join(texts), style=STYLES["template"])
+    words = ""
+    for text in texts:
+        words += (SEPARATOR if words and not words.endswith("\n") else "") + text
+    return Text(words)
+
+
+# ---- the whole
+
+
+def _laws(report: DataReport) -> Iterator[str]:
+    for law, found in report.laws.items():
+        rows = f": {found['broken']:,} rows, dropped ({some(found['rows'])})" if found["broken"] else ""
+        yield f"{'pass  ' if found['holds'] else 'BROKEN'}  {law.replace('_', ' ')}{rows}"
+
+
+def _lengths(report: DataReport) -> Iterator[str]:
+    tokens = report.tokens
+    yield (
+        f"trained {100 * tokens['trained_share']:.1f} % of {tokens['trained'] + tokens['context']:,} tokens "
+        "of the rows that are learned from"
+    )
+    for name in ("row", "answer"):
+        of = report.lengths[name]
+        yield (
+            f"{'tokens of ' + ('a row' if name == 'row' else 'what is trained in it'):<34}"
+            f"min {of['min']:,}, median {of['median']:,}, 90 % {of['p90']:,}, 99 % {of['p99']:,}, max {of['max']:,}"
+        )
+    bins = report.lengths["row"]["histogram"]
+    most = max(bar["rows"] for bar in bins)
+    for bar in bins:
+        yield f"{bar['from']:>7,} to {bar['to']:>7,}  {_bar(bar['rows'] / most):<{BAR_CHARS}} {bar['rows']:,}"
+
+
+def _fill(fill: Fill) -> Iterator[str]:
+    yield (
+        f"batches: {fill.steps:,} steps of {fill.global_batch_size} samples, {fill.layout}, "
+        f"at most {fill.max_tokens:,} tokens in a forward pass"
+        + (f", {fill.processes} processes" if fill.processes > 1 else "")
+    )
+    yield (
+        f"  {100 * fill.fill:.0f} % full on average, {100 * fill.padding:.0f} % of positions are padding "
+        f"({fill.micro_batches:,} forward passes of the first {fill.steps_looked_at:,} steps)"
+    )
+    if fill.longer_than_max:
+        yield f"  {fill.longer_than_max:,} forward passes hold one row that is longer than that"
+    for step, batches in enumerate(fill.drawn, start=1):
+        for number, lengths in enumerate(batches):
+            name = f"step {step}" if number == 0 else ""
+            cost = sum(lengths) if fill.layout == "flat" else len(lengths) * max(lengths)
+            share = min(cost / fill.max_tokens, 1.0)
+            yield f"  {name:<9}|{_bar(share):<{BAR_CHARS}}| {cost:,} tokens, {len(lengths)} rows"
+
+
+def _duplicates(found: dict[str, Any]) -> Iterator[str]:
+    for degree, words in (
+        ("exact", "the same tokens"),
+        ("normalised", "the same but for case, spaces and punctuation"),
+        ("near", "nearly the same"),
+    ):
+        one = found[degree]
+        listed = f": {_groups(one['listed'])}" if one["groups"] else ""
+        yield f"{one['extra']:>7,} rows more than once, {words}{listed}"
+    conflicts = found["conflicts"]
+    listed = f": {_groups(conflicts['listed'])}" if conflicts["groups"] else ""
+    yield f"{conflicts['groups']:>7,} prompts with different answers{listed}"
+    for degree, words in (
+        ("exact", "are trained on too"),
+        ("normalised", "are trained on too, but for case, spaces and punctuation"),
+        ("near", "are nearly the same as a trained one"),
+        ("prompt", "ask what is also trained, with another answer"),
+    ):
+        if degree in found["overlap"]:
+            one = found["overlap"][degree]
+            listed = ": " + some([" = ".join(short_names(pair)) for pair in one["listed"]]) if one["rows"] else ""
+            yield f"{one['rows']:>7,} held-out rows {words}{listed}"
+    if found["candidates_left_out"]:
+        yield f"{found['candidates_left_out']:>7,} more pairs may be nearly the same; they were not compared"
+
+
+def _after(found: dict[str, Any] | None) -> Iterator[str]:
+    if found is None:
+        return
+    means = " -> ".join(f"{mean:.3f}" for mean in found["mean_by_pass"])
+    yield f"after {found['run']}: mean loss of a row {means}, by pass over the data (each before the row was learned from)"
+    if found["passes"] > 1:
+        for course in ("learned", "forgotten", "never_learned"):
+            names = [row["row"] for row in found["rows"] if row["course"] == course.replace("_", " ")]
+            listed = f": {some(short_names(names))}" if names and course != "learned" else ""
+            yield f"{found[course]:>7,} rows {course.replace('_', ' ')}{listed}"
+    else:
+        yield "  one pass shows no course: a run of several tells rows that were learned from those that were not"
+    if found["suspects"]:
+        yield (
+            f"answers that probably belong to another prompt, the likeliest first, of {found['examined']:,} rows "
+            "(nats a token behind the own prompt, behind another row's, and by pass):"
+        )
+    for suspect in found["suspects"]:
+        losses = " ".join("?" if loss is None else f"{loss:.2f}" for loss in suspect["losses"])
+        yield f"  {suspect['row']:<40} {suspect['own_prompt']:6.2f} {suspect['other_prompt']:6.2f}   {losses}"
+
+
+def _groups(groups: Sequence[Sequence[str]]) -> str:
+    return some(
+        [" = ".join([*short_names(group[:LISTED]), *(["..."] if len(group) > LISTED else [])]) for group in groups]
+    )
+
+
+def short_names(names: Sequence[str]) -> list[str]:
+    """`file:line` of each, without the file where it is that of the one before."""
+    out, before = [], ""
+    for name in names:
+        file, _, line = name.rpartition(":")
+        out.append(f":{line}" if file == before else name)
+        before = file
+    return out
+
+
+def _languages(found: dict[str, Any]) -> Iterator[str]:
+    count = found["rows_looked_at"]
+    of = f"{count:,} rows" if count == found["rows"] else f"a random {count:,} of {found['rows']:,} rows"
+    yield f"languages of the answers, of {of}: " + ", ".join(
+        f"{code} {100 * number / count:.3g} %" for code, number in list(found["languages"].items())[:8]
+    )
+    if found["scripts"]:
+        yield "scripts, of all letters: " + ", ".join(
+            f"{script} {100 * share:.1f} %" for script, share in found["scripts"].items() if share >= LEAST_SHARE
+        )
+
+
+def _bar(share: float) -> str:
+    return "█" * -(-round(share * BAR_CHARS * 1000) // 1000)
+
+
+def some(names: Sequence[str], most: int = LISTED) -> str:
+    """The first names, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")

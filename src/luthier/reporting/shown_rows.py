@@ -1,0 +1,187 @@
+"""Which rows are shown token by token, and what is shown of each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from luthier.config import RunConfig
+from luthier.data.again import contents_of, examples_of, served_prompts
+from luthier.data.prepare import Prepared
+from luthier.data.samples import SampleSet
+from luthier.errors import UserError
+from luthier.reporting.token_view import Token, texts_of, tokens_of
+from luthier.types import Example
+
+NEAR_LIMIT = 0.95
+"""Share of the limit from which a row is near it: a little more, and it is cut or dropped."""
+FEW_TRAINED = 0.1
+"""Share of trained tokens below which a row is mostly read and hardly learned."""
+
+
+@dataclass(frozen=True)
+class ServedPrompt:
+    """What is served to get one answer of a row, encoded on its own."""
+
+    answer: int
+    """which of the row's trained answers, from 1"""
+    tokens: int
+    begins: int
+    """where the answer begins in the row's tokens"""
+    equal: bool
+    """the ids that are served are the ids that stand before the answer in training"""
+    text: list[str]
+    """what each token adds"""
+
+
+@dataclass(frozen=True)
+class ShownRow:
+    """One row, token by token."""
+
+    row: str
+    purpose: str
+    """train or eval"""
+    why: list[str]
+    """for what it was chosen"""
+    tokens: list[Token]
+    trained: int
+    served: list[ServedPrompt] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which rows are shown: the first `samples`, or those that are asked for."""
+
+    row: str | None = None
+    worst: bool = False
+    longest: bool = False
+    samples: int = 3
+    rows: tuple[str, ...] = ()
+    """names of rows that something else found worth a look"""
+
+    @property
+    def chosen(self) -> bool:
+        return self.row is not None or self.worst or self.longest
+
+
+def shown_rows(
+    config: RunConfig,
+    prepared: Prepared,
+    tokenizer: Any,
+    wanted: Wanted,
+    limit: int | None,
+    duplicates: dict[str, Any],
+    every_view: bool,
+) -> list[ShownRow]:
+    """The rows that are wanted, each once, with all that it was chosen for.
+
+    Args:
+        limit: tokens that a row may have, None for no bound.
+        duplicates: as `data_report` names them; conflicts are suspicious.
+        every_view: the first, the worst and the longest where nothing is asked for.
+
+    Raises:
+        UserError: the one that is asked for is not there.
+    """
+    chosen: dict[tuple[str, int], list[str]] = {}
+
+    def choose(purpose: str, index: int, why: str) -> None:
+        chosen.setdefault((purpose, index), []).append(why)
+
+    if wanted.row is not None:
+        for purpose, index in places_of(prepared, wanted.row):
+            choose(purpose, index, "asked for")
+    if not wanted.chosen:
+        for index in range(min(wanted.samples, len(prepared.train))):
+            choose("train", index, "one of the first")
+    everything = every_view and not wanted.chosen
+    if wanted.worst or everything:
+        for index, why in worst(prepared, limit, duplicates, wanted.samples):
+            choose("train", index, why)
+    if wanted.longest or everything:
+        for index in np.argsort(-prepared.train.lengths, kind="stable")[: wanted.samples]:
+            choose("train", int(index), "one of the longest")
+    for row in wanted.rows:
+        for purpose, index in places_of(prepared, row):
+            choose(purpose, index, "suspected by the run")
+    names = {place: _samples(prepared, place[0]).row(place[1]) for place in chosen}
+    examples = examples_of(prepared.parts, config.data.system, set(names.values()))
+    return [_view(prepared, tokenizer, place, why, examples.get(names[place])) for place, why in chosen.items()]
+
+
+def _samples(prepared: Prepared, purpose: str) -> SampleSet:
+    samples = prepared.train if purpose == "train" else prepared.eval
+    assert samples is not None
+    return samples
+
+
+def _view(
+    prepared: Prepared, tokenizer: Any, place: tuple[str, int], why: list[str], example: Example | None
+) -> ShownRow:
+    sample = _samples(prepared, place[0])[place[1]]
+    special = prepared.renderer.encoder.control_ids
+    served = served_prompts(prepared.renderer, example, sample) if example is not None else []
+    return ShownRow(
+        row=sample.row,
+        purpose=place[0],
+        why=why,
+        tokens=tokens_of(tokenizer, sample, contents_of(example) if example is not None else None, special),
+        trained=sample.trained_tokens,
+        served=[
+            ServedPrompt(one.answer, len(one.ids), one.begins, one.equal, texts_of(tokenizer, one.ids))
+            for one in served
+        ],
+    )
+
+
+def places_of(prepared: Prepared, row: str) -> list[tuple[str, int]]:
+    """Where a row's samples are: by `file:line`, or by the line alone.
+
+    Raises:
+        UserError: no sample has this row; says why, if it was dropped.
+    """
+    found = [
+        (purpose, index)
+        for purpose, part in (("train", prepared.train), ("eval", prepared.eval))
+        if part is not None
+        for index in range(len(part))
+        if part.row(index) == row or part.row(index).rpartition(":")[2] == row
+    ]
+    if found:
+        return found
+    for reason, rows in prepared.ledger.dropped.items():
+        if dropped := next(
+            (name for name in rows if name == row or name.split(" ")[0].rpartition(":")[2] == row), None
+        ):
+            raise UserError(f"--row {row}", f"{dropped} was dropped: {reason}", "a row that is used")
+    raise UserError(f"--row {row}", "no row has this number", f"a line of the data, such as {prepared.train.row(0)}")
+
+
+def worst(prepared: Prepared, limit: int | None, duplicates: dict[str, Any], most: int) -> list[tuple[int, str]]:
+    """The training rows that a careful person would look at first, and why.
+
+    In this order: rows that were cut, rows whose prompt has another answer elsewhere, rows that nearly fill the limit,
+    rows of which hardly anything is trained; last, whichever have the smallest share of trained tokens.
+    """
+    train = prepared.train
+    shares = train.trained / np.maximum(train.lengths, 1)
+    cut = set(prepared.ledger.cut)
+    conflicting = {name for group in duplicates["conflicts"]["listed"] for name in group}
+    named = cut | conflicting
+    places = [index for index in range(len(train)) if train.row(index) in named] if named else []
+    out: dict[int, str] = {}
+    for index in places:
+        if train.row(index) in cut:
+            out[index] = "it was cut: the end of its answer is lost"
+    for index in places:
+        if train.row(index) in conflicting:
+            out.setdefault(index, "the same prompt has another answer in another row")
+    if limit is not None:
+        for index in np.flatnonzero(train.lengths >= NEAR_LIMIT * limit)[: most + len(out)]:
+            out.setdefault(int(index), f"{train.lengths[index]:,} of {limit:,} tokens: a little more would not fit")
+    for index in np.argsort(shares, kind="stable")[: most + len(out)]:
+        few = "hardly any" if shares[index] < FEW_TRAINED else "the smallest share"
+        out.setdefault(int(index), f"{few} of its tokens trained ({100 * shares[index]:.1f} %)")
+    return list(out.items())[:most]
