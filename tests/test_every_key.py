@@ -19,7 +19,16 @@ from tests.helpers.tiny_models import CHATML, save_twin, tiny_llama
 
 ROWS = [{"instruction": f"Say {number}.", "output": f"{number}! " * (1 + number % 5)} for number in range(40)]
 HELD_OUT = ("data.eval=0.2",)
-DIVERGES = (*HELD_OUT, "learning_rate=3", "warmup_steps=0", "lr_scheduler_type=constant", "eval_steps=1", "max_steps=4")
+DIVERGES = (
+    "data.eval=strange.jsonl",
+    "tuning=full",
+    "learning_rate=0.02",
+    "warmup_steps=0",
+    "lr_scheduler_type=constant",
+    "eval_steps=1",
+    "max_steps=4",
+)
+"""What is learned makes the held-out answers, which have nothing to do with it, less likely."""
 
 
 @dataclass(frozen=True)
@@ -149,6 +158,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         "train": ROWS,
         "both": both,
         "system": system,
+        "strange": [{"instruction": "Zażółć", "output": "gęślą jaźń " * 9}],
         "bad": [*ROWS, {"instruction": "Say.", "output": ""}],
     }.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

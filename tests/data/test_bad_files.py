@@ -79,7 +79,7 @@ def own_length(overrides: list[str], capsys: pytest.CaptureFixture[str]) -> list
         return overrides
     kept = [item for item in overrides if item != limit]
     assert main(["data", *kept, "--json"]) == 0
-    return [*kept, f"max_length={len(json.loads(capsys.readouterr().out)['samples'][0]['tokens']) + given}"]
+    return [*kept, f"max_length={len(json.loads(capsys.readouterr().out)['rows'][0]['tokens']) + given}"]
 
 
 @pytest.mark.parametrize(("category", "name"), NAMES)

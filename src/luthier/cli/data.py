@@ -10,6 +10,25 @@ import typer
 
 from luthier.cli._options import AsJson, ConfigAndOverrides, TrustRemoteCode
 
+After = Annotated[
+    Path | None,
+    typer.Option(
+        "--after", metavar="RUN", help="What this run made of each row: learned, forgotten, probably mislabelled."
+    ),
+]
+Suspects = Annotated[
+    int,
+    typer.Option(
+        "--suspects",
+        min=0,
+        help="With --after: how many rows at most the run's model is asked whether their answers fit; 0 for none.",
+    ),
+]
+Page = Annotated[
+    Path | None,
+    typer.Option("--html", metavar="FILE", help="Write the report as one page that needs nothing else."),
+]
+
 
 def data(
     arguments: ConfigAndOverrides = None,
@@ -27,24 +46,9 @@ def data(
     samples: Annotated[
         int, typer.Option("--samples", min=0, help="How many rows are shown: of the first, the worst or the longest.")
     ] = 3,
-    after: Annotated[
-        Path | None,
-        typer.Option(
-            "--after", metavar="RUN", help="What this run made of each row: learned, forgotten, probably mislabelled."
-        ),
-    ] = None,
-    suspects: Annotated[
-        int,
-        typer.Option(
-            "--suspects",
-            min=0,
-            help="With --after: how many rows at most the run's model is asked whether their answers fit; 0 for none.",
-        ),
-    ] = 1_000,
-    html: Annotated[
-        Path | None,
-        typer.Option("--html", metavar="FILE", help="Write the report as one page that needs nothing else."),
-    ] = None,
+    after: After = None,
+    suspects: Suspects = 1_000,
+    html: Page = None,
     as_json: AsJson = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
