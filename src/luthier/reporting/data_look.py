@@ -18,7 +18,6 @@ from luthier.models.flat import prove
 from luthier.models.load import choose_dtype, context_length, load_config, load_tokenizer
 from luthier.models.sources import resolve
 from luthier.planning import tokens_per_micro_batch
-from luthier.reporting.after import after_run
 from luthier.reporting.data_report import DataReport, make_report
 from luthier.reporting.row_progress import RowProgress
 from luthier.reporting.shown_rows import Wanted
@@ -57,7 +56,11 @@ def look(
         config = config.model_copy(update={"data": config.data.model_copy(update={"streaming": False})})
     with RowProgress() as progress:
         prepared = prepare(config, tokenizer, context_length=context, objective=objective, watch=progress)
-    became = after_run(after, prepared, examined_rows, say, trust_remote_code) if after is not None else None
+    became = None
+    if after is not None:
+        from luthier.reporting.after import after_run  # peft takes seconds to import, and only a run's model needs it
+
+        became = after_run(after, prepared, examined_rows, say, trust_remote_code)
     decisions = _decisions(after) if after is not None else _decided(config, model_config)
     if became is not None and not wanted.chosen:
         suspected = tuple(suspect["row"] for suspect in became["suspects"][: wanted.samples])
