@@ -9,15 +9,13 @@ the same generators are asked for other requests, with another seed, and the tun
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 from pathlib import Path
 
 from luthier.demo import flow, requests
 from luthier.demo.judge import figures, judge
 from luthier.models.opened import open_model
-
-RESULTS = Path(__file__).parent / "results"
+from records import Figure, record
 
 
 def main() -> None:
@@ -35,19 +33,16 @@ def main() -> None:
         for measure, share in (("exact", found.exact), ("fields", found.fields)):
             interval = f"95 % interval [{100 * share.low:.0f}, {100 * share.high:.0f}]"
             print(f"{name}, {measure}: {100 * share.value:.0f} % ({interval})")
-            results.append(
-                {
-                    "claim": f"demo, 100 other requests with {name}, tuned model, {measure} ({interval})",
-                    "command": f"python benchmarks/demo_other_requests.py runs/demo --seed {given.seed}",
-                    "figure": round(100 * share.value),
-                    "unit": "%",
-                    "measured": str(datetime.date.today()),
-                    "device": f"{demo['device']['threads']} CPU threads",
-                    "commit": demo["commit"][:7],
-                }
-            )
+            claim = f"demo, 100 other requests with {name}, tuned model, {measure} ({interval})"
+            results.append(Figure(claim, round(100 * share.value), "%"))
     if given.record:
-        (RESULTS / "demo_other_requests.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        record(
+            "demo_other_requests",
+            results,
+            command=f"python benchmarks/demo_other_requests.py runs/demo --seed {given.seed}",
+            device=f"{demo['device']['threads']} CPU threads",
+            commit=demo["commit"][:7],
+        )
 
 
 if __name__ == "__main__":

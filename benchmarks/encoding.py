@@ -12,7 +12,6 @@ docs/claims.md.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
 import platform
@@ -26,94 +25,21 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results"
+import psutil
+
+from records import Figure, record
+
+# fmt: off
 WORDS = [
-    "the",
-    "of",
-    "and",
-    "to",
-    "in",
-    "is",
-    "that",
-    "for",
-    "it",
-    "as",
-    "was",
-    "with",
-    "be",
-    "by",
-    "on",
-    "not",
-    "he",
-    "his",
-    "but",
-    "at",
-    "are",
-    "this",
-    "have",
-    "from",
-    "or",
-    "had",
-    "an",
-    "they",
-    "which",
-    "one",
-    "you",
-    "were",
-    "all",
-    "her",
-    "she",
-    "there",
-    "would",
-    "their",
-    "we",
-    "him",
-    "been",
-    "has",
-    "when",
-    "who",
-    "will",
-    "no",
-    "more",
-    "if",
-    "out",
-    "so",
-    "what",
-    "up",
-    "said",
-    "about",
-    "its",
-    "river",
-    "mountain",
-    "signal",
-    "violin",
-    "harbour",
-    "winter",
-    "engine",
-    "colour",
-    "paper",
-    "market",
-    "window",
-    "garden",
-    "teacher",
-    "number",
-    "answer",
-    "letter",
-    "kitchen",
-    "morning",
-    "science",
-    "history",
-    "journey",
-    "picture",
-    "question",
-    "because",
-    "however",
-    "several",
-    "between",
-    "without",
-    "another",
-    "through",
+    "the", "of", "and", "to", "in", "is", "that", "for", "it", "as", "was", "with", "be", "by", "on", "not", "he",
+    "his", "but", "at", "are", "this", "have", "from", "or", "had", "an", "they", "which", "one", "you", "were",
+    "all", "her", "she", "there", "would", "their", "we", "him", "been", "has", "when", "who", "will", "no", "more",
+    "if", "out", "so", "what", "up", "said", "about", "its", "river", "mountain", "signal", "violin", "harbour",
+    "winter", "engine", "colour", "paper", "market", "window", "garden", "teacher", "number", "answer", "letter",
+    "kitchen", "morning", "science", "history", "journey", "picture", "question", "because", "however", "several",
+    "between", "without", "another", "through",
 ]
+# fmt: on
 BATCH = 512
 ROUNDS = 5
 
@@ -129,14 +55,24 @@ def write_rows(path: Path, count: int) -> None:
 
 
 def timed_command(model: str, data: Path, cache: Path, *more: str) -> tuple[float, float]:
-    """(seconds, peak memory in MB of its largest process) of one `luthier data`."""
+    """(seconds, peak memory in MB of all its processes, shared pages counted once) of one `luthier data`."""
     command = [sys.executable, "-m", "luthier", "data", f"model={model}", f"data={data}", "output_dir=runs/none", *more]
-    before = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env={**os.environ, "LUTHIER_CACHE": str(cache)})
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
+    before, peak = time.perf_counter(), 0.0
+    process = psutil.Popen(command, stdout=subprocess.DEVNULL, env={**os.environ, "LUTHIER_CACHE": str(cache)})
+    while process.poll() is None:
+        peak = max(peak, sum(map(memory, [process, *process.children(recursive=True)])))
+        time.sleep(0.1)
+    if process.returncode:
         raise SystemExit(f"{' '.join(command)} failed")
-    return time.perf_counter() - before, usage.ru_maxrss / 1e3
+    return time.perf_counter() - before, peak
+
+
+def memory(process: psutil.Process) -> float:
+    """In MB: a process's own pages, and its share of those that it has in common with others."""
+    try:
+        return float(process.memory_full_info().pss / 1e6)
+    except psutil.NoSuchProcess:
+        return 0.0
 
 
 def model_cache(cache: Path) -> None:
@@ -221,8 +157,8 @@ def flat(folder: Path, model: str) -> dict[str, float]:
         write_rows(data, count)
         cache.mkdir()
         model_cache(cache)
-        taken, peak = timed_command(model, data, cache, "num_workers=0")
-        out[f"{count:,} rows: {taken:.0f} s, peak memory"] = peak
+        _, peak = timed_command(model, data, cache, "num_workers=0")
+        out[f"luthier data in one process, {count:,} rows: peak memory"] = peak
     return out
 
 
@@ -233,11 +169,11 @@ def main() -> None:
     parser.add_argument("--flat", action="store_true")
     parser.add_argument("--record", action="store_true")
     arguments = parser.parse_args()
-    figures: list[tuple[str, float, str]] = []
+    figures: list[Figure] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if arguments.flat:
-            figures += [(claim, round(peak), "MB") for claim, peak in flat(folder, arguments.model).items()]
+            figures += [Figure(claim, round(peak), "MB") for claim, peak in flat(folder, arguments.model).items()]
         else:
             data, cache = folder / "rows.jsonl", folder / "cache"
             write_rows(data, arguments.rows)
@@ -246,39 +182,25 @@ def main() -> None:
             first, peak = timed_command(arguments.model, data, cache)
             second, _ = timed_command(arguments.model, data, cache)
             what = f"luthier data, {arguments.rows:,} short rows"
-            figures += [(what, round(first, 1), "s"), (f"{what}, the second time", round(second, 1), "s")]
-            figures += [(f"{what}, peak memory of its largest process", round(peak), "MB")]
+            figures += [Figure(what, round(first, 1), "s"), Figure(f"{what}, the second time", round(second, 1), "s")]
+            figures += [Figure(f"{what}, peak memory of all its processes", round(peak), "MB")]
             bare, ours, everything = encoder_beside_bare(data, arguments.model)
             figures += [
-                ("encoder, beside the bare call of tokenizers on the same texts", round(ours / bare, 2), "x"),
-                ("rendering, encoding and laws in one process, beside the same", round(everything / bare, 2), "x"),
-                ("bare call of tokenizers", round(bare), "tokens/s"),
+                Figure("encoder, beside the bare call of tokenizers on the same texts", round(ours / bare, 2), "x"),
+                Figure(
+                    "rendering, encoding and laws in one process, beside the same", round(everything / bare, 2), "x"
+                ),
+                Figure("bare call of tokenizers", round(bare), "tokens/s"),
             ]
-    for claim, figure, unit in figures:
-        print(f"{figure:>12,} {unit:<9} {claim}")
+    for figure in figures:
+        print(f"{figure.value:>12,} {figure.unit:<9} {figure.claim}")
     if arguments.record:
-        record(figures, arguments.flat)
-
-
-def record(figures: list[tuple[str, float, str]], flat: bool) -> None:
-    """Writes the figures where `make docs` finds them."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    command = f"python benchmarks/encoding.py{' --flat' if flat else ''}"
-    device = f"{len(os.sched_getaffinity(0))} CPU cores, {platform.machine()}"
-    lines = [
-        {
-            "claim": claim,
-            "command": command,
-            "figure": figure,
-            "unit": unit,
-            "measured": datetime.date.today().isoformat(),
-            "device": device,
-            "commit": commit,
-        }
-        for claim, figure, unit in figures
-    ]
-    path = RESULTS / f"encoding{'_flat' if flat else ''}.json"
-    path.write_text(json.dumps(lines, indent=1) + "\n", encoding="utf-8")
+        record(
+            "encoding_flat" if arguments.flat else "encoding",
+            figures,
+            command=f"python benchmarks/encoding.py{' --flat' if arguments.flat else ''}",
+            device=f"{len(os.sched_getaffinity(0))} CPU cores, {platform.machine()}",
+        )
 
 
 if __name__ == "__main__":

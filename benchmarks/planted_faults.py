@@ -11,10 +11,8 @@ benchmarks/results/, of which `make docs` makes docs/claims.md.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import random
-import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -25,9 +23,9 @@ import numpy as np
 from luthier import config, run
 from luthier.reporting.data_look import look
 from luthier.reporting.shown_rows import Wanted
+from records import Figure, record
 
 SHARE = 0.02
-RESULTS = Path(__file__).parent / "results"
 
 
 def planted(data: Path, count: int, seed: int) -> tuple[list[dict[str, str]], set[int]]:
@@ -85,15 +83,16 @@ def main() -> None:
         f"are planted ({100 * found['by_loss']:.0f} % by the loss alone); --after took {found['seconds']:.0f} s"
     )
     if given.record:
-        commit = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
-        ).stdout.strip()
-        common = {"command": f"python benchmarks/planted_faults.py DATA.json --seed {given.seed} --rows {given.rows}",
-                  "unit": "%", "measured": str(datetime.date.today()), "device": found["device"], "commit": commit}  # fmt: skip
         what = f"{len(wrong)} wrong answers planted in {len(rows)} rows, precision of as many suspects"
-        results = [{"claim": f"{what}: `luthier data --after RUN`", "figure": round(100 * found["precision"]), **common},
-                   {"claim": f"{what}: by the loss alone", "figure": round(100 * found["by_loss"]), **common}]  # fmt: skip
-        (RESULTS / "planted_faults.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        record(
+            "planted_faults",
+            [
+                Figure(f"{what}: `luthier data --after RUN`", round(100 * found["precision"]), "%"),
+                Figure(f"{what}: by the loss alone", round(100 * found["by_loss"]), "%"),
+            ],
+            command=f"python benchmarks/planted_faults.py DATA.json --seed {given.seed} --rows {given.rows}",
+            device=found["device"],
+        )
 
 
 if __name__ == "__main__":

@@ -10,18 +10,16 @@ which `make docs` makes docs/claims.md.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import platform
 import resource
-import subprocess
 import tempfile
 from pathlib import Path
 
 from luthier import config, run
+from records import Figure, record
 
 ROWS = 64
-RESULTS = Path(__file__).parent / "results"
 
 
 def measure(data: Path, dtype: str, folder: Path) -> tuple[float, float, str]:
@@ -59,16 +57,16 @@ def main() -> None:
         speed, memory, device = measure(given.data, given.dtype, Path(folder))
     print(f"{speed:.0f} tokens/s, peak memory {memory:.2f} GB ({device})")
     if given.record:
-        commit = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
-        ).stdout.strip()
-        common = {"command": f"python benchmarks/sft_cpu.py DATA.json --dtype {given.dtype}", "measured": str(datetime.date.today()),
-                  "device": device, "commit": commit}  # fmt: skip
         what = "LoRA r 8 on all linear layers of SmolLM2-135M, 64 alpaca rows"
-        results = [{"claim": f"{what}: speed", "figure": round(speed), "unit": "tokens/s", **common},
-                   {"claim": f"{what}: peak memory", "figure": round(memory, 2), "unit": "GB", **common}]  # fmt: skip
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / f"sft_cpu_{given.dtype}.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        record(
+            f"sft_cpu_{given.dtype}",
+            [
+                Figure(f"{what}: speed", round(speed), "tokens/s"),
+                Figure(f"{what}: peak memory", round(memory, 2), "GB"),
+            ],
+            command=f"python benchmarks/sft_cpu.py DATA.json --dtype {given.dtype}",
+            device=device,
+        )
 
 
 if __name__ == "__main__":
