@@ -13,12 +13,10 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from luthier.data.render import ChatRenderer
-from luthier.data.template import Template
 from luthier.errors import EnvironmentProblem, UserError, excerpt
 from luthier.models.gguf_tokenizer import NotExpressible, write_tokenizer
 from luthier.types import Message
@@ -121,7 +119,6 @@ def compare(folder: Path, renderer: ChatRenderer) -> Served:
     engine = f"{ENGINE} in {PACKAGE} {importlib.metadata.version(PACKAGE)}"
     if renderer.template is None:
         return Served(engine, 0, not_compared="there is no chat template")
-    renderer = _with_todays_date(renderer, renderer.template)
     plain, odd = conversations(renderer)
     asked = [*plain, *(messages for some in odd.values() for messages in some)]
     with tempfile.TemporaryDirectory() as temporary:
@@ -195,20 +192,6 @@ def _takes_system(renderer: ChatRenderer) -> bool:
     except UserError:
         return False
     return True
-
-
-def _with_todays_date(renderer: ChatRenderer, template: Template) -> ChatRenderer:
-    """A template that asks for the date gets today's, as from an engine; in training it gets a fixed one."""
-    if "strftime_now" not in template.source:
-        return renderer
-    today = Template(
-        template.source,
-        template.origin,
-        template.special_tokens,
-        from_file=template.from_file,
-        clock=datetime.now().isoformat(timespec="seconds"),
-    )
-    return ChatRenderer(renderer.tokenizer, today, renderer.stop_ids)
 
 
 def _tokenizer(folder: Path) -> Any:

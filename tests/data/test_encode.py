@@ -143,10 +143,6 @@ def test_behind_a_token_that_swallows_white_space_an_answer_is_encoded_as_in_one
                 assert renderer.prompt_ids(messages[:index]) == encoded.ids[:start]
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="render.py: tokens that a template writes but the tokenizer does not call special are not taken for control",
-)
 def test_a_token_of_the_template_is_control_though_the_tokenizer_does_not_call_it_special() -> None:
     """As in tokenizers to which somebody added <|im_start|> as an ordinary token."""
     state = json.loads(tokenizers.chatml().backend_tokenizer.to_str())

@@ -84,6 +84,23 @@ def test_the_clock_stands_still() -> None:
     assert render("{{ strftime_now('%d %b %Y') }}") == ["01 Jan 2026"]
 
 
+@pytest.mark.parametrize(
+    ("source", "saved"),
+    [
+        ("{{ strftime_now('%d %b %Y') }}", '{{ "01 Jan 2026" }}'),
+        ('{% set day = strftime_now( "%Y" ) %}', '{% set day = "2026" %}'),
+        (
+            "{% if strftime_now is defined %}a{% elif strftime_now is not defined %}b{% endif %}",
+            "{% if true %}a{% elif false %}b{% endif %}",
+        ),
+    ],
+)
+def test_the_clock_of_training_stands_in_the_saved_template(source: str, saved: str) -> None:
+    template = Template(source, "x", {})
+    assert template.saved_source == saved
+    assert template.render([HELLO]) == Template(saved, "x", {}).render([HELLO])
+
+
 def test_what_transformers_gives_to_templates_is_there() -> None:
     source = (
         "{%- for m in messages -%}{%- if loop.index0 == 1 -%}{%- break -%}{%- endif -%}{{ m | tojson }}{%- endfor -%}"

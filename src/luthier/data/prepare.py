@@ -257,17 +257,22 @@ def _prepared(
         from_cache,
         parts,
         mixture,
-        notes_of(meta["system"], parts, mixture),
+        notes_of(meta["system"], encoding.renderer.template, parts, mixture),
     )
 
 
-def notes_of(system: str | None, parts: list[Part], mixture: Mixture | None) -> list[str]:
+def notes_of(system: str | None, template: Template | None, parts: list[Part], mixture: Mixture | None) -> list[str]:
     """What is said at the start of a run beside the ledger."""
     notes = []
     if system is not None:
         notes.append(
             f"all conversations have the system text {excerpt(system, 60)}: "
             "it is stored with the result, and luthier chat serves with it"
+        )
+    if template is not None and "strftime_now" in template.source:
+        notes.append(
+            f"the chat template writes today's date: training has {template.clock[:10]} on every day, and so has the "
+            "template that is stored with the result"
         )
     if mixture is not None:
         names = [part.source.name for part in parts if part.purpose == "train"]

@@ -30,7 +30,7 @@ from luthier.data.laws import (
 )
 from luthier.data.template import Part, Request, Template
 from luthier.data.template_library import Facts, token_ids
-from luthier.data.tools import changed_tools, extras_of, has_extras
+from luthier.data.tools import MARKS_OF_THOUGHT, changed_tools, extras_of, has_extras
 from luthier.errors import UserError
 from luthier.formats._shared import BadRow
 from luthier.types import NO_TARGET, Conversation, Message, Sample, Text
@@ -78,7 +78,8 @@ class ChatRenderer:
         self.template = template
         facts = template.facts if template is not None else Facts()
         own_stops = token_ids(facts.stop, tokenizer)
-        self.encoder = Encoder(tokenizer, token_ids(facts.tokens, tokenizer) | own_stops)
+        written = ordinary_tokens_of(template, tokenizer) if template is not None else {}
+        self.encoder = Encoder(tokenizer, written | token_ids(facts.tokens, tokenizer) | own_stops)
         self.stop_ids: set[int] = stop_ids_of(tokenizer) | set(stop_ids) | set(own_stops.values())
         """ids that end generation: the tokenizer's end token, those of the model's generation_config.json and those that
         the template's header names"""
@@ -388,6 +389,21 @@ class ChatRenderer:
 
 def _answers(conversation: Conversation) -> list[int]:
     return [index for index, message in enumerate(conversation.messages) if message.role == "assistant"]
+
+
+def ordinary_tokens_of(template: Template, tokenizer: Any) -> dict[str, int]:
+    """The tokens that a template writes between messages though the tokenizer does not call them special, with their ids.
+
+    A tokenizer to which `<|im_start|>` was added as an ordinary token would else read it in a user's text as in the
+    template's. The marks of thoughts are none of them: answers may hold them.
+    """
+    ordinary = {str(token): index for index, token in tokenizer.added_tokens_decoder.items() if not token.special}
+    if not ordinary:
+        return {}
+    turns = (("user", "a"), ("assistant", "b"), ("user", "c"))
+    rendered = (text for text in template.render([Request(turns), Request(turns[:1])]) if isinstance(text, str))
+    text = next(rendered, "")
+    return {token: index for token, index in ordinary.items() if token in text and token not in MARKS_OF_THOUGHT}
 
 
 def one_answer_each(conversation: Conversation) -> tuple[Conversation, ...]:

@@ -13,6 +13,7 @@ import threading
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +25,8 @@ from luthier.types import Message, ToolCall
 
 CLOCK = "2026-01-01T00:00:00"
 """What `strftime_now` says: a template that writes today's date would make the same run differ from day to day."""
+DATE = re.compile(r"""strftime_now\(\s*(?:'([^'\\]*)'|"([^"\\]*)")\s*\)""")
+DATE_DEFINED = re.compile(r"strftime_now\s+is\s+(not\s+)?defined")
 
 MEMORY_BYTES = 1 << 30
 BATCH_LIMIT_S = 20.0
@@ -86,8 +89,9 @@ class Request:
 class Template:
     """A chat template: its source, where it is from, and rendering.
 
-    `source` is what the tokenizer or file holds; `saved_source` the same without generation marks, which other programs
-    do not know, and what is saved with a model. `begin`, `end` and `cut` are private marks that no data can hold.
+    `source` is what the tokenizer or file holds; `saved_source` is what is saved with a model: the same without generation
+    marks, which other programs do not know, and with the date of training where it asks for today's.
+    `begin`, `end` and `cut` are private marks that no data can hold.
     """
 
     def __init__(
@@ -107,7 +111,7 @@ class Template:
         self.special_tokens = dict(special_tokens)
         self.clock = clock
         self.marked = MARK_TAG.search(source) is not None
-        self.saved_source = MARK_TAG.sub(_as_plain_block, source)
+        self.saved_source = _with_the_date(MARK_TAG.sub(_as_plain_block, source), clock)
         nonce = secrets.token_hex(8)
         self.begin, self.end, self.cut = (f"\U0010fffd{nonce}{kind}" for kind in "bec")
         self.marks = re.compile(f"\U0010fffd{nonce}([bec])")
@@ -287,6 +291,13 @@ class Template:
             "a template that renders these messages",
             fold + FIX,
         )
+
+
+def _with_the_date(source: str, clock: str) -> str:
+    """The source with the date of `clock` wherever it asks for today's: it is served as it was trained, on any day."""
+    now = datetime.fromisoformat(clock)
+    dated = DATE.sub(lambda match: json.dumps(now.strftime(match[1] or match[2] or ""), ensure_ascii=False), source)
+    return DATE_DEFINED.sub(lambda match: "false" if match[1] else "true", dated)
 
 
 def read_template(spec: str) -> tuple[str, Facts]:

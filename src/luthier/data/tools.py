@@ -10,6 +10,7 @@ from luthier.types import Message, ToolCall
 
 END_OF_THOUGHT = "</think>"
 """How models that think write where it ends; thoughts may stand in an answer's text up to it."""
+MARKS_OF_THOUGHT = ("<think>", END_OF_THOUGHT)
 
 Change = Callable[[str], str]
 
