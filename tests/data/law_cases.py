@@ -111,6 +111,7 @@ def _message(evidence: Evidence, **changes: Any) -> Evidence:
 
 TRIPS: list[Callable[[Evidence], Evidence]] = [
     lambda e: replace(e, turns=(replace(e.turns[-1], stop=""),)),
+    lambda e: replace(e, turns=(replace(e.turns[-1], stop=""), replace(e.turns[-1], trained=False))),
     lambda e: replace(e, ids=[*e.ids[:-1], 50]),
     lambda e: replace(e, messages=(), turns=(), spans=[], ids=[*e.ids, 50]),
     lambda e: _message(e, tool_calls=(ToolCall("weather", "{}"),)),

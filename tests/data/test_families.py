@@ -32,8 +32,7 @@ def outcomes(name: str) -> tuple[ChatRenderer, dict[str, Conversation], list[Out
 def refusals(family: Family, conversation: Conversation) -> list[str]:
     """What may be said against a conversation; empty where it must pass."""
     messages = conversation.messages
-    last = next(message for message in reversed(messages) if message.role == "assistant")
-    reasons = [family.never] if family.never and (last.train or "stop token" not in family.never) else []
+    reasons = [family.never] if family.never else []
     reasons += [family.system] if family.system and messages[0].role == "system" else []
     if family.results and any(message.role == "tool" for message in messages):
         reasons.append(family.results)

@@ -36,7 +36,7 @@ class Family:
     thoughts: bool = False
     """whether thoughts are shown"""
     never: str = ""
-    """why every conversation is refused, if so: an inner answer may do without a stop token, the last one may not"""
+    """why every conversation is refused, if so"""
     splits: frozenset[str] = frozenset()
     """shapes that are trained one answer at a time, because history is written otherwise"""
 
@@ -300,14 +300,14 @@ FAMILIES: dict[str, Family] = {
         FALCON,
         bytes_of(eos="<|endoftext|>"),
         "<|endoftext|>",
-        never="no stop token stands after the answer",
+        never="no stop token",
         results="no attribute 'tool'",
     ),
     "glm-4": Family(
         GLM4,
         bytes_of("[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>", eos="<|endoftext|>"),
         "<|user|>",
-        never="no stop token stands after the answer",
+        never="no stop token",
     ),
     "command-r": Family(
         COMMAND_R,

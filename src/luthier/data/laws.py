@@ -117,7 +117,9 @@ def served_prompt_is_trained_prefix(e: Evidence) -> Broken | None:
 
 
 def stop_token_is_trained_and_stops(e: Evidence) -> Broken | None:
-    """Each answer ends in a trained token that ends generation. Inner answers may lack one; the last answer may not."""
+    """Each answer ends in a trained token that ends generation. Inner answers may lack one where the template writes none;
+    the last answer may not, nor may all answers that are trained.
+    """
     trained = [turn for turn in e.turns if turn.trained]
     for turn, (_, end) in zip(trained, e.spans, strict=True):
         if not turn.stop:
@@ -126,7 +128,8 @@ def stop_token_is_trained_and_stops(e: Evidence) -> Broken | None:
             return Broken(
                 "no stop token stands after the answer: the model would never learn to stop",
                 "the tokenizer's end token after each answer",
-                "let the template write {{ eos_token }} after the answer, inside {% generation %} if it has that",
+                "let the template write {{ eos_token }} after the answer, inside {% generation %} if it has that, or take one of "
+                "those that `luthier template list` shows",
             )
         stop = e.control[turn.stop]
         if e.ids[end - 1] != stop:
@@ -141,6 +144,12 @@ def stop_token_is_trained_and_stops(e: Evidence) -> Broken | None:
                 f"its id {stop} among them",
                 f"add {stop} to eos_token_id in the model's generation_config.json",
             )
+    if trained and e.inner_stop != "target" and not any(turn.stop for turn in trained):
+        return Broken(
+            "only inner answers are trained, behind which the template writes no stop token",
+            "at least one trained answer with a stop token behind it",
+            "train the last answer too, or take a template that ends every answer",
+        )
     if not e.turns and e.ids[-1] not in e.stop_ids:
         return Broken("the text does not end with the end token", "the tokenizer's end token")
     return None
