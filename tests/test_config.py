@@ -8,7 +8,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from luthier import config
+from luthier import component, config
 from luthier.config_docs import explain, find, keys
 from luthier.config_schema import json_schema
 from luthier.config_yaml import parse_yaml
@@ -451,3 +451,11 @@ def test_the_schema_is_a_schema_and_describes_every_key() -> None:
     jsonschema.Draft202012Validator.check_schema(schema)
     text = json.dumps(schema)
     assert all(f'"{key.name}"' in text for key in keys())
+
+
+@pytest.mark.parametrize(
+    "kind", [":Class", ".a:Class", "no_such_package:Class", "json.no_such_module:Class", "json:no"]
+)
+def test_a_component_that_is_not_there(kind: str) -> None:
+    with pytest.raises(UserError, match=r"no module|no class"):
+        component.load("tuning", kind)

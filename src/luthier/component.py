@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import importlib.util
 import inspect
 from functools import cache
 from pathlib import Path
@@ -50,14 +49,19 @@ def load(family: str, kind: str) -> type[Any]:
     """
     module_name, _, class_name = kind.partition(":")
     if class_name:
-        if importlib.util.find_spec(module_name.partition(".")[0]) is None:
+        package = module_name.partition(".")[0]
+        try:
+            module = importlib.import_module(module_name)
+        except (ModuleNotFoundError, ValueError, TypeError) as error:
+            if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] != package:
+                raise  # the module is there; what it needs is not
             raise UserError(
                 f"kind {kind!r}",
                 f"no module {module_name!r} can be imported",
                 "package.module:Class",
-                f"pip install the package that holds {module_name}",
-            )
-        return _class_of(importlib.import_module(module_name), class_name, kind)
+                f"pip install the package that holds {module_name}" if package else "",
+            ) from None
+        return _class_of(module, class_name, kind)
     if kind not in listing(family):
         raise UserError(
             family, f"there is no {kind!r}", "one of " + ", ".join(listing(family)), did_you_mean(kind, listing(family))

@@ -117,7 +117,7 @@ class DataConfig(Config):
     system: Name | None = None
     """A system text for the conversations that have none. Default: they stay without."""
     max_samples: Annotated[int, Field(ge=1)] | None = None
-    """Only the first rows of each file (of what `num_samples` left), for a trial. Default: all."""
+    """Only the first rows of each entry of data.train and data.eval (of what `num_samples` left), for a trial. Default: all."""
     max_length: Annotated[int, Field(ge=2)] | None = None
     """Longest row in tokens. Default: the model's own context."""
     on_bad_row: Literal["error", "drop"] = "error"

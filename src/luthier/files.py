@@ -13,7 +13,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from safetensors import SafetensorError
 
@@ -81,6 +81,14 @@ def as_readable_as(model: Path, files: Iterable[Path]) -> None:
     """Gives `files` the mode of a file that Python wrote: it follows the umask, safetensors' own are for one user only."""
     for file in files:
         file.chmod(model.stat().st_mode & 0o777)
+
+
+def is_still(file: IO[str], path: Path) -> bool:
+    """Whether an open file is the one of that name: whoever held a lock before may have taken the file away."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def fsync(path: Path) -> None:

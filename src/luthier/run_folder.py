@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import platform
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -17,7 +16,7 @@ from luthier import __version__
 from luthier.config import RunConfig
 from luthier.config_yaml import read_yaml
 from luthier.errors import EnvironmentProblem, UserError
-from luthier.files import MANIFEST, fsync, write_json
+from luthier.files import MANIFEST, fsync, is_still, write_json
 
 if TYPE_CHECKING:
     from luthier.data.prepare import Prepared
@@ -83,7 +82,7 @@ def _lock(lock: IO[str], folder: Path) -> None:
     """Takes the lock, and makes sure that it is still the file of that name: who held it before took the file away."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        current = (folder / LOCK).exists() and os.fstat(lock.fileno()).st_ino == (folder / LOCK).stat().st_ino
+        current = is_still(lock, folder / LOCK)
     except BlockingIOError:
         current = False
     except OSError as error:

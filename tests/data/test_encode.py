@@ -13,6 +13,7 @@ import sentencepiece
 from transformers import SentencePieceBackend
 
 from luthier.data.encode import Encoder, Piece
+from luthier.data.prepare import tokenizer_fingerprint
 from luthier.data.render import ChatRenderer
 from luthier.data.template import Template
 from luthier.errors import UserError
@@ -157,3 +158,59 @@ def test_a_token_of_the_template_is_control_though_the_tokenizer_does_not_call_i
     begin = tokenizer.convert_tokens_to_ids("<|im_start|>")
     assert encoded.ids.count(begin) == 3  # system, user, assistant: the template's
     assert encoded.control_text
+
+
+def test_runs_of_white_space_that_are_added_tokens_are_no_control_tokens() -> None:
+    """As in the tokenizers of Gemma."""
+    tokenizer = tokenizers.chatml()
+    tokenizer.add_tokens(["\n", "\n\n", "the"])
+    with Template.choose(tokenizer) as template:
+        renderer = ChatRenderer(tokenizer, template)
+        messages = (Message("user", "Go on:\n\nthe end."), Message("assistant", "No.\n\n\nthe"))
+        encoded = renderer.encoded(Conversation(messages, "made:1"))
+    assert not encoded.control_text
+    assert encoded.ids == tokenizer(encoded.evidence.text, add_special_tokens=False)["input_ids"]
+
+
+def test_a_control_token_that_two_messages_make_together_is_plain_text() -> None:
+    """Where a template writes nothing between them."""
+    tokenizer = tokenizers.chatml()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.content | trim }}{% if m.role == 'assistant' %}<|im_end|>{% endif %}{% endfor %}"
+    )
+    with Template.choose(tokenizer) as template:
+        renderer = ChatRenderer(tokenizer, template)
+        messages = [Message("system", "Obey <|im_ "), Message("user", "start|> me"), Message("assistant", "No.")]
+        encoded = renderer.encoded(Conversation(tuple(messages), "made:1"))
+        assert renderer.prompt_ids(messages[:2]) == encoded.ids[: encoded.evidence.spans[0][0]]
+    assert encoded.evidence.text == "Obey <|im_start|> meNo.<|im_end|>"
+    assert tokenizer.convert_tokens_to_ids("<|im_start|>") not in encoded.ids
+
+
+def test_a_control_token_of_one_character_is_refused_in_the_data() -> None:
+    tokenizer = tokenizers.chatml()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["§"]})
+    with Template.choose(tokenizer) as template:
+        renderer = ChatRenderer(tokenizer, template)
+        asked = Conversation((Message("user", "What says § 5?"), Message("assistant", "Nothing.")), "made:1")
+        with pytest.raises(UserError, match="control tokens, of which the template wrote"):
+            renderer.encoded(asked)
+
+
+def test_ordinary_tokens_of_system_turns_and_results_are_control_those_of_calls_are_not() -> None:
+    tokenizer = tokenizers.chatml()
+    names = ["<|sys|>", "<tool_response>", "<tool_call>"]
+    tokenizer.add_tokens(names)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'system' %}<|sys|>{% elif m.role == 'tool' %}<tool_response>{% endif %}"
+        "{{ m.content }}{% if m.tool_calls %}<tool_call>{{ m.tool_calls | tojson }}{% endif %}<|im_end|>{% endfor %}"
+    )
+    with Template.choose(tokenizer) as template:
+        found = ChatRenderer(tokenizer, template).encoder.control
+    assert [name in found for name in names] == [True, True, False]
+
+
+def test_the_fingerprint_of_a_slow_tokenizer_has_its_options(slow: Slow) -> None:
+    found = [Slow(vocab_file=slow.vocab_file, legacy=legacy) for legacy in (True, False, True)]
+    prints = [tokenizer_fingerprint(one) for one in found]
+    assert prints[0] == prints[2] != prints[1]

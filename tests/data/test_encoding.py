@@ -21,6 +21,7 @@ from luthier.data import cache, encoding, prepare
 from luthier.data.order import BLOCK, WINDOW, Mixture, Steps
 from luthier.data.prepare import Prepared
 from luthier.errors import EnvironmentProblem, UserError
+from luthier.types import Row
 from tests.helpers import tokenizers
 from tests.helpers.properties import examples
 
@@ -101,14 +102,14 @@ def test_streaming_writes_nothing_and_notices_a_changed_file() -> None:
         streamed.train[len(streamed.train) - 1]
 
 
-def _killed_after(rows: int, connection: Any) -> None:
+def _killed_after(rows: int, workers: int, connection: Any) -> None:
     def watch(done: int, share: float) -> None:
         if done >= rows:
             connection.send(done)
             os.kill(os.getpid(), signal.SIGKILL)
 
     cache.NOTED_EVERY_S = 0.0
-    run("data.eval=0.2", "num_workers=0", data="[train.jsonl, more.jsonl]", watch=watch)
+    run("data.eval=0.2", f"num_workers={workers}", data="[train.jsonl, more.jsonl]", watch=watch)
 
 
 def test_a_killed_encoding_goes_on_where_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,9 +119,9 @@ def test_a_killed_encoding_goes_on_where_it_was(monkeypatch: pytest.MonkeyPatch)
     wanted = content(run("data.eval=0.2", "num_workers=0", data="[train.jsonl, more.jsonl]"))
     fresh()
     context = multiprocessing.get_context("fork")
-    for rows in (1, 3 * CHUNK_ROWS, ROWS + CHUNK_ROWS):
+    for rows, workers in ((1, 0), (3 * CHUNK_ROWS, 2), (ROWS + CHUNK_ROWS, 0)):
         ours, theirs = context.Pipe()
-        process = context.Process(target=_killed_after, args=(rows, theirs))
+        process = context.Process(target=_killed_after, args=(rows, workers, theirs))
         process.start()
         process.join()
         assert process.exitcode == -signal.SIGKILL
@@ -131,6 +132,31 @@ def test_a_killed_encoding_goes_on_where_it_was(monkeypatch: pytest.MonkeyPatch)
     )
     assert seen[0] > ROWS + CHUNK_ROWS  # nothing was encoded twice
     assert content(last) == wanted
+
+
+def test_between_two_files_nothing_is_counted_twice() -> None:
+    write("train.jsonl", CHUNK_ROWS)
+    write("more.jsonl", CHUNK_ROWS)
+    wanted = content(run("data.eval=0.2", data="[train.jsonl, more.jsonl]"))
+    fresh()
+
+    def interrupt(done: int, share: float) -> None:
+        if done > CHUNK_ROWS:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run("data.eval=0.2", data="[train.jsonl, more.jsonl]", watch=interrupt)
+    assert content(run("data.eval=0.2", data="[train.jsonl, more.jsonl]")) == wanted
+
+
+def test_long_rows_make_short_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    write("train.jsonl", ROWS)
+    wanted = content(run("data.eval=0.2"))
+    fresh()
+    monkeypatch.setattr(encoding, "CHUNK_CHARACTERS", 100)
+    rows: list[Any] = [Row({"a": [{"b": "x" * size}]}, "f", number) for number, size in enumerate((99, 1, 250, 5, 5))]
+    assert [[row.number for row in chunk] for chunk in encoding.chunks_of(rows)] == [[0, 1], [2], [3, 4]]
+    assert content(run("data.eval=0.2")) == wanted
 
 
 def test_an_interrupted_encoding_keeps_what_it_has_and_a_refused_one_nothing() -> None:

@@ -207,17 +207,62 @@ def test_the_cache_follows_everything_that_matters() -> None:
     assert again.from_cache
     assert again.train.fingerprint == first.train.fingerprint
     assert again.ledger == first.ledger
-    changed = tokenizers.chatml()
-    changed.chat_template = tokenizers.CHATML.replace("helpful", "careful")
     other = [
         run(alpaca(21)),
         run(alpaca(20), "data.eval=0.5"),
         run(None, "max_length=1000"),
         run(None, "on_bad_row=drop"),
-        run(None, tokenizer=changed),
+        run(None, tokenizer=tokenizers.chatml(template=tokenizers.CHATML.replace("helpful", "careful"))),
         run(None, tokenizer=tokenizers.chatml(400)),
     ]
     assert not any(prepared.from_cache for prepared in other)
+    assert run().from_cache
+
+
+THINKS = "{{ 'thinks' if enable_thinking else 'answers' }}: " + tokenizers.CHATML
+PLAIN = "data=[{path: train.jsonl}]"
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (None, "data.system=Be brief."),
+        (None, "on_long_row=drop"),
+        (None, "on_long_row=truncate"),
+        (None, "on_system=fold"),
+        ("enable_thinking=true", "enable_thinking=false"),
+        (None, "max_samples=19"),
+        (PLAIN, "data=[{path: train.jsonl, num_samples: 19}]"),
+        (PLAIN, "data=[{path: train.jsonl, format: alpaca}]"),
+        (
+            "data=[{path: train.jsonl, format: alpaca}]",
+            "data=[{path: train.jsonl, format: {kind: alpaca, input: null}}]",
+        ),
+        (PLAIN, "data=[{path: train.jsonl}, {path: train.jsonl}]"),
+        (PLAIN, "data={train: [{path: train.jsonl}], eval: [{path: train.jsonl}]}"),
+    ],
+)
+def test_the_cache_follows_each_key(one: str | None, other: str) -> None:
+    tokenizer = tokenizers.chatml(template=THINKS)
+    first = run(alpaca(20), *([one] if one else []), tokenizer=tokenizer)
+    assert not first.from_cache
+    assert not run(None, other, tokenizer=tokenizer).from_cache
+    assert run(None, *([one] if one else []), tokenizer=tokenizer).from_cache
+
+
+def test_the_cache_follows_the_objective_the_stop_ids_and_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    run(alpaca(20))
+    with monkeypatch.context() as patch:
+        patch.setattr("luthier.data.render.stop_ids_of", lambda tokenizer: {0, 2})
+        assert not run().from_cache
+    with monkeypatch.context() as patch:
+        patch.setattr("luthier.data.prepare.version", lambda name: "another")
+        assert not run().from_cache
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            component.load("objectives", "sft").Config, "model_dump", lambda *args, **named: {"kind": "other"}
+        )
+        assert not run().from_cache
     assert run().from_cache
 
 

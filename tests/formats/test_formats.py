@@ -70,10 +70,10 @@ GOOD: list[tuple[str, dict[str, Any], list[tuple[str, str, bool]]]] = [
     ),
     (
         "messages",
-        {"messages": chat(("user", "a"), ("assistant", "b"), ("tool", "c"), ("tool", "d"), ("assistant", "e"))},
+        {"messages": chat(("user", "a"), ("assistant", "f(b)"), ("tool", "c"), ("tool", "d"), ("assistant", "e"))},
         [
             ("user", "a", True),
-            ("assistant", "b", True),
+            ("assistant", "f(b)", True),
             ("tool", "c", True),
             ("tool", "d", True),
             ("assistant", "e", True),
@@ -291,3 +291,28 @@ def test_any_row_is_used_or_refused_as_a_bad_row(kind: str, values: dict[str, An
         assert example.messages[-1].role in ("user", "tool")
     else:
         assert example.messages[-1].role == "assistant"
+
+
+def test_a_tools_result_needs_a_call_before_it() -> None:
+    talk = chat(("user", "a"), ("assistant", "Good day."), ("tool", "c"), ("assistant", "e"))
+    with pytest.raises(BadRow, match="though no tool was called"):
+        parse("messages", {"messages": talk})
+    for call in ('{"name": "f", "arguments": {}}', "<tool_call>f</tool_call>", "Action: f", "f(1)"):
+        talk[1]["content"] = call
+        assert len(turns(parse("messages", {"messages": talk}))) == 4
+
+
+def test_an_empty_system_message_is_none() -> None:
+    talk = chat(("system", " "), ("user", "a"), ("assistant", "b"))
+    assert turns(parse("messages", {"messages": talk}))[0][0] == "user"
+    assert turns(parse("messages", {"messages": talk, "system": "Be brief."}))[0] == ("system", "Be brief.", True)
+
+
+def test_what_others_call_train_and_tools() -> None:
+    talk = chat(("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))
+    talk[1]["loss"] = False
+    assert [train for role, _, train in turns(parse("messages", {"messages": talk})) if role == "assistant"] == [
+        False,
+        True,
+    ]
+    assert '"name": "f"' in parse("messages", {"messages": talk, "functions": [{"name": "f"}]}).tools

@@ -6,6 +6,7 @@ import json
 import sqlite3
 import struct
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,10 @@ def test_wandb_offline(tmp_path: Path) -> None:
     pytest.importorskip("wandb")
     record(tmp_path / "mine", "wandb")
     (log,) = (tmp_path / "mine" / "wandb").glob("offline-run-*/*.wandb")
+    deadline = time.monotonic() + 60
+    while not any(entry.HasField("exit") for entry in wandb_records(log)):  # its own process writes the file
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
     found: Found = {}
     settings: set[str] = set()
     for entry in wandb_records(log):

@@ -20,6 +20,7 @@ from luthier.data.encoding import PURPOSES, Chunk, Refused
 from luthier.data.ledger import Ledger
 from luthier.data.samples import DamagedCache, Samples, SampleWriter
 from luthier.errors import UserError
+from luthier.files import is_still
 from luthier.paths import cache_dir
 
 META, REJECTED, PROGRESS = "meta.json", "rejected.jsonl", "progress.json"
@@ -59,9 +60,13 @@ class Account:
             self.examples[purpose] += chunk.examples[purpose]
             self.by_part[-1][purpose] += len(chunk.sets[purpose])
 
-    def begin_part(self, part: int) -> None:
-        self.part, self.rows = part, 0
+    def begin_part(self) -> None:
         self.by_part.append(dict.fromkeys(PURPOSES, 0))
+
+    def end_part(self, source: dict[str, Any]) -> None:
+        """The file is done; `source` is what the ledger says of it."""
+        self.ledger.sources.append(source)
+        self.part, self.rows = self.part + 1, 0
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Account:
@@ -198,8 +203,8 @@ def only_one(folder: Path) -> Iterator[None]:
     while True:
         with path.open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            if not path.exists() or os.fstat(file.fileno()).st_ino != path.stat().st_ino:
-                continue  # who held it before took the file away
+            if not is_still(file, path):
+                continue
             try:
                 yield
             finally:

@@ -57,6 +57,7 @@ class Encoder:
         self.control_ids = frozenset(self.control.values()) - {tokenizer.unk_token_id}
         """ids that only a template may write; the id for unknown characters is not one of them"""
         words = sorted(map(re.escape, self.control), key=len, reverse=True)
+        self._single = tuple(word for word in self.control if len(word) == 1)
         self._known_joints: dict[Joint, bool] = {}
         self._beginnings = tuple({word[0] for word in self.control})
         self._control = re.compile("|".join(words) or r"(?!)")
@@ -96,6 +97,18 @@ class Encoder:
         return sorted(
             {match.start() + 1 for word in self.control for match in re.finditer(f"(?={re.escape(word)})", text)}
         )
+
+    def completes_control(self, before: str, after: str) -> bool:
+        """Whether a control token begins in one text and ends in the one that follows it."""
+        tail = before[-self._longest :]
+        if not any(beginning in tail for beginning in self._beginnings):
+            return False
+        match = self.find_control(tail + after[: self._longest])
+        return match is not None and match.start() < len(tail) < match.end()
+
+    def count_indivisible(self, text: str) -> int:
+        """How many control tokens of one character are written out in `text`: they cannot be cut apart."""
+        return sum(map(text.count, self._single))
 
     def encode(self, pieces: Sequence[Piece]) -> list[Ids]:
         """The ids of each piece."""

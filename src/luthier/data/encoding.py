@@ -5,10 +5,11 @@ A chunk is encoded by a function of its rows alone, so that it does not matter w
 
 from __future__ import annotations
 
-import itertools
 import multiprocessing
+import os
 import signal
 import sys
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -32,6 +33,8 @@ from luthier.randomness import key, uniform
 from luthier.types import NO_TARGET, Conversation, Example, Objective, Preference, Row, Sample, Text
 
 CHUNK_ROWS = 512
+CHUNK_CHARACTERS = 1 << 20
+"""Of the texts in a chunk: long rows make it short, so that memory stays flat."""
 AHEAD = 2
 """Chunks that wait for each worker: enough that none is idle, few enough that memory stays flat."""
 MOST_WORKERS = 32
@@ -231,10 +234,25 @@ class Work:
 
 
 def chunks_of(rows: Iterable[Row | BadRow]) -> Iterator[list[Row | BadRow]]:
-    """The rows, CHUNK_ROWS at a time."""
-    iterator = iter(rows)
-    while chunk := list(itertools.islice(iterator, CHUNK_ROWS)):
+    """The rows, CHUNK_ROWS at a time; fewer where they are long."""
+    chunk, size = list[Row | BadRow](), 0
+    for row in rows:
+        chunk.append(row)
+        size += size_of(row.values) if isinstance(row, Row) else 0
+        if len(chunk) == CHUNK_ROWS or size >= CHUNK_CHARACTERS:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
         yield chunk
+
+
+def size_of(value: object) -> int:
+    """Characters in all texts of a value."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, Mapping):
+        return sum(map(size_of, value.values()))
+    return sum(map(size_of, value)) if isinstance(value, list | tuple) else 0
 
 
 @contextmanager
@@ -283,7 +301,16 @@ _encoding: Encoding | None = None
 def _begin(encoding: Encoding) -> None:
     global _encoding
     _encoding = encoding
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-c reaches the whole group; the parent decides
+
+
+def _end_with_the_parent() -> None:
+    """A worker holds the parent's locks, too: it must not outlive a parent that was killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _encode(work: Work) -> Chunk:

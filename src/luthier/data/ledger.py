@@ -73,6 +73,7 @@ class Ledger:
             and self.answer_tokens_cut <= self.tokens_cut
             and self.rows_cut == len(self.cut) <= self.rows_trained + self.rows_held_out
             and sum(self.laws.values()) <= self.rows_dropped
+            and self.rows_in == sum(source["rows"] for source in self.sources)
         )
         if not adds_up:
             raise RuntimeError(f"the ledger does not add up: {self.as_text()}")

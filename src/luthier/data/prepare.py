@@ -9,6 +9,7 @@ import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,8 @@ from luthier.data.template import Template
 from luthier.errors import UserError, excerpt
 from luthier.types import Objective
 
+READ_WITH = ("jinja2", "tokenizers", "transformers", "sentencepiece", "pyarrow", "datasets")
+"""Packages whose versions may decide the result."""
 Watch = Callable[[int, float], None]
 """Is told how many rows are done, and what share of the data they are."""
 
@@ -172,7 +175,7 @@ def _chunks(encoding: Encoding, parts: list[Part], account: Account, watch: Watc
                 continue
             reader, _ = reader_of(part.source, part.source.rows(), f"data.{part.purpose}", encoding.data.system)
             if len(account.by_part) == number:
-                account.begin_part(number)
+                account.begin_part()
             works = (Work(rows, reader, part.purpose) for rows in chunks_of(part.source.rows(account.rows)))
             for chunk in encode(works):
                 yield _Done(chunk, part, reader)
@@ -185,7 +188,7 @@ def _chunks(encoding: Encoding, parts: list[Part], account: Account, watch: Watc
                     "put rows in it, or leave the file out",
                 )
             purpose = {"train": "to learn from", "eval": "held out"}[part.purpose]
-            account.ledger.sources.append(
+            account.end_part(
                 {
                     "name": part.source.name,
                     "format": reader.kind if reader else "auto",
@@ -237,15 +240,15 @@ def _prepared(
     rejected: list[dict[str, Any]],
     from_cache: bool,
 ) -> Prepared:
-    data, mixture = encoding.data, None
+    data, mixture, mixed = encoding.data, None, list[str]()
     if data.mixing != "concatenate":
         trained = [
-            (count["train"], part.weight)
+            (count["train"], part.weight, part.source.name)
             for part, count in zip(parts, meta["by_part"], strict=True)
             if part.purpose == "train" and count["train"]
         ]
-        sizes, weights = zip(*trained, strict=True)
-        mixture = Mixture(sizes, weights, data.mixing)
+        sizes, weights, mixed = map(list, zip(*trained, strict=True))
+        mixture = Mixture(tuple(sizes), tuple(weights), data.mixing)
     return Prepared(
         sets["train"],
         sets.get("eval"),
@@ -257,12 +260,12 @@ def _prepared(
         from_cache,
         parts,
         mixture,
-        notes_of(meta["system"], encoding.renderer.template, parts, mixture),
+        notes_of(meta["system"], encoding.renderer.template, mixed, mixture),
     )
 
 
-def notes_of(system: str | None, template: Template | None, parts: list[Part], mixture: Mixture | None) -> list[str]:
-    """What is said at the start of a run beside the ledger."""
+def notes_of(system: str | None, template: Template | None, mixed: list[str], mixture: Mixture | None) -> list[str]:
+    """What is said at the start of a run beside the ledger; `mixed`: the names of the files in the mixture."""
     notes = []
     if system is not None:
         notes.append(
@@ -270,15 +273,18 @@ def notes_of(system: str | None, template: Template | None, parts: list[Part], m
             "it is stored with the result, and luthier chat serves with it"
         )
     if template is not None and "strftime_now" in template.source:
+        stays = "strftime_now" in template.saved_source
+        stored = (
+            "asks for today's: an answer is served with another date than it was trained with" if stays else "has it"
+        )
         notes.append(
-            f"the chat template writes today's date: training has {template.clock[:10]} on every day, and so has the "
-            "template that is stored with the result"
+            f"the chat template writes today's date: training has {template.clock[:10]} on every day, and the template "
+            f"that is stored with the result {stored}"
         )
     if mixture is not None:
-        names = [part.source.name for part in parts if part.purpose == "train"]
         turns = (
             f"{count:,} of {size:,} from {name}"
-            for name, size, count in zip(names, mixture.sizes, mixture.counts, strict=False)
+            for name, size, count in zip(mixed, mixture.sizes, mixture.counts, strict=True)
         )
         notes.append("an epoch has " + ", ".join(turns))
     return notes
@@ -349,10 +355,14 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         state = backend.to_str()
-    else:
-        model = getattr(tokenizer, "vocab_file", None)
+    else:  # it is what its class makes of its files and options
+        cls, model = type(tokenizer), getattr(tokenizer, "vocab_file", None)
         content = hashlib.sha256(Path(model).read_bytes()).hexdigest() if model else None
-        state = json.dumps([sorted(tokenizer.get_vocab().items()), content])
+        options = {
+            key: str(value) for key, value in getattr(tokenizer, "init_kwargs", {}).items() if key != "name_or_path"
+        }
+        added = sorted((index, repr(token)) for index, token in tokenizer.added_tokens_decoder.items())
+        state = json.dumps([sorted(tokenizer.get_vocab().items()), content, options, added, inspect.getsource(cls)])
     named = json.dumps([type(tokenizer).__name__, tokenizer.special_tokens_map], default=str, sort_keys=True)
     return hashlib.sha256((state + named).encode()).hexdigest()
 
@@ -361,15 +371,13 @@ def _code_fingerprint(objective: Objective, given: Sequence[str | ComponentConfi
     """A hash of the source code that encodes: a changed line makes the cache anew, and nobody has to remember a version
     number.
     """
-    import jinja2
-    import tokenizers
-
     here = Path(__file__).parent
     files = [*sorted(Path(formats.__file__).parent.glob("*.py")), *sorted(here.rglob("*.py"))]
+    files += [here.parent / name for name in ("errors.py", "randomness.py", "strict_json.py", "types.py")]
     kinds = [one.kind for one in given if isinstance(one, ComponentConfig)]
     classes = [type(objective), *(component.load("formats", kind) for kind in kinds)]
     files += [Path(name) for cls in classes if (name := inspect.getsourcefile(cls))]
-    digest = hashlib.sha256(f"{tokenizers.__version__} {jinja2.__version__}".encode())
+    digest = hashlib.sha256(json.dumps({name: version(name) for name in READ_WITH}).encode())
     for file in files:
         digest.update(file.read_bytes())
     return digest.hexdigest()

@@ -14,8 +14,8 @@ from luthier.data.registry import from_registry
 from luthier.data.sampling import sampled
 from luthier.data.source import Source, sources
 from luthier.errors import UserError, excerpt
-from luthier.formats._shared import BadRow
-from luthier.types import Conversation, Example, Message, Row
+from luthier.formats._shared import PAIRED, BadRow, is_label
+from luthier.types import Example, Message, Preference, Row, Text
 
 ROWS_TO_RECOGNISE = 8
 Purpose = Literal["train", "eval"]
@@ -47,10 +47,29 @@ class Reader:
 
     def parse(self, row: Row) -> Example:
         """What the row means. Raises BadRow."""
+        if self.recognised:
+            self._refuse_another_kind(row)
         example: Example = self.format.parse(row)
-        if self.system is not None and isinstance(example, Conversation) and example.messages[0].role != "system":
-            return replace(example, messages=(Message("system", self.system), *example.messages))
-        return example
+        if self.system is None or isinstance(example, Text):
+            return example
+        if isinstance(example, Preference):
+            return replace(example, prompt=self._with_system(example.prompt))
+        return replace(example, messages=self._with_system(example.messages))
+
+    def _with_system(self, messages: tuple[Message, ...]) -> tuple[Message, ...]:
+        if self.system is None or messages[0].role == "system":
+            return messages
+        return (Message("system", self.system), *messages)
+
+    def _refuse_another_kind(self, row: Row) -> None:
+        """A format that was recognised by the first rows takes no row with a verdict on its answer: else the worse answers
+        would be learned like the others. Raises BadRow.
+        """
+        columns = frozenset(map(str, row.values))
+        verdict = "rejected" if columns >= PAIRED else "label" if is_label(row.values.get("label")) else ""
+        if verdict and not self.format.recognises(columns, row.values):
+            expected = f"rows of the format {self.kind}, which the first ones have"
+            raise BadRow(row.place, verdict, "a verdict on an answer", expected, f"format: {self.kind} ignores it")
 
 
 def plan(config: RunConfig, takes: Sequence[type]) -> list[Part]:

@@ -28,12 +28,15 @@ from luthier.data.laws import (
     Turn,
     check,
 )
-from luthier.data.template import Part, Request, Template
+from luthier.data.template import Part, Request, Template, part_of
 from luthier.data.template_library import Facts, token_ids
 from luthier.data.tools import MARKS_OF_THOUGHT, changed_tools, extras_of, has_extras
 from luthier.errors import UserError
 from luthier.formats._shared import BadRow
-from luthier.types import NO_TARGET, Conversation, Message, Sample, Text
+from luthier.types import NO_TARGET, Conversation, Message, Sample, Text, ToolCall
+
+BRACKETED = re.compile(r"[<\[{(\u3010\u300a].+[>\]})\u3011\u300b]", re.DOTALL)
+"""What a token that marks turns looks like: `<|user|>`, `[INST]`."""
 
 SPLITTABLE = {
     TEMPLATE_ONLY_APPENDS,
@@ -182,7 +185,7 @@ class ChatRenderer:
         plans = []
         for conversation in conversations:
             raw = tuple(self._part(message) for message in conversation.messages)
-            shown = tuple(self._part(message, apart=True) for message in conversation.messages)
+            shown = tuple(self._part(message, apart=True) for message in self._parted(conversation.messages))
             tools = conversation.tools
             apart = changed_tools(tools, self._cut_apart) if tools else ""
             wanted = [Request(shown, prompt, template.marked, apart), Request(raw, prompt, tools=tools)]
@@ -205,6 +208,18 @@ class ChatRenderer:
                 "data.chat_template=FILE.jinja, or a name that `luthier template list` shows",
             )
         return self.template
+
+    def _parted(self, messages: tuple[Message, ...]) -> tuple[Message, ...]:
+        """The messages, with our private mark where one content begins a control token and the next one ends it: some
+        templates write nothing between them.
+        """
+        out = list(messages)
+        for (index, message), following in zip(enumerate(messages), messages[1:], strict=False):
+            words = message.content.rstrip()
+            if self.encoder.completes_control(words, following.content.lstrip()):
+                cut = words + self._template().cut + message.content[len(words) :]
+                out[index] = replace(message, content=cut)
+        return tuple(out)
 
     def _part(self, message: Message, apart: bool = False) -> Part:
         """A message as the template gets it; `apart`: with control tokens in its texts cut."""
@@ -346,7 +361,9 @@ class ChatRenderer:
             trained += [piece.trained] * len(part)
             length += len(piece.text)
             places[length] = len(ids)
+        written = [example.text] if isinstance(example, Text) else [one.content for one in example.messages]
         expected = sum(encoder.count_control(piece.text) for piece in pieces)
+        expected -= sum(map(encoder.count_indivisible, written))
         if is_text and encoder.eos_id is not None:
             ids, trained, expected = [*ids, encoder.eos_id], [*trained, True], expected + 1 + places[0]
         trained[:1] = [False]
@@ -392,18 +409,23 @@ def _answers(conversation: Conversation) -> list[int]:
 
 
 def ordinary_tokens_of(template: Template, tokenizer: Any) -> dict[str, int]:
-    """The tokens that a template writes between messages though the tokenizer does not call them special, with their ids.
+    """The tokens that a template writes around messages though the tokenizer does not call them special, with their ids.
 
     A tokenizer to which `<|im_start|>` was added as an ordinary token would else read it in a user's text as in the
-    template's. The marks of thoughts are none of them: answers may hold them.
+    template's. Not among them: what an answer may hold (marks of thoughts and of calls), and runs of white space, words
+    and signs, which some tokenizers hold as added tokens too.
     """
     ordinary = {str(token): index for index, token in tokenizer.added_tokens_decoder.items() if not token.special}
+    ordinary = {token: index for token, index in ordinary.items() if BRACKETED.fullmatch(token)}
     if not ordinary:
         return {}
-    turns = (("user", "a"), ("assistant", "b"), ("user", "c"))
-    rendered = (text for text in template.render([Request(turns), Request(turns[:1])]) if isinstance(text, str))
-    text = next(rendered, "")
-    return {token: index for token, index in ordinary.items() if token in text and token not in MARKS_OF_THOUGHT}
+    called = part_of(Message("assistant", "", tool_calls=(ToolCall("f", "{}"),)))
+    talk: tuple[Part, ...] = (("user", "a"), ("assistant", "b"), ("user", "c"))
+    probes = [talk, (("system", "s"), *talk), (*talk, called), (*talk, called, ("tool", "d"))]
+    texts = [text if isinstance(text, str) else "" for text in template.render([Request(probe) for probe in probes])]
+    plain, with_system, with_call, with_result = ({token for token in ordinary if token in text} for text in texts)
+    around = plain | with_system | (with_result - with_call if with_call else set())
+    return {token: ordinary[token] for token in around.difference(MARKS_OF_THOUGHT)}
 
 
 def one_answer_each(conversation: Conversation) -> tuple[Conversation, ...]:

@@ -25,7 +25,9 @@ from luthier.errors import UserError
 from luthier.types import Sample
 
 KEPT_CHUNKS = 4 * WINDOW // BLOCK
-"""Encoded chunks that are kept in memory: those of a window, also where many rows of a chunk were dropped."""
+"""Encoded chunks that are kept in memory: those of a window, also where many rows of a chunk were dropped. And two more of
+each file, for in a mixture a window has rows of all.
+"""
 COUNTED = ("lengths", "trained", "groups", "prompt_keys")
 
 
@@ -57,6 +59,7 @@ class StreamedSamples(SampleSet):
         self._places = places
         self._starts = [place.first for place in places]
         self._fingerprint = print
+        self._most_kept = KEPT_CHUNKS + 2 * len({place.source.name for place in places})
         self._kept: OrderedDict[int, list[Sample]] = OrderedDict()
         self.lengths, self.trained, self.groups = arrays["lengths"], arrays["trained"], arrays["groups"]
         self.prompt_keys = arrays["prompt_keys"]
@@ -77,7 +80,7 @@ class StreamedSamples(SampleSet):
         number = bisect.bisect_right(self._starts, index) - 1
         if number not in self._kept:
             self._kept[number] = self._encoded(self._places[number])
-            if len(self._kept) > KEPT_CHUNKS:
+            if len(self._kept) > self._most_kept:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(number)
         inside = index - self._starts[number]

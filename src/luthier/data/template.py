@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -29,6 +29,8 @@ DATE = re.compile(r"""strftime_now\(\s*(?:'([^'\\]*)'|"([^"\\]*)")\s*\)""")
 DATE_DEFINED = re.compile(r"strftime_now\s+is\s+(not\s+)?defined")
 
 MEMORY_BYTES = 1 << 30
+BATCH_CHARACTERS = 1 << 22
+"""Of the messages that are rendered in one go: bounds time and memory of the process, whatever the rows are like."""
 BATCH_LIMIT_S = 20.0
 START_LIMIT_S = 30.0
 SANDBOX = Path(__file__).with_name("sandbox.py")
@@ -169,8 +171,9 @@ class Template:
         Raises:
             UserError: the template is no Jinja, or needs too much time; nothing can be rendered.
         """
-        process = self._started()
-        answers = self._ask(process, [request.as_line() for request in requests], BATCH_LIMIT_S)
+        answers: list[Any] = []
+        for some in _by_size(requests):
+            answers += self._ask(self._started(), [request.as_line() for request in some], BATCH_LIMIT_S)
         return [item["text"] if "text" in item else self._failed(item["error"]) for item in answers]
 
     def render_one(self, messages: Sequence[Message], *, add_generation_prompt: bool = False, tools: str = "") -> str:
@@ -291,6 +294,19 @@ class Template:
             "a template that renders these messages",
             fold + FIX,
         )
+
+
+def _by_size(requests: Sequence[Request]) -> Iterator[list[Request]]:
+    """The requests in their order, about BATCH_CHARACTERS at a time."""
+    some, size = list[Request](), 0
+    for request in requests:
+        some.append(request)
+        size += len(request.tools) + sum(len(text or "") for part in request.messages for text in part)
+        if size >= BATCH_CHARACTERS:
+            yield some
+            some, size = [], 0
+    if some:
+        yield some
 
 
 def _with_the_date(source: str, clock: str) -> str:

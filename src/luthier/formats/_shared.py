@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
@@ -115,6 +116,10 @@ def only_text(row: Row) -> None:
             )
 
 
+CALL_IN_TEXT = re.compile(r"[<\[|]\s*(tool|function)|\"name\"\s*:|\w\(|^Action\s*:", re.IGNORECASE | re.MULTILINE)
+"""A call as many write it into an answer's text: a tag, a JSON map with a name, f(...), `Action: ...`."""
+
+
 def is_label(value: object) -> bool:
     """Whether a value looks like a verdict on an answer: true or false, or what some write for it."""
     return value in (0, 1) or (isinstance(value, str) and value.lower() in ("true", "false"))
@@ -162,6 +167,9 @@ def ordered(row: Row, messages: Sequence[Message], places: Sequence[str], previo
         if not message.content.strip() and not message.tool_calls and message.role != "tool":
             expected = AN_ANSWER if message.role == "assistant" else "text"
             raise BadRow(row.place, place, f"{excerpt(message.content)} (empty)", expected)
+        if message.role == "tool" and out and not _calls(out):
+            expected = "a call in the assistant's message before it"
+            raise BadRow(row.place, place, "a tool's result, though no tool was called", expected)
         if message.role == "assistant":
             calls = {call.id for call in message.tool_calls if call.id}
         elif message.tool_call_id and calls and message.tool_call_id not in calls:
@@ -170,6 +178,12 @@ def ordered(row: Row, messages: Sequence[Message], places: Sequence[str], previo
         out.append(message)
         previous = message.role
     return out
+
+
+def _calls(messages: Sequence[Message]) -> bool:
+    """Whether the last message that is no tool's result calls a tool, in its text perhaps."""
+    last = next(message for message in reversed(messages) if message.role != "tool")
+    return bool(last.tool_calls) or CALL_IN_TEXT.search(last.content) is not None
 
 
 def conversation(row: Row, messages: Sequence[Message], places: Sequence[str], field: str) -> tuple[Message, ...]:
@@ -208,6 +222,8 @@ def with_system(
         BadRow: the column holds no text.
     """
     system = text_of(row, row.values, column, required=False)
-    if not system.strip() or (messages and messages[0].role == "system"):
+    first = messages[0] if messages else None
+    if not system.strip() or (first is not None and first.role == "system" and first.content.strip()):
         return list(messages), list(places)
-    return [Message("system", system), *messages], [str(column), *places]
+    empty = int(first is not None and first.role == "system")
+    return [Message("system", system), *messages[empty:]], [str(column), *places[empty:]]

@@ -44,6 +44,8 @@ def tools_of(row: Row, column: str | None) -> str:
     Raises:
         BadRow: it holds anything else.
     """
+    if column == "tools" and column not in row.values:
+        column = "functions"  # beside `function_call`, as chat APIs had it before tools
     value = row.values.get(column) if column else None
     if isinstance(value, str):
         value = json_value(row, value, column or "", "a JSON list of tools") if value.strip() else None

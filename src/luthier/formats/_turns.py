@@ -62,7 +62,7 @@ def is_turn(value: object, spelling: Spelling) -> bool:
 def turns_of(row: Row, value: object, field: str, spelling: Spelling, *, train: bool = True) -> list[Message]:
     """The messages of a list, none of them looked at for their order.
 
-    A message may say `train: false`, or `weight: 0` as OpenAI's files do. Its text may be a list of parts of text. An
+    A message may say `train: false`, or `weight: 0` as OpenAI's files do, or `loss: false`. Its text may be a list of parts of text. An
     assistant's message may have `tool_calls` (or the older `function_call`) and `reasoning_content`.
 
     Raises:
@@ -143,10 +143,10 @@ def _thinking(row: Row, item: Mapping[str, Any], place: str) -> str:
 
 
 def _trains(row: Row, item: Mapping[str, Any], place: str) -> bool:
-    flags = {key: item[key] for key in ("train", "weight") if item.get(key) is not None}
+    flags = {key: item[key] for key in ("train", "weight", "loss") if item.get(key) is not None}
     for key, value in flags.items():
         if value not in (0, 1):
-            raise BadRow(row.place, f"{place}.{key}", excerpt(value), "true or false" if key == "train" else "0 or 1")
+            raise BadRow(row.place, f"{place}.{key}", excerpt(value), "0 or 1" if key == "weight" else "true or false")
     return all(flags.values())
 
 

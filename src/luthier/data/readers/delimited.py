@@ -25,7 +25,8 @@ def rows(file: File, start: int = 0) -> Iterator[Row | BadRow]:
     Raises:
         UserError: no header, or a column that stands in it twice; another encoding, with the line.
     """
-    delimiter = "\t" if ".tsv" in file.path.suffixes[-2:] else ","
+    endings = [ending.lower() for ending in file.path.suffixes[-2:]]
+    delimiter = "\t" if ".tsv" in endings and ".csv" not in endings else ","
     records = _records(file, delimiter)
     header: list[str] = []
     for line, record in records:
