@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from html import escape
 from typing import Any
@@ -15,11 +14,9 @@ MOST_BATCHES = 10
 """Micro-batches of one step that are drawn."""
 BAR, GAP, NAME = 16, 6, 52
 
-_numbers = itertools.count(1)
-
 
 def _figure(title: str, caption: str, text: str, height: float, body: str, width: float = WIDTH) -> str:
-    label = f"picture-{next(_numbers)}"
+    label = "picture-" + "-".join(title.lower().split())
     return (
         f'<figure class="curve"><figcaption><b>{escape(title)}</b><span>{escape(caption)}</span></figcaption>'
         f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-labelledby="{label}-t {label}-d" '
