@@ -114,7 +114,7 @@ def devices() -> list[str]:
     """
     found = [platform.system(), platform.machine(), _processor()]
     found += sorted(path.name for pattern in CARDS for path in Path("/dev").glob(pattern))
-    for path in sorted(NVIDIA.glob("gpus/*/information")) + [NVIDIA / "version"]:
+    for path in [*sorted(NVIDIA.glob("gpus/*/information")), NVIDIA / "version"]:
         try:
             found.append(path.read_text())
         except OSError:
