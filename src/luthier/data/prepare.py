@@ -289,9 +289,8 @@ def _all_refused_rows(account: Account, data: DataConfig) -> UserError:
     ]
     count, rows_in, long = account.refused_rows, account.ledger.rows_in, account.refused_long
     if count > SHOWN_REFUSED:
-        shown.append(
-            f"  and {count - SHOWN_REFUSED:,} more (luthier data ... on_bad_row=drop on_long_row=drop --json has all)"
-        )
+        where = "; luthier data with on_bad_row=drop on_long_row=drop and --json lists all" if count < rows_in else ""
+        shown.append(f"  and {count - SHOWN_REFUSED:,} more{where}")
     head = f"{count:,} of {rows_in:,} rows cannot be used ({_percent(count / rows_in)}); nothing was trained"
     fixes = ["mend the rows"] if long < count else []
     fixes += ["on_bad_row=drop (they go to rejected.jsonl)"] if long < count < rows_in else []
