@@ -186,11 +186,21 @@ def test_data_that_change_meanwhile_are_not_kept(folder: Path) -> None:
     assert not Path("cache/reports").exists()
 
 
+THEIRS = """
+from typing import Literal
+
+from luthier.formats import alpaca
+
+
+class Theirs(alpaca.Alpaca):
+    class Config(alpaca.Alpaca.Config):
+        kind: Literal["theirs:Theirs"] = "theirs:Theirs"
+"""
+
+
 def test_someone_elses_code_is_always_asked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A format of another package may change without any of luthier's files changing."""
-    Path("theirs.py").write_text(
-        "from typing import Literal\n\nfrom luthier.formats import alpaca\n\n\nclass Theirs(alpaca.Alpaca):\n    class Config(alpaca.Alpaca.Config):\n        kind: Literal['theirs:Theirs'] = 'theirs:Theirs'\n"
-    )
+    Path("theirs.py").write_text(THEIRS)
     monkeypatch.syspath_prepend(str(folder))
     given = "data={train: [{path: train.jsonl, format: {kind: 'theirs:Theirs'}}], on_bad_row: drop}"
     report = looked(given, environment={})
