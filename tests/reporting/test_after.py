@@ -100,13 +100,13 @@ def test_the_second_time_the_model_is_not_asked_again() -> None:
 def test_what_a_person_sees(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "--after", "runs/x", "--html", "after.html"]) == 0
     page = Path("after.html").read_text(encoding="utf-8")
-    assert "Probably mislabelled, of 6 rows" in page
+    assert "Answers that fit their prompts least, of 6 rows" in page
     assert "suspected by the run" in page
     capsys.readouterr()
     assert main(["data", "--after", "runs/x"]) == 0
     out = capsys.readouterr().out
     assert "by pass over the data" in out
-    assert "answers that probably belong to another prompt" in out
+    assert "answers that fit their own prompt least" in out
 
 
 def test_a_run_on_other_data_is_refused() -> None:

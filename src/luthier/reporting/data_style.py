@@ -34,6 +34,8 @@ DATA_STYLE = """
 .beside > div:focus-visible { outline: 2px solid var(--accent); outline-offset: 1px; }
 .served { background: none; border: 0; border-radius: 0; margin-top: 8px; }
 .served > summary { padding: 0; }
+.curves > :only-child { max-width: 640px; }
+details + .curves, .card + .curves { margin-top: 14px; }
 .lines { margin: 0; padding-left: 1.2em; }
 .hidden { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
 .filter { display: flex; flex-wrap: wrap; gap: 10px; align-items: center; margin: 0 0 14px; }

@@ -189,7 +189,7 @@ def _after(found: dict[str, Any] | None) -> Iterator[str]:
         yield "  one pass shows no course: a run of several tells rows that were learned from those that were not"
     if found["suspects"]:
         yield (
-            f"answers that probably belong to another prompt, the likeliest first, of {found['examined']:,} rows "
+            f"answers that fit their own prompt least, the likeliest mistakes first, of {found['examined']:,} rows "
             "(nats a token behind the own prompt, behind another row's, and by pass):"
         )
     for suspect in found["suspects"]:
