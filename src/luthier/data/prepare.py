@@ -293,7 +293,7 @@ def _all_refused_rows(account: Account, data: DataConfig) -> UserError:
         shown.append(f"  and {count - SHOWN_REFUSED:,} more{where}")
     head = f"{count:,} of {rows_in:,} rows cannot be used ({_percent(count / rows_in)}); nothing was trained"
     fixes = ["mend the rows"] if long < count else []
-    fixes += ["on_bad_row=drop (they go to rejected.jsonl)"] if long < count < rows_in else []
+    fixes += ["on_bad_row=drop (they go to rejected.jsonl)"] if long < count else []
     if long:
         fixes.append("on_long_row=drop" + (" or truncate" if data.on_long_row == "error" else ""))
     return UserError("", "\n".join([head, *shown]), "", ", or ".join(fixes))
