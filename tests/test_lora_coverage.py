@@ -12,8 +12,8 @@ from peft.tuners.lora import LoraLayer
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from luthier import component, config, run
+from luthier.dropout import DropoutKeys
 from luthier.errors import UserError
-from luthier.randomness import DropoutKeys
 from luthier.tuning._anatomy import ATTENTION, EDGES, EXPERTS, MLP, OTHER, Anatomy, Weight, anatomy
 from tests.helpers.tiny_models import TWINS, tiny_llama, twin
 

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from luthier.data.batching import micro_batches
-from luthier.randomness import DropoutKeys, KeyedDropout, key, permutation, uniform
+from luthier.dropout import DropoutKeys, KeyedDropout
+from luthier.randomness import key, permutation, uniform
 from tests.helpers.jobs import make_samples
 
 

@@ -15,6 +15,7 @@ import torch
 from luthier import component, machine
 from luthier.config import RunConfig
 from luthier.data.batching import Layout, micro_batches
+from luthier.dropout import DropoutKeys, KeyedDropout
 from luthier.engine import device as find_device
 from luthier.errors import LuthierError
 from luthier.kernels import attention
@@ -22,7 +23,6 @@ from luthier.models import flat
 from luthier.models.load import choose_dtype, context_length, load_config
 from luthier.models.sources import resolve
 from luthier.policy import Policy
-from luthier.randomness import DropoutKeys, KeyedDropout
 from luthier.types import NO_TARGET, Sample
 
 LENGTHS = (3, 40, 7, 200, 12, 65, 5, 120)

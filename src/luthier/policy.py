@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from luthier.randomness import DropoutKeys
+from luthier.dropout import DropoutKeys
 from luthier.types import NO_TARGET, MicroBatch, Scores
 
 

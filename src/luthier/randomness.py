@@ -1,24 +1,15 @@
 """Every random draw as a function of what it is drawn for, never of a generator's state.
 
 So batching, layout, the number of processes and a resume do not change one draw, and there is no state to save.
-The mixer is the finaliser of MurmurHash3 (Appleby, 2011; public domain), in 64 and in 32 bits.
+The mixer is the finaliser of MurmurHash3 (Appleby, 2011; public domain), here in 64 bits; dropout.py has it in 32.
 """
 
 from __future__ import annotations
 
 import hashlib
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import nn
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from luthier.types import MicroBatch
 
 Bits = npt.NDArray[np.uint64]
 
@@ -40,72 +31,3 @@ def permutation(length: int, *parts: int | str) -> npt.NDArray[np.int64]:
     for shift, factor in ((33, 0xFF51AFD7ED558CCD), (33, 0xC4CEB9FE1A85EC53)):
         bits = (bits ^ (bits >> np.uint64(shift))) * np.uint64(factor)
     return np.argsort(bits ^ (bits >> np.uint64(33)), kind="stable").astype(np.int64)
-
-
-def _int32(value: int) -> int:
-    value &= 0xFFFFFFFF
-    return value - 2**32 if value >= 2**31 else value
-
-
-def _mix32(bits: torch.Tensor) -> torch.Tensor:
-    """MurmurHash3's 32-bit finaliser on int32 tensors (products wrap; shifts are made logical by a mask). Works in place."""
-    bits ^= (bits >> 16) & 0xFFFF
-    bits *= _int32(0x85EBCA6B)
-    bits ^= (bits >> 13) & 0x7FFFF
-    bits *= _int32(0xC2B2AE35)
-    bits ^= (bits >> 16) & 0xFFFF
-    return bits
-
-
-class DropoutKeys:
-    """The keys of the positions that are being computed, shared by all keyed dropouts of a model."""
-
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
-        self.positions: torch.Tensor | None = None
-
-    def of(self, batch: MicroBatch) -> torch.Tensor:
-        """[B, T] int32: one key a position, of (seed, step, row, position in the row)."""
-        start = _int32(key(self.seed, "dropout", batch.step))
-        return _mix32(_mix32(batch.rows.to(torch.int32) ^ start) + batch.position_ids.to(torch.int32))
-
-    @contextmanager
-    def using(self, positions: torch.Tensor | None) -> Iterator[None]:
-        before, self.positions = self.positions, positions
-        try:
-            yield
-        finally:
-            self.positions = before
-
-
-class KeyedDropout(nn.Module):
-    """Dropout whose mask is a function of (seed, step, row, position, module, feature); identity in eval mode.
-
-    Input [B, T, D], or [N, D] where keys are [N]. Kept values are scaled by 1 / (1 - p), as torch does.
-    """
-
-    def __init__(self, p: float, name: str, keys: DropoutKeys) -> None:
-        super().__init__()
-        self.p = p
-        self.salt = _int32(key("module", name))
-        self.keys = keys
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not self.training or self.p == 0.0:
-            return x
-        return x * self.mask(x.shape, x.device).to(x.dtype) * (1.0 / (1.0 - self.p))
-
-    def mask(self, shape: torch.Size, device: torch.device) -> torch.Tensor:
-        """Which features of each position are kept: bool of `shape`."""
-        positions = self.keys.positions
-        if positions is None or positions.numel() != shape[:-1].numel():
-            found = None if positions is None else tuple(positions.shape)
-            raise RuntimeError(f"dropout needs the keys of {tuple(shape[:-1])} positions, has {found}")
-        positions = positions.reshape(shape[:-1])  # some models run their MLP on [B * T, D]
-        features = torch.arange(shape[-1], dtype=torch.int32, device=device)
-        bits = _mix32(_mix32(positions ^ self.salt)[..., None] + features * _int32(0x9E3779B9))
-        threshold = _int32(round(self.p * 2**32) - 2**31)  # signed comparison: shift the unsigned share by 2**31
-        return bits >= threshold
-
-    def extra_repr(self) -> str:
-        return f"p={self.p}, keyed"

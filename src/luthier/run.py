@@ -16,6 +16,7 @@ from luthier.config import RunConfig
 from luthier.data.batching import Layout
 from luthier.data.prepare import Prepared, prepare
 from luthier.data.render import save_stop_ids
+from luthier.dropout import DropoutKeys
 from luthier.engine import Engine, deterministic, hardware, is_main_process, make_engine, seeded
 from luthier.errors import EnvironmentProblem, Stopped, UserError
 from luthier.files import verify, write_folder, write_json
@@ -38,7 +39,7 @@ from luthier.models.sources import ModelSource, resolve
 from luthier.optimization import make_optimizer, make_schedule
 from luthier.planning import activation_checkpointing, held_bytes, tokens_per_micro_batch
 from luthier.policy import Policy, enable_activation_checkpointing
-from luthier.randomness import DropoutKeys, key
+from luthier.randomness import key
 from luthier.reporting.recorder import SAMPLES, Recorder, cut_back, read_lines
 from luthier.reporting.report import write_report
 from luthier.reporting.row_progress import RowProgress

@@ -30,7 +30,7 @@ def test_language_of(text: str, code: str) -> None:
 
 def test_script_of() -> None:
     assert [script_of(character) for character in "aя你あア한Ａ1 !😀"] == [
-        "Latin", "Cyrillic", "Cjk", "Hiragana", "Katakana", "Hangul", "Latin", "", "", "", "",
+        "Latin", "Cyrillic", "CJK", "Hiragana", "Katakana", "Hangul", "Latin", "", "", "", "",
     ]  # fmt: skip
 
 

@@ -13,13 +13,14 @@ from luthier import component
 from luthier import config as configuration
 from luthier.checkpoint import Checkpoints
 from luthier.data.order import Steps
+from luthier.dropout import DropoutKeys
 from luthier.engine import DDPEngine, SingleEngine, seeded
 from luthier.loop import Job
 from luthier.models.flat import use_flat_attention
 from luthier.objectives.sft import SFT
 from luthier.optimization import make_optimizer, make_schedule
 from luthier.policy import Policy
-from luthier.randomness import DropoutKeys, key
+from luthier.randomness import key
 from luthier.reporting.recorder import Recorder
 from luthier.types import NO_TARGET, Sample
 from tests.helpers.tiny_models import VOCAB, twin

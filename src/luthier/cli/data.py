@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -83,6 +84,7 @@ def data(
         say=lambda text: print(text, file=sys.stderr),
         every_view=html is not None,
         trust_remote_code=trust_remote_code,
+        environment=os.environ,
     )
     if html is not None:
         from luthier.reporting.data_page import write_page

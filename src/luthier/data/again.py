@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
@@ -63,6 +64,16 @@ def contents_of(example: Example) -> list[str]:
     if isinstance(example, Conversation):
         return [message.content for message in example.messages]
     return []
+
+
+def asides_of(example: Example) -> list[str]:
+    """What a row brings beside the texts of its messages, as templates mostly write it: tools, thoughts, calls."""
+    if not isinstance(example, Conversation):
+        return []
+    out = [json.dumps(tool, ensure_ascii=False) for tool in json.loads(example.tools)] if example.tools else []
+    for message in example.messages:
+        out += filter(None, (message.thinking.strip(), *(call.arguments for call in message.tool_calls)))
+    return out
 
 
 def served_prompts(renderer: ChatRenderer, example: Example, sample: Sample) -> list[Served]:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import torch
 
 from luthier.types import NO_TARGET, Ints, MicroBatch, Sample
+
+if TYPE_CHECKING:
+    import torch
 
 HEAD_CHUNK_TOKENS = 512
 """Trained positions whose logits exist at one time: 512 x 150,000 words in float32 are 300 MB."""
@@ -84,6 +86,8 @@ def micro_batches(
 
 
 def _tensor(values: Ints) -> torch.Tensor:
+    import torch  # here: the layout alone, which `luthier data` draws, needs none
+
     return torch.tensor(values, dtype=torch.int64)
 
 
@@ -126,5 +130,7 @@ def _padded(samples: list[Sample], indices: list[int], step: int) -> MicroBatch:
 
 def _empty(step: int, layout: Layout) -> MicroBatch:
     """One token that trains nothing: a process without work still runs what the others run."""
+    import torch
+
     one = torch.zeros((1, 1), dtype=torch.int64)
     return MicroBatch(one, one.clone(), torch.full_like(one, NO_TARGET), one.clone(), [1], layout, step, [])

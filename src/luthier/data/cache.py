@@ -213,11 +213,15 @@ def only_one(folder: Path) -> Iterator[None]:
 
 
 def remove_unused(keep: Path) -> None:
-    """Deletes encoded data that nobody has read for UNUSED_DAYS days."""
+    """Deletes what lies beside `keep` and was not read for UNUSED_DAYS days: encoded data, finished reports."""
     oldest = time.time() - UNUSED_DAYS * 86_400
-    for folder in keep.parent.iterdir():
-        if folder != keep and folder.is_dir() and folder.stat().st_mtime < oldest:
-            shutil.rmtree(folder, ignore_errors=True)
+    for path in keep.parent.iterdir():
+        if path == keep or path.stat().st_mtime >= oldest:
+            continue
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.suffix in (".json", ".tmp"):
+            path.unlink(missing_ok=True)
 
 
 def _json(path: Path) -> dict[str, Any] | None:

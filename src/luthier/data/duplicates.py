@@ -1,7 +1,7 @@
 """Rows that stand in the data more than once, or in the training and the held-out rows at the same time.
 
-Four degrees: exact (the same token ids), normalised (the same text where case, width, spaces and . , ; : ! ? quotes and
-brackets do not count), near (data/near.py), and conflicts: the same prompt with different answers.
+Four degrees: exact (the same token ids), normalised (the same text where case, width, spaces and . , ; : ! ? — quotes
+and brackets do not count), near (data/near.py), and conflicts: the same prompt with different answers.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from luthier.types import NO_TARGET, Ints
 MOST_GROUPS = 1_000
 """Groups and pairs that are listed; the counts are always of all."""
 ROWS_AT_A_TIME = 2_048
-NOT_COUNTED = str.maketrans(dict.fromkeys(".,;:!?\"'`´’‘“”«»„()[]{}、。，；：！？「」『』【】…", " "))
+NOT_COUNTED = str.maketrans(dict.fromkeys(".,;:!?\"'`´’‘“”«»„()[]{}、。，；：！？「」『』【】…—", " "))
 
 Decode = Callable[[list[list[int]]], list[str]]
 """Token ids of several rows -> their texts, without special tokens."""

@@ -55,9 +55,12 @@ def language_mix(samples: SampleSet, decode: Decode, rows: int = SAMPLED_ROWS) -
 
 @lru_cache(maxsize=1 << 16)
 def script_of(character: str) -> str:
-    """`Latin`, `Cjk`, `Cyrillic` and so on: the first word of a letter's Unicode name; "" for what is no letter."""
+    """`Latin`, `CJK`, `Cyrillic` and so on: the first word of a letter's Unicode name; "" for what is no letter."""
     plain = unicodedata.normalize("NFKC", character)[:1]
-    return unicodedata.name(plain, "").partition(" ")[0].capitalize() if plain.isalpha() else ""
+    if not plain.isalpha():
+        return ""
+    name = unicodedata.name(plain, "").partition(" ")[0]
+    return name if name == "CJK" else name.capitalize()
 
 
 def language_of(text: str) -> str:

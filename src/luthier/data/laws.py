@@ -299,6 +299,15 @@ NAMES = (MARKS_CHANGE_NOTHING, TEMPLATE_ONLY_APPENDS, *LAWS)
 """All laws; the first two are checked while rendering, for without them there is nothing to encode."""
 
 
+def meaning(name: str) -> str:
+    """What a law says, in a sentence."""
+    told = {
+        MARKS_CHANGE_NOTHING: "The marks that say what the assistant wrote change nothing of the text.",
+        TEMPLATE_ONLY_APPENDS: "More messages change nothing of what was written for those before them.",
+    }
+    return told.get(name) or " ".join((LAWS[name].__doc__ or "").split()).partition(". ")[0].rstrip(".") + "."
+
+
 def check(evidence: Evidence, row: str) -> LawBroken | None:
     """The first law that an encoded example breaks."""
     for name, law in LAWS.items():

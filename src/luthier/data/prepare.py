@@ -212,7 +212,7 @@ def _close_account(data: DataConfig, parts: list[Part], account: Account, sets: 
         UserError: rows cannot be used, or none are left.
     """
     if account.refused_rows:
-        raise _all_refused_rows(account)
+        raise _all_refused_rows(account, data)
     _refuse_empty(data, parts, account.ledger, sets)
     keys = {purpose: _prompt_keys(samples) for purpose, samples in sets.items()}
     if "eval" in keys:
@@ -290,8 +290,8 @@ def notes_of(system: str | None, template: Template | None, mixed: list[str], mi
     return notes
 
 
-def _all_refused_rows(account: Account) -> UserError:
-    """One error for all rows that cannot be used: the first places, how many more, and the line to paste."""
+def _all_refused_rows(account: Account, data: DataConfig) -> UserError:
+    """One error for all rows that cannot be used: the first places, how many more, and what to write."""
     shown = [
         f"  {row.where}: found {row.found}"
         + (f"; expected {row.expected}" if row.expected else "")
@@ -300,12 +300,22 @@ def _all_refused_rows(account: Account) -> UserError:
     ]
     count, rows_in, long = account.refused_rows, account.ledger.rows_in, account.refused_long
     if count > SHOWN_REFUSED:
-        shown.append(f"  and {count - SHOWN_REFUSED:,} more")
-    head = f"{count:,} of {rows_in:,} rows cannot be used ({100 * count / rows_in:.2g} %); nothing was trained"
+        where = "; luthier data with on_bad_row=drop on_long_row=drop and --json lists all" if count < rows_in else ""
+        shown.append(f"  and {count - SHOWN_REFUSED:,} more{where}")
+    head = f"{count:,} of {rows_in:,} rows cannot be used ({_percent(count / rows_in)}); nothing was trained"
     fixes = ["mend the rows"] if long < count else []
-    fixes += ["luthier train mine.yaml on_bad_row=drop (they go to rejected.jsonl)"] if long < count else []
-    fixes += ["luthier train mine.yaml on_long_row=drop (or truncate)"] if long else []
+    fixes += ["on_bad_row=drop (they go to rejected.jsonl)"] if long < count else []
+    if long:
+        fixes.append("on_long_row=drop" + (" or truncate" if data.on_long_row == "error" else ""))
     return UserError("", "\n".join([head, *shown]), "", ", or ".join(fixes))
+
+
+def _percent(share: float) -> str:
+    """Of a part that is there: `100 %` is all of it, and the smallest says that it is smaller."""
+    if share < 0.0001:
+        return "less than 0.01 %"
+    digits = 0 if share == 1 else 1 if share >= 0.01 else 2
+    return f"{min(100 * share, 99.9 if share < 1 else 100):.{digits}f} %"
 
 
 def _refuse_empty(data: DataConfig, parts: list[Part], ledger: Ledger, sets: Mapping[str, SampleSet]) -> None:
@@ -313,7 +323,10 @@ def _refuse_empty(data: DataConfig, parts: list[Part], ledger: Ledger, sets: Map
         names = ", ".join(part.source.name for part in parts if part.purpose == "train")
         why = f"; of {ledger.rows_in:,}, {ledger.rows_dropped:,} were dropped and {ledger.rows_held_out:,} held out"
         raise UserError(
-            names, "no rows are left to learn from" + why, "at least one row", "luthier data mine.yaml shows why"
+            names,
+            "no rows are left to learn from" + why,
+            "at least one row",
+            "without on_bad_row=drop and on_long_row=drop the reasons are listed",
         )
     if data.eval is not None and not len(sets.get("eval", ())):
         raise UserError(

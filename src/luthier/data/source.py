@@ -59,13 +59,13 @@ class Source:
         chosen = f"; {self.drawn_by}; {self.most}" if self.drawn_by or self.most is not None else ""
         if self.path is None:
             return f"hub:{self.dataset._fingerprint}{chosen}"
-        self._check_unchanged()
+        self.check_unchanged()
         try:
             with self.path.open("rb") as stream:
                 digest = hashlib.file_digest(stream, "sha256").hexdigest()
         except OSError as error:
             raise unreadable(self.name, error) from None
-        self._check_unchanged()
+        self.check_unchanged()
         return digest + chosen
 
     @property
@@ -93,7 +93,7 @@ class Source:
         taken = self.records(start) if self.times is None else self._taken(start)
         yield from itertools.islice(taken, None if self.most is None else max(0, self.most - start))
         if self.path is not None:
-            self._check_unchanged()
+            self.check_unchanged()
 
     def _taken(self, start: int) -> Iterator[Row | BadRow]:
         assert self.times is not None
@@ -114,18 +114,18 @@ class Source:
         return self._of_file(start)
 
     def _of_file(self, start: int) -> Iterator[Row | BadRow]:
-        self._check_unchanged()
+        self.check_unchanged()
         try:
             yield from readers.records(self._file(), start)
         except UserError:
-            self._check_unchanged()  # says more than what half a file looks like
+            self.check_unchanged()  # says more than what half a file looks like
             raise
 
     def count(self) -> int:
         """How many records there are. Raises as `rows`."""
         if self.path is None:
             return len(self.dataset)
-        self._check_unchanged()
+        self.check_unchanged()
         return readers.count(self._file())
 
     def _file(self) -> File:
@@ -134,7 +134,7 @@ class Source:
             self._opened = File(self.path, self.name)
         return self._opened
 
-    def _check_unchanged(self) -> None:
+    def check_unchanged(self) -> None:
         """Raises UserError where the file is not what it was when it was first looked at."""
         assert self.path is not None
         try:

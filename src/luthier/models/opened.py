@@ -16,12 +16,12 @@ from luthier.component import load as load_component
 from luthier.config import RunConfig
 from luthier.data.render import ChatRenderer
 from luthier.data.template import Template
+from luthier.dropout import DropoutKeys
 from luthier.errors import UserError
 from luthier.models.adapters import load_adapter, starts_at_base, trained_system
 from luthier.models.load import choose_dtype, context_length, fingerprint, load_model, load_tokenizer
 from luthier.models.sources import ModelSource, resolve
 from luthier.policy import Policy
-from luthier.randomness import DropoutKeys
 
 TOKENIZER = "tokenizer_config.json"
 

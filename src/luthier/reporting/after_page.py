@@ -37,13 +37,14 @@ def _suspects(found: dict[str, Any], bounds: tuple[float, float]) -> str:
         return '<p class="missing">The model was not asked which answers fit their prompts.</p>'
     lines = "".join(
         f'<tr data-row><th scope="row">{escape(one["row"])}</th><td class="n">{one["own_prompt"]:.2f}</td>'
-        f'<td class="n">{one["other_prompt"]:.2f}</td><td class="n">{one["score"]:.2f}</td>{_course(one["losses"], bounds)}</tr>'
+        f'<td class="n">{one["other_prompt"]:.2f}</td><td class="n">{one["score"]:z.2f}</td>{_course(one["losses"], bounds)}</tr>'
         for one in found["suspects"][:MOST_ROWS]
     )
     head = _head("Row", "own prompt", "another row\u2019s", "score", "by pass", "")
     return (
-        f'<div class="card wide"><h3>Probably mislabelled, of {found["examined"]:,} rows</h3><p class="hint">Their answers are '
-        "hardly likelier behind their own prompt than behind that of another row. The first are shown token by token below."
+        f'<div class="card wide"><h3>Answers that fit their prompts least, of {found["examined"]:,} rows</h3><p class="hint">The likeliest '
+        "mistakes first: an answer that is hardly likelier behind its own prompt than behind that of another row (a score near 0 "
+        "or above) probably belongs elsewhere. The first are shown token by token below."
         f"</p><table>{head}<tbody>{lines}</tbody></table></div>"
     )
 

@@ -14,10 +14,10 @@ from luthier.reporting import data_pictures
 from luthier.reporting.after_page import after_section
 from luthier.reporting.data_report import DataReport, Fill
 from luthier.reporting.data_style import DATA_STYLE, FILTER
-from luthier.reporting.data_text import short_names
+from luthier.reporting.names import short_names
 from luthier.reporting.shown_rows import ServedPrompt, ShownRow
 from luthier.reporting.style import STYLE
-from luthier.reporting.token_view import Look, Token
+from luthier.reporting.token_view import INSTEAD, Look, Token
 
 MOST_TOKENS = 4_000
 """Of one row that are shown."""
@@ -119,6 +119,8 @@ def _rows(report: DataReport) -> str:
         f'<span><span class="tokens"><i class="{look}">{look}</i></span> {escape(words)}</span>'
         for look, words in LOOKS
     )
+    if any(token.instead for row in report.rows for token in row.tokens):
+        legend += f'<span><span class="tokens"><i class="trained">{INSTEAD}x</i></span> x is learned where another token stands</span>'
     box = (
         '<div class="filter" id="filter" role="search" hidden><label for="filter-text">Find rows with</label>'
         '<input id="filter-text" type="search" autocomplete="off" placeholder="words, a line, a reason">'
@@ -137,7 +139,7 @@ def row_article(row: ShownRow) -> str:
     why = "".join(f"<li>{escape(reason)}</li>" for reason in row.why)
     held_out = ", held out" if row.purpose != "train" else ""
     counts = f"{len(row.tokens):,} tokens, {row.trained:,} trained{held_out}"
-    served = "".join(_served(prompt, len(row.served)) for prompt in row.served)
+    served = "".join(_served(prompt, len(row.served), folded=number > 0) for number, prompt in enumerate(row.served))
     beside = f'<div tabindex="0">{served}</div>' if served else ""
     return (
         f'<article class="card" data-row tabindex="-1"><h3>{escape(row.row)} <small>{counts}</small></h3>'
@@ -146,24 +148,30 @@ def row_article(row: ShownRow) -> str:
     )
 
 
-def _served(prompt: ServedPrompt, answers: int) -> str:
+def _served(prompt: ServedPrompt, answers: int, folded: bool) -> str:
+    """What is served for one answer; `folded`: its text is shown on demand, as it says again what stands beside it."""
     of = f" for answer {prompt.answer} of {answers}" if answers > 1 else ""
     look, word = ("better", "the same ids") if prompt.equal else ("worse", "NOT the same ids")
     shown = "".join(f"<i>{_visible(text)}</i>" for text in prompt.text[:MOST_TOKENS] if text)
-    return (
-        f'<div class="label">Served{of}: {prompt.tokens:,} tokens, <span class="{look}">{word}</span></div>'
-        f'<p class="tokens" dir="auto">{shown}</p>'
-    )
+    label = f'Served{of}: {prompt.tokens:,} tokens, <span class="{look}">{word}</span>'
+    text = f'<p class="tokens" dir="auto">{shown}</p>'
+    if folded and prompt.equal:
+        return f'<details class="served"><summary class="label">{label}</summary>{text}</details>'
+    return f'<div class="label">{label}</div>{text}'
 
 
 def _tokens(tokens: Sequence[Token]) -> str:
-    shown = "".join(
-        f'<i class="{token.look}" title="{token.id}">{_visible(token.text)}</i>'
-        for token in tokens[:MOST_TOKENS]
-        if token.text
-    )
+    shown = "".join(map(_token, tokens[:MOST_TOKENS]))
     more = f" … and {len(tokens) - MOST_TOKENS:,} more" if len(tokens) > MOST_TOKENS else ""
     return f'<p class="tokens" dir="auto">{shown}{more}</p>'
+
+
+def _token(token: Token) -> str:
+    instead = ""
+    if token.instead is not None:
+        said = f"learned here: id {token.instead.id}; the text goes on with what follows"
+        instead = f'<i class="trained" title="{said}">{INSTEAD}{_visible(token.instead.text)}</i>'
+    return instead + (f'<i class="{token.look}" title="{token.id}">{_visible(token.text)}</i>' if token.text else "")
 
 
 def _visible(text: str) -> str:
@@ -197,10 +205,24 @@ def _ledger(report: DataReport) -> str:
         f'<th scope="col">which</th></tr></thead><tbody>{dropped}</tbody></table></div>'
     )
     notes = "".join(f"<li>{escape(line)}</li>" for line in [*report.ledger_lines, *report.notes])
+    reasons = "".join(
+        f'<tr><th scope="row">{escape(row["where"])}</th><td>{escape(row["reason"])}</td></tr>'
+        for row in report.dropped[:MOST_LISTED]
+    )
+    more = (
+        f'<p class="hint">and {len(report.dropped) - MOST_LISTED:,} more</p>'
+        if len(report.dropped) > MOST_LISTED
+        else ""
+    )
+    why = (
+        f'<details><summary>Why each row was dropped</summary><div class="in wide"><table class="stack"><tbody>{reasons}'
+        f"</tbody></table>{more}</div></details>"
+    )
     return (
         f'<p class="hint">{ledger["rows_in"]:,} rows and {ledger["tokens_in"]:,} tokens came in; this is all of them.</p>'
         f'<div class="card">{data_pictures.stacked(rows, "Rows")}{data_pictures.stacked(tokens, "Tokens")}</div>'
         + (f'<div class="card">{table}</div>' if dropped else "")
+        + (why if report.dropped else "")
         + f'<details><summary>As text</summary><div class="in"><ul class="lines">{notes}</ul></div></details>'
     )
 
@@ -214,7 +236,7 @@ def _laws(report: DataReport) -> str:
     lines = "".join(
         f'<li class="{"" if law["holds"] else "broken"}">{escape(name.replace("_", " "))}'
         + ("" if law["holds"] else f": {law['broken']:,} rows ({_names(law['rows'])}), dropped")
-        + f'<span class="hidden">{"" if law["holds"] else " broken"}</span></li>'
+        + f'<span class="hidden">{"" if law["holds"] else " broken"}</span><small>{escape(law["says"])}</small></li>'
         for name, law in report.laws.items()
     )
     hint = '<p class="hint">Checked on every row when it is encoded. A row that breaks one is never trained.</p>'
@@ -296,6 +318,7 @@ def _degree(name: str, count: int, unit: str, groups: Sequence[Sequence[str]]) -
         items = "".join(f"<li>{_names(group)}</li>" for group in groups[:MOST_LISTED])
         more = f"<li>and {len(groups) - MOST_LISTED:,} groups more</li>" if len(groups) > MOST_LISTED else ""
         listed = f"<details><summary>which</summary><div class='in'><ul>{items}{more}</ul></div></details>"
+    unit = unit.removesuffix("s") if count == 1 else unit
     return (
         f'<tr><th scope="row">{escape(name)}</th><td class="n"><b>{count:,}</b> <small>{unit}</small></td>'
         f"<td>{listed}</td></tr>"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from html import escape
 from typing import Any
@@ -15,11 +14,9 @@ MOST_BATCHES = 10
 """Micro-batches of one step that are drawn."""
 BAR, GAP, NAME = 16, 6, 52
 
-_numbers = itertools.count(1)
-
 
 def _figure(title: str, caption: str, text: str, height: float, body: str, width: float = WIDTH) -> str:
-    label = f"picture-{next(_numbers)}"
+    label = "picture-" + "-".join(title.lower().split())
     return (
         f'<figure class="curve"><figcaption><b>{escape(title)}</b><span>{escape(caption)}</span></figcaption>'
         f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-labelledby="{label}-t {label}-d" '
@@ -40,7 +37,7 @@ def histogram(
         return LEFT + (value - low) / (high - low) * (right - LEFT)
 
     out = []
-    for value in ticks(0, most, 4):
+    for value in filter(_whole, ticks(0, most, 4)):
         y = bottom - value / most * (bottom - TOP)
         out.append(
             f'<line x1="{LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}" stroke="{GRID}" stroke-width="0.6"/>'
@@ -56,7 +53,7 @@ def histogram(
             f'<rect class="hit" x="{start:.1f}" width="{end - start:.1f}" y="{TOP}" height="{bottom - TOP}" '
             f'fill="{INK}" fill-opacity="0"/><title>{escape(said)}</title></g>'
         )
-    for value in ticks(low, high - 1, 5):
+    for value in filter(_whole, ticks(low, high - 1, 5)):
         out.append(
             f'<text x="{x(value):.1f}" y="{bottom + 17}" text-anchor="middle" fill="{INK}">'
             f"{escape(short_number(value))}</text>"
@@ -68,6 +65,10 @@ def histogram(
     return _figure(
         title, caption, f"from {low:,} to {high - 1:,} {unit}; at most {most:,} {of} in a bar", HEIGHT, "".join(out)
     )
+
+
+def _whole(value: float) -> bool:
+    return float(value).is_integer()
 
 
 def batches(fill: Fill) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from luthier.config import RunConfig
+from luthier.data import laws
 from luthier.data.batching import Layout, lay_out
 from luthier.data.duplicates import Decode, decoder, find_duplicates
 from luthier.data.languages import language_mix
@@ -40,7 +41,7 @@ class Fill:
     processes: int
     micro_batches: int
     fill: float
-    """tokens of all micro-batches over max_tokens times their number"""
+    """share of max_tokens that a micro-batch uses on average; one with a longer row is full"""
     padding: float
     """share of the positions that hold padding"""
     longer_than_max: int
@@ -65,6 +66,8 @@ class DataReport:
     languages: dict[str, Any]
     notes: list[str]
     rows: list[ShownRow]
+    dropped: list[dict[str, str]]
+    """{"where", "reason"} of every row that was left out"""
     after: dict[str, Any] | None = None
     """what a run made of each row (reporting/row_losses.py)"""
     ledger_lines: list[str] = field(default_factory=list)
@@ -74,7 +77,7 @@ class DataReport:
             {**asdict(row), "tokens": [{**asdict(token), "look": token.look} for token in row.tokens]}
             for row in self.rows
         ]
-        parts = ("ledger", "laws", "tokens", "lengths", "duplicates", "languages", "notes")
+        parts = ("ledger", "dropped", "laws", "tokens", "lengths", "duplicates", "languages", "notes")
         return {
             "format": FORMAT,
             **{name: getattr(self, name) for name in parts},
@@ -123,6 +126,7 @@ def make_report(
         languages=found["languages"],
         notes=list(prepared.notes),
         rows=shown_rows(config, prepared, tokenizer, wanted, limit, found["duplicates"], every_view),
+        dropped=[{"where": row["where"], "reason": row["reason"]} for row in prepared.rejected],
         ledger_lines=prepared.ledger.lines(),
     )
 
@@ -131,7 +135,12 @@ def _laws(prepared: Prepared) -> dict[str, dict[str, Any]]:
     """law -> whether all rows that are used keep it, and the rows that do not, which are dropped."""
     dropped = prepared.ledger.dropped
     return {
-        law: {"holds": not broken, "broken": broken, "rows": dropped.get(f"breaks the law {law}", [])}
+        law: {
+            "says": laws.meaning(law),
+            "holds": not broken,
+            "broken": broken,
+            "rows": dropped.get(f"breaks the law {law}", []),
+        }
         for law, broken in prepared.ledger.laws.items()
     }
 
@@ -186,7 +195,7 @@ def fill_of(config: RunConfig, prepared: Prepared, layout: Layout, max_tokens: i
         layout=layout,
         processes=processes,
         micro_batches=len(costs),
-        fill=sum(costs) / (max_tokens * len(costs)),
+        fill=sum(min(cost, max_tokens) for cost in costs) / (max_tokens * len(costs)),
         padding=1 - tokens / sum(costs),
         longer_than_max=sum(cost > max_tokens for cost in costs),
         histogram=[int(number) for number in bins],

@@ -32,6 +32,10 @@ DATA_STYLE = """
   border-radius: 9px; background: var(--code); padding: 10px 13px; min-width: 0; max-height: 26rem; overflow: auto;
 }
 .beside > div:focus-visible { outline: 2px solid var(--accent); outline-offset: 1px; }
+.served { background: none; border: 0; border-radius: 0; margin-top: 8px; }
+.served > summary { padding: 0; }
+.curves > :only-child { max-width: 640px; }
+details + .curves, .card + .curves { margin-top: 14px; }
 .lines { margin: 0; padding-left: 1.2em; }
 .hidden { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
 .filter { display: flex; flex-wrap: wrap; gap: 10px; align-items: center; margin: 0 0 14px; }
@@ -53,6 +57,7 @@ DATA_STYLE = """
 .laws li::before {
   content: "\\2713"; display: inline-block; width: 1.9em; text-indent: 0; color: var(--good); font-weight: 700;
 }
+.laws small { display: block; text-indent: 0; color: var(--soft); }
 .laws li.broken::before { content: "\\2717"; color: var(--bad); }
 td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .spark { width: 72px; height: 24px; display: block; }

@@ -11,11 +11,13 @@ from rich.padding import Padding
 from rich.text import Text
 
 from luthier.reporting.data_report import DataReport, Fill
+from luthier.reporting.names import LISTED, short_names, some
 from luthier.reporting.shown_rows import ServedPrompt, ShownRow
 from luthier.reporting.token_view import (
     BAR_CHARS,
     LEGEND_IN_COLOUR,
     LEGEND_IN_MARKS,
+    LEGEND_OF_INSTEAD,
     SEPARATOR,
     STYLES,
     token_view,
@@ -24,8 +26,8 @@ from luthier.reporting.token_view import (
 WIDE = 110
 """Columns of a terminal from which the served prompt stands beside the row, not below it."""
 LEAST_SHARE = 0.0005
-LISTED = 3
-"""Rows or groups that are named of each kind; `--json` has them all."""
+DROPPED = 10
+"""Dropped rows whose reason is printed."""
 
 
 def print_report(report: DataReport, console: Console | None = None) -> None:
@@ -34,12 +36,15 @@ def print_report(report: DataReport, console: Console | None = None) -> None:
     colour = out.is_terminal and out.color_system is not None and not out.no_color
     if report.rows:
         out.print(LEGEND_IN_COLOUR if colour else LEGEND_IN_MARKS, markup=False)
+    if any(token.instead for row in report.rows for token in row.tokens):
+        out.print(LEGEND_OF_INSTEAD, markup=False)
     for row in report.rows:
         out.print(_heading(row), markup=False, style="bold" if colour else None)
         out.print(_row(row, colour, out.width if out.is_terminal else 0))
         out.print()
     parts = [
         report.ledger_lines,
+        _dropped(report.dropped),
         _laws(report),
         _lengths(report),
         _fill(report.batches),
@@ -62,10 +67,11 @@ def _row(row: ShownRow, colour: bool, width: int) -> RenderableType:
     if not row.served:
         return view
     served = Text()
-    for prompt in row.served:
+    for number, prompt in enumerate(row.served):
         served.append(_proof(prompt, len(row.served)) + "\n", style="bold" if colour else "")
-        served.append(_served_text(prompt, colour))
-        served.append("\n")
+        if number == 0 or not prompt.equal:  # a later one that is equal says again what stands beside it
+            served.append(_served_text(prompt, colour))
+            served.append("\n")
     served.rstrip()
     if width < WIDE:
         return Text("\n").join([view, served])
@@ -90,6 +96,13 @@ def _served_text(prompt: ServedPrompt, colour: bool) -> Text:
 
 
 # ---- the whole
+
+
+def _dropped(rows: Sequence[dict[str, str]]) -> Iterator[str]:
+    for row in rows[:DROPPED]:
+        yield f"dropped  {row['where']}: {row['reason']}"
+    if len(rows) > DROPPED:
+        yield f"         and {len(rows) - DROPPED:,} more; --json has all"
 
 
 def _laws(report: DataReport) -> Iterator[str]:
@@ -133,7 +146,7 @@ def _fill(fill: Fill) -> Iterator[str]:
             name = f"step {step}" if number == 0 else ""
             cost = sum(lengths) if fill.layout == "flat" else len(lengths) * max(lengths)
             share = min(cost / fill.max_tokens, 1.0)
-            yield f"  {name:<9}|{_bar(share):<{BAR_CHARS}}| {cost:,} tokens, {len(lengths)} rows"
+            yield f"  {name:<9}|{_bar(share):<{BAR_CHARS}}| {cost:,} tokens, {len(lengths)} row{'s' if len(lengths) > 1 else ''}"
 
 
 def _duplicates(found: dict[str, Any]) -> Iterator[str]:
@@ -176,7 +189,7 @@ def _after(found: dict[str, Any] | None) -> Iterator[str]:
         yield "  one pass shows no course: a run of several tells rows that were learned from those that were not"
     if found["suspects"]:
         yield (
-            f"answers that probably belong to another prompt, the likeliest first, of {found['examined']:,} rows "
+            f"answers that fit their own prompt least, the likeliest mistakes first, of {found['examined']:,} rows "
             "(nats a token behind the own prompt, behind another row's, and by pass):"
         )
     for suspect in found["suspects"]:
@@ -188,16 +201,6 @@ def _groups(groups: Sequence[Sequence[str]]) -> str:
     return some(
         [" = ".join([*short_names(group[:LISTED]), *(["..."] if len(group) > LISTED else [])]) for group in groups]
     )
-
-
-def short_names(names: Sequence[str]) -> list[str]:
-    """`file:line` of each, without the file where it is that of the one before."""
-    out, before = [], ""
-    for name in names:
-        file, _, line = name.rpartition(":")
-        out.append(f":{line}" if file == before else name)
-        before = file
-    return out
 
 
 def _languages(found: dict[str, Any]) -> Iterator[str]:
@@ -214,8 +217,3 @@ def _languages(found: dict[str, Any]) -> Iterator[str]:
 
 def _bar(share: float) -> str:
     return "█" * -(-round(share * BAR_CHARS * 1000) // 1000)
-
-
-def some(names: Sequence[str], most: int = LISTED) -> str:
-    """The first names, and how many more there are."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from luthier.config import RunConfig
-from luthier.data.again import contents_of, examples_of, served_prompts
+from luthier.data.again import asides_of, contents_of, examples_of, served_prompts
 from luthier.data.prepare import Prepared
 from luthier.data.samples import SampleSet
 from luthier.errors import UserError
+from luthier.reporting.names import short_names, some
 from luthier.reporting.token_view import Token, texts_of, tokens_of
 from luthier.types import Example
 
@@ -127,7 +128,13 @@ def _view(
         row=sample.row,
         purpose=place[0],
         why=why,
-        tokens=tokens_of(tokenizer, sample, contents_of(example) if example is not None else None, special),
+        tokens=tokens_of(
+            tokenizer,
+            sample,
+            contents_of(example) if example is not None else None,
+            special,
+            asides_of(example) if example is not None else (),
+        ),
         trained=sample.trained_tokens,
         served=[
             ServedPrompt(one.answer, len(one.ids), one.begins, one.equal, texts_of(tokenizer, one.ids))
@@ -168,8 +175,8 @@ def worst(prepared: Prepared, limit: int | None, duplicates: dict[str, Any], mos
     train = prepared.train
     shares = train.trained / np.maximum(train.lengths, 1)
     cut = set(prepared.ledger.cut)
-    conflicting = {name for group in duplicates["conflicts"]["listed"] for name in group}
-    named = cut | conflicting
+    conflicting = {name: group for group in duplicates["conflicts"]["listed"] for name in group}
+    named = cut | conflicting.keys()
     places = [index for index in range(len(train)) if train.row(index) in named] if named else []
     out: dict[int, str] = {}
     for index in places:
@@ -177,7 +184,8 @@ def worst(prepared: Prepared, limit: int | None, duplicates: dict[str, Any], mos
             out[index] = "it was cut: the end of its answer is lost"
     for index in places:
         if train.row(index) in conflicting:
-            out.setdefault(index, "the same prompt has another answer in another row")
+            others = [name for name in conflicting[train.row(index)] if name != train.row(index)]
+            out.setdefault(index, f"the same prompt has another answer in {some(short_names(others))}")
     if limit is not None:
         for index in np.flatnonzero(train.lengths >= NEAR_LIMIT * limit)[: most + len(out)]:
             out.setdefault(int(index), f"{train.lengths[index]:,} of {limit:,} tokens: a little more would not fit")

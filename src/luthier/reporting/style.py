@@ -59,7 +59,7 @@ h3 { font-size: 1rem; margin: 0 0 6px; }
 .tile.lead dd { font-size: 1.62rem; }
 .better { color: var(--good) !important; }
 .worse { color: var(--bad) !important; }
-.curves { display: grid; gap: 14px; grid-template-columns: repeat(auto-fit, minmax(min(100%, 440px), 1fr)); }
+.curves { display: grid; gap: 14px; grid-template-columns: repeat(auto-fit, minmax(min(100%, 440px), 1fr)); align-items: start; }
 .curve, .card {
   margin: 0; background: var(--card); border: 1px solid var(--line); border-radius: 12px; padding: 14px 16px;
   min-width: 0;

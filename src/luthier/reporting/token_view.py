@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from rich.text import Text
 
+from luthier.data.tools import END_OF_THOUGHT
 from luthier.types import NO_TARGET, Ints, Sample
 
 Look = Literal["trained", "context", "template", "special"]
@@ -27,6 +28,9 @@ MARKS: dict[Look, tuple[str, str]] = {
 """Around each trained token, and around each run of the template's, where there is no colour."""
 LEGEND_IN_COLOUR = "green: trained; plain: context; dim: template; magenta: special"
 LEGEND_IN_MARKS = "[trained]  context  {template}  <special>"
+INSTEAD = "≠"
+"""Before a token that is learned in a place where another one stands."""
+LEGEND_OF_INSTEAD = f"{INSTEAD}x: x is learned where another token stands, the one that follows"
 SEPARATOR = "·"
 BAR_CHARS = 40
 CUT_CHARS = 8
@@ -35,13 +39,24 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 @dataclass(frozen=True, slots=True)
+class Instead:
+    """A target that is not the next input id."""
+
+    id: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Token:
     id: int
     text: str
     """what the token adds to the text; the last one of a character that several tokens share has all of it"""
     trained: bool
+    """it is what the position before it has as its target"""
     kind: Literal["content", "template", "special"] = "content"
     """who brought it: the row, the template, or it is a special token"""
+    instead: Instead | None = None
+    """what is learned in its place, where that is another token: an end token that stands only in the targets"""
 
     @property
     def look(self) -> Look:
@@ -49,26 +64,33 @@ class Token:
 
 
 def tokens_of(
-    tokenizer: Any, sample: Sample, contents: Sequence[str] | None = None, special: Collection[int] = ()
+    tokenizer: Any,
+    sample: Sample,
+    contents: Sequence[str] | None = None,
+    special: Collection[int] = (),
+    asides: Sequence[str] = (),
 ) -> list[Token]:
-    """The tokens of a sample. A token is trained when the position before it has it as its target.
+    """The tokens of a sample. A token is trained where the position before it has it as its target; where that has another
+    one, that is said.
 
     Args:
         contents: the texts that the row brings, in their order; without them nothing is known to be the template's.
         special: ids of special tokens.
+        asides: other texts that the row brings, in no order; those that stand there as they are count.
     """
     ids = [int(index) for index in sample.input_ids]
-    trained = [False, *(bool(target != NO_TARGET) for target in sample.targets[:-1])]
+    targets = [NO_TARGET, *map(int, sample.targets[:-1])]
     texts = texts_of(tokenizer, ids)
-    brought = _spans("".join(texts), contents)
+    brought = _spans("".join(texts), contents, asides)
     out, place = [], 0
-    for index, text, carries_loss in zip(ids, texts, trained, strict=True):
+    for index, text, target in zip(ids, texts, targets, strict=True):
         kind: Literal["content", "template", "special"] = "content"
         if index in special:
             kind = "special"
         elif brought is not None and not any(start < place + len(text) and place < end for start, end in brought):
             kind = "template"
-        out.append(Token(index, text, carries_loss, kind))
+        instead = None if target in (NO_TARGET, index) else Instead(target, _decoded(tokenizer, [target]))
+        out.append(Token(index, text, target == index, kind, instead))
         place += len(text)
     return out
 
@@ -92,23 +114,31 @@ def _decoded(tokenizer: Any, ids: Sequence[int]) -> str:
     return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
-def _spans(text: str, contents: Sequence[str] | None) -> list[tuple[int, int]] | None:
-    """Where the row's own texts stand in the rendered one; None where one of them does not stand there as it is."""
+def _spans(text: str, contents: Sequence[str] | None, asides: Sequence[str]) -> list[tuple[int, int]] | None:
+    """Where the row's own texts stand in the rendered one; None where none of them does.
+
+    A text may be missing: a sample has one answer of several, and templates leave out old thoughts. One that begins at the
+    end was cut.
+    """
     if contents is None:
         return None
     spans: list[tuple[int, int]] = []
     place = 0
     for content in contents:
-        found = next((part for part in (content, content.strip()) if text.find(part, place) >= 0), None)
-        if found is None:
-            start = text.find(content[:CUT_CHARS], place)
-            if start < 0 or not content.startswith(text[start:]):
-                return None
-            return [*spans, (start, len(text))]  # the row was cut here
-        start = text.find(found, place)
-        place = start + len(found)
-        spans.append((start, place))
-    return spans
+        forms = (content, content.strip(), content.rpartition(END_OF_THOUGHT)[2].strip())
+        found = next((part for part in forms if part and text.find(part, place) >= 0), None)
+        if found is not None:
+            start = text.find(found, place)
+            place = start + len(found)
+            spans.append((start, place))
+            continue
+        start = text.find(content[:CUT_CHARS], place) if content else -1
+        if start >= 0 and content.startswith(text[start:]):
+            spans.append((start, len(text)))
+            break
+    if not spans and any(contents):
+        return None
+    return spans + [(start, start + len(aside)) for aside in asides if (start := text.find(aside)) >= 0]
 
 
 def token_view(tokens: Sequence[Token], colour: bool) -> Text:
@@ -118,9 +148,11 @@ def token_view(tokens: Sequence[Token], colour: bool) -> Text:
     together are shown as one.
     """
     out = Text(no_wrap=False)
-    tokens = [token for token in tokens if token.text]
+    tokens = [token for token in tokens if token.text or token.instead]
     if colour:
         for token in tokens:
+            if token.instead is not None:
+                out.append(INSTEAD + token.instead.text, style=STYLES["trained"])
             out.append(_shown(token), style=STYLES[token.look])
         return out
     runs = [(look, list(run)) for look, run in groupby(tokens, key=lambda token: token.look)]
@@ -129,12 +161,17 @@ def token_view(tokens: Sequence[Token], colour: bool) -> Text:
         if look == "trained":
             out.append("".join(f"{before}{_shown(token)}{after}" for token in run))
             continue
-        words = _shown(run[0])
+        words = _marked(run[0])
         for token in run[1:]:
-            words += ("" if words.endswith("\n") else SEPARATOR) + _shown(token)
+            words += ("" if words.endswith("\n") else SEPARATOR) + _marked(token)
         plain_follows = look != "template" and number + 1 < len(runs) and runs[number + 1][0] in ("context", "special")
         out.append(before + words + after + (SEPARATOR if plain_follows and not words.endswith("\n") else ""))
     return out
+
+
+def _marked(token: Token) -> str:
+    """A token that is not trained, behind what is learned in its place."""
+    return (f"[{INSTEAD}{token.instead.text}]" if token.instead else "") + _shown(token)
 
 
 def _shown(token: Token) -> str:

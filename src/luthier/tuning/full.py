@@ -9,7 +9,7 @@ from luthier.component import ComponentConfig
 if TYPE_CHECKING:
     from torch import nn
 
-    from luthier.randomness import DropoutKeys
+    from luthier.dropout import DropoutKeys
 
 __all__ = ["Full"]
 

@@ -6,15 +6,17 @@ import re
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
-from torch import nn
 
 from luthier.component import ComponentConfig
 from luthier.errors import UserError
-from luthier.randomness import DropoutKeys, KeyedDropout
-from luthier.tuning._anatomy import Anatomy, anatomy, is_router
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # torch takes seconds to import, and a configuration is read without it
     from collections.abc import Iterator
+
+    from torch import nn
+
+    from luthier.dropout import DropoutKeys
+    from luthier.tuning._anatomy import Anatomy
 
 __all__ = ["Lora"]
 
@@ -47,6 +49,8 @@ class Lora:
         """
         from peft import LoraConfig, get_peft_model
 
+        from luthier.tuning._anatomy import anatomy
+
         config = self.config
         linear = dict(self._linear_layers(model))
         targets = self._targets(model, linear)
@@ -72,6 +76,8 @@ class Lora:
         return adapted, self._coverage(adapted, parts)
 
     def _linear_layers(self, model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+        from torch import nn
+
         for name, module in model.named_modules():
             if isinstance(module, nn.Linear) or type(module).__name__ in ("Conv1D", "Linear4bit", "Linear8bitLt"):
                 yield name, module
@@ -82,6 +88,8 @@ class Lora:
         `all-linear`: every projection but the head and the routers of experts, by short names where these say the same;
         of some mixtures also without those that peft would look for among the experts, which the coverage shows.
         """
+        from luthier.tuning._anatomy import is_router
+
         asked = self.config.target_modules
         if asked != "all-linear":
             self._refuse_unmatched(asked, linear)
@@ -156,6 +164,9 @@ def _read_by_a_fused_kernel(name: str, model: nn.Module) -> bool:
 def replace_dropout(adapted: Any, keys: DropoutKeys) -> None:
     """Puts keyed dropout where peft put dropout with a generator's state."""
     from peft.tuners.lora import LoraLayer
+    from torch import nn
+
+    from luthier.dropout import KeyedDropout
 
     for name, module in adapted.named_modules():
         if isinstance(module, LoraLayer):

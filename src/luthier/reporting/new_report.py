@@ -1,0 +1,78 @@
+"""The report of `luthier data` made anew: the data are prepared, and a run is asked what it made of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from luthier import component
+from luthier.config import RunConfig
+from luthier.data.prepare import prepare
+from luthier.engine import device as find_device
+from luthier.models.flat import prove
+from luthier.models.load import choose_dtype, context_length, load_config, load_tokenizer
+from luthier.planning import tokens_per_micro_batch
+from luthier.reporting.data_report import DataReport, make_report
+from luthier.reporting.row_progress import RowProgress
+from luthier.reporting.shown_rows import Wanted
+
+
+def new_report(
+    config: RunConfig,
+    folder: Path,
+    wanted: Wanted,
+    after: Path | None,
+    examined_rows: int,
+    every_view: bool,
+    trust_remote_code: bool,
+    say: Callable[[str], None],
+) -> DataReport:
+    """As `data_look.look`; `folder` is the model's."""
+    tokenizer = load_tokenizer(folder, trust_remote_code)
+    model_config = load_config(folder, trust_remote_code)
+    objective = component.load("objectives", config.objective.kind)(config.objective)
+    context = context_length(model_config)
+    with RowProgress() as progress:
+        prepared = prepare(config, tokenizer, context_length=context, objective=objective, watch=progress)
+    became = None
+    if after is not None:
+        from luthier.reporting.after import after_run  # peft takes seconds to import, and only a run's model needs it
+
+        became = after_run(after, prepared, examined_rows, say, trust_remote_code)
+    decisions = _decisions(after) if after is not None else _decided(config, model_config)
+    if became is not None and not wanted.chosen:
+        suspected = tuple(suspect["row"] for suspect in became["suspects"][: wanted.samples])
+        wanted = replace(wanted, rows=suspected, samples=0 if suspected else wanted.samples)
+    report = make_report(
+        config,
+        prepared,
+        tokenizer,
+        wanted,
+        limit=min((value for value in (config.data.max_length, context) if value is not None), default=None),
+        layout=decisions["layout"],
+        max_tokens=decisions["max_tokens_per_micro_batch"],
+        processes=decisions["processes"],
+        every_view=every_view,
+    )
+    report.after = became
+    return report
+
+
+def _decisions(run: Path) -> dict[str, Any]:
+    """As the run was made."""
+    found: dict[str, Any] = json.loads((run / "manifest.json").read_text(encoding="utf-8"))["decisions"]
+    return found
+
+
+def _decided(config: RunConfig, model_config: Any) -> dict[str, Any]:
+    """As a run on this machine, in one process, would decide."""
+    where = find_device()
+    dtype, _ = choose_dtype(config.model.dtype, where)
+    return {
+        "layout": "flat" if prove(model_config, dtype, where).flat else "padded",
+        "max_tokens_per_micro_batch": tokens_per_micro_batch(config.training.max_tokens_per_micro_batch, where),
+        "processes": 1,
+    }
