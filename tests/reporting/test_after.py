@@ -15,8 +15,8 @@ from luthier import run
 from luthier.cli import main
 from luthier.errors import UserError
 from luthier.reporting.row_losses import courses
-from luthier.reporting.suspects import suspicion
-from luthier.types import NO_TARGET
+from luthier.reporting.suspects import pairs, suspicion
+from luthier.types import NO_TARGET, Sample
 
 ROWS = [
     {"instruction": f"Say {word}", "output": f"{word} {word}"}
@@ -130,3 +130,13 @@ def test_an_answer_that_another_prompt_explains_as_well_is_the_most_suspicious()
     scores = suspicion(own, other, np.array([4, 4, 16]))
     assert scores.tolist() == [-10.0, 0.5, -10.0]
     assert NO_TARGET < 0
+
+
+def test_no_answer_is_put_behind_its_own_prompt() -> None:
+    rows = [[1, 2, 3, 9], [1, 2, 3, 8], [1, 2, 3, 7], [4, 5, 6, 9]]
+    targets = np.array([NO_TARGET, NO_TARGET, 9, NO_TARGET])
+    samples = [Sample(np.array(ids), targets, f"x:{number}", number) for number, ids in enumerate(rows)]
+    own, other = pairs(samples)
+    assert [sample.input_ids.tolist() for sample in own] == rows
+    assert [sample.input_ids[:3].tolist() for sample in other[:3]] == [[4, 5, 6]] * 3
+    assert other[3].input_ids.tolist() == [1, 2, 3, 9]

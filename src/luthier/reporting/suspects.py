@@ -67,15 +67,21 @@ def suspicion(own: Floats, other: Floats, tokens: Ints) -> Floats:
 
 
 def candidates(samples: SampleSet, losses: Floats, most: int) -> Ints:
-    """The rows to examine: all that have a prompt, or of more than `most` those with the highest loss for their length.
+    """The rows to examine: all that have a prompt, or of more than `most` those with the highest loss for their length. None
+    where all have the same prompt: no other one could be put in its place.
 
     Args:
         losses: of each row at its last pass, nats per trained token, [samples]; NaN where it was not seen.
     """
     starts = np.array([prompt_tokens(samples[index]) for index in range(len(samples))])
     able = np.flatnonzero((starts > 1) & (starts <= MOST_PROMPT_TOKENS) & ~np.isnan(losses))
-    if len(able) <= most:
-        return able
+    if len(able) > most:
+        able = _most_unusual(samples, losses, able, most)
+    prompts = {samples[int(index)].input_ids[: starts[index]].tobytes() for index in able}
+    return able if len(prompts) > 1 else able[:0]
+
+
+def _most_unusual(samples: SampleSet, losses: Floats, able: Ints, most: int) -> Ints:
     lengths = np.log1p(samples.trained[able].astype(np.float64))
     slope, level = np.polyfit(lengths, losses[able], 1) if len(np.unique(lengths)) > 1 else (0.0, 0.0)
     unusual = losses[able] - (slope * lengths + level)
@@ -88,17 +94,27 @@ def prompt_tokens(sample: Sample) -> int:
 
 
 def pairs(samples: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
-    """Each row cut after ANSWER_TOKENS trained tokens; and the same answers, each behind the prompt of another row."""
-    order = [int(index) for index in permutation(len(samples), 0, "other prompts")]
-    prompt_of = dict(zip(order, order[1:] + order[:1], strict=True))
+    """Each row cut after ANSWER_TOKENS trained tokens; and the same answers, each behind the prompt of another row.
+
+    Not all rows have the same prompt.
+    """
+    prompts = [sample.input_ids[: prompt_tokens(sample)] for sample in samples]
     own, other = [], []
-    for index, sample in enumerate(samples):
+    for sample, prompt, another in zip(samples, prompts, _other_prompts(prompts), strict=True):
         end = int(np.flatnonzero(sample.targets != NO_TARGET)[:ANSWER_TOKENS][-1]) + 2
-        start, donor = prompt_tokens(sample), samples[prompt_of[index]]
-        prompt = donor.input_ids[: prompt_tokens(donor)]
-        own.append(_behind(sample.input_ids[:start], sample, start, end))
-        other.append(_behind(prompt, sample, start, end))
+        own.append(_behind(prompt, sample, len(prompt), end))
+        other.append(_behind(another, sample, len(prompt), end))
     return own, other
+
+
+def _other_prompts(prompts: Sequence[Ints]) -> list[Ints]:
+    """For each prompt one that is not the same: the next such one in a random order."""
+    order = [int(index) for index in permutation(len(prompts), 0, "other prompts")]
+    out: dict[int, Ints] = {}
+    for place, index in enumerate(order):
+        following = (prompts[other] for other in order[place + 1 :] + order[:place])
+        out[index] = next(prompt for prompt in following if not np.array_equal(prompt, prompts[index]))
+    return [out[index] for index in range(len(prompts))]
 
 
 def _behind(prompt: Ints, sample: Sample, start: int, end: int) -> Sample:
