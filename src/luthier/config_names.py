@@ -24,7 +24,7 @@ RENAMED = {
     "lora_r": "tuning.r",
     "lora_target_modules": "tuning.target_modules",
     # LLaMA-Factory
-    "template": "data.chat_template (`luthier template list`; that of LLaMA-Factory is named NAME@llamafactory where others differ)",
+    "template": "data.chat_template (`luthier template list` shows the names; other tools' versions are NAME@TOOL)",
     "cutoff_len": "data.max_length",
     "dataset": "data.train",
     "val_size": "data.eval",
