@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.errors import UserError, excerpt
+from luthier.models import architectures
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 TOKENIZER_FILES = (
@@ -77,7 +78,8 @@ def check_config(folder: Path, name: str, trust_remote_code: bool) -> None:
             'for example "model_type": "llama"',
             "copy config.json from the model's page",
         )
-    _refuse_code(config, file, name, trust_remote_code)
+    if config.get("model_type") not in architectures.model_types():
+        _refuse_code(config, file, name, trust_remote_code)
     for path, section in _sections(config, ""):
         for key in _ATTENTION_KEYS:
             if key in section and (key == _ATTENTION_KEYS[0] or not _plain_attention(section[key])):
@@ -125,8 +127,14 @@ def check_tokenizer(folder: Path, name: str, trust_remote_code: bool) -> None:
     for file in present:
         refuse_stub(file, name)
     settings = folder / "tokenizer_config.json"
-    if settings.is_file():
+    if settings.is_file() and not is_native(folder):
         _refuse_code(read_json(settings, name), settings, name, trust_remote_code)
+
+
+def is_native(folder: Path) -> bool:
+    """Whether the model is of an architecture of ours, so that the code that a published folder names is not needed."""
+    file = folder / "config.json"
+    return file.is_file() and read_json(file, str(folder)).get("model_type") in architectures.model_types()
 
 
 def check_weights(folder: Path, name: str) -> None:
