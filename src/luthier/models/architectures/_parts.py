@@ -74,13 +74,15 @@ def documents_of(
 def visible(segments: torch.Tensor, queries: int) -> torch.Tensor:
     """segments [B, K] -> [B, 1, T, K] bool: key j is seen by query i where j <= i and both are of one segment.
 
-    Segment 0 is padding: seen by none; a token of it sees itself alone, so that its softmax is defined.
+    Segment 0 is padding: no token sees it. Itself it sees every token before it, or, where there is none, itself: what
+    comes of it reaches no other token.
     """
     keys = segments.shape[1]
     places = torch.arange(keys, device=segments.device)
     asking = places[keys - queries :, None]
-    same = (segments[:, keys - queries :, None] == segments[:, None, :]) & (segments != 0)[:, None, :]
-    return ((same & (places <= asking)) | (places == asking))[:, None]
+    mine = segments[:, keys - queries :, None]
+    seen = ((segments[:, None] == mine) | (mine == 0)) & (segments != 0)[:, None] & (places <= asking)
+    return (seen | ((places == asking) & ~seen.any(-1, keepdim=True)))[:, None]
 
 
 def additive(seen: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

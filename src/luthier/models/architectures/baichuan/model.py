@@ -158,7 +158,7 @@ class BaichuanModel(BaichuanPreTrainedModel):
         **keywords: Any,
     ) -> BaseModelOutputWithPast:
         """attention_mask: [B, K], 0 for padding and else the number of a token's document; or who sees whom as
-        [B, T, K] or [B, 1, T, K], of bools, of 0 and 1, or to be added to scores."""
+        [B, T, K], of 0 and 1, or, with the order of tokens in it, as [B, 1, T, K], of bools or to be added to scores."""
         hidden = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         use_cache = self.config.use_cache and not self.training if use_cache is None else use_cache
         if past_key_values is None and use_cache:
@@ -217,8 +217,8 @@ class BaichuanModel(BaichuanPreTrainedModel):
         bias = self._slopes(hidden.device)[:, None, None] * distance
         return (mask.float() + bias).clamp(min=torch.finfo(hidden.dtype).min).to(hidden.dtype)
 
-    @staticmethod
     def _seen(
+        self,
         rows: int,
         length: int,
         attention_mask: torch.Tensor | None,
@@ -237,12 +237,13 @@ class BaichuanModel(BaichuanPreTrainedModel):
                 raise ValueError(
                     f"attention_mask is of {attention_mask.shape[1]} tokens, cache and input of {past + length}"
                 )
-            return visible(attention_mask.long(), length)
-        whole = attention_mask if attention_mask.dim() == 4 else attention_mask[:, None]
-        if not whole.is_floating_point():
-            itself = torch.eye(length, whole.shape[-1], dtype=torch.bool, device=whole.device).roll(past, -1)
-            return whole.bool() | itself
-        return whole
+            seen = visible(attention_mask.long(), length)
+            # As published, padding in 13B sees nothing, which makes its softmax even; the z-loss counts such tokens.
+            return seen & (attention_mask[:, None, -length:, None] != 0) if self.config.uses_alibi else seen
+        if attention_mask.dim() == 4:
+            return attention_mask if attention_mask.is_floating_point() else attention_mask.bool()
+        seen = attention_mask[:, None].bool() & _causal(length, past, attention_mask.device)
+        return seen if self.config.uses_alibi else seen | ~seen.any(-1, keepdim=True)
 
 
 def _causal(length: int, past: int, device: torch.device) -> torch.Tensor:
