@@ -127,14 +127,16 @@ def check_tokenizer(folder: Path, name: str, trust_remote_code: bool) -> None:
     for file in present:
         refuse_stub(file, name)
     settings = folder / "tokenizer_config.json"
-    if settings.is_file() and not is_native(folder):
+    if settings.is_file() and not native_type(folder):
         _refuse_code(read_json(settings, name), settings, name, trust_remote_code)
 
 
-def is_native(folder: Path) -> bool:
-    """Whether the model is of an architecture of ours, so that the code that a published folder names is not needed."""
+def native_type(folder: Path) -> str:
+    """The model_type of a folder whose architecture is one of ours, so that the code that it names is not needed; else
+    nothing."""
     file = folder / "config.json"
-    return file.is_file() and read_json(file, str(folder)).get("model_type") in architectures.model_types()
+    found = read_json(file, str(folder)).get("model_type") if file.is_file() else None
+    return found if found in architectures.model_types() else ""
 
 
 def check_weights(folder: Path, name: str) -> None:

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from luthier.errors import EnvironmentProblem, UserError, excerpt
-from luthier.models.folder import TOKENIZER_FILES, check_folder, read_json, tensors
+from luthier.models import architectures
+from luthier.models.folder import TOKENIZER_FILES, check_folder, native_type, read_json, tensors
 from luthier.models.sources import ModelSource
 
 if TYPE_CHECKING:
@@ -123,8 +124,14 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedT
     """
     from transformers import AutoTokenizer
 
+    native = native_type(folder)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
+        if native:
+            tokenizer = architectures.tokenizer_class(native).from_pretrained(folder)
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(
+                folder, trust_remote_code=trust_remote_code, local_files_only=True
+            )
     except ImportError as error:
         raise EnvironmentProblem(
             str(folder), excerpt(str(error), 200), "the package that this tokenizer needs", _install(error)

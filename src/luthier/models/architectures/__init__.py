@@ -70,7 +70,7 @@ def _register_tokenizers(auto: Any) -> None:
         found = _exported(name, "tokenizer")
         auto.AutoTokenizer.register(_exported(name, "config"), found, exist_ok=True)
         auto.TOKENIZER_MAPPING_NAMES[name] = found.__name__
-        auto.MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS.add(name)
+        getattr(auto, "MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS", set()).add(name)
 
 
 def _register_models(auto: Any) -> None:
