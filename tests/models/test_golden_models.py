@@ -97,9 +97,7 @@ def test_gradients(name: str, golden: dict[str, torch.Tensor], case: dict[str, A
 @torch.no_grad()
 def test_each_row_alone(model: Any, golden: dict[str, torch.Tensor]) -> None:
     """Right-padded is alone, and so is left-padded, where the originals of one of the models were not."""
-    for ids, mask, logits in zip(
-        golden["input_ids"], golden["attention_mask"], golden["logits_eval"], strict=True
-    ):
+    for ids, mask, logits in zip(golden["input_ids"], golden["attention_mask"], golden["logits_eval"], strict=True):
         alone = ids[mask.bool()][None]
         assert largest(model(alone).logits[0] - logits[mask.bool()]) < LOGITS
         width = len(mask) + 3

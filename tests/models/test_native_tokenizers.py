@@ -23,12 +23,13 @@ pytestmark = pytest.mark.skipif(
 )
 NAMES = {"yuan2": "yuan", "baichuan2": "baichuan"}
 
-WORDS = (
+PAGE = (
     "the and of a to Hello world question answer don't It's 甄嬛 我是 家父 大理寺少卿 你好 您好 什么 可以 吗 长 ，。？！ "
     "def return for x in range(10): == != <= ==== ---- ... self.value None {} [] () \\ / # @ $ % & * _ "
     "1 23 456 7,890 3.14159 １２３ 0x1F ünïcode naïve Ωμέγα привет мир こんにちは 안녕 שלום مرحبا नमस्ते ไทย 🎻 😀 👩‍👩‍👧 ﷽ \u200b \u3000 "
     "aa aaa aaaa ababab <n> <td> <0x41> ▁ ▁▁ \ufeff é e\u0301 𝕏 龘 𠮷"
-).split(" ")
+)
+WORDS = PAGE.split(" ")
 BETWEEN = [" ", " ", " ", "", "", "  ", "    ", "\n", "\n\n", "\t", " \n ", "        ", "\r\n"]
 
 
@@ -40,7 +41,9 @@ def varied_texts(count: int) -> Iterator[str]:
         for _ in range(drawn.randint(1, 24)):
             parts += [drawn.choice(WORDS) * drawn.choice([1, 1, 1, 2, 5]), drawn.choice(BETWEEN)]
         if drawn.random() < 0.2:
-            parts.append("".join(chr(drawn.choice([drawn.randint(32, 0x2FF), drawn.randint(0x4E00, 0x9FFF)])) for _ in range(9)))
+            parts.append(
+                "".join(chr(drawn.choice([drawn.randint(32, 0x2FF), drawn.randint(0x4E00, 0x9FFF)])) for _ in range(9))
+            )
         yield "".join(parts)
 
 

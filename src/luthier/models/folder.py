@@ -190,10 +190,8 @@ def no_weights(name: str, files: list[str], where: str) -> UserError:
             name,
             f"the weights in {where} are pickled ({pickled[0]}): loading them can run any code",
             "safetensors",
-            "another revision or copy with safetensors; or, where you trust the file: python -c "
-            f"\"from transformers import AutoModelForCausalLM as M; M.from_pretrained('{where}')"
-            ".save_pretrained('converted')"
-            "\", and copy the tokenizer's files",
+            f"luthier download {where} --convert, which reads pytorch_model*.bin in a process of its own, as tensors "
+            "alone, and writes safetensors; or another revision or copy",
         )
     if ggufs := [file for file in files if file.endswith(".gguf")]:
         return UserError(

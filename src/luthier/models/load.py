@@ -233,7 +233,7 @@ def load_model(
             "a causal language model that it knows",
             "download the model again, or another model",
         ) from error
-    _refuse_misfits(report, name)
+    refuse_misfits(report, name)
     _refuse_non_finite(model, name)
     return model.eval()
 
@@ -249,7 +249,8 @@ def _install(error: ImportError) -> str:
     return f"pip install {error.name}" if error.name else "pip install the package that is named"
 
 
-def _refuse_misfits(report: dict[str, Any], name: str) -> None:
+def refuse_misfits(report: dict[str, Any], name: str) -> None:
+    """Refuses weights that are missing, left over or of a wrong shape, by transformers' report of a loading."""
     for kind, what in (
         ("missing_keys", "weights that the model needs are not in its files"),
         ("unexpected_keys", "weights in its files have no place in the model"),

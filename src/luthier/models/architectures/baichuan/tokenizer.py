@@ -74,7 +74,7 @@ def converted(file: Path) -> Tokenizer:
         for cut in range(1, len(text))
         if text[:cut] in normal and text[cut:] in normal
     ]
-    made = Tokenizer(models.BPE(ids, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    made = Tokenizer(models.BPE(ids, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))  # noqa: S106
     made.normalizer = normalizers.Replace(" ", SPACE)
     made.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()])
     made.add_tokens(

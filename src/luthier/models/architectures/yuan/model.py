@@ -353,9 +353,7 @@ class YuanModel(YuanPreTrainedModel):
         return segments if documents is None else segments + documents
 
 
-def _links(
-    real: torch.Tensor | None, documents: torch.Tensor | None, past: int, length: int
-) -> torch.Tensor | None:
+def _links(real: torch.Tensor | None, documents: torch.Tensor | None, past: int, length: int) -> torch.Tensor | None:
     """Whether the filter may look from a token to the one before it, [B, T]; behind a cache of its last two inputs
     [B, 2 + T]. None where every token but the first may."""
     if real is None and documents is None:

@@ -47,12 +47,19 @@ class YuanTokenizer(PreTrainedTokenizer):  # type: ignore[misc]
         for added in ("add_bos_token", "add_eos_token", "sp_model_kwargs", "extra_special_tokens"):
             settings.pop(added, None)
         if str(settings.get("eos_token", "</s>")) == "</s>":
-            settings["eos_token"] = "<eod>"
-        defaults = {"bos_token": "<s>", "unk_token": "<unk>", "pad_token": "<eod>", "clean_up_tokenization_spaces": False}
+            settings["eos_token"] = "<eod>"  # noqa: S105
+        defaults = {
+            "bos_token": "<s>",
+            "unk_token": "<unk>",
+            "pad_token": "<eod>",
+            "clean_up_tokenization_spaces": False,
+        }
         for name, value in defaults.items():
             settings[name] = value if settings.get(name) is None else settings[name]
-        super().__init__(special_tokens_pattern="none", token_type_ids_pattern="all_zeros", **settings)
-        self.add_special_tokens({"extra_special_tokens": [AddedToken(t, special=True, normalized=False) for t in CONTROL]})
+        super().__init__(special_tokens_pattern="none", token_type_ids_pattern="all_zeros", **settings)  # noqa: S106
+        self.add_special_tokens(
+            {"extra_special_tokens": [AddedToken(t, special=True, normalized=False) for t in CONTROL]}
+        )
 
     @property
     def vocab_size(self) -> int:
