@@ -102,7 +102,7 @@ def finish(target: Path, parts: list[Path], size: int) -> None:
     if len(parts) == 1:
         parts[0].rename(target / "model.safetensors")
         return
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, part in enumerate(parts, start=1):
         name = f"model-{number:05d}-of-{len(parts):05d}.safetensors"
         with safe_open(part, "pt") as opened:

@@ -70,7 +70,8 @@ def _register_tokenizers(auto: Any) -> None:
         found = _exported(name, "tokenizer")
         auto.AutoTokenizer.register(_exported(name, "config"), found, exist_ok=True)
         auto.TOKENIZER_MAPPING_NAMES[name] = found.__name__
-        getattr(auto, "MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS", set()).add(name)
+        if (corrected := getattr(auto, "MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS", None)) is not None:
+            corrected.add(name)
 
 
 def _register_models(auto: Any) -> None:

@@ -53,3 +53,8 @@ class BaichuanConfig(PretrainedConfig):  # type: ignore[misc]
     @property
     def uses_alibi(self) -> bool:
         return self.max_position_embeddings is None
+
+    @property
+    def head_dim(self) -> int:
+        """Size of an attention head."""
+        return self.hidden_size // self.num_attention_heads

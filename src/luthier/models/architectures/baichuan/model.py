@@ -60,7 +60,7 @@ class BaichuanAttention(nn.Module):
         self.config = config
         self.layer_idx = layer
         self.heads = config.num_attention_heads
-        self.head_dim = config.hidden_size // self.heads
+        self.head_dim = config.head_dim
         self.W_pack = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
         self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
@@ -73,7 +73,8 @@ class BaichuanAttention(nn.Module):
         **keywords: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         query, key, value = (
-            x.unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2) for x in self.W_pack(hidden).chunk(3, dim=-1)
+            x.view(*hidden.shape[:-1], self.heads, self.head_dim).transpose(1, 2)
+            for x in self.W_pack(hidden).chunk(3, dim=-1)
         )
         if tables is not None:
             query, key = rotate(query.float(), tables).to(value.dtype), rotate(key.float(), tables).to(value.dtype)
@@ -171,7 +172,7 @@ class BaichuanModel(BaichuanPreTrainedModel):
         else:
             if position_ids is None:
                 position_ids = torch.arange(past, past + hidden.shape[1], device=hidden.device)[None]
-            tables = rotary_tables(position_ids, self.layers[0].self_attn.head_dim, torch.float32)
+            tables = rotary_tables(position_ids, self.config.head_dim, torch.float32)
         wants_all = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         states, weights = [hidden], []
         for layer in self.layers:
@@ -215,7 +216,8 @@ class BaichuanModel(BaichuanPreTrainedModel):
         keys = torch.arange(seen.shape[-1], device=hidden.device)
         distance = (keys - (past + torch.arange(length, device=hidden.device))[:, None]).clamp(max=0)
         bias = self._slopes(hidden.device)[:, None, None] * distance
-        return (mask.float() + bias).clamp(min=torch.finfo(hidden.dtype).min).to(hidden.dtype)
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        return (mask.to(wide) + bias).clamp(min=torch.finfo(hidden.dtype).min).to(hidden.dtype)
 
     def _seen(
         self,
@@ -267,7 +269,7 @@ class BaichuanForCausalLM(BaichuanPreTrainedModel, GenerationMixin):  # type: ig
             head = NormHead(new_embeddings.in_features, new_embeddings.out_features, bias=False, device="meta")
             head.weight = new_embeddings.weight
             new_embeddings = head
-        self.lm_head = new_embeddings
+        self.lm_head = new_embeddings  # type: ignore[assignment]
 
     @can_return_tuple  # type: ignore[untyped-decorator]
     def forward(

@@ -57,3 +57,8 @@ class YuanConfig(PretrainedConfig):  # type: ignore[misc]
         if self.hidden_act != "silu":
             raise ValueError(f"hidden_act {self.hidden_act!r}: this model is defined with silu")
         super().__post_init__(**others)
+
+    @property
+    def head_dim(self) -> int:
+        """Size of an attention head."""
+        return self.hidden_size // self.num_attention_heads

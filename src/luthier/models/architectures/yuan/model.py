@@ -132,7 +132,7 @@ def _over_pairs(convolution: nn.Module, x: torch.Tensor, linked: torch.Tensor | 
         before = before.masked_fill(~linked[..., None], 0)
     pairs = torch.stack([before, x]).flatten(1, 2).permute(2, 0, 1)[None]  # [1, C, 2, B * T]
     out: torch.Tensor = convolution(pairs)
-    return out[0, :, 0].T.unflatten(0, x.shape[:2])
+    return out[0, :, 0].T.reshape(*x.shape[:2], -1)
 
 
 class YuanAttention(nn.Module):
@@ -143,7 +143,7 @@ class YuanAttention(nn.Module):
         self.config = config
         self.layer_idx = layer
         self.heads = config.num_attention_heads
-        self.head_dim = config.hidden_size // self.heads
+        self.head_dim = config.head_dim
         size = config.hidden_size
         self.v_proj = nn.Linear(size, size, bias=False)
         self.o_proj = nn.Linear(size, size, bias=False)
@@ -175,7 +175,7 @@ class YuanAttention(nn.Module):
 
     def _in_heads(self, x: torch.Tensor) -> torch.Tensor:
         """[B, T, C] -> [B, H, T, D]."""
-        return x.unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2)
+        return x.view(*x.shape[:-1], self.heads, self.head_dim).transpose(1, 2)
 
     def _query_and_key(
         self, hidden: torch.Tensor, linked: torch.Tensor | None, cache: Cache | None
@@ -187,7 +187,8 @@ class YuanAttention(nn.Module):
         whole = hidden if cache is None else cache.layers[self.layer_idx].with_recent(hidden)
         filtered = self.lf_gate(whole, linked)[:, -hidden.shape[1] :]
         both = torch.cat([self.q_proj(filtered), self.k_proj(filtered)], dim=-1)
-        query, key = both.unflatten(-1, (self.heads, 2 * self.head_dim)).transpose(1, 2).chunk(2, dim=-1)
+        both = both.view(*both.shape[:-1], self.heads, 2 * self.head_dim)
+        query, key = both.transpose(1, 2).chunk(2, dim=-1)
         return query, key
 
 
@@ -286,7 +287,7 @@ class YuanModel(YuanPreTrainedModel):
         if position_ids is None:
             past = past_key_values.get_seq_length() if past_key_values is not None else 0
             position_ids = torch.arange(past, past + hidden.shape[1], device=hidden.device)[None]
-        tables = rotary_tables(position_ids, self.layers[0].self_attn.head_dim, hidden.dtype)
+        tables = rotary_tables(position_ids, self.config.head_dim, hidden.dtype)
         wants_all = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         states, weights = [hidden], []
         for layer in self.layers:

@@ -71,7 +71,7 @@ class YuanTokenizer(PreTrainedTokenizer):  # type: ignore[misc]
         return {self.pieces.id_to_piece(index): index for index in range(len(self.pieces))}
 
     def get_vocab(self) -> dict[str, int]:
-        return self._ids | self.added_tokens_encoder
+        return {**self._ids, **self.added_tokens_encoder}
 
     def _tokenize(self, text: str, **_others: Any) -> list[str]:
         found: list[str] = self.pieces.encode(text, out_type=str)
