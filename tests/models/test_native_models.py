@@ -217,13 +217,14 @@ def test_flat_is_each_document_alone(name: str, rows: list[list[int]], training:
         ).logits[0]
         for part, row in zip(flat.split(lengths), rows, strict=True):
             alone = ALONE[name].train(training)(torch.tensor([row])).logits[0]
-            torch.testing.assert_close(part, alone, rtol=0, atol=1e-5)
+            torch.testing.assert_close(part, alone, rtol=0, atol=1e-4)
 
 
 def _flat(name: str, attention: str) -> Any:
     model = made(name).float()
     if attention == "flat":
         use_flat_attention(model)
+        assert model.model.layers[0].self_attn.config._attn_implementation == "luthier_flat"
     return model
 
 
@@ -251,7 +252,7 @@ def test_in_pieces_through_the_cache_with_padding_before(name: str, ids: list[in
             out = model(whole[:, start:end], attention_mask=seen, past_key_values=cache, use_cache=True)
             found.append(out.logits[0])
         alone = model(torch.tensor([ids])).logits[0]
-    torch.testing.assert_close(torch.cat(found)[pads:], alone, rtol=0, atol=1e-5)
+    torch.testing.assert_close(torch.cat(found)[pads:], alone, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -73,7 +73,9 @@ def use_flat_attention(model: Any) -> None:
     """From here on the model takes flat batches. Raises ValueError where its code has no attention hook."""
     attention.register()
     model.luthier_stock_attention = model.config._attn_implementation
-    model.set_attn_implementation(attention.NAME)
+    model.set_attn_implementation(attention.NAME)  # a warning is all that transformers has for a model that cannot
+    if model.config._attn_implementation != attention.NAME:
+        raise ValueError("its attention cannot be replaced")
 
 
 def prove(config: Any, dtype: torch.dtype, device: torch.device | str = "cpu") -> Verdict:

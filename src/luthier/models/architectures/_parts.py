@@ -10,7 +10,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers import initialization
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 
 DENSE = ("sdpa", "eager")
 """Implementations of attention that take a mask; others get the lengths of the documents."""
@@ -31,6 +32,29 @@ class RMSNorm(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{tuple(self.weight.shape)}, eps={self.eps}"
+
+
+class NativeModel(PreTrainedModel):  # type: ignore[misc]
+    """What transformers has to know of the models of this folder."""
+
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _skip_keys_device_placement = ("past_key_values",)
+    _supports_sdpa = True
+    _supports_attention_backend = True
+    # Some published files hold the rotary frequencies as a training module had rounded them; they are computed here.
+    _keys_to_ignore_on_load_unexpected = (r"rotary_emb\.inv_freq",)
+
+    @classmethod
+    def _can_set_attn_implementation(cls) -> bool:
+        """transformers would look for its own call of attention in the model's file; here it is in `attend`."""
+        return True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, RMSNorm):
+            initialization.ones_(module.weight)
 
 
 def rotary_tables(positions: torch.Tensor, head_size: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:

@@ -13,16 +13,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import initialization
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import GenerationMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import can_return_tuple
 
 from luthier.models.architectures._parts import (
     DENSE,
+    NativeModel,
     RMSNorm,
     additive,
     attend,
@@ -117,21 +116,9 @@ class BaichuanDecoderLayer(GradientCheckpointingLayer):  # type: ignore[misc]
         return hidden + self.mlp(self.post_attention_layernorm(hidden)), weights
 
 
-class BaichuanPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
+class BaichuanPreTrainedModel(NativeModel):
     config_class = BaichuanConfig
-    base_model_prefix = "model"
-    supports_gradient_checkpointing = True
     _no_split_modules = ("BaichuanDecoderLayer",)
-    _skip_keys_device_placement = ("past_key_values",)
-    _supports_sdpa = True
-    _supports_attention_backend = True
-    _keys_to_ignore_on_load_unexpected = (r"rotary_emb\.inv_freq",)
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, RMSNorm):
-            initialization.ones_(module.weight)
 
 
 class BaichuanModel(BaichuanPreTrainedModel):

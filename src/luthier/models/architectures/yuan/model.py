@@ -20,11 +20,11 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from transformers.generation import GenerationMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import can_return_tuple
 
 from luthier.models.architectures._parts import (
     DENSE,
+    NativeModel,
     RMSNorm,
     additive,
     attend,
@@ -228,22 +228,13 @@ class YuanDecoderLayer(GradientCheckpointingLayer):  # type: ignore[misc]
         return hidden + self.mlp(self.post_attention_layernorm(hidden)), weights
 
 
-class YuanPreTrainedModel(PreTrainedModel):  # type: ignore[misc]
+class YuanPreTrainedModel(NativeModel):
     config_class = YuanConfig
-    base_model_prefix = "model"
-    supports_gradient_checkpointing = True
     _no_split_modules = ("YuanDecoderLayer",)
-    _skip_keys_device_placement = ("past_key_values",)
-    _supports_sdpa = True
-    _supports_attention_backend = True
-    # Converted files hold the rotary frequencies as a training module had rounded them; they are computed here.
-    _keys_to_ignore_on_load_unexpected = (r"rotary_emb\.inv_freq",)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, RMSNorm):
-            initialization.ones_(module.weight)
         if isinstance(module, YuanAttention) and self.config.use_shareqk:
             initialization.ones_(module.qk_weight)
             initialization.zeros_(module.qk_bias)
