@@ -163,6 +163,17 @@ def test_step_by_step(model: Any, golden: dict[str, torch.Tensor]) -> None:
 
 
 @torch.no_grad()
+def test_in_bfloat16(name: str, golden: dict[str, torch.Tensor], case: dict[str, Any]) -> None:
+    """No further from float32 than the original was, but for the luck of rounding."""
+    if "bf16_vs_fp32_eval_max_diff_real" not in case or "logits_eval" not in golden:
+        pytest.skip("this case records nothing in bfloat16")
+    model = AutoModelForCausalLM.from_pretrained(GOLDEN / name, dtype=torch.bfloat16).eval()
+    logits = model(golden["input_ids"], attention_mask=golden["attention_mask"]).logits.float()
+    real = golden["attention_mask"].bool()
+    assert largest((logits - golden["logits_eval"])[real]) < 1.5 * case["bf16_vs_fp32_eval_max_diff_real"]
+
+
+@torch.no_grad()
 def test_packed_rows(model: Any, golden: dict[str, torch.Tensor]) -> None:
     """Two samples in a row: by a mask of who sees whom (7B), by numbers of samples (13B)."""
     if "packed_input_ids" not in golden:
@@ -220,6 +231,7 @@ def test_padding_gets_no_gradient_as_input(name: str, golden: dict[str, torch.Te
 
 def test_saved_with_the_published_names(name: str, model: Any, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
+    assert "auto_map" not in json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     saved, published = load_file(tmp_path / "model.safetensors"), load_file(GOLDEN / name / "model.safetensors")
     tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
     assert set(saved) == {key for key in published if "rotary_emb" not in key} - tied

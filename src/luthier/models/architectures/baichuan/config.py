@@ -48,6 +48,7 @@ class BaichuanConfig(PretrainedConfig):  # type: ignore[misc]
             raise ValueError(f"hidden_act {self.hidden_act!r}: this model is defined with silu")
         if self.norm_head is None:
             self.norm_head = self.vocab_size != PLAIN_HEAD_VOCABULARY
+        others.pop("auto_map", None)  # code of the published folder, which is neither needed nor saved
         super().__post_init__(**others)
 
     @property

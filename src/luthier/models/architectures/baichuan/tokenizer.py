@@ -29,7 +29,7 @@ class BaichuanTokenizer(PreTrainedTokenizerFast):  # type: ignore[misc]
         return super().from_pretrained(pretrained_model_name_or_path, *others, **keywords)
 
     def __init__(self, vocab_file: str | None = None, tokenizer_file: str | None = None, **settings: Any) -> None:
-        for name in ("add_bos_token", "add_eos_token", "sp_model_kwargs", "use_fast"):
+        for name in ("add_bos_token", "add_eos_token", "sp_model_kwargs", "use_fast", "auto_map"):
             settings.pop(name, None)
         named = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<unk>"}
         for name, default in named.items():

@@ -56,6 +56,7 @@ class YuanConfig(PretrainedConfig):  # type: ignore[misc]
             raise ValueError("causal_mask false: this model is defined for causal attention only")
         if self.hidden_act != "silu":
             raise ValueError(f"hidden_act {self.hidden_act!r}: this model is defined with silu")
+        others.pop("auto_map", None)  # code of the published folder, which is neither needed nor saved
         super().__post_init__(**others)
 
     @property

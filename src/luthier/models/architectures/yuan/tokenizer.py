@@ -44,7 +44,7 @@ class YuanTokenizer(PreTrainedTokenizer):  # type: ignore[misc]
     def __init__(self, vocab_file: str, **settings: Any) -> None:
         self.vocab_file = vocab_file
         self.pieces = SentencePieceProcessor(model_file=str(vocab_file))
-        for added in ("add_bos_token", "add_eos_token", "sp_model_kwargs", "extra_special_tokens"):
+        for added in ("add_bos_token", "add_eos_token", "sp_model_kwargs", "extra_special_tokens", "auto_map"):
             settings.pop(added, None)
         if str(settings.get("eos_token", "</s>")) == "</s>":
             settings["eos_token"] = "<eod>"  # noqa: S105
