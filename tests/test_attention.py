@@ -30,13 +30,17 @@ def qkv(tokens: int, heads: int, kv_heads: int, seed: int = 0) -> tuple[torch.Te
     lengths=st.lists(st.integers(1, 24), min_size=1, max_size=6),
     window=st.sampled_from([None, 1, 3, 8, 100]),
     heads=st.sampled_from([(4, 4), (4, 2), (4, 1)]),
+    slopes=st.sampled_from([None, (0.5, 0.25, 0.0, 2.0)]),
 )
-def test_per_document_is_the_definition(lengths: list[int], window: int | None, heads: tuple[int, int]) -> None:
+def test_per_document_is_the_definition(
+    lengths: list[int], window: int | None, heads: tuple[int, int], slopes: tuple[float, ...] | None
+) -> None:
     edges = [0, *torch.tensor(lengths).cumsum(0).tolist()]
     inputs = qkv(sum(lengths), *heads)
     twins = [x.detach().clone().requires_grad_() for x in inputs]
-    got = per_document_attention(*inputs, edges, 0.25, window)
-    want = dense_attention(*twins, edges, 0.25, window)
+    alibi = None if slopes is None else torch.tensor(slopes)
+    got = per_document_attention(*inputs, edges, 0.25, window, slopes=alibi)
+    want = dense_attention(*twins, edges, 0.25, window, alibi)
     assert got.shape == (1, sum(lengths), heads[0], 16)
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
     direction = torch.randn(got.shape, generator=torch.Generator().manual_seed(1))

@@ -15,6 +15,7 @@ from tests.helpers.tiny_models import twin, twin_config
 
 VERDICTS = {
     "llama": True, "qwen3": True, "phi3": True, "gpt_neox": True, "mistral": True, "gemma3_text": True,
+    "yuan": True, "baichuan": True, "baichuan_alibi": True,
     "gpt_oss": False, "lfm2": False, "falcon_h1": False, "bloom": False, "falcon": False,
 }  # fmt: skip
 """By what each one's code does with flat batches: attention sinks, convolutions, state-space layers and masks made without positions."""

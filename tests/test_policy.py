@@ -13,7 +13,19 @@ from luthier.policy import Policy, enable_activation_checkpointing
 from luthier.types import NO_TARGET, Sample
 from tests.helpers.jobs import make_config, make_job, make_policy, make_samples
 
-FAMILIES = ["llama", "qwen3", "phi3", "gpt_neox", "mistral", "gemma3_text", "qwen3_moe", "gpt2", "opt"]
+FAMILIES = [
+    "llama",
+    "qwen3",
+    "phi3",
+    "gpt_neox",
+    "mistral",
+    "gemma3_text",
+    "qwen3_moe",
+    "gpt2",
+    "opt",
+    "yuan",
+    "baichuan",
+]
 LENGTHS = (13, 5, 40, 2, 9)
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from luthier.models import architectures
+
 if TYPE_CHECKING:
     from luthier.api import train
     from luthier.errors import EnvironmentProblem, LuthierError, UserError
@@ -35,3 +37,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+architectures.watch()

@@ -10,6 +10,8 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
+import luthier  # noqa: F401 - it makes its own architectures known to transformers
+
 VOCAB = 512
 HIDDEN = 64
 WINDOW = 8
@@ -102,6 +104,17 @@ TWINS: dict[str, dict[str, Any]] = {
         "attention_dropout": 0.0,
         "max_position_embeddings": 256,
     },
+    "yuan": {
+        **_BLOCK,
+        "model_type": "yuan",
+        "max_position_embeddings": 256,
+        "tie_word_embeddings": True,
+        "use_flash_attention": False,
+        "eod_token": 2,
+        "sep_token": 3,
+    },
+    "baichuan": {**_BLOCK, "model_type": "baichuan", "max_position_embeddings": 256},
+    "baichuan_alibi": {**_BLOCK, "model_type": "baichuan", "num_attention_heads": 4},
     "gpt2": {**_GPT2, "model_type": "gpt2"},
     "opt": {
         "model_type": "opt",
@@ -115,7 +128,7 @@ TWINS: dict[str, dict[str, Any]] = {
         "attention_dropout": 0.0,
     },
 }
-"""Name (the `model_type` of transformers) -> the keys of a tiny config. Windows are of 8 tokens."""
+"""Name (the `model_type`, or one of its kinds) -> the keys of a tiny config. Windows are of 8 tokens."""
 
 
 def twin_config(name: str, **changes: Any) -> PretrainedConfig:

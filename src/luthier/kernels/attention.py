@@ -2,10 +2,11 @@
 
 The definition, for query i and key j of one document (i, j count from the document's start; w is the window, if any):
 
-    out_i = sum_j softmax_j(scaling * q_i . k_j) v_j     over j <= i and i - j < w
+    out_i = sum_j softmax_j(scaling * q_i . k_j + s * (j - i)) v_j     over j <= i and i - j < w
 
-and nothing flows between documents. `dense_attention` says it with one mask over the whole batch and is the twin that defines the
-others; `per_document_attention` computes each document alone; `varlen_attention` is torch's fused kernel for CUDA.
+where s is the head's slope in a model with ALiBi, else 0, and nothing flows between documents. `dense_attention` says it with
+one mask over the whole batch and is the twin that defines the others; `per_document_attention` computes each document alone;
+`varlen_attention` is torch's fused kernel for CUDA, which knows no slopes.
 
 transformers calls `flat_attention` by its registered name. It refuses every keyword that it does not implement (sinks,
 soft-cap, position bias, a mask), so that no model is computed differently from what it means.
@@ -68,11 +69,12 @@ def flat_attention(
     cu_seq_lens_k: torch.Tensor | None = None,
     max_length_q: int | None = None,
     max_length_k: int | None = None,
+    alibi_slopes: torch.Tensor | None = None,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
     """transformers' attention interface.
 
-    query [1, heads, T, head size], key and value [1, kv heads, T, head size] -> [1, T, heads, head size].
+    query [1, heads, T, head size], key and value [1, kv heads, T, head size] -> [1, T, heads, head size]; slopes [heads].
 
     Raises:
         UnsupportedAttention: a mask, an unknown keyword, a cache, or no document lengths.
@@ -92,10 +94,12 @@ def flat_attention(
     if cu_seq_lens_q is None or max_length_q is None or query.shape[0] != 1 or query.shape[2] != key.shape[2]:
         raise UnsupportedAttention("flat attention needs one row, no cache and the lengths of its documents")
     scale = scaling if scaling is not None else float(query.shape[-1]) ** -0.5
-    if dropout == 0.0 and choose_path(query.device, query.dtype, query.shape[-1], value.shape[-1]) == "varlen":
+    plain = dropout == 0.0 and alibi_slopes is None
+    if plain and choose_path(query.device, query.dtype, query.shape[-1], value.shape[-1]) == "varlen":
         out = varlen_attention(query, key, value, cu_seq_lens_q, max_length_q, scale, sliding_window)
     else:
-        out = per_document_attention(query, key, value, cu_seq_lens_q.tolist(), scale, sliding_window, dropout)
+        edges = cu_seq_lens_q.tolist()
+        out = per_document_attention(query, key, value, edges, scale, sliding_window, dropout, alibi_slopes)
     return out, None
 
 
@@ -121,14 +125,19 @@ def per_document_attention(
     scaling: float,
     window: int | None,
     dropout: float = 0.0,
+    slopes: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Each document by torch's scaled_dot_product_attention. Shapes as in flat_attention; `edges` are cumulative lengths from 0."""
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    longest = max(end - start for start, end in pairwise(edges))
+    bias = None if slopes is None else alibi_bias(slopes, longest, window).to(query.dtype)
     parts = []
     for start, end in pairwise(edges):
         mask = _window_mask(end - start, window, query.device) if window is not None and end - start > window else None
+        if bias is not None:
+            mask = bias[:, : end - start, : end - start]
         part = F.scaled_dot_product_attention(
             query[:, :, start:end],
             key[:, :, start:end],
@@ -142,6 +151,14 @@ def per_document_attention(
     return torch.cat(parts, dim=1)
 
 
+def alibi_bias(slopes: torch.Tensor, length: int, window: int | None = None) -> torch.Tensor:
+    """slopes [heads] -> [heads, length, length] in float32: slope * (j - i) where key j is seen by query i, else -inf."""
+    position = torch.arange(length, device=slopes.device)
+    distance = position - position[:, None]
+    bias = slopes.float()[:, None, None] * distance
+    return bias.masked_fill(~_window_mask(length, window or length, slopes.device), -torch.inf)
+
+
 def _window_mask(length: int, window: int, device: torch.device) -> torch.Tensor:
     """[length, length] bool: key j is seen by query i where 0 <= i - j < window."""
     position = torch.arange(length, device=device)
@@ -150,7 +167,13 @@ def _window_mask(length: int, window: int, device: torch.device) -> torch.Tensor
 
 
 def dense_attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, edges: list[int], scaling: float, window: int | None
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    edges: list[int],
+    scaling: float,
+    window: int | None,
+    slopes: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The definition: one mask over the whole batch. Quadratic in T; the twin for tests."""
     groups = query.shape[1] // key.shape[1]
@@ -161,6 +184,9 @@ def dense_attention(
         query.shape[2], window or query.shape[2], query.device
     )
     scores = (query.float() @ key.float().transpose(-1, -2)) * scaling
+    if slopes is not None:
+        place = torch.arange(query.shape[2], device=query.device)
+        scores = scores + slopes[:, None, None] * (place - place[:, None])
     weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)
     return (weights @ value.float()).to(query.dtype).transpose(1, 2)
 

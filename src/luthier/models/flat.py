@@ -21,6 +21,7 @@ import torch
 import transformers
 
 from luthier.kernels import attention
+from luthier.models import architectures
 from luthier.paths import cache_dir
 
 VOCABULARY = 128
@@ -31,7 +32,10 @@ LENGTHS = (13, 5, 21, 1, 9)
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 """Largest difference of logits, relative to the largest logit: rounding of the dtype. Isolation is held to that of float32."""
 
-_SOURCES = [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in (__file__, str(attention.__file__))]
+_SOURCES = [
+    hashlib.sha256(file.read_bytes()).hexdigest()
+    for file in (Path(__file__), Path(attention.__file__), *sorted(Path(architectures.__file__).parent.rglob("*.py")))
+]
 """A verdict holds for the code that gave it."""
 
 WEIGHT_STD = 0.15
@@ -69,7 +73,9 @@ def use_flat_attention(model: Any) -> None:
     """From here on the model takes flat batches. Raises ValueError where its code has no attention hook."""
     attention.register()
     model.luthier_stock_attention = model.config._attn_implementation
-    model.set_attn_implementation(attention.NAME)
+    model.set_attn_implementation(attention.NAME)  # a warning is all that transformers has for a model that cannot
+    if model.config._attn_implementation != attention.NAME:
+        raise ValueError("its attention cannot be replaced")
 
 
 def prove(config: Any, dtype: torch.dtype, device: torch.device | str = "cpu") -> Verdict:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.errors import UserError, excerpt
+from luthier.models import architectures
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 TOKENIZER_FILES = (
@@ -77,7 +78,8 @@ def check_config(folder: Path, name: str, trust_remote_code: bool) -> None:
             'for example "model_type": "llama"',
             "copy config.json from the model's page",
         )
-    _refuse_code(config, file, name, trust_remote_code)
+    if config.get("model_type") not in architectures.model_types():
+        _refuse_code(config, file, name, trust_remote_code)
     for path, section in _sections(config, ""):
         for key in _ATTENTION_KEYS:
             if key in section and (key == _ATTENTION_KEYS[0] or not _plain_attention(section[key])):
@@ -125,8 +127,16 @@ def check_tokenizer(folder: Path, name: str, trust_remote_code: bool) -> None:
     for file in present:
         refuse_stub(file, name)
     settings = folder / "tokenizer_config.json"
-    if settings.is_file():
+    if settings.is_file() and not native_type(folder):
         _refuse_code(read_json(settings, name), settings, name, trust_remote_code)
+
+
+def native_type(folder: Path) -> str:
+    """The model_type of a folder whose architecture is one of ours, so that the code that it names is not needed; else
+    nothing."""
+    file = folder / "config.json"
+    found = read_json(file, str(folder)).get("model_type") if file.is_file() else None
+    return found if found in architectures.model_types() else ""
 
 
 def check_weights(folder: Path, name: str) -> None:
@@ -180,10 +190,8 @@ def no_weights(name: str, files: list[str], where: str) -> UserError:
             name,
             f"the weights in {where} are pickled ({pickled[0]}): loading them can run any code",
             "safetensors",
-            "another revision or copy with safetensors; or, where you trust the file: python -c "
-            f"\"from transformers import AutoModelForCausalLM as M; M.from_pretrained('{where}')"
-            ".save_pretrained('converted')"
-            "\", and copy the tokenizer's files",
+            f"luthier download {where} --convert, which reads pytorch_model*.bin in a process of its own, as tensors "
+            "alone, and writes safetensors; or another revision or copy",
         )
     if ggufs := [file for file in files if file.endswith(".gguf")]:
         return UserError(

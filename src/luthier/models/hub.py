@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.errors import EnvironmentProblem, UserError, excerpt
-from luthier.models._files import Say, human_bytes
+from luthier.models._files import Say, human_bytes, whole_folder
 from luthier.models.folder import PICKLES, no_weights
 from luthier.models.hub_record import Record, RemoteFile, commit_of_ref, remember_ref
+from luthier.models.pickled import BIN_FILES, convert_folder
+from luthier.paths import cache_dir
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo, RepoSibling
@@ -46,10 +48,19 @@ def is_wanted(file: str, trust_remote_code: bool) -> bool:
     return any(path.match(pattern) for pattern in PATTERNS)
 
 
-def fetch(name: str, revision: str | None, trust_remote_code: bool, say: Say) -> tuple[Path, str]:
+def fetch(
+    name: str, revision: str | None, trust_remote_code: bool, say: Say, convert: bool = False
+) -> tuple[Path, str]:
     """The folder of a hub model at a revision, and the commit that the revision names.
 
     Where the hub is out of reach (or its offline mode is on) the copy of an earlier download is used, and that is said.
+
+    Args:
+        name: org/name.
+        revision: branch, tag or commit.
+        trust_remote_code: whether Python files are fetched.
+        say: gets lines of progress.
+        convert: whether pickled weights are fetched and converted, where there are no safetensors.
 
     Raises:
         UserError: no such name, model or revision; no safetensors.
@@ -61,6 +72,8 @@ def fetch(name: str, revision: str | None, trust_remote_code: bool, say: Say) ->
         record = Record.load(name, revision)
         if record is not None and record.is_intact(trust_remote_code):
             return record.folder, revision
+        if _converted(name, revision).is_dir():
+            return _converted(name, revision), revision
     listed = _list(name, revision)
     if isinstance(listed, str):
         return _from_cache(name, revision, trust_remote_code, listed, say)
@@ -69,12 +82,30 @@ def fetch(name: str, revision: str | None, trust_remote_code: bool, say: Say) ->
     if record is None or not record.is_intact(trust_remote_code):
         wanted = [file for file in files if is_wanted(file.name, trust_remote_code)]
         if not any(file.name.endswith(".safetensors") for file in wanted):
-            raise no_weights(f"hf:{name}", [file.name for file in files], f"hf:{name}")
+            if not _converted(name, commit).is_dir():
+                pickled = [file for file in files if Path(file.name).match(BIN_FILES) and "/" not in file.name]
+                if not convert or not pickled:
+                    raise no_weights(f"hf:{name}", [file.name for file in files], f"hf:{name}")
+                _convert(Record(name, commit, Path(), [*wanted, *pickled], trust_remote_code), say)
+            remember_ref(name, revision or _MAIN, commit)
+            return _converted(name, commit), commit
         record = Record(name, commit, _download(name, commit, wanted, say), wanted, trust_remote_code)
         record.verify()
         record.save()
     remember_ref(name, revision or _MAIN, commit)
     return record.folder, commit
+
+
+def _converted(name: str, commit: str) -> Path:
+    """Where the safetensors of a model lie that was published with pickled weights alone."""
+    return cache_dir() / "converted" / name.replace("/", "--") / commit
+
+
+def _convert(record: Record, say: Say) -> None:
+    record.folder = _download(record.name, record.commit, record.files, say)
+    record.verify()
+    with whole_folder(_converted(record.name, record.commit)) as folder:
+        convert_folder(record.folder, folder, f"hf:{record.name}", record.code, say)
 
 
 def _list(name: str, revision: str | None) -> tuple[str, list[RemoteFile]] | str:
@@ -203,6 +234,8 @@ def _from_cache(name: str, revision: str | None, trust_remote_code: bool, why: s
     if record is not None and record.folder.is_dir():
         record.verify()
         folder = record.folder
+    elif commit is not None and _converted(name, commit).is_dir():
+        folder = _converted(name, commit)
     else:
         code = ("*.py",) if trust_remote_code else ()
         never = [pattern for pattern in NEVER if pattern not in code]

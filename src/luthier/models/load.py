@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from luthier.errors import EnvironmentProblem, UserError, excerpt
-from luthier.models.folder import TOKENIZER_FILES, check_folder, read_json, tensors
+from luthier.models import architectures
+from luthier.models.folder import TOKENIZER_FILES, check_folder, native_type, read_json, tensors
 from luthier.models.sources import ModelSource
 
 if TYPE_CHECKING:
@@ -123,8 +124,14 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedT
     """
     from transformers import AutoTokenizer
 
+    native = native_type(folder)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
+        if native:
+            tokenizer = architectures.tokenizer_class(native).from_pretrained(folder)
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(
+                folder, trust_remote_code=trust_remote_code, local_files_only=True
+            )
     except ImportError as error:
         raise EnvironmentProblem(
             str(folder), excerpt(str(error), 200), "the package that this tokenizer needs", _install(error)
@@ -226,7 +233,7 @@ def load_model(
             "a causal language model that it knows",
             "download the model again, or another model",
         ) from error
-    _refuse_misfits(report, name)
+    refuse_misfits(report, name)
     _refuse_non_finite(model, name)
     return model.eval()
 
@@ -242,7 +249,8 @@ def _install(error: ImportError) -> str:
     return f"pip install {error.name}" if error.name else "pip install the package that is named"
 
 
-def _refuse_misfits(report: dict[str, Any], name: str) -> None:
+def refuse_misfits(report: dict[str, Any], name: str) -> None:
+    """Refuses weights that are missing, left over or of a wrong shape, by transformers' report of a loading."""
     for kind, what in (
         ("missing_keys", "weights that the model needs are not in its files"),
         ("unexpected_keys", "weights in its files have no place in the model"),

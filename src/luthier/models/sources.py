@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.errors import EnvironmentProblem, UserError
-from luthier.models import gguf, hub, package_index
+from luthier.models import gguf, hub, package_index, pickled
 from luthier.models._files import Say, to_stderr
 from luthier.models.folder import check_folder
 
@@ -59,6 +59,31 @@ def resolve(
         EnvironmentProblem: no network, no space, a missing package.
     """
     return _resolve(path, revision, trust_remote_code, say, ())
+
+
+def convert(path: str, revision: str | None, trust_remote_code: bool, *, say: Say = to_stderr) -> None:
+    """Makes safetensors of a model's pickled weights: in its folder, or for a hub model in luthier's cache.
+
+    Raises:
+        UserError: there is no such model, it is no folder and of no hub, or its weights are not what they should be.
+        EnvironmentProblem: no network, no space, a missing package.
+    """
+    local = Path(path).expanduser()
+    if path.startswith("hf:") or (hub.is_name(path) and not local.exists()):
+        hub.fetch(path.removeprefix("hf:"), revision, trust_remote_code, say, convert=True)
+        return
+    if path.startswith("ms:"):
+        folder = _modelscope(path.removeprefix("ms:"), revision, say, (pickled.BIN_FILES,))
+    elif local.is_dir():
+        folder = local.resolve()
+    else:
+        raise UserError(
+            f"model {path}", "--convert is given", "a folder or a hub's model with pytorch_model*.bin", "leave it out"
+        )
+    if pickled.has_safetensors(folder):
+        say(f"{path}: has safetensors; nothing is to be converted")
+    else:
+        pickled.convert_folder(folder, folder, path, trust_remote_code, say)
 
 
 def _resolve(
@@ -206,7 +231,7 @@ def _read_json(file: Path) -> dict[str, Any]:
     return tree
 
 
-def _modelscope(name: str, revision: str | None, say: Say) -> Path:
+def _modelscope(name: str, revision: str | None, say: Say, more: tuple[str, ...] = ()) -> Path:
     if not hub.is_name(name):
         raise UserError(f"ms:{name}", "this is no name of a model", "ms:org/name", "model=ms:org/name")
     try:
@@ -222,7 +247,10 @@ def _modelscope(name: str, revision: str | None, say: Say) -> Path:
     try:
         return Path(
             snapshot_download(
-                name, revision=revision, allow_file_pattern=list(hub.PATTERNS), ignore_file_pattern=list(hub.NEVER)
+                name,
+                revision=revision,
+                allow_file_pattern=[*hub.PATTERNS, *more],
+                ignore_file_pattern=[pattern for pattern in hub.NEVER if not (more and pattern == "*.bin")],
             )
         )
     except (NotExistError, NotLoginException) as error:
