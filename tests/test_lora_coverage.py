@@ -18,7 +18,7 @@ from luthier.tuning._anatomy import ATTENTION, EDGES, EXPERTS, MLP, OTHER, Anato
 from tests.helpers.tiny_models import TWINS, tiny_llama, twin
 
 MIXTURES = ("qwen3_moe", "gpt_oss")
-REST = {"lfm2": "98.8 % of other", "falcon_h1": "70 % of other"}
+REST = {"yuan": "0 % of other", "lfm2": "98.8 % of other", "falcon_h1": "70 % of other"}
 """Convolutions get no adapter, nor does what a state-space kernel reads itself."""
 
 EXAMPLES = {

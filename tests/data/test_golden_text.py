@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ import pytest
 from luthier.data.render import ChatRenderer
 from luthier.data.template import Template
 from luthier.data.template_check import made_tokenizer
+from luthier.models.architectures import tokenizer_class
 from luthier.types import NO_TARGET, Conversation, Message
 from tests.helpers import tokenizers
-from tests.helpers.sentencepiece_tokenizer import baichuan, yuan
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden"
 ORIGINALS = pytest.mark.skipif(
@@ -22,6 +23,16 @@ ORIGINALS = pytest.mark.skipif(
 IGNORED = -100
 ROLES = {"human": "user", "gpt": "assistant"}
 PERSONA = "现在你要扮演皇帝身边的女人--甄嬛."
+
+
+@cache
+def yuan(folder: Path) -> Any:
+    return tokenizer_class("yuan")(vocab_file=str(folder / "tokenizer.model"))
+
+
+@cache
+def baichuan(folder: Path) -> Any:
+    return tokenizer_class("baichuan")(vocab_file=str(folder / "tokenizer.model"))
 
 
 def golden(name: str) -> dict[str, Any]:

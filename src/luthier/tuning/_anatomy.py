@@ -61,8 +61,10 @@ def anatomy(model: Any) -> Anatomy:
     """Which weight of a causal language model of transformers, without an adapter, is of which part."""
     edges = (model.get_input_embeddings(), model.get_output_embeddings())
     weights, layers = list[Weight](), dict[str, int]()
+    seen = set[int]()  # a tied head is the embeddings' matrix
     for name, module in model.named_modules():
-        matrices = [parameter for parameter in module.parameters(recurse=False) if parameter.dim() >= 2]
+        matrices = [p for p in module.parameters(recurse=False) if p.dim() >= 2 and id(p) not in seen]
+        seen |= {id(matrix) for matrix in matrices}
         if not matrices:
             continue
         size = sum(parameter.numel() for parameter in matrices)
