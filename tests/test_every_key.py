@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 
 from luthier import config, run
 from luthier.config_docs import SECTIONS, keys
 from luthier.errors import LuthierError
-from tests.helpers.tiny_models import CHATML, save_twin, tiny_llama
+from tests.helpers.tiny_models import CHATML, save_twin, tiny_llama, twin
 
 ROWS = [{"instruction": f"Say {number}.", "output": f"{number}! " * (1 + number % 5)} for number in range(40)]
 HELD_OUT = ("data.eval=0.2",)
@@ -123,6 +124,16 @@ CASES = {
     "tuning.first_layers": Case("first_layers=1", "first_layers=2", "result", ("tuning=freeze",)),
     "tuning.patterns": Case("patterns=[.*mlp.*]", "patterns=[.*attn.*]", "result", ("tuning=freeze",)),
     "tuning.target_modules": Case("target_modules=all-linear", "target_modules=[q_proj]", "metrics"),
+    "tuning.layers_to_transform": Case(None, "layers_to_transform=[1]", "metrics"),
+    "tuning.experts": Case("experts=false", "experts=true", "metrics", ("model=mixture",)),
+    "tuning.use_rslora": Case("use_rslora=false", "use_rslora=true", "metrics"),
+    "tuning.use_dora": Case("use_dora=false", "use_dora=true", "metrics"),
+    "tuning.init_lora_weights": Case("init_lora_weights=pissa", "init_lora_weights=eva", "metrics"),
+    "tuning.rank_pattern": Case(None, "rank_pattern={q_proj: 2}", "metrics"),
+    "tuning.alpha_pattern": Case(None, "alpha_pattern={q_proj: 2}", "metrics"),
+    "tuning.modules_to_save": Case(None, "modules_to_save=[lm_head]", "metrics"),
+    "tuning.loraplus_lr_ratio": Case(None, "loraplus_lr_ratio=16", "metrics"),
+    "tuning.adapter_path": Case(None, "adapter_path=adapter", "metrics"),
     "distributed": Case("distributed=auto", "distributed=ddp", "outcome"),
     "report_to": Case(None, "report_to=tensorboard", "files"),
     "seed": Case("seed=0", "seed=1", "metrics"),
@@ -155,6 +166,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("keys")
     tiny_llama(folder / "model")
     save_twin(folder / "model-2", "qwen3", seed=1)
+    save_twin(folder / "mixture", "qwen3_moe")
+    torch.manual_seed(1)
+    get_peft_model(twin("llama"), LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)).save_pretrained(
+        folder / "adapter"
+    )
     both = [{**row, "output": row["output"] + "?", "text": row["instruction"]} for row in ROWS]
     system = [{**row, "system": "Be kind."} for row in ROWS]
     for name, rows in {

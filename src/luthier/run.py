@@ -23,7 +23,7 @@ from luthier.finished import Run
 from luthier.generation import generate
 from luthier.loop import Job, put_weights, restore
 from luthier.loop import train as run_loop
-from luthier.models.adapters import save_adapter, write_origin
+from luthier.models.adapters import adapter_folder, load_adapter, save_adapter, starts_where_off, write_origin
 from luthier.models.flat import prove, stock_attention, use_flat_attention
 from luthier.models.load import (
     DTYPES,
@@ -46,7 +46,7 @@ from luthier.reporting.report import write_report
 from luthier.reporting.row_progress import RowProgress
 from luthier.reporting.summary import end_summary
 from luthier.reporting.trackers import check_trackers
-from luthier.types import Message
+from luthier.types import Message, Sample
 
 ANSWER_TOKENS = 200
 """Most tokens of a sample answer during training."""
@@ -114,8 +114,10 @@ def _train(
     torch.set_num_threads(decisions["threads"])
     limit = decisions["max_tokens_per_micro_batch"]
     say(f"layout: {decisions['layout']} ({decisions['layout_reason']}), at most {limit:,} tokens in one forward pass")
-    policy, trained = build_policy(config, source, dtype, engine.device, decisions, trust_remote_code)
+    policy, trained = build_policy(config, source, dtype, engine.device, decisions, trust_remote_code, data.train)
     say(trained)
+    if objective.needs_reference:
+        policy.keep_reference()
 
     job = _build_job(config, folder, policy, data, objective, engine, decisions)
     base = fingerprint(source).as_dict()
@@ -242,8 +244,9 @@ def build_policy(
     device: torch.device,
     decisions: dict[str, Any],
     trust_remote_code: bool = False,
+    samples: Sequence[Sample] = (),
 ) -> tuple[Policy, str]:
-    """The model as it is trained, and a line that says what is trained."""
+    """The model as it is trained, and a line that says what is trained. `samples` are what it will learn from."""
     quantization = config.model.quantization
     held = component.load("quantization", quantization.kind)(quantization) if quantization is not None else None
     keys = DropoutKeys(config.seed)
@@ -252,19 +255,34 @@ def build_policy(
     loaded = dtype if tuning.makes_adapter or base_dtype(source) == _name(dtype) else torch.float32
     model = load_model(source, dtype=loaded, device=device, quantization=held, trust_remote_code=trust_remote_code)
     with seeded(key(config.seed, "initial weights") % 2**63):
-        tuned, what = tuning.apply(model, keys)
+        tuned, what = _tuned(config, tuning, model, keys, source, samples)
     if not tuning.makes_adapter:
         hold_frozen(tuned, dtype)
     core = tuned.get_base_model() if tuning.makes_adapter else tuned
     if decisions["activation_checkpointing"]:
         enable_activation_checkpointing(core)
         what += "; activation checkpointing"
-    policy = Policy(tuned, keys, compute_dtype=dtype, starts_at_base=tuning.makes_adapter)
+    from_base = tuning.makes_adapter and starts_where_off(tuned)
+    policy = Policy(tuned, keys, compute_dtype=dtype, starts_at_base=from_base)
     if not policy.verify_head():
         what += "; the head is computed whole, not in chunks"
     if decisions["layout"] == "flat":
         use_flat_attention(core)
     return policy, what
+
+
+def _tuned(
+    config: RunConfig, tuning: Any, model: Any, keys: DropoutKeys, source: ModelSource, samples: Sequence[Sample]
+) -> tuple[Any, str]:
+    """The model with what is trained on it: from the beginning, or from where another adapter ended."""
+    if (before := getattr(config.tuning, "adapter_path", None)) is not None:
+        tuned = load_adapter(model, adapter_folder(before), trainable=True, base=fingerprint(source).as_dict())
+        return tuned, tuning.go_on(tuned, keys)
+    tuned, what = tuning.apply(model, keys)
+    if wanted := getattr(tuning, "rows_to_begin", 0):
+        rows = [samples[index].input_ids for index in range(min(wanted, len(samples)))]
+        tuning.begin_at_rows(tuned, [torch.as_tensor(ids, dtype=torch.int64) for ids in rows])
+    return tuned, what
 
 
 def _build_job(
@@ -279,7 +297,7 @@ def _build_job(
     training = config.training
     steps = data.steps(config)
     layout: Layout = decisions["layout"]
-    optimizer = make_optimizer(training, policy)
+    optimizer = make_optimizer(training, policy, getattr(config.tuning, "loraplus_lr_ratio", None))
     return Job(
         config=training,
         seed=config.seed,

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from luthier.errors import UserError
 
-STARTS_AT_ZERO = (True, "gaussian")
+STARTS_AT_ZERO = (True, "gaussian", "eva", "orthogonal")
 """PEFT's ways to begin that leave the base as it is; others (PiSSA, OLoRA, ...) change its weights."""
 
 WEIGHTS, CONFIG, OURS = "adapter_model.safetensors", "adapter_config.json", "luthier.json"
@@ -36,14 +36,71 @@ def save_adapter(
         system: the system text that all training conversations had.
         plain: `ModelSource.plain` of the base, for peft's own file; by default the name and commit in `base`.
     """
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in _adapter_weights(model).items()}
+    weights, config = _on_the_base(model)
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
-    config = model.peft_config[model.active_adapter].to_dict()
     name, revision = plain or (base["name"].removeprefix("hf:"), base.get("commit"))
     config |= {"inference_mode": True, "base_model_name_or_path": name, "revision": revision}
     config = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     write_origin(folder, {"base": dict(base), "starts_at_base": starts_at_base, "system": system})
+
+
+def _on_the_base(model: Any) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Weights and peft's configuration of an adapter that plain peft loads on the base as it is.
+
+    One that is trained from a start other than zero (`FromStart`) becomes one of twice the rank, [A; A0] and [B, -B0].
+    """
+    from luthier.tuning._starts import ADAPTER, FromStart, lora_layers
+
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in _adapter_weights(model).items()}
+    seen = set[int]()
+    for name, tensor in weights.items():  # a shared weight stands under each of its names, as peft writes it
+        if tensor.data_ptr() in seen:
+            weights[name] = tensor.clone()
+        seen.add(tensor.data_ptr())
+    config = model.peft_config[model.active_adapter].to_dict()
+    moved = {
+        name: layer for name, layer in lora_layers(model) if isinstance(layer.lora_variant.get(ADAPTER), FromStart)
+    }
+    for name, layer in moved.items():
+        start, prefix = layer.lora_variant[ADAPTER], f"base_model.model.{name}"
+        for part, own, axis in (("lora_A", start.a, 0), ("lora_B", -start.b, 1)):
+            key = f"{prefix}.{part}.weight"
+            weights[key] = torch.cat([weights[key], own.cpu()], axis).contiguous()
+    if moved:
+        config |= {"r": 2 * config["r"], "rank_pattern": {k: 2 * r for k, r in config["rank_pattern"].items()}}
+        # s = lora_alpha / r stays; with rsLoRA s = lora_alpha / sqrt(r) does.
+        more = 2**0.5 if config["use_rslora"] else 2
+        config |= {
+            "lora_alpha": more * config["lora_alpha"],
+            "alpha_pattern": {k: more * alpha for k, alpha in config["alpha_pattern"].items()},
+        }
+    config["init_lora_weights"] = config["init_lora_weights"] in STARTS_AT_ZERO or bool(moved)
+    return weights, config
+
+
+def starts_where_off(model: Any) -> bool:
+    """Whether an adapter as it is now, at its beginning, is the same as none: its B is zero, or counted from its start."""
+    from luthier.tuning._starts import ADAPTER, FromStart, lora_layers
+
+    return all(
+        isinstance(layer.lora_variant.get(ADAPTER), FromStart) or not bool(layer.lora_B[ADAPTER].weight.any())
+        for _, layer in lora_layers(model)
+    )
+
+
+def adapter_folder(path: str) -> Path:
+    """Where the adapter of RUN or ADAPTER lies.
+
+    Raises:
+        UserError: there is none.
+    """
+    for folder in (Path(path) / "adapter", Path(path)):
+        if (folder / CONFIG).is_file():
+            return folder
+    raise UserError(
+        "tuning.adapter_path", f"{path} holds no {CONFIG}", "a run that made an adapter, or an adapter's folder"
+    )
 
 
 def write_origin(folder: Path, origin: Mapping[str, Any]) -> None:
@@ -72,23 +129,10 @@ def load_adapter(model: Any, folder: Path, trainable: bool = False, base: Mappin
     """
     from peft import LoraConfig, PeftModel, get_peft_model
 
+    from luthier.tuning._starts import tie_edges
+
     _refuse_other_base(folder, base)
-    if not (folder / WEIGHTS).is_file():
-        pickled = sorted(path.name for path in folder.glob("*.bin"))
-        raise UserError(
-            str(folder),
-            f"holds {', '.join(pickled)}, a pickle, which can run code when it is opened"
-            if pickled
-            else f"has no {WEIGHTS}",
-            "an adapter in safetensors",
-            "convert it where you trust it: peft's model.save_pretrained(folder, safe_serialization=True)",
-        )
-    try:
-        weights = load_file(folder / WEIGHTS)
-    except (SafetensorError, OSError) as error:
-        raise UserError(
-            str(folder / WEIGHTS), f"cannot be read: {error}", "a whole safetensors file", "copy the adapter again"
-        ) from None
+    weights = _read(folder)
     config = LoraConfig.from_pretrained(str(folder))
     config.inference_mode = not trainable
     config.base_model_name_or_path = getattr(
@@ -134,7 +178,27 @@ def load_adapter(model: Any, folder: Path, trainable: bool = False, base: Mappin
     with torch.no_grad():
         for name, tensor in _adapter_weights(adapted).items():
             tensor.copy_(weights[name])
+    tie_edges(adapted)
     return adapted
+
+
+def _read(folder: Path) -> dict[str, torch.Tensor]:
+    if not (folder / WEIGHTS).is_file():
+        pickled = sorted(path.name for path in folder.glob("*.bin"))
+        raise UserError(
+            str(folder),
+            f"holds {', '.join(pickled)}, a pickle, which can run code when it is opened"
+            if pickled
+            else f"has no {WEIGHTS}",
+            "an adapter in safetensors",
+            "convert it where you trust it: peft's model.save_pretrained(folder, safe_serialization=True)",
+        )
+    try:
+        return load_file(folder / WEIGHTS)
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            str(folder / WEIGHTS), f"cannot be read: {error}", "a whole safetensors file", "copy the adapter again"
+        ) from None
 
 
 def _refuse_other_base(folder: Path, base: Mapping[str, Any] | None) -> None:
