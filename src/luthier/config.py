@@ -65,7 +65,7 @@ class ModelConfig(Config):
     """Branch, tag or commit of a hub model; resolved to a commit and recorded in the run."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """How the frozen weights are held and what is computed in. `auto`: bfloat16 where the hardware computes in it, else
-    float16 on a GPU and float32 on a CPU. Trained weights are always float32."""
+    float16 on a GPU and float32 on a CPU. Trained weights are float32, or bfloat16 under `optim: adamw_bf16`."""
     quantization: SerializeAsAny[ComponentConfig] | None = None
     """Holds the frozen weights in fewer bits: `nf4` (4 bits, QLoRA) or `int8`. Default: none."""
 
@@ -148,8 +148,10 @@ class TrainingConfig(Config):
     """Passes over the data; may be a fraction. Default: 3."""
     max_steps: Annotated[int, Field(ge=1)] | None = None
     """Optimizer steps; where given it decides instead of `num_train_epochs`."""
-    optim: Literal["adamw"] = "adamw"
-    """The optimizer."""
+    optim: Literal["adamw", "adamw_8bit", "paged_adamw_8bit", "adamw_bf16", "adafactor", "lion", "muon"] = "adamw"
+    """The optimizer. `adamw_8bit`: its means in 8 bits (`paged`: moved to the CPU's memory where the card is full).
+    `adamw_bf16`: weights, gradients and means in bfloat16, rounded by chance. `adafactor`: one mean a row and column. `lion`:
+    wants about a tenth of the learning rate. `muon`: for the matrices between embeddings and head, AdamW for the rest."""
     adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Decay of AdamW's mean of the gradient."""
     adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
@@ -184,6 +186,8 @@ class TrainingConfig(Config):
     `auto`: only where they would not fit."""
     max_tokens_per_micro_batch: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
     """Most tokens of one forward pass. A longer row goes alone."""
+    neftune_noise_alpha: Annotated[float, Field(gt=0)] | None = None
+    """Noise on the embeddings in training, of this size (NEFTune; 5 is common). Default: none."""
     sample_prompts: tuple[str, ...] = ()
     """Requests that the model answers at each evaluation, for the eye; kept in `samples.jsonl` and the report."""
     deterministic: bool = False

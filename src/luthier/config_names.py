@@ -33,6 +33,8 @@ RENAMED = {
     "eval_dataset": "data.eval",
     "finetuning_type": "tuning",
     "stage": "objective",
+    "neftune_alpha": "training.neftune_noise_alpha",
+    "noisy_embedding_alpha": "training.neftune_noise_alpha",
     "lora_rank": "tuning.r",
     "lora_target": "tuning.target_modules",
     "adapter_name_or_path": "tuning.adapter_path",
@@ -66,6 +68,8 @@ RENAMED = {
     "saves_per_epoch": "training.save_steps",
     "evals_per_epoch": "training.eval_steps",
     "special_tokens": "the tokenizer's own special tokens",
+    "optim_args": "training.optim, with the keys of training",
+    "loraplus_lr_embedding": "training.learning_rate, which embeddings share",
     # torchtune, LitGPT, Unsloth
     "checkpoint_dir": "model.path",
     "batch_size": "training.global_batch_size",

@@ -37,7 +37,8 @@ from luthier.models.load import (
 )
 from luthier.models.opened import base_dtype
 from luthier.models.sources import ModelSource, resolve
-from luthier.optimization import make_optimizer, make_schedule
+from luthier.neftune import Noise
+from luthier.optimization import ROUNDS_STOCHASTICALLY, make_optimizer, make_schedule
 from luthier.planning import activation_checkpointing, held_bytes, tokens_per_micro_batch
 from luthier.policy import Policy, enable_activation_checkpointing
 from luthier.randomness import DropoutKeys, key
@@ -262,13 +263,32 @@ def build_policy(
     if decisions["activation_checkpointing"]:
         enable_activation_checkpointing(core)
         what += "; activation checkpointing"
+    if config.training.optim == ROUNDS_STOCHASTICALLY:
+        what = what.replace("in float32", "in bfloat16") + "; rounded by chance"
+        _train_in_bfloat16(tuned, dtype)
     from_base = tuning.makes_adapter and starts_where_off(tuned)
     policy = Policy(tuned, keys, compute_dtype=dtype, starts_at_base=from_base)
+    if (alpha := config.training.neftune_noise_alpha) is not None:
+        Noise(policy, alpha)
+        what += f"; noise of {alpha:g} on the embeddings"
     if not policy.verify_head():
         what += "; the head is computed whole, not in chunks"
     if decisions["layout"] == "flat":
         use_flat_attention(core)
     return policy, what
+
+
+def _train_in_bfloat16(model: Any, dtype: torch.dtype) -> None:
+    if dtype != torch.bfloat16:
+        raise UserError(
+            "training.optim",
+            f"{ROUNDS_STOCHASTICALLY} while {_name(dtype)} is computed in",
+            "bfloat16",
+            "model.dtype=bfloat16, or training.optim=adamw",
+        )
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(dtype)
 
 
 def _tuned(
@@ -297,7 +317,7 @@ def _build_job(
     training = config.training
     steps = data.steps(config)
     layout: Layout = decisions["layout"]
-    optimizer = make_optimizer(training, policy, getattr(config.tuning, "loraplus_lr_ratio", None))
+    optimizer = make_optimizer(training, policy, getattr(config.tuning, "loraplus_lr_ratio", None), config.seed)
     return Job(
         config=training,
         seed=config.seed,
@@ -379,7 +399,9 @@ def _finish(
         if tuning.makes_adapter:
             save_adapter(job.policy.model, target, base, job.policy.starts_at_base, data.system, plain)
         else:
-            job.policy.core.float().save_pretrained(target)
+            if config.training.optim != ROUNDS_STOCHASTICALLY:
+                job.policy.core.float()  # what is not trained may be held in fewer bits
+            job.policy.core.save_pretrained(target)
             write_origin(target, {"base": base, "system": data.system})
         if data.template is not None:
             tokenizer.chat_template = data.template.saved_source
