@@ -121,7 +121,7 @@ def _train(
         policy.keep_reference()
 
     job = _build_job(config, folder, policy, data, objective, engine, decisions)
-    base = fingerprint(source).as_dict()
+    base = _base_record(config, source, data)
     manifest = run_folder.manifest(
         config, data, base, decisions, hardware(engine.device), job.steps.total, engine.processes, trained
     )
@@ -278,6 +278,20 @@ def build_policy(
     return policy, what
 
 
+def _base_record(config: RunConfig, source: ModelSource, data: Prepared | None = None) -> dict[str, Any]:
+    """What a result says of the model underneath, so that it is put on no other one."""
+    quantization = config.model.quantization
+    held = quantization.model_dump(mode="json") if quantization is not None else None
+    template = data.template.fingerprint if data is not None and data.template is not None else None
+    return {**fingerprint(source).as_dict(), "quantization": held, "template": template}
+
+
+def _starts_at_base(config: RunConfig, policy: Policy) -> bool:
+    """Whether the saved adapter switched off is the policy at step 0: a product that is zero but for rounding counts too."""
+    fresh = getattr(config.tuning, "adapter_path", None) is None
+    return policy.starts_at_base or (fresh and getattr(config.tuning, "init_lora_weights", None) == "orthogonal")
+
+
 def _train_in_bfloat16(model: Any, dtype: torch.dtype) -> None:
     if dtype != torch.bfloat16:
         raise UserError(
@@ -296,7 +310,7 @@ def _tuned(
 ) -> tuple[Any, str]:
     """The model with what is trained on it: from the beginning, or from where another adapter ended."""
     if (before := getattr(config.tuning, "adapter_path", None)) is not None:
-        tuned = load_adapter(model, adapter_folder(before), trainable=True, base=fingerprint(source).as_dict())
+        tuned = load_adapter(model, adapter_folder(before), trainable=True, base=_base_record(config, source))
         return tuned, tuning.go_on(tuned, keys)
     tuned, what = tuning.apply(model, keys)
     if wanted := getattr(tuning, "rows_to_begin", 0):
@@ -397,7 +411,7 @@ def _finish(
 
     def fill(target: Path) -> None:
         if tuning.makes_adapter:
-            save_adapter(job.policy.model, target, base, job.policy.starts_at_base, data.system, plain)
+            save_adapter(job.policy.model, target, base, _starts_at_base(config, job.policy), data.system, plain)
         else:
             if config.training.optim != ROUNDS_STOCHASTICALLY:
                 job.policy.core.float()  # what is not trained may be held in fewer bits

@@ -31,7 +31,7 @@ def save_adapter(
 
     Args:
         model: a PeftModel.
-        base: what is known of the model underneath (`name`, `commit`, fingerprints); kept in luthier.json.
+        base: what is known of the model underneath (`name`, `commit`, fingerprints, `quantization`); kept in luthier.json.
         starts_at_base: whether the adapter began as zero.
         system: the system text that all training conversations had.
         plain: `ModelSource.plain` of the base, for peft's own file; by default the name and commit in `base`.
@@ -42,7 +42,8 @@ def save_adapter(
     config |= {"inference_mode": True, "base_model_name_or_path": name, "revision": revision}
     config = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    write_origin(folder, {"base": dict(base), "starts_at_base": starts_at_base, "system": system})
+    begins = model.peft_config[model.active_adapter].init_lora_weights
+    write_origin(folder, {"base": dict(base), "starts_at_base": starts_at_base, "begins": begins, "system": system})
 
 
 def _on_the_base(model: Any) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -208,16 +209,35 @@ def _refuse_other_base(folder: Path, base: Mapping[str, Any] | None) -> None:
     own = json.loads(file.read_text(encoding="utf-8"))["base"]
     differing = [
         key
-        for key in ("config_hash", "weights_hash", "tokenizer_hash")
+        for key in ("config_hash", "weights_hash", "tokenizer_hash", "template")
         if own.get(key) and base.get(key) and own[key] != base[key]
     ]
+    if "quantization" in own and "quantization" in base and own["quantization"] != base["quantization"]:
+        differing.append("quantization")
     if differing:
         raise UserError(
             str(folder),
-            f"was trained on {own['name']}, this is {base['name']}; they differ in their {', '.join(differing)}",
+            f"was trained on {own['name']}{_held(own)}, this is {base['name']}{_held(base)}; they differ in their "
+            + ", ".join(differing),
             "the base that it was trained on",
-            f"use {own['name']}",
+            f"use {own['name']}{_held(own)}",
         )
+
+
+def _held(base: Mapping[str, Any]) -> str:
+    """` held in nf4`, or nothing of a base that is not quantized."""
+    return f" held in {base['quantization']['kind']}" if base.get("quantization") else ""
+
+
+def trained_quantization(folder: Path) -> dict[str, Any] | None:
+    """How the base was held when the adapter was trained: the keys of `model.quantization`; None: in 16 or 32 bits."""
+    found = _origin(folder).get("base", {}).get("quantization")
+    return found if isinstance(found, dict) else None
+
+
+def begins(folder: Path) -> Any:
+    """`init_lora_weights` of the adapter's training; None where nothing says it."""
+    return _origin(folder).get("begins")
 
 
 def starts_at_base(folder: Path) -> bool:

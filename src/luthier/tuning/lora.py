@@ -171,6 +171,7 @@ class Lora:
         how = self.config.init_lora_weights
         if how == "loftq":
             begin_at_what_was_lost(adapted)
+            adapted.peft_config["default"].init_lora_weights = how
         elif isinstance(how, str) and how.startswith(("pissa", "olora")):
             begin_at_main_parts(adapted, how)
 
