@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import torch
 from pydantic import ValidationError
@@ -27,7 +27,7 @@ from luthier.files import as_readable_as, fsync
 from luthier.models.adapters import OURS, begins, origin_of, write_origin
 from luthier.models.load import fingerprint, quiet
 from luthier.models.opened import Base, Opened, base_dtype, open_model
-from luthier.types import Message
+from luthier.types import Message, Sample
 
 QUESTIONS = (
     "What is the capital of France?",
@@ -123,7 +123,7 @@ def export(
     output: str | Path,
     *,
     settings: dict[str, Any] | None = None,
-    base: Base = "as trained",
+    base: str = "as trained",
     unproven: bool = False,
     trust_remote_code: bool = False,
     say: Callable[[str], None] = print,
@@ -150,7 +150,7 @@ def export(
     folder = Path(output)
     _refuse_used(folder)
     say(f"opening {target} in float32 on the CPU")
-    merged_into: Base = "16bit" if exporter.needs_adapter else base
+    merged_into = cast("Base", "16bit" if exporter.needs_adapter else base)
     opened = _open(target, merged_into, trust_remote_code)
     _refuse_wrong(exporter, to, opened, base)
     parts = _parts(opened)
@@ -339,7 +339,7 @@ def _held_out(opened: Opened) -> list[list[int]]:
         data = prepare(opened.config, opened.tokenizer, context_length=opened.context_tokens, objective=objective)
     except LuthierError:
         return []
-    rows = data.eval or []
+    rows: Sequence[Sample] = data.eval or ()
     return [list(map(int, rows[index].input_ids)) for index in range(min(HELD_OUT_ROWS, len(rows)))]
 
 
