@@ -64,6 +64,7 @@ CASES = {
         "ledger",
     ),
     "data.system": Case(None, "data.system=Be brief.", "metrics"),
+    "data.add_tokens": Case(None, "data.add_tokens=[Say]", "metrics"),
     "data.max_samples": Case(None, "max_samples=20", "ledger"),
     "data.eval": Case(None, "data.eval=0.3", "metrics"),
     "data.train.weight": Case(

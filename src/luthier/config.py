@@ -114,6 +114,8 @@ class DataConfig(Config):
     enable_thinking: bool | None = None
     """The variable of this name, for templates that know it: whether a served prompt leaves it to the model to think first.
     Default: as the template has it."""
+    add_tokens: tuple[Name, ...] = ()
+    """Tokens that the tokenizer does not have; the model gets rows for them, which are trained and saved."""
     system: Name | None = None
     """A system text for the conversations that have none. Default: they stay without."""
     max_samples: Annotated[int, Field(ge=1)] | None = None

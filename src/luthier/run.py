@@ -23,7 +23,14 @@ from luthier.finished import Run
 from luthier.generation import generate
 from luthier.loop import Job, put_weights, restore
 from luthier.loop import train as run_loop
-from luthier.models.adapters import adapter_folder, load_adapter, save_adapter, starts_where_off, write_origin
+from luthier.models.adapters import (
+    adapter_folder,
+    embedding_rows,
+    load_adapter,
+    save_adapter,
+    starts_where_off,
+    write_origin,
+)
 from luthier.models.flat import prove, stock_attention, use_flat_attention
 from luthier.models.load import (
     DTYPES,
@@ -35,6 +42,7 @@ from luthier.models.load import (
     load_model,
     load_tokenizer,
 )
+from luthier.models.new_tokens import add_tokens, grow, names_of_edges, refuse_untrained
 from luthier.models.opened import base_dtype
 from luthier.models.sources import ModelSource, resolve
 from luthier.neftune import Noise
@@ -106,6 +114,7 @@ def _train(
     with _main_process_first(engine), RowProgress() as progress:
         source = _base_of(config, trust_remote_code)
         tokenizer = load_tokenizer(source.folder, trust_remote_code=trust_remote_code)
+        new = add_tokens(tokenizer, config.data.add_tokens)
         model_config = load_config(source.folder, trust_remote_code)
         context = context_length(model_config)
         data = prepare(config, tokenizer, context_length=context, objective=objective, watch=progress)
@@ -115,7 +124,7 @@ def _train(
     torch.set_num_threads(decisions["threads"])
     limit = decisions["max_tokens_per_micro_batch"]
     say(f"layout: {decisions['layout']} ({decisions['layout_reason']}), at most {limit:,} tokens in one forward pass")
-    policy, trained = build_policy(config, source, dtype, engine.device, decisions, trust_remote_code, data.train)
+    policy, trained = build_policy(config, source, dtype, engine.device, decisions, trust_remote_code, data.train, new)
     say(trained)
     if objective.needs_reference:
         policy.keep_reference()
@@ -246,8 +255,14 @@ def build_policy(
     decisions: dict[str, Any],
     trust_remote_code: bool = False,
     samples: Sequence[Sample] = (),
+    new: Sequence[int] = (),
 ) -> tuple[Policy, str]:
-    """The model as it is trained, and a line that says what is trained. `samples` are what it will learn from."""
+    """The model as it is trained, and a line that says what is trained.
+
+    Args:
+        samples: what it will learn from.
+        new: ids of tokens that the model does not have.
+    """
     quantization = config.model.quantization
     held = component.load("quantization", quantization.kind)(quantization) if quantization is not None else None
     keys = DropoutKeys(config.seed)
@@ -255,8 +270,12 @@ def build_policy(
     # Weights that are trained are float32 from the start: loaded in fewer bits than are stored they would begin rounded.
     loaded = dtype if tuning.makes_adapter or base_dtype(source) == _name(dtype) else torch.float32
     model = load_model(source, dtype=loaded, device=device, quantization=held, trust_remote_code=trust_remote_code)
+    grow(model, max(new, default=-1) + 1)
+    if new and tuning.makes_adapter:
+        tuning.new_rows = {name: list(new) for name in names_of_edges(model)}
     with seeded(key(config.seed, "initial weights") % 2**63):
         tuned, what = _tuned(config, tuning, model, keys, source, samples)
+    refuse_untrained(tuned, new)
     if not tuning.makes_adapter:
         hold_frozen(tuned, dtype)
     core = tuned.get_base_model() if tuning.makes_adapter else tuned
@@ -310,7 +329,15 @@ def _tuned(
 ) -> tuple[Any, str]:
     """The model with what is trained on it: from the beginning, or from where another adapter ended."""
     if (before := getattr(config.tuning, "adapter_path", None)) is not None:
-        tuned = load_adapter(model, adapter_folder(before), trainable=True, base=_base_record(config, source))
+        folder = adapter_folder(before)
+        if embedding_rows(folder) > model.get_input_embeddings().weight.shape[0]:
+            raise UserError(
+                "tuning.adapter_path",
+                f"{before} was trained with new tokens, which this run's tokenizer does not have",
+                "the same tokens in data.add_tokens, in the same order",
+                "data.add_tokens=[...], as in the config.yaml of that run",
+            )
+        tuned = load_adapter(model, folder, trainable=True, base=_base_record(config, source))
         return tuned, tuning.go_on(tuned, keys)
     tuned, what = tuning.apply(model, keys)
     if wanted := getattr(tuning, "rows_to_begin", 0):

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from luthier.errors import UserError
+from luthier.models.new_tokens import grow
 
 STARTS_AT_ZERO = (True, "gaussian", "eva", "orthogonal")
 """PEFT's ways to begin that leave the base as it is; others (PiSSA, OLoRA, ...) change its weights."""
@@ -43,7 +44,9 @@ def save_adapter(
     config = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     begins = model.peft_config[model.active_adapter].init_lora_weights
-    write_origin(folder, {"base": dict(base), "starts_at_base": starts_at_base, "begins": begins, "system": system})
+    rows = model.get_base_model().get_input_embeddings().weight.shape[0]
+    origin = {"base": dict(base), "starts_at_base": starts_at_base, "begins": begins, "system": system}
+    write_origin(folder, origin | {"embedding_rows": rows})
 
 
 def _on_the_base(model: Any) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -134,6 +137,7 @@ def load_adapter(model: Any, folder: Path, trainable: bool = False, base: Mappin
 
     _refuse_other_base(folder, base)
     weights = _read(folder)
+    grow(model, embedding_rows(folder))
     config = LoraConfig.from_pretrained(str(folder))
     config.inference_mode = not trainable
     config.base_model_name_or_path = getattr(
@@ -174,7 +178,7 @@ def load_adapter(model: Any, folder: Path, trainable: bool = False, base: Mappin
         )
     parameters = dict(adapted.named_parameters())
     for name, parameter in parameters.items():
-        if parameter.requires_grad or ".lora_" in name:
+        if parameter.requires_grad or ".lora_" in name or "trainable_tokens" in name:
             parameter.data = parameter.data.float()
     with torch.no_grad():
         for name, tensor in _adapter_weights(adapted).items():
@@ -233,6 +237,13 @@ def trained_quantization(folder: Path) -> dict[str, Any] | None:
     """How the base was held when the adapter was trained: the keys of `model.quantization`; None: in 16 or 32 bits."""
     found = _origin(folder).get("base", {}).get("quantization")
     return found if isinstance(found, dict) else None
+
+
+def embedding_rows(folder: Path) -> int:
+    """How many rows of embeddings the model had that the adapter was trained on, new tokens included; 0 where nothing
+    says it."""
+    found = _origin(folder).get("embedding_rows", 0)
+    return found if isinstance(found, int) else 0
 
 
 def begins(folder: Path) -> Any:

@@ -20,6 +20,7 @@ from luthier.data.template import Template
 from luthier.errors import UserError
 from luthier.models.adapters import load_adapter, starts_at_base, trained_quantization, trained_system
 from luthier.models.load import choose_dtype, context_length, fingerprint, load_model, load_tokenizer
+from luthier.models.new_tokens import grow
 from luthier.models.sources import ModelSource, resolve
 from luthier.policy import Policy
 from luthier.randomness import DropoutKeys
@@ -94,6 +95,7 @@ class Opened:
         before = resolve(self.config.model.path, self.config.model.revision, self.trust_remote_code)
         own = next(self.model.parameters())
         base = load_model(before, dtype=own.dtype, device=own.device, trust_remote_code=self.trust_remote_code)
+        grow(base, self.model.get_input_embeddings().weight.shape[0])
         return {f"model.{name}": parameter.data for name, parameter in base.named_parameters()}
 
 

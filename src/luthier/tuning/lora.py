@@ -87,6 +87,8 @@ class Lora:
 
     def __init__(self, config: Config) -> None:
         self.config = config
+        self.new_rows: dict[str, list[int]] = {}
+        """Ids of new tokens by the name of the embeddings (and of a head of its own), whose rows are trained."""
 
     def apply(self, model: nn.Module, keys: DropoutKeys) -> tuple[nn.Module, str]:
         """The model with an adapter, and a line that says what is trained.
@@ -122,6 +124,7 @@ class Lora:
                 rank_pattern=dict(config.rank_pattern),
                 alpha_pattern=dict(config.alpha_pattern),
                 modules_to_save=whole or None,
+                trainable_token_indices=self._rows(whole),
             ),
         )
         self._begin(adapted)
@@ -174,6 +177,11 @@ class Lora:
             adapted.peft_config["default"].init_lora_weights = how
         elif isinstance(how, str) and how.startswith(("pissa", "olora")):
             begin_at_main_parts(adapted, how)
+
+    def _rows(self, whole: list[str]) -> dict[str, list[int]] | None:
+        """What of `new_rows` is not in a module that is trained whole."""
+        left = {name: ids for name, ids in self.new_rows.items() if not any(name.endswith(part) for part in whole)}
+        return left or None
 
     def _ready(self, adapted: Any, keys: DropoutKeys, parts: Anatomy | None) -> str:
         from luthier.tuning._starts import tie_edges
