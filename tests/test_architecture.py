@@ -49,6 +49,8 @@ LAYERS = [
         "checkpoint",
         "planning",
         "optimization",
+        "stochastic_adamw",
+        "neftune",
         "statistics",
         "reporting",
         "generation",

@@ -121,10 +121,20 @@ def invariances(model_config: Any, config: RunConfig | None, runs_flat: bool, de
     return checks
 
 
+OF_THE_WHOLE_MODEL = ("layers_to_transform", "rank_pattern", "alpha_pattern", "init_lora_weights", "adapter_path")
+"""Keys of tuning that speak of layers, bits and files that the twin does not have."""
+
+
 def _policy(model_config: Any, config: RunConfig | None, device: torch.device) -> Policy:
-    """The twin, tuned as the configuration says (else by LoRA with dropout), its trained part moved off its start."""
+    """The twin, its trained part moved off its start: by the adapter of the configuration (without one: LoRA with dropout),
+    or in all its weights, since it has fewer layers than may be named there."""
     tuning = component.load("tuning", config.tuning.kind if config else "lora")
     chosen = config.tuning if config else tuning.Config(kind="lora", r=4, lora_dropout=0.1)
+    if not tuning.makes_adapter:
+        tuning = component.load("tuning", "full")
+        chosen = tuning.Config()
+    others = {name: field.get_default(call_default_factory=True) for name, field in type(chosen).model_fields.items()}
+    chosen = chosen.model_copy(update={name: others[name] for name in OF_THE_WHOLE_MODEL if name in others})
     keys = DropoutKeys(0)
     model, _ = tuning(chosen).apply(flat.twin(flat.reduced(model_config), torch.float32, device), keys)
     generator = torch.Generator().manual_seed(3)

@@ -65,7 +65,7 @@ class ModelConfig(Config):
     """Branch, tag or commit of a hub model; resolved to a commit and recorded in the run."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """How the frozen weights are held and what is computed in. `auto`: bfloat16 where the hardware computes in it, else
-    float16 on a GPU and float32 on a CPU. Trained weights are always float32."""
+    float16 on a GPU and float32 on a CPU. Trained weights are float32, or bfloat16 under `optim: adamw_bf16`."""
     quantization: SerializeAsAny[ComponentConfig] | None = None
     """Holds the frozen weights in fewer bits: `nf4` (4 bits, QLoRA) or `int8`. Default: none."""
 
@@ -114,6 +114,8 @@ class DataConfig(Config):
     enable_thinking: bool | None = None
     """The variable of this name, for templates that know it: whether a served prompt leaves it to the model to think first.
     Default: as the template has it."""
+    add_tokens: tuple[Name, ...] = ()
+    """Tokens that the tokenizer does not have; the model gets rows for them, which are trained and saved."""
     system: Name | None = None
     """A system text for the conversations that have none. Default: they stay without."""
     max_samples: Annotated[int, Field(ge=1)] | None = None
@@ -143,13 +145,15 @@ class TrainingConfig(Config):
     """Examples of one optimizer step, over all processes: the only spelling of a batch. How they are laid out over the hardware does
     not change the mathematics."""
     learning_rate: Annotated[float, Field(ge=0)] | None = None
-    """Peak learning rate. Default: 2e-4 for LoRA, 2e-5 when all weights are tuned."""
+    """Peak learning rate. Default: 2e-4 for LoRA, 2e-5 when the model's own weights are tuned."""
     num_train_epochs: Annotated[float, Field(gt=0)] | None = None
     """Passes over the data; may be a fraction. Default: 3."""
     max_steps: Annotated[int, Field(ge=1)] | None = None
     """Optimizer steps; where given it decides instead of `num_train_epochs`."""
-    optim: Literal["adamw"] = "adamw"
-    """The optimizer."""
+    optim: Literal["adamw", "adamw_8bit", "paged_adamw_8bit", "adamw_bf16", "adafactor", "lion", "muon"] = "adamw"
+    """The optimizer. `adamw_8bit`: its means in 8 bits (`paged`: moved to the CPU's memory where the card is full).
+    `adamw_bf16`: weights, gradients and means in bfloat16, rounded by chance. `adafactor`: one mean a row and column. `lion`:
+    wants about a tenth of the learning rate. `muon`: for the matrices between embeddings and head, AdamW for the rest."""
     adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Decay of AdamW's mean of the gradient."""
     adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
@@ -163,7 +167,8 @@ class TrainingConfig(Config):
     warmup_steps: Annotated[float, Field(ge=0, lt=1)] | Annotated[int, Field(ge=0)] = 0.03
     """Steps over which the learning rate rises from 0; below 1 a share of all steps."""
     weight_decay: Annotated[float, Field(ge=0)] | None = None
-    """AdamW's decoupled weight decay. Default: 0 for LoRA, 0.01 when all weights are tuned. Biases and norms are spared."""
+    """AdamW's decoupled weight decay. Default: 0 for LoRA, 0.01 when the model's own weights are tuned. Biases
+    and norms are spared."""
     max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
     """The gradient is scaled down to this global norm; `null` leaves it as it is."""
     logging_steps: Annotated[int, Field(ge=1)] = 1
@@ -183,6 +188,8 @@ class TrainingConfig(Config):
     `auto`: only where they would not fit."""
     max_tokens_per_micro_batch: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
     """Most tokens of one forward pass. A longer row goes alone."""
+    neftune_noise_alpha: Annotated[float, Field(gt=0)] | None = None
+    """Noise on the embeddings in training, of this size (NEFTune; 5 is common). Default: none."""
     sample_prompts: tuple[str, ...] = ()
     """Requests that the model answers at each evaluation, for the eye; kept in `samples.jsonl` and the report."""
     deterministic: bool = False
@@ -197,7 +204,7 @@ class RunConfig(Config):
     data: DataConfig
     """What is learned from; a bare string is a file."""
     tuning: SerializeAsAny[ComponentConfig]
-    """What is trained: `lora` (default) or `full`, with the keys of its own."""
+    """What is trained: `lora` (default), `freeze` or `full`, with the keys of its own."""
     objective: SerializeAsAny[ComponentConfig]
     """What is minimised: `sft` (default)."""
     training: TrainingConfig = Field(default_factory=TrainingConfig)
@@ -464,10 +471,10 @@ def _refuse_wrong_combinations(document: Document, config: RunConfig) -> None:
                     "data.eval",
                     f"write data.eval: 0.05, or leave {key} out",
                 )
-    if config.model.quantization is not None and config.tuning.kind == "full":
+    if config.model.quantization is not None and config.tuning.kind in ("full", "freeze"):
         raise UserError(
             document.place(("tuning",)),
-            "tuning: full of a quantized model",
+            f"tuning: {config.tuning.kind} of a quantized model",
             "weights that can be trained",
             "tuning=lora, or leave model.quantization out",
         )

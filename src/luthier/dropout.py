@@ -1,4 +1,4 @@
-"""Dropout whose masks are a function of what they are drawn for, as randomness.py has it, on tensors.
+"""Random draws on tensors as a function of what they are drawn for, as randomness.py has it; and dropout by them.
 
 The mixer is the finaliser of MurmurHash3 (Appleby, 2011; public domain) in 32 bits.
 """
@@ -34,6 +34,20 @@ def _mix32(bits: torch.Tensor) -> torch.Tensor:
     return bits
 
 
+def random_bits(shape: torch.Size, device: torch.device, *parts: int | str) -> torch.Tensor:
+    """int32 of `shape`: 32 bits for each place, of the parts and the place."""
+    first, second = _int32(key(*parts, 0)), _int32(key(*parts, 1))
+    places = torch.arange(shape.numel(), dtype=torch.int32, device=device)
+    return _mix32(_mix32(places ^ first) + second).reshape(shape)
+
+
+def mixed(positions: torch.Tensor, features: int, what: str) -> torch.Tensor:
+    """Keys of positions [...] -> int32 [..., features]: 32 bits for each feature of each, of what they are drawn for."""
+    places = torch.arange(features, dtype=torch.int32, device=positions.device)
+    salted = _mix32(positions ^ _int32(key("module", what)))
+    return _mix32(salted[..., None] + places * _int32(0x9E3779B9))
+
+
 class DropoutKeys:
     """The keys of the positions that are being computed, shared by all keyed dropouts of a model."""
 
@@ -64,7 +78,7 @@ class KeyedDropout(nn.Module):
     def __init__(self, p: float, name: str, keys: DropoutKeys) -> None:
         super().__init__()
         self.p = p
-        self.salt = _int32(key("module", name))
+        self.name = name
         self.keys = keys
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -79,10 +93,8 @@ class KeyedDropout(nn.Module):
             found = None if positions is None else tuple(positions.shape)
             raise RuntimeError(f"dropout needs the keys of {tuple(shape[:-1])} positions, has {found}")
         positions = positions.reshape(shape[:-1])  # some models run their MLP on [B * T, D]
-        features = torch.arange(shape[-1], dtype=torch.int32, device=device)
-        bits = _mix32(_mix32(positions ^ self.salt)[..., None] + features * _int32(0x9E3779B9))
         threshold = _int32(round(self.p * 2**32) - 2**31)  # signed comparison: shift the unsigned share by 2**31
-        return bits >= threshold
+        return mixed(positions.to(device), shape[-1], self.name) >= threshold
 
     def extra_repr(self) -> str:
         return f"p={self.p}, keyed"

@@ -9,24 +9,25 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import torch
 from pydantic import ValidationError
 
 from luthier import component, served
 from luthier.component import ComponentConfig
+from luthier.data.prepare import prepare
 from luthier.data.render import ChatRenderer
-from luthier.errors import EnvironmentProblem, UserError, excerpt
+from luthier.errors import EnvironmentProblem, LuthierError, UserError, excerpt
 from luthier.export._parts import Parts
 from luthier.files import as_readable_as, fsync
-from luthier.models.adapters import OURS, origin_of, write_origin
+from luthier.models.adapters import OURS, begins, origin_of, write_origin
 from luthier.models.load import fingerprint, quiet
-from luthier.models.opened import Opened, base_dtype, open_model
-from luthier.types import Message
+from luthier.models.opened import Base, Opened, base_dtype, open_model
+from luthier.types import Message, Sample
 
 QUESTIONS = (
     "What is the capital of France?",
@@ -49,7 +50,9 @@ LOST_SHARE = 0.5
 """A merge whose rounding changes the model by this share of what tuning changed has lost the tuning."""
 NEGLIGIBLE_NATS = 1e-6
 
-BASES = ("as trained", "16bit")
+BASES = get_args(Base)
+HELD_OUT_ROWS = 16
+"""Of the run's held-out data, at most so many are compared on."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,9 @@ class Exported:
     """whether another engine reads the prompts as they were trained; None where it was not asked"""
     system: str | None = None
     """the system text that all training conversations had; it is in the folder's luthier.json, and `chat` uses it"""
+    choice: Drift | None = None
+    """the base that was merged into against the quantized one of the training, each with the adapter; None where the base
+    was not quantized"""
 
     def as_text(self) -> str:
         """For the terminal."""
@@ -96,6 +102,11 @@ class Exported:
         ]
         if tuning is not None:
             lines.append(f"for comparison, tuning itself changed: {tuning.as_text()}")
+        if self.choice is not None:
+            lines.append(
+                f"this base against the quantized one of the training: max |dlogit| "
+                f"{self.choice.max_logit_difference:.2e}, {self.choice.as_text()}"
+            )
         if self.prompts is not None:
             lines.append(self.prompts.as_text())
         if self.system:
@@ -122,7 +133,8 @@ def export(
     Args:
         output: a folder that does not exist or is empty.
         settings: keys of the export's own Config.
-        base: `as trained`, or `16bit`: merge into the unquantized base though the run trained on a quantized one.
+        base: `as trained`; where that was quantized, a merge takes `16bit`, the unquantized base, or `dequantized`, the
+            values that it was trained on, as plain weights.
         unproven: do not ask another engine whether it reads the prompts as they were trained.
         say: gets a line before each long step.
 
@@ -138,21 +150,30 @@ def export(
     folder = Path(output)
     _refuse_used(folder)
     say(f"opening {target} in float32 on the CPU")
-    opened = open_model(
-        target, dtype="float32", device=torch.device("cpu"), quantized=False, trust_remote_code=trust_remote_code
-    )
+    merged_into = cast("Base", "16bit" if exporter.needs_adapter else base)
+    opened = _open(target, merged_into, trust_remote_code)
     _refuse_wrong(exporter, to, opened, base)
     parts = _parts(opened)
     if not exporter.needs_adapter:  # an adapter alone is small
         _refuse_full_disk(folder, parts, exporter.dtype(parts))
     inputs = _inputs(opened)
     original = _logits(parts.model, inputs)
+    choice = None
+    if opened.quantization is not None and not exporter.needs_adapter:
+        say("comparing with the base as it was held in training")
+        choice = drift(_logits(_open(target, "as trained", trust_remote_code).model, inputs), original)
     tuning = _effect_of_tuning(parts, original, inputs)
     opened.model = None
     asked = None if unproven or exporter.needs_adapter else opened.renderer
     found, prompts = _write_and_compare(exporter, parts, folder, original, inputs, tuning, asked, say)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    return Exported(folder, to, exporter.dtype(parts), size, found, tuning, prompts, opened.system)
+    return Exported(folder, to, exporter.dtype(parts), size, found, tuning, prompts, opened.system, choice)
+
+
+def _open(target: str, base: Base, trust_remote_code: bool) -> Opened:
+    """In float32 on the CPU."""
+    where = torch.device("cpu")
+    return open_model(target, dtype="float32", device=where, base=base, trust_remote_code=trust_remote_code)
 
 
 def _effect_of_tuning(parts: Parts, original: torch.Tensor, inputs: list[list[int]]) -> Drift | None:
@@ -241,14 +262,23 @@ def _refuse_wrong(exporter: Any, to: str, opened: Opened, base: str) -> None:
             "a run with tuning: lora",
             f"luthier export {opened.target} --to merged --output DIR",
         )
-    quantization = opened.config.model.quantization if opened.config is not None else None
-    if to != "adapter" and quantization is not None and base != "16bit":
+    if to == "adapter" or opened.quantization is None:
+        return
+    kind, command = opened.quantization.kind, f"luthier export {opened.target} --to {to} --output DIR --base"
+    if base == "as trained":
         raise UserError(
             opened.target,
-            f"the adapter was trained on a base held in {quantization.kind}; the unquantized base is another model, "
-            "to which it fits a little worse",
-            "the choice to merge into it all the same, or the adapter alone",
-            f"luthier export {opened.target} --to {to} --base 16bit --output DIR",
+            f"the adapter was trained on a base held in {kind}, which a plain model is not",
+            "the choice of another base: 16bit, the unquantized one, to which the adapter fits a little worse; or "
+            "dequantized, the very values that it was trained on; or the adapter alone",
+            f"{command} 16bit",
+        )
+    if base == "16bit" and opened.adapter is not None and begins(opened.adapter) == "loftq":
+        raise UserError(
+            opened.target,
+            "the adapter began at what quantization lost (loftq), which the unquantized base still has",
+            "the base that it completes",
+            f"{command} dequantized",
         )
 
 
@@ -281,7 +311,7 @@ def _parts(opened: Opened) -> Parts:
 
 
 def _inputs(opened: Opened) -> list[list[int]]:
-    """Ids of the texts of the comparison: fixed ones, and prompts of the run itself."""
+    """Ids of the texts of the comparison: fixed ones, prompts of the run itself, and rows that it held out."""
     prompts = list(QUESTIONS)
     if opened.config is not None:
         answers = Path(opened.target) / "answers.json"
@@ -294,9 +324,23 @@ def _inputs(opened: Opened) -> list[list[int]]:
         if opened.template is not None
         else []
     )
+    ids += _held_out(opened)
     ids += [opened.tokenizer(text, add_special_tokens=False)["input_ids"] for text in TEXTS]
     limit = min(MOST_TOKENS, opened.context_tokens or MOST_TOKENS)
     return [found[:limit] for found in ids]
+
+
+def _held_out(opened: Opened) -> list[list[int]]:
+    """The first rows that the run held out; none where it held out none, or its data are not there any more."""
+    if opened.config is None or opened.config.data.eval is None:
+        return []
+    objective = component.load("objectives", opened.config.objective.kind)(opened.config.objective)
+    try:
+        data = prepare(opened.config, opened.tokenizer, context_length=opened.context_tokens, objective=objective)
+    except LuthierError:
+        return []
+    rows: Sequence[Sample] = data.eval or ()
+    return [list(map(int, rows[index].input_ids)) for index in range(min(HELD_OUT_ROWS, len(rows)))]
 
 
 @torch.no_grad()

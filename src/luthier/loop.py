@@ -172,7 +172,7 @@ def train_step(job: Job, check: LearningCheck) -> None:
     if job.optimizer.param_groups[0]["lr"] > 0:
         progress.moving_steps += 1
         if idle := check.after_step(progress.moving_steps, job.optimizer):
-            job.recorder.note(f"{idle} tensors of experts got no token in the first two steps")
+            job.recorder.note(f"{idle} tensors of experts or new tokens got no token in the first two steps")
     seconds = time.perf_counter() - started
     line = {
         "step": progress.step,
@@ -370,7 +370,7 @@ class LearningCheck:
             if name not in self.had_gradient
             or (_bits(p) == self.before[name] and rate > float(p.detach().abs().max()) * torch.finfo(p.dtype).eps)
         ]
-        idle = [name for name in still if ".experts." in name]
+        idle = [name for name in still if ".experts." in name or "trainable_tokens_delta" in name]
         still = [name for name in still if name not in idle]
         if still:
             raise UserError(

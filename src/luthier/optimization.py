@@ -2,32 +2,137 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import get_scheduler
+from transformers.optimization import Adafactor
 
 from luthier.config import TrainingConfig
+from luthier.errors import UserError
+from luthier.policy import Policy
+from luthier.stochastic_adamw import StochasticAdamW
+
+ROUNDS_STOCHASTICALLY = "adamw_bf16"
 
 
-def make_optimizer(training: TrainingConfig, policy: nn.Module) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov and Hutter, 2019, arXiv:1711.05101); biases and norms (tensors of one dimension) are not decayed."""
-    trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
-    groups = [
-        {
-            "params": [p for p in trained if (p.ndim >= 2) == decayed],
-            "weight_decay": training.weight_decay if decayed else 0.0,
-            "peak_lr": training.learning_rate,
-        }
-        for decayed in (True, False)
-    ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=training.learning_rate or 0.0,
-        betas=(training.adam_beta1, training.adam_beta2),
-        eps=training.adam_epsilon,
-    )
+def make_optimizer(
+    training: TrainingConfig, policy: Policy, loraplus_lr_ratio: float | None = None, seed: int = 0
+) -> torch.optim.Optimizer:
+    """The optimizer that `training.optim` names; biases and norms (tensors of one dimension) are not decayed.
+
+    Args:
+        loraplus_lr_ratio: how many times faster than the rest LoRA's B learns (arXiv:2402.12354).
+        seed: of the optimizer that rounds by chance.
+
+    Raises:
+        UserError: parameters of 16 bits, and an optimizer that would lose small steps in them; or keys that it does not read.
+    """
+    _refuse_unread_keys(training)
+    refuse_lost_steps(training.optim, policy)
+    groups = parameter_groups(training, policy, loraplus_lr_ratio or 1.0)
+    rate, betas, eps = training.learning_rate or 0.0, (training.adam_beta1, training.adam_beta2), training.adam_epsilon
+    match training.optim:
+        case "adamw":
+            return torch.optim.AdamW(groups, lr=rate, betas=betas, eps=eps)
+        case "adamw_bf16":
+            return StochasticAdamW(groups, rate, betas, eps, seed)
+        case "muon":
+            return _muon(groups, policy, rate, betas, eps)
+        case "adafactor":
+            fixed = {"scale_parameter": False, "relative_step": False, "warmup_init": False}
+            return Adafactor(groups, lr=rate, **fixed)  # type: ignore[no-any-return]
+    import bitsandbytes
+
+    made: torch.optim.Optimizer
+    library: Any = bitsandbytes.optim
+    if training.optim == "lion":
+        made = library.Lion(groups, lr=rate)
+    elif training.optim == "adamw_8bit":
+        made = library.AdamW8bit(groups, lr=rate, betas=betas, eps=eps)
+    else:
+        made = library.PagedAdamW8bit(groups, lr=rate, betas=betas, eps=eps)
+    return made
+
+
+def _refuse_unread_keys(training: TrainingConfig) -> None:
+    for key in ("adam_beta1", "adam_beta2", "adam_epsilon") if training.optim in ("adafactor", "lion") else ():
+        if getattr(training, key) != type(training).model_fields[key].default:
+            raise UserError(
+                f"training.{key}", f"{training.optim} has no such number", "an AdamW, or muon", f"leave {key} out"
+            )
+
+
+def refuse_lost_steps(optim: str, policy: nn.Module) -> None:
+    """A step much smaller than a weight is nothing after rounding to 16 bits."""
+    for name, parameter in policy.named_parameters():
+        if parameter.requires_grad and parameter.dtype != torch.float32 and optim != ROUNDS_STOCHASTICALLY:
+            raise UserError(
+                "training.optim",
+                f"{name} is trained in {str(parameter.dtype).removeprefix('torch.')}, in which {optim} would lose most steps",
+                "parameters in float32, or an optimizer that rounds by chance",
+                f"training.optim={ROUNDS_STOCHASTICALLY}",
+            )
+
+
+class Together(torch.optim.Optimizer):
+    """Several optimizers, each with parameters of its own, as one."""
+
+    def __init__(self, parts: Sequence[torch.optim.Optimizer]) -> None:
+        self.parts = parts
+        super().__init__([group for part in parts for group in part.param_groups], {})
+        self.param_groups = [group for part in parts for group in part.param_groups]
+
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """One step of each; `closure` is of torch's interface and not used."""
+        del closure
+        for part in self.parts:
+            part.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"parts": [part.state_dict() for part in self.parts]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for part, state in zip(self.parts, state_dict["parts"], strict=True):
+            part.load_state_dict(state)
+        self.param_groups = [group for part in self.parts for group in part.param_groups]
+
+
+def _muon(
+    groups: list[dict[str, Any]], policy: Policy, rate: float, betas: tuple[float, float], eps: float
+) -> torch.optim.Optimizer:
+    """Muon (Jordan, 2024) for the matrices between embeddings and head, AdamW for the rest.
+
+    Muon's steps are scaled to the length of AdamW's (Moonshot AI, 2025, arXiv:2502.16982), so one learning rate does for both.
+    """
+    edges = (policy.core.get_input_embeddings(), policy.core.get_output_embeddings())
+    outside = {id(parameter) for edge in edges if edge is not None for parameter in edge.parameters()}
+    inner, rest = list[dict[str, Any]](), list[dict[str, Any]]()
+    for group in groups:
+        hidden = [p for p in group["params"] if p.ndim == 2 and id(p) not in outside]
+        other = [p for p in group["params"] if p.ndim != 2 or id(p) in outside]
+        inner += [{**group, "params": hidden}] if hidden else []
+        rest += [{**group, "params": other}] if other else []
+    parts = list[torch.optim.Optimizer]()
+    if inner:
+        parts.append(torch.optim.Muon(inner, lr=rate, adjust_lr_fn="match_rms_adamw"))
+    if rest:
+        parts.append(torch.optim.AdamW(rest, lr=rate, betas=betas, eps=eps))
+    return Together(parts)
+
+
+def parameter_groups(training: TrainingConfig, policy: nn.Module, ratio: float) -> list[dict[str, Any]]:
+    """Trained parameters by weight decay and peak learning rate; the first group has the rate of the configuration."""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    rate, decay = training.learning_rate or 0.0, training.weight_decay or 0.0
+    for name, parameter in policy.named_parameters():
+        if parameter.requires_grad:
+            faster = ratio if ".lora_B." in name else 1.0
+            groups.setdefault((faster, decay if parameter.ndim >= 2 else 0.0), []).append(parameter)
+    ordered = sorted(groups.items(), key=lambda item: (item[0][0] != 1.0, -item[0][1]))
+    return [{"params": held, "weight_decay": decay, "peak_lr": rate * faster} for (faster, decay), held in ordered]
 
 
 def make_schedule(training: TrainingConfig, total: int) -> Callable[[int], float]:

@@ -24,19 +24,30 @@ from luthier.finished import Run
 from luthier.generation import generate
 from luthier.loop import Job, put_weights, restore
 from luthier.loop import train as run_loop
-from luthier.models.adapters import save_adapter, write_origin
+from luthier.models.adapters import (
+    adapter_folder,
+    embedding_rows,
+    load_adapter,
+    save_adapter,
+    starts_where_off,
+    write_origin,
+)
 from luthier.models.flat import prove, stock_attention, use_flat_attention
 from luthier.models.load import (
     DTYPES,
     choose_dtype,
     context_length,
     fingerprint,
+    hold_frozen,
     load_config,
     load_model,
     load_tokenizer,
 )
+from luthier.models.new_tokens import add_tokens, grow, names_of_edges, refuse_untrained
+from luthier.models.opened import base_dtype
 from luthier.models.sources import ModelSource, resolve
-from luthier.optimization import make_optimizer, make_schedule
+from luthier.neftune import Noise
+from luthier.optimization import ROUNDS_STOCHASTICALLY, make_optimizer, make_schedule
 from luthier.planning import activation_checkpointing, held_bytes, tokens_per_micro_batch
 from luthier.policy import Policy, enable_activation_checkpointing
 from luthier.randomness import key
@@ -45,7 +56,7 @@ from luthier.reporting.report import write_report
 from luthier.reporting.row_progress import RowProgress
 from luthier.reporting.summary import end_summary
 from luthier.reporting.trackers import check_trackers
-from luthier.types import Message
+from luthier.types import Message, Sample
 
 ANSWER_TOKENS = 200
 """Most tokens of a sample answer during training."""
@@ -104,6 +115,7 @@ def _train(
     with _main_process_first(engine), RowProgress() as progress:
         source = _base_of(config, trust_remote_code)
         tokenizer = load_tokenizer(source.folder, trust_remote_code=trust_remote_code)
+        new = add_tokens(tokenizer, config.data.add_tokens)
         model_config = load_config(source.folder, trust_remote_code)
         context = context_length(model_config)
         data = prepare(config, tokenizer, context_length=context, objective=objective, watch=progress)
@@ -113,14 +125,17 @@ def _train(
     torch.set_num_threads(decisions["threads"])
     limit = decisions["max_tokens_per_micro_batch"]
     say(f"layout: {decisions['layout']} ({decisions['layout_reason']}), at most {limit:,} tokens in one forward pass")
-    policy, trained = build_policy(config, source, dtype, engine.device, decisions, trust_remote_code)
+    policy, trained = build_policy(config, source, dtype, engine.device, decisions, trust_remote_code, data.train, new)
     say(trained)
+    if objective.needs_reference:
+        policy.keep_reference()
 
     job = _build_job(config, folder, policy, data, objective, engine, decisions)
-    base = fingerprint(source).as_dict()
+    base = _base_record(config, source, data)
     manifest = run_folder.manifest(
         config, data, base, decisions, hardware(engine.device), job.steps.total, engine.processes, trained
     )
+    manifest["trained_tensors"] = policy.trained_tensors()
     job.manifest = {name: manifest[name] for name in ("luthier", "versions", "fingerprints", "decisions")}
     if engine.main:
         run_folder.begin(folder, config, data, manifest, before, say)
@@ -240,27 +255,96 @@ def build_policy(
     device: torch.device,
     decisions: dict[str, Any],
     trust_remote_code: bool = False,
+    samples: Sequence[Sample] = (),
+    new: Sequence[int] = (),
 ) -> tuple[Policy, str]:
-    """The model as it is trained, and a line that says what is trained."""
+    """The model as it is trained, and a line that says what is trained.
+
+    Args:
+        samples: what it will learn from.
+        new: ids of tokens that the model does not have.
+    """
     quantization = config.model.quantization
     held = component.load("quantization", quantization.kind)(quantization) if quantization is not None else None
     keys = DropoutKeys(config.seed)
     tuning = component.load("tuning", config.tuning.kind)(config.tuning)
-    # Weights that are trained are float32 from the start: loaded in 16 bits they would begin rounded.
-    loaded = dtype if tuning.makes_adapter else torch.float32
+    # Weights that are trained are float32 from the start: loaded in fewer bits than are stored they would begin rounded.
+    loaded = dtype if tuning.makes_adapter or base_dtype(source) == _name(dtype) else torch.float32
     model = load_model(source, dtype=loaded, device=device, quantization=held, trust_remote_code=trust_remote_code)
+    grow(model, max(new, default=-1) + 1)
+    if new and tuning.makes_adapter:
+        tuning.new_rows = {name: list(new) for name in names_of_edges(model)}
     with seeded(key(config.seed, "initial weights") % 2**63):
-        tuned, what = tuning.apply(model, keys)
+        tuned, what = _tuned(config, tuning, model, keys, source, samples)
+    refuse_untrained(tuned, new)
+    if not tuning.makes_adapter:
+        hold_frozen(tuned, dtype)
     core = tuned.get_base_model() if tuning.makes_adapter else tuned
     if decisions["activation_checkpointing"]:
         enable_activation_checkpointing(core)
         what += "; activation checkpointing"
-    policy = Policy(tuned, keys, compute_dtype=dtype, starts_at_base=tuning.makes_adapter)
+    if config.training.optim == ROUNDS_STOCHASTICALLY:
+        what = what.replace("in float32", "in bfloat16") + "; rounded by chance"
+        _train_in_bfloat16(tuned, dtype)
+    from_base = tuning.makes_adapter and starts_where_off(tuned)
+    policy = Policy(tuned, keys, compute_dtype=dtype, starts_at_base=from_base)
+    if (alpha := config.training.neftune_noise_alpha) is not None:
+        Noise(policy, alpha)
+        what += f"; noise of {alpha:g} on the embeddings"
     if not policy.verify_head():
         what += "; the head is computed whole, not in chunks"
     if decisions["layout"] == "flat":
         use_flat_attention(core)
     return policy, what
+
+
+def _base_record(config: RunConfig, source: ModelSource, data: Prepared | None = None) -> dict[str, Any]:
+    """What a result says of the model underneath, so that it is put on no other one."""
+    quantization = config.model.quantization
+    held = quantization.model_dump(mode="json") if quantization is not None else None
+    template = data.template.fingerprint if data is not None and data.template is not None else None
+    return {**fingerprint(source).as_dict(), "quantization": held, "template": template}
+
+
+def _starts_at_base(config: RunConfig, policy: Policy) -> bool:
+    """Whether the saved adapter switched off is the policy at step 0: a product that is zero but for rounding counts too."""
+    fresh = getattr(config.tuning, "adapter_path", None) is None
+    return policy.starts_at_base or (fresh and getattr(config.tuning, "init_lora_weights", None) == "orthogonal")
+
+
+def _train_in_bfloat16(model: Any, dtype: torch.dtype) -> None:
+    if dtype != torch.bfloat16:
+        raise UserError(
+            "training.optim",
+            f"{ROUNDS_STOCHASTICALLY} while {_name(dtype)} is computed in",
+            "bfloat16",
+            "model.dtype=bfloat16, or training.optim=adamw",
+        )
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(dtype)
+
+
+def _tuned(
+    config: RunConfig, tuning: Any, model: Any, keys: DropoutKeys, source: ModelSource, samples: Sequence[Sample]
+) -> tuple[Any, str]:
+    """The model with what is trained on it: from the beginning, or from where another adapter ended."""
+    if (before := getattr(config.tuning, "adapter_path", None)) is not None:
+        folder = adapter_folder(before)
+        if embedding_rows(folder) > model.get_input_embeddings().weight.shape[0]:
+            raise UserError(
+                "tuning.adapter_path",
+                f"{before} was trained with new tokens, which this run's tokenizer does not have",
+                "the same tokens in data.add_tokens, in the same order",
+                "data.add_tokens=[...], as in the config.yaml of that run",
+            )
+        tuned = load_adapter(model, folder, trainable=True, base=_base_record(config, source))
+        return tuned, tuning.go_on(tuned, keys)
+    tuned, what = tuning.apply(model, keys)
+    if wanted := getattr(tuning, "rows_to_begin", 0):
+        rows = [samples[index].input_ids for index in range(min(wanted, len(samples)))]
+        tuning.begin_at_rows(tuned, [torch.as_tensor(ids, dtype=torch.int64) for ids in rows])
+    return tuned, what
 
 
 def _build_job(
@@ -275,7 +359,7 @@ def _build_job(
     training = config.training
     steps = data.steps(config)
     layout: Layout = decisions["layout"]
-    optimizer = make_optimizer(training, policy)
+    optimizer = make_optimizer(training, policy, getattr(config.tuning, "loraplus_lr_ratio", None), config.seed)
     return Job(
         config=training,
         seed=config.seed,
@@ -325,7 +409,7 @@ def answers(
     """Greedy answers to requests, with the policy as it is."""
     system = [Message("system", data.system)] if data.system else []
     ids = [data.renderer.prompt_ids([*system, Message("user", prompt)]) for prompt in prompts]
-    with stock_attention(policy.model), seeded(0):
+    with stock_attention(policy.model), seeded(0), policy.computing():
         found = generate(policy.model, tokenizer, ids, max_new_tokens=max_new_tokens, stop_ids=data.renderer.stop_ids)
     return [item.text for item in found]
 
@@ -355,8 +439,10 @@ def _finish(
 
     def fill(target: Path) -> None:
         if tuning.makes_adapter:
-            save_adapter(job.policy.model, target, base, job.policy.starts_at_base, data.system, plain)
+            save_adapter(job.policy.model, target, base, _starts_at_base(config, job.policy), data.system, plain)
         else:
+            if config.training.optim != ROUNDS_STOCHASTICALLY:
+                job.policy.core.float()  # what is not trained may be held in fewer bits
             job.policy.core.save_pretrained(target)
             write_origin(target, {"base": base, "system": data.system})
         if data.template is not None:

@@ -23,7 +23,11 @@ WrittenDtype = Annotated[
 ]
 MergedInto = Annotated[
     str,
-    typer.Option(help="16bit: merge into the unquantized base although the adapter was trained on a quantized one."),
+    typer.Option(
+        metavar="BASE",
+        help="Where the adapter was trained on a quantized base: 16bit merges into the unquantized one, dequantized into "
+        "the values that it was trained on.",
+    ),
 ]
 DropBadRows = Annotated[bool, typer.Option("--drop-bad-rows", help="Leave out rows that cannot be used.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print for programs.")]

@@ -51,4 +51,7 @@ class Adapter:
         from transformers import AutoModelForCausalLM
 
         base = AutoModelForCausalLM.from_pretrained(parts.base, dtype=torch.float32, trust_remote_code=False)
+        rows = parts.origin.get("embedding_rows", 0)
+        if rows > base.get_input_embeddings().weight.shape[0]:  # new tokens: their rows are the adapter's
+            base.resize_token_embeddings(rows, mean_resizing=False)
         return PeftModel.from_pretrained(base, model_id=str(folder)).eval()

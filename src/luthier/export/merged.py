@@ -32,6 +32,7 @@ class Merged:
         import torch
 
         model = parts.model.merge_and_unload(safe_merge=True) if parts.adapter is not None else parts.model
+        model.tie_weights()  # embeddings and head that were trained whole are two equal weights now
         for parameter in model.parameters():
             parameter.requires_grad_(False)
         model.to(getattr(torch, self.dtype(parts)))

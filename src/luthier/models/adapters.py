@@ -12,8 +12,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from luthier.errors import UserError
+from luthier.models.new_tokens import grow
 
-STARTS_AT_ZERO = (True, "gaussian")
+STARTS_AT_ZERO = (True, "gaussian", "eva", "orthogonal")
 """PEFT's ways to begin that leave the base as it is; others (PiSSA, OLoRA, ...) change its weights."""
 
 WEIGHTS, CONFIG, OURS = "adapter_model.safetensors", "adapter_config.json", "luthier.json"
@@ -31,19 +32,79 @@ def save_adapter(
 
     Args:
         model: a PeftModel.
-        base: what is known of the model underneath (`name`, `commit`, fingerprints); kept in luthier.json.
+        base: what is known of the model underneath (`name`, `commit`, fingerprints, `quantization`); kept in luthier.json.
         starts_at_base: whether the adapter began as zero.
         system: the system text that all training conversations had.
         plain: `ModelSource.plain` of the base, for peft's own file; by default the name and commit in `base`.
     """
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in _adapter_weights(model).items()}
+    weights, config = _on_the_base(model)
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
-    config = model.peft_config[model.active_adapter].to_dict()
     name, revision = plain or (base["name"].removeprefix("hf:"), base.get("commit"))
     config |= {"inference_mode": True, "base_model_name_or_path": name, "revision": revision}
     config = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    write_origin(folder, {"base": dict(base), "starts_at_base": starts_at_base, "system": system})
+    begins = model.peft_config[model.active_adapter].init_lora_weights
+    rows = model.get_base_model().get_input_embeddings().weight.shape[0]
+    origin = {"base": dict(base), "starts_at_base": starts_at_base, "begins": begins, "system": system}
+    write_origin(folder, origin | {"embedding_rows": rows})
+
+
+def _on_the_base(model: Any) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Weights and peft's configuration of an adapter that plain peft loads on the base as it is.
+
+    One that is trained from a start other than zero (`FromStart`) becomes one of twice the rank, [A; A0] and [B, -B0].
+    """
+    from luthier.tuning._starts import ADAPTER, FromStart, lora_layers
+
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in _adapter_weights(model).items()}
+    seen = set[int]()
+    for name, tensor in weights.items():  # a shared weight stands under each of its names, as peft writes it
+        if tensor.data_ptr() in seen:
+            weights[name] = tensor.clone()
+        seen.add(tensor.data_ptr())
+    config = model.peft_config[model.active_adapter].to_dict()
+    moved = {
+        name: layer for name, layer in lora_layers(model) if isinstance(layer.lora_variant.get(ADAPTER), FromStart)
+    }
+    for name, layer in moved.items():
+        start, prefix = layer.lora_variant[ADAPTER], f"base_model.model.{name}"
+        for part, own, axis in (("lora_A", start.a, 0), ("lora_B", -start.b, 1)):
+            key = f"{prefix}.{part}.weight"
+            weights[key] = torch.cat([weights[key], own.cpu()], axis).contiguous()
+    if moved:
+        config |= {"r": 2 * config["r"], "rank_pattern": {k: 2 * r for k, r in config["rank_pattern"].items()}}
+        # s = lora_alpha / r stays; with rsLoRA s = lora_alpha / sqrt(r) does.
+        more = 2**0.5 if config["use_rslora"] else 2
+        config |= {
+            "lora_alpha": more * config["lora_alpha"],
+            "alpha_pattern": {k: more * alpha for k, alpha in config["alpha_pattern"].items()},
+        }
+    config["init_lora_weights"] = config["init_lora_weights"] in STARTS_AT_ZERO or bool(moved)
+    return weights, config
+
+
+def starts_where_off(model: Any) -> bool:
+    """Whether an adapter as it is now, at its beginning, is the same as none: its B is zero, or counted from its start."""
+    from luthier.tuning._starts import ADAPTER, FromStart, lora_layers
+
+    return all(
+        isinstance(layer.lora_variant.get(ADAPTER), FromStart) or not bool(layer.lora_B[ADAPTER].weight.any())
+        for _, layer in lora_layers(model)
+    )
+
+
+def adapter_folder(path: str) -> Path:
+    """Where the adapter of RUN or ADAPTER lies.
+
+    Raises:
+        UserError: there is none.
+    """
+    for folder in (Path(path) / "adapter", Path(path)):
+        if (folder / CONFIG).is_file():
+            return folder
+    raise UserError(
+        "tuning.adapter_path", f"{path} holds no {CONFIG}", "a run that made an adapter, or an adapter's folder"
+    )
 
 
 def write_origin(folder: Path, origin: Mapping[str, Any]) -> None:
@@ -72,23 +133,11 @@ def load_adapter(model: Any, folder: Path, trainable: bool = False, base: Mappin
     """
     from peft import LoraConfig, PeftModel, get_peft_model
 
+    from luthier.tuning._starts import tie_edges
+
     _refuse_other_base(folder, base)
-    if not (folder / WEIGHTS).is_file():
-        pickled = sorted(path.name for path in folder.glob("*.bin"))
-        raise UserError(
-            str(folder),
-            f"holds {', '.join(pickled)}, a pickle, which can run code when it is opened"
-            if pickled
-            else f"has no {WEIGHTS}",
-            "an adapter in safetensors",
-            "convert it where you trust it: peft's model.save_pretrained(folder, safe_serialization=True)",
-        )
-    try:
-        weights = load_file(folder / WEIGHTS)
-    except (SafetensorError, OSError) as error:
-        raise UserError(
-            str(folder / WEIGHTS), f"cannot be read: {error}", "a whole safetensors file", "copy the adapter again"
-        ) from None
+    weights = _read(folder)
+    grow(model, embedding_rows(folder))
     config = LoraConfig.from_pretrained(str(folder))
     config.inference_mode = not trainable
     config.base_model_name_or_path = getattr(
@@ -129,12 +178,32 @@ def load_adapter(model: Any, folder: Path, trainable: bool = False, base: Mappin
         )
     parameters = dict(adapted.named_parameters())
     for name, parameter in parameters.items():
-        if parameter.requires_grad or ".lora_" in name:
+        if parameter.requires_grad or ".lora_" in name or "trainable_tokens" in name:
             parameter.data = parameter.data.float()
     with torch.no_grad():
         for name, tensor in _adapter_weights(adapted).items():
             tensor.copy_(weights[name])
+    tie_edges(adapted)
     return adapted
+
+
+def _read(folder: Path) -> dict[str, torch.Tensor]:
+    if not (folder / WEIGHTS).is_file():
+        pickled = sorted(path.name for path in folder.glob("*.bin"))
+        raise UserError(
+            str(folder),
+            f"holds {', '.join(pickled)}, a pickle, which can run code when it is opened"
+            if pickled
+            else f"has no {WEIGHTS}",
+            "an adapter in safetensors",
+            "convert it where you trust it: peft's model.save_pretrained(folder, safe_serialization=True)",
+        )
+    try:
+        return load_file(folder / WEIGHTS)
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            str(folder / WEIGHTS), f"cannot be read: {error}", "a whole safetensors file", "copy the adapter again"
+        ) from None
 
 
 def _refuse_other_base(folder: Path, base: Mapping[str, Any] | None) -> None:
@@ -144,16 +213,42 @@ def _refuse_other_base(folder: Path, base: Mapping[str, Any] | None) -> None:
     own = json.loads(file.read_text(encoding="utf-8"))["base"]
     differing = [
         key
-        for key in ("config_hash", "weights_hash", "tokenizer_hash")
+        for key in ("config_hash", "weights_hash", "tokenizer_hash", "template")
         if own.get(key) and base.get(key) and own[key] != base[key]
     ]
+    if "quantization" in own and "quantization" in base and own["quantization"] != base["quantization"]:
+        differing.append("quantization")
     if differing:
         raise UserError(
             str(folder),
-            f"was trained on {own['name']}, this is {base['name']}; they differ in their {', '.join(differing)}",
+            f"was trained on {own['name']}{_held(own)}, this is {base['name']}{_held(base)}; they differ in their "
+            + ", ".join(differing),
             "the base that it was trained on",
-            f"use {own['name']}",
+            f"use {own['name']}{_held(own)}",
         )
+
+
+def _held(base: Mapping[str, Any]) -> str:
+    """` held in nf4`, or nothing of a base that is not quantized."""
+    return f" held in {base['quantization']['kind']}" if base.get("quantization") else ""
+
+
+def trained_quantization(folder: Path) -> dict[str, Any] | None:
+    """How the base was held when the adapter was trained: the keys of `model.quantization`; None: in 16 or 32 bits."""
+    found = _origin(folder).get("base", {}).get("quantization")
+    return found if isinstance(found, dict) else None
+
+
+def embedding_rows(folder: Path) -> int:
+    """How many rows of embeddings the model had that the adapter was trained on, new tokens included; 0 where nothing
+    says it."""
+    found = _origin(folder).get("embedding_rows", 0)
+    return found if isinstance(found, int) else 0
+
+
+def begins(folder: Path) -> Any:
+    """`init_lora_weights` of the adapter's training; None where nothing says it."""
+    return _origin(folder).get("begins")
 
 
 def starts_at_base(folder: Path) -> bool:

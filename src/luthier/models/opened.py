@@ -5,25 +5,28 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from peft import PeftModel
 
 from luthier import config as configuration
 from luthier import engine
+from luthier.component import ComponentConfig
 from luthier.component import load as load_component
 from luthier.config import RunConfig
 from luthier.data.render import ChatRenderer
 from luthier.data.template import Template
 from luthier.dropout import DropoutKeys
 from luthier.errors import UserError
-from luthier.models.adapters import load_adapter, starts_at_base, trained_system
+from luthier.models.adapters import load_adapter, starts_at_base, trained_quantization, trained_system
 from luthier.models.load import choose_dtype, context_length, fingerprint, load_model, load_tokenizer
+from luthier.models.new_tokens import grow
 from luthier.models.sources import ModelSource, resolve
 from luthier.policy import Policy
 
 TOKENIZER = "tokenizer_config.json"
+Base = Literal["as trained", "16bit", "dequantized"]
 
 
 @dataclass
@@ -45,6 +48,8 @@ class Opened:
     system: str | None = None
     """The system text that every conversation of the training data had: what it is served with where no other is given."""
     trust_remote_code: bool = False
+    quantization: ComponentConfig | None = None
+    """How the base was held when the adapter was trained."""
 
     @property
     def adapter(self) -> Path | None:
@@ -90,6 +95,7 @@ class Opened:
         before = resolve(self.config.model.path, self.config.model.revision, self.trust_remote_code)
         own = next(self.model.parameters())
         base = load_model(before, dtype=own.dtype, device=own.device, trust_remote_code=self.trust_remote_code)
+        grow(base, self.model.get_input_embeddings().weight.shape[0])
         return {f"model.{name}": parameter.data for name, parameter in base.named_parameters()}
 
 
@@ -98,7 +104,7 @@ def open_model(
     *,
     dtype: str = "auto",
     device: torch.device | None = None,
-    quantized: bool = True,
+    base: Base = "as trained",
     trust_remote_code: bool = False,
 ) -> Opened:
     """Opens RUN, ADAPTER or MODEL (any source of `model.path`).
@@ -106,7 +112,8 @@ def open_model(
     Args:
         dtype: how frozen weights are held; `auto`: as in the run that made it, else by the hardware.
         device: where; default: the machine's best.
-        quantized: whether the base of a run is held in as few bits as in the run.
+        base: what an adapter that was trained on a quantized base is put on: that, the base in 16 bits, or the quantized
+            base's values as plain weights.
 
     Raises:
         UserError: there is no such model, or it does not fit together.
@@ -120,13 +127,15 @@ def open_model(
         dtype = manifest.get("decisions", {}).get("dtype", config.model.dtype)
     where = device if device is not None else engine.device()
     chosen, _why = choose_dtype(dtype, where)
+    held = _trained_quantization(result, config) if source.adapter is not None else None
     quantization = None
-    if config is not None and source.adapter is not None and quantized and config.model.quantization is not None:
-        kind = load_component("quantization", config.model.quantization.kind)
-        quantization = kind(config.model.quantization)
-    model = load_model(
+    if held is not None and base != "16bit":
+        quantization = load_component("quantization", held.kind)(held)
+    model: Any = load_model(
         source, dtype=chosen, device=where, quantization=quantization, trust_remote_code=trust_remote_code
     )
+    if quantization is not None and base == "dequantized":
+        model = model.dequantize().to(chosen)
     if source.adapter is not None:
         model = load_adapter(model, source.adapter, base=fingerprint(source).as_dict())
     tokenizer = load_tokenizer(result if (result / TOKENIZER).is_file() else source.folder, trust_remote_code)
@@ -143,7 +152,19 @@ def open_model(
         chosen,
         trained_system(result),
         trust_remote_code,
+        held,
     )
+
+
+def _trained_quantization(result: Path, config: RunConfig | None) -> ComponentConfig | None:
+    """As the run says that made the adapter, else as the adapter itself does."""
+    if config is not None:
+        return config.model.quantization
+    found = trained_quantization(result)
+    if found is None:
+        return None
+    schema: type[ComponentConfig] = load_component("quantization", str(found.get("kind"))).Config
+    return schema.model_validate(found)
 
 
 def _stop_ids(model: Any) -> list[int]:

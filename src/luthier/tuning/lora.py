@@ -11,14 +11,38 @@ from luthier.component import ComponentConfig
 from luthier.errors import UserError
 
 if TYPE_CHECKING:  # torch takes seconds to import, and a configuration is read without it
-    from collections.abc import Iterator
+    from collections.abc import Sequence
 
+    import torch
     from torch import nn
 
     from luthier.dropout import DropoutKeys
     from luthier.tuning._anatomy import Anatomy
 
 __all__ = ["Lora"]
+
+Niter = Annotated[str, Field(pattern=r"pissa_niter_[1-9]\d*")]
+
+OF_THE_ADAPTER = (
+    "r",
+    "lora_alpha",
+    "target_modules",
+    "layers_to_transform",
+    "experts",
+    "use_rslora",
+    "use_dora",
+    "init_lora_weights",
+    "rank_pattern",
+    "alpha_pattern",
+    "modules_to_save",
+)
+"""Keys whose values an adapter to go on from brings with it."""
+
+BY_PEFT = ("gaussian", "orthogonal")
+"""Beginnings for which peft leaves the base alone."""
+
+EVA_ROWS = 64
+"""Rows whose inputs EVA looks at."""
 
 
 class Lora:
@@ -35,160 +59,191 @@ class Lora:
         target_modules: str | tuple[str, ...] = "all-linear"
         """Which layers get an update: `all-linear` (every attention and MLP projection), names (the last part of a module's name
         is enough), or one regular expression over whole names."""
+        layers_to_transform: tuple[Annotated[int, Field(ge=0)], ...] | None = None
+        """Numbers of the layers that get an update, from 0. Default: all."""
+        experts: bool = False
+        """Whether the experts of a mixture get an update too; the router never does unless it is named."""
+        use_rslora: bool = False
+        """Scales the update by lora_alpha / sqrt(r) instead (rank-stabilised LoRA, Kalajdzievski, 2023)."""
+        use_dora: bool = False
+        """Trains the length of each output's weights apart from their direction (DoRA, Liu et al., 2024)."""
+        init_lora_weights: Literal["gaussian", "orthogonal", "pissa", "olora", "loftq", "eva"] | Niter | bool = True
+        """How A and B begin. `true`: B is zero. `gaussian`: so too, A normal. `orthogonal`: their product is zero. `pissa`
+        (`pissa_niter_4`: a faster decomposition), `olora`: at the main parts of the weights. `loftq`: at what quantization
+        to 4 bits lost. `eva`: B is zero, A the main directions of the layer's inputs on the first rows."""
+        rank_pattern: dict[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
+        """Another rank for some layers: names, or regular expressions for the end of a name, and their r."""
+        alpha_pattern: dict[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
+        """Another lora_alpha for some layers."""
+        modules_to_save: tuple[str, ...] = ()
+        """Modules beside them that are trained whole and saved with the adapter, such as `embed_tokens` or `lm_head`; where
+        these two share a weight they go on sharing it."""
+        loraplus_lr_ratio: Annotated[float, Field(gt=0)] | None = None
+        """B learns at so many times the learning rate (LoRA+, Hayou et al., 2024, takes 16). Default: at the same rate."""
+        adapter_path: str | None = None
+        """A run, or a folder with an adapter on this very base, to go on from. Ranks, scales and layers are then its own."""
 
     makes_adapter = True
 
     def __init__(self, config: Config) -> None:
         self.config = config
+        self.new_rows: dict[str, list[int]] = {}
+        """Ids of new tokens by the name of the embeddings (and of a head of its own), whose rows are trained."""
 
     def apply(self, model: nn.Module, keys: DropoutKeys) -> tuple[nn.Module, str]:
         """The model with an adapter, and a line that says what is trained.
 
         Raises:
-            UserError: a pattern of target_modules matches nothing; names the linear layers that exist.
+            UserError: a pattern matches nothing, with what there is; or values that do not go together.
         """
         from peft import LoraConfig, get_peft_model
 
         from luthier.tuning._anatomy import anatomy
+        from luthier.tuning._targets import expert_tensors, linear_layers, target_modules, with_tied
 
         config = self.config
-        linear = dict(self._linear_layers(model))
-        targets = self._targets(model, linear)
-        alpha = config.lora_alpha if config.lora_alpha is not None else 2 * config.r
+        linear, layers = dict(linear_layers(model)), config.layers_to_transform
+        targets = target_modules(model, config.target_modules, config.experts, layers)
+        tensors = expert_tensors(model, layers) if config.experts else []
+        self._refuse_wrong(model, linear, tensors)
         parts = anatomy(model)
         transposed = any(type(module).__name__ == "Conv1D" for module in linear.values())
+        by_peft = isinstance(config.init_lora_weights, bool) or config.init_lora_weights in BY_PEFT
+        whole = with_tied(model, config.modules_to_save)
         adapted = get_peft_model(
             model,
             LoraConfig(
                 task_type="CAUSAL_LM",
                 r=config.r,
-                lora_alpha=alpha,
+                lora_alpha=config.lora_alpha if config.lora_alpha is not None else 2 * config.r,
                 lora_dropout=config.lora_dropout,
                 target_modules=targets,
+                target_parameters=tensors or None,
                 bias="none",
                 fan_in_fan_out=transposed,
+                use_rslora=config.use_rslora,
+                use_dora=config.use_dora,
+                init_lora_weights=config.init_lora_weights if by_peft else True,
+                rank_pattern=dict(config.rank_pattern),
+                alpha_pattern=dict(config.alpha_pattern),
+                modules_to_save=whole or None,
+                trainable_token_indices=self._rows(whole),
             ),
         )
+        self._begin(adapted)
+        return adapted, self._ready(adapted, keys, parts)
+
+    def go_on(self, adapted: Any, keys: DropoutKeys) -> str:
+        """Makes a loaded adapter one that is trained on; a line that says what is trained.
+
+        Raises:
+            UserError: a key asks for something else than the adapter is.
+        """
+        from torch import nn
+
+        from luthier.tuning._starts import lora_layers
+
+        loaded = adapted.peft_config["default"]
+        for name in OF_THE_ADAPTER:
+            asked, default = (
+                getattr(self.config, name),
+                type(self.config).model_fields[name].get_default(call_default_factory=True),
+            )
+            if asked != default and asked != getattr(loaded, name, None):
+                raise UserError(
+                    f"tuning.{name}",
+                    f"{asked!r} beside tuning.adapter_path, which has its own",
+                    "no other value",
+                    f"leave {name} out, or tuning.adapter_path",
+                )
+        loaded.lora_dropout = self.config.lora_dropout
+        for _, layer in lora_layers(adapted):
+            layer.lora_dropout["default"] = nn.Dropout(loaded.lora_dropout) if loaded.lora_dropout else nn.Identity()
+        return f"goes on from {self.config.adapter_path}; {self._ready(adapted, keys, None)}"
+
+    @property
+    def rows_to_begin(self) -> int:
+        """How many rows `begin_at_rows` wants to see."""
+        return EVA_ROWS if self.config.init_lora_weights == "eva" and self.config.adapter_path is None else 0
+
+    def begin_at_rows(self, adapted: Any, rows: Sequence[torch.Tensor]) -> None:
+        """Begins at what is read: `rows` of ids [T]."""
+        from luthier.tuning._starts import begin_at_inputs
+
+        begin_at_inputs(adapted, rows)
+
+    def _begin(self, adapted: Any) -> None:
+        """Beginnings that peft does not have, or not on a base that stays as it is."""
+        from luthier.tuning._starts import begin_at_main_parts, begin_at_what_was_lost
+
+        how = self.config.init_lora_weights
+        if how == "loftq":
+            begin_at_what_was_lost(adapted)
+            adapted.peft_config["default"].init_lora_weights = how
+        elif isinstance(how, str) and how.startswith(("pissa", "olora")):
+            begin_at_main_parts(adapted, how)
+
+    def _rows(self, whole: list[str]) -> dict[str, list[int]] | None:
+        """What of `new_rows` is not in a module that is trained whole."""
+        left = {name: ids for name, ids in self.new_rows.items() if not any(name.endswith(part) for part in whole)}
+        return left or None
+
+    def _ready(self, adapted: Any, keys: DropoutKeys, parts: Anatomy | None) -> str:
+        from luthier.tuning._starts import tie_edges
+
         replace_dropout(adapted, keys)
+        tie_edges(adapted)
         for parameter in adapted.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
-        return adapted, self._coverage(adapted, parts)
+        return self._coverage(adapted, parts)
 
-    def _linear_layers(self, model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-        from torch import nn
+    def _refuse_wrong(self, model: nn.Module, linear: dict[str, nn.Module], tensors: list[str]) -> None:
+        """What peft would take without a word, or fail at with a message of its own."""
+        config, how = self.config, self.config.init_lora_weights
+        plain = isinstance(how, bool) or how == "gaussian"
+        for wrong, found, fix in (
+            (how is False, "init_lora_weights: false, which leaves B random", "init_lora_weights=true"),
+            (bool(tensors) and config.lora_dropout > 0, "lora_dropout on experts, which have none", "lora_dropout=0"),
+            (bool(tensors) and config.use_dora, "use_dora on experts in one tensor", "use_dora=false"),
+            (bool(tensors) and not plain, f"init_lora_weights: {how} on experts", "init_lora_weights=true"),
+            (
+                config.use_dora and not plain and how != "eva",
+                f"use_dora with init_lora_weights: {how}",
+                "use_dora=false",
+            ),
+            (how == "orthogonal" and config.r % 2 == 1, f"init_lora_weights: orthogonal at r {config.r}", "an even r"),
+        ):
+            if wrong:
+                raise UserError("tuning", found, "values that go together", fix)
+        known = {"rank_pattern": linear, "alpha_pattern": linear, "modules_to_save": dict(model.named_modules())}
+        for name, modules in known.items():
+            for pattern in getattr(config, name):
+                if not any(re.fullmatch(rf"(.*\.)?({pattern})", module) for module in modules):
+                    last = sorted({module.rpartition(".")[2] for module in modules if module})
+                    raise UserError(
+                        f"tuning.{name}", f"{pattern!r} matches nothing in this model", "of " + ", ".join(last[:20])
+                    )
 
-        for name, module in model.named_modules():
-            if isinstance(module, nn.Linear) or type(module).__name__ in ("Conv1D", "Linear4bit", "Linear8bitLt"):
-                yield name, module
+    def _coverage(self, adapted: Any, parts: Anatomy | None) -> str:
+        from luthier.tuning._starts import lora_layers
 
-    def _targets(self, model: Any, linear: dict[str, nn.Module]) -> str | list[str]:
-        """What peft is asked for.
-
-        `all-linear`: every projection but the head and the routers of experts, by short names where these say the same;
-        of some mixtures also without those that peft would look for among the experts, which the coverage shows.
-        """
-        from luthier.tuning._anatomy import is_router
-
-        asked = self.config.target_modules
-        if asked != "all-linear":
-            self._refuse_unmatched(asked, linear)
-            if isinstance(asked, str) and not _rewritten(asked, model):
-                return asked
-            names = [name for name in linear if re.fullmatch(asked, name)] if isinstance(asked, str) else list(asked)
-            if moved := [name for name in names if _rewritten([name], model)]:
-                raise UserError(
-                    "tuning.target_modules",
-                    f"peft takes {moved[0]!r} for the experts of this mixture, not for the linear layers of that name",
-                    "names of other layers",
-                    "tuning.target_modules=all-linear",
-                )
-            return names
-        head = model.get_output_embeddings()
-        wanted = {
-            name
-            for name, module in linear.items()
-            if module is not head and not is_router(model, name) and not _read_by_a_fused_kernel(name, model)
-        }
-        by_leaf: dict[str, list[str]] = {}
-        for name, _ in model.named_modules():
-            by_leaf.setdefault(name.rpartition(".")[2], []).append(name)
-        targets = {leaf for leaf, names in by_leaf.items() if wanted.issuperset(names)}
-        targets |= {name for name in wanted if name.rpartition(".")[2] not in targets}
-        return sorted(target for target in targets if not _rewritten([target], model))
-
-    def _refuse_unmatched(self, asked: str | tuple[str, ...], linear: dict[str, nn.Module]) -> None:
-        for pattern in (asked,) if isinstance(asked, str) else asked:
-            try:
-                matched = any(
-                    re.fullmatch(pattern, name)
-                    if isinstance(asked, str)
-                    else name == pattern or name.endswith("." + pattern)
-                    for name in linear
-                )
-            except re.error as error:
-                raise UserError(
-                    "tuning.target_modules",
-                    f"{pattern!r} is no regular expression: {error}",
-                    "for example .*\\.(q|v)_proj",
-                ) from None
-            if not matched:
-                known = sorted({name.rpartition(".")[2] for name in linear})
-                raise UserError(
-                    "tuning.target_modules",
-                    f"{pattern!r} matches no linear layer of this model",
-                    "of " + ", ".join(known),
-                    f"tuning.target_modules=[{', '.join(known[:2])}]",
-                )
-
-    def _coverage(self, adapted: Any, parts: Anatomy) -> str:
-        from peft.tuners.lora import LoraLayer
-
-        core = adapted.get_base_model()
-        covered = {name for name, module in core.named_modules() if isinstance(module, LoraLayer)}
+        covered = {name for name, _ in lora_layers(adapted)}
         trained = sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
         total = sum(parameter.numel() for parameter in adapted.parameters())
         share = f"{100 * trained / total:.2f} % of {total:,}"
-        return f"LoRA on {parts.coverage(covered)}: {trained:,} trained parameters ({share})"
-
-
-def _read_by_a_fused_kernel(name: str, model: nn.Module) -> bool:
-    """Whether it is the output projection of a state-space mixer, whose kernel reads the weight itself.
-
-    An adapter on it would be passed by.
-    """
-    parent, _, leaf = name.rpartition(".")
-    return leaf == "out_proj" and hasattr(model.get_submodule(parent), "conv1d")
+        where = parts.coverage(covered) if parts is not None else f"{len(covered)} layers"
+        return f"LoRA on {where}: {trained:,} trained parameters ({share})"
 
 
 def replace_dropout(adapted: Any, keys: DropoutKeys) -> None:
     """Puts keyed dropout where peft put dropout with a generator's state."""
-    from peft.tuners.lora import LoraLayer
     from torch import nn
 
     from luthier.dropout import KeyedDropout
+    from luthier.tuning._starts import lora_layers
 
-    for name, module in adapted.named_modules():
-        if isinstance(module, LoraLayer):
-            for adapter, dropout in list(module.lora_dropout.items()):
-                if isinstance(dropout, nn.Dropout):
-                    module.lora_dropout[adapter] = KeyedDropout(dropout.p, name, keys)
-
-
-def _rewritten(targets: str | list[str], model: nn.Module) -> bool:
-    """Whether peft puts other targets in the place of these, names or one regular expression.
-
-    It does for mixtures whose experts were linear layers in earlier versions of transformers and are one tensor now: a
-    name such as down_proj then stands for the experts, also where a shared MLP has a layer of that name. A folder that
-    loads in plain peft cannot say it otherwise.
-    """
-    from peft import LoraConfig
-    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
-
-    trial = LoraConfig(target_modules=targets)
-    before = trial.target_modules
-    try:
-        convert_peft_config_for_transformers(trial, model=model, conversions=None)
-    except ValueError:  # a part of the experts' tensor
-        return True
-    return bool(trial.target_modules != before)
+    for name, layer in lora_layers(adapted):
+        for adapter, dropout in list(layer.lora_dropout.items()):
+            if isinstance(dropout, nn.Dropout):
+                layer.lora_dropout[adapter] = KeyedDropout(dropout.p, f"base_model.model.{name}", keys)

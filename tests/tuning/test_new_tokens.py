@@ -1,0 +1,96 @@
+"""`data.add_tokens`: the tokenizer reads them whole, their rows are trained, saved, merged and read back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from luthier import config, exporting, run
+from luthier.errors import UserError
+from luthier.models.new_tokens import add_tokens
+from luthier.models.opened import open_model
+from tests.helpers.tiny_models import save_twin, tiny_tokenizer
+
+FIRST, SECOND = 457, 458
+"""The next ids of the tiny tokenizer."""
+
+ROWS = [{"prompt": f"<violin> {number}.", "completion": f"{number} <lute>!"} for number in range(12)]
+
+
+def trained(folder: Path, tuning: str, tied: bool) -> Path:
+    """Of a model with a row for each old token; or, where the head has its own weight, with unused rows as large ones have."""
+    save_twin(folder / "model", "llama", tie_word_embeddings=tied, vocab_size=FIRST if tied else 512)
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    keys = [f"model={folder / 'model'}", f"data={folder / 'train.jsonl'}", f"output_dir={folder / 'run'}"]
+    keys += ["data.add_tokens=[<violin>, <lute>]", f"tuning={tuning}", "max_steps=3", "learning_rate=1e-2"]
+    run.train(config.load(None, [*keys, "dtype=float32"]), say=lambda text: None)
+    return folder / "run"
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        found: torch.Tensor = model(input_ids=torch.tensor([[5, FIRST, 7, SECOND, 9]])).logits
+    return found
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("tuning", ["lora", "{kind: lora, modules_to_save: [embed_tokens, lm_head]}", "full"])
+def test_they_are_trained_saved_and_read_back(tmp_path: Path, tuning: str, tied: bool) -> None:
+    folder = trained(tmp_path, tuning, tied)
+    result = folder / ("model" if tuning == "full" else "adapter")
+    tokenizer = AutoTokenizer.from_pretrained(result)
+    assert tokenizer.convert_tokens_to_ids(["<violin>", "<lute>"]) == [FIRST, SECOND]
+    assert SECOND in tokenizer("1 <lute>!")["input_ids"]
+    opened = open_model(str(folder), dtype="float32", device=torch.device("cpu"))
+    wanted = logits(opened.model)
+    assert wanted.shape[-1] == (SECOND + 1 if tied else 512)
+    assert not torch.equal(wanted[0, 1], wanted[0, 3])
+    exporting.export(str(folder), "merged", tmp_path / "merged", say=lambda text: None, unproven=True)
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    torch.testing.assert_close(logits(plain), wanted, atol=1e-4, rtol=0)
+    assert (plain.get_output_embeddings().weight is plain.get_input_embeddings().weight) == tied
+    if tuning != "full":
+        exporting.export(str(folder), "adapter", tmp_path / "copy", say=lambda text: None)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_only_the_new_rows_move(tmp_path: Path, tied: bool) -> None:
+    folder = trained(tmp_path, "lora", tied)
+    stored = json.loads((folder / "manifest.json").read_text())["trained_tensors"]
+    assert sum("trainable_tokens_delta" in name for name in stored) == (1 if tied else 2)
+    opened = open_model(str(folder), dtype="float32", device=torch.device("cpu"))
+    merged = opened.model.merge_and_unload()
+    before = AutoModelForCausalLM.from_pretrained(tmp_path / "model").get_input_embeddings().weight
+    after = merged.get_input_embeddings().weight
+    assert torch.equal(after[:FIRST], before[:FIRST])
+    for row in (FIRST, SECOND):
+        start = before.mean(0) if tied else before[row]
+        assert float((after[row] - start).abs().max()) > 1e-3
+
+
+def test_a_run_that_goes_on_has_them_too(tmp_path: Path) -> None:
+    folder = trained(tmp_path, "lora", True)
+    keys = [f"model={tmp_path / 'model'}", f"data={tmp_path / 'train.jsonl'}", f"adapter_path={folder}", "max_steps=1"]
+    keys += ["dtype=float32", f"output_dir={tmp_path / 'next'}"]
+    with pytest.raises(UserError, match="was trained with new tokens"):
+        run.train(config.load(None, keys), say=lambda text: None)
+    run.train(config.load(None, [*keys, "data.add_tokens=[<violin>, <lute>]"]), say=lambda text: None)
+    assert "<lute>" in AutoTokenizer.from_pretrained(tmp_path / "next" / "adapter").get_vocab()
+
+
+def test_what_is_not_trained_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the embeddings are not trained"):
+        trained(tmp_path, "freeze", True)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "said"), [(["<a>", "<a>"], "stands there twice"), (["<|im_end|>"], "is a token already")]
+)
+def test_what_is_no_new_token_is_refused(tokens: list[str], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        add_tokens(tiny_tokenizer(), tokens)

@@ -1,0 +1,117 @@
+"""An adapter is put on the base that it was trained on and on no other; merging one that was trained on a quantized base."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from tests.helpers.tiny_models import tiny_llama
+from tests.using.conftest import make_run, sharpened
+
+from luthier import config, exporting, run
+from luthier.errors import UserError
+from luthier.models.opened import open_model
+
+
+def quiet(_text: str) -> None:
+    """What is said on the way."""
+
+
+@pytest.fixture(scope="module")
+def chat_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of the same shapes and tokenizer with other weights, as a chat model is of its base."""
+    return sharpened(tiny_llama(tmp_path_factory.mktemp("models") / "chat", seed=7))
+
+
+def test_trained_on_the_base_and_merged_into_the_chat_model(base: Path, chat_model: Path, tmp_path: Path) -> None:
+    """A tutorial trains on one model and merges into its chat version: every shape fits, and the answers are of neither."""
+    swapped = tmp_path / "base"
+    shutil.copytree(base, swapped)
+    trained = make_run(tmp_path / "run", swapped)
+    settings = trained / "adapter" / "adapter_config.json"
+    tree = json.loads(settings.read_text()) | {"base_model_name_or_path": str(chat_model)}
+    settings.write_text(json.dumps(tree))
+    assert open_model(str(trained)).source.folder == swapped, (
+        "what luthier wrote of the base says more than peft's file"
+    )
+    rows = tmp_path / "train.jsonl"
+    rows.write_text('{"prompt": "Say.", "completion": "No."}\n' * 3)
+    go_on = [f"model={chat_model}", f"data={rows}", f"adapter_path={trained}", f"output_dir={tmp_path / 'next'}"]
+    with pytest.raises(UserError, match=f"trained on {swapped}, this is {chat_model}; they differ in their weights"):
+        run.train(config.load(None, [*go_on, "dtype=float32"]), say=quiet)
+    shutil.rmtree(swapped)
+    shutil.copytree(chat_model, swapped)
+    for use in (
+        lambda: exporting.export(str(trained), "merged", tmp_path / "out", say=quiet),
+        lambda: open_model(str(trained)),
+    ):
+        with pytest.raises(UserError, match="they differ in their weights") as caught:
+            use()
+        assert caught.value.exit_code == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_tuned_and_untuned_are_not_the_same_weights(base: Path, tmp_path: Path) -> None:
+    """The same tutorial then compares the merged model with itself: merging had changed its base in place."""
+    trained = make_run(tmp_path / "run", base, strength=0.5)
+    exporting.export(str(trained), "merged", tmp_path / "merged", say=quiet)
+    opened = open_model(str(trained), dtype="float32", device=torch.device("cpu"))
+    ids = torch.arange(3, 30)[None]
+    with torch.no_grad():
+        tuned = opened.model(input_ids=ids).logits
+        with opened.model.disable_adapter():
+            before = opened.model(input_ids=ids).logits
+        merged = open_model(str(tmp_path / "merged"), dtype="float32", device=torch.device("cpu")).model(ids).logits
+        plain = open_model(str(base), dtype="float32", device=torch.device("cpu")).model(ids).logits
+    assert torch.equal(before, plain)
+    assert float((tuned - before).abs().max()) > 0.1
+    torch.testing.assert_close(merged, tuned, atol=1e-4, rtol=0)
+    with pytest.raises(UserError, match="nothing is known of what it was"):
+        open_model(str(tmp_path / "merged")).policy(with_reference=True)
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_merged_into_the_values_that_it_was_trained_on(base: Path, tmp_path: Path, kind: str) -> None:
+    trained = make_run(tmp_path / "run", base, quantization=kind)
+    with pytest.raises(UserError, match=f"held in {kind}.*") as caught:
+        exporting.export(str(trained), "merged", tmp_path / "out", say=quiet)
+    assert "dequantized" in str(caught.value)
+    done = exporting.export(str(trained), "merged", tmp_path / "out", base="dequantized", say=quiet)
+    other = exporting.export(str(trained), "merged", tmp_path / "other", base="16bit", say=quiet)
+    assert done.choice is not None
+    assert other.choice is not None
+    share = 0.05 if kind == "nf4" else 0.6  # int8 rounds activations too, which no plain weights do
+    assert done.choice.mean_kl_nats < share * other.choice.mean_kl_nats
+    assert done.choice.top1_agreement >= other.choice.top1_agreement
+    assert "this base against the quantized one of the training" in done.as_text()
+    with torch.no_grad():
+        ids = torch.arange(3, 30)[None]
+        wanted = open_model(str(trained), dtype="float32", device=torch.device("cpu")).model(ids).logits
+        merged = open_model(str(tmp_path / "out"), dtype="float32", device=torch.device("cpu")).model(ids).logits
+    if kind == "nf4":
+        torch.testing.assert_close(merged, wanted, atol=1e-3, rtol=1e-3)
+
+
+def test_a_copied_adapter_knows_how_its_base_was_held(base: Path, tmp_path: Path) -> None:
+    rows = [{"prompt": f"Say {number}.", "completion": f"{number}!"} for number in range(12)]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    keys = [f"data={tmp_path / 'train.jsonl'}", "dtype=float32", "max_steps=1", "data.eval=0.3"]
+    begin = [*keys, f"model={{path: {base}, quantization: nf4}}", f"output_dir={tmp_path / 'run'}"]
+    run.train(config.load(None, [*begin, "init_lora_weights=loftq"]), say=quiet)
+    shutil.copytree(tmp_path / "run" / "adapter", tmp_path / "copy")
+    opened = open_model(str(tmp_path / "copy"))
+    assert opened.quantization is not None
+    assert opened.quantization.kind == "nf4"
+    assert any(type(module).__name__ == "Linear4bit" for module in opened.model.modules())
+    with pytest.raises(UserError, match="began at what quantization lost"):
+        exporting.export(str(tmp_path / "run"), "merged", tmp_path / "out", base="16bit", say=quiet)
+    assert len(exporting._held_out(open_model(str(tmp_path / "run")))) > 0
+    done = exporting.export(str(tmp_path / "run"), "merged", tmp_path / "out", base="dequantized", say=quiet)
+    assert done.choice is not None
+    assert done.choice.mean_kl_nats < 1e-5
+    go_on = [*keys, f"model={base}", f"output_dir={tmp_path / 'next'}", f"adapter_path={tmp_path / 'copy'}"]
+    with pytest.raises(UserError, match=f"trained on {base} held in nf4, this is {base}; they differ in their quant"):
+        run.train(config.load(None, go_on), say=quiet)
