@@ -290,7 +290,7 @@ def _all_refused_rows(account: Account) -> UserError:
     count, rows_in, long = account.refused_rows, account.ledger.rows_in, account.refused_long
     if count > SHOWN_REFUSED:
         shown.append(f"  and {count - SHOWN_REFUSED:,} more")
-    head = f"{count:,} of {rows_in:,} rows cannot be used ({100 * count / rows_in:.2g} %); nothing was trained"
+    head = f"{count:,} of {rows_in:,} rows cannot be used ({100 * count / rows_in:.3g} %); nothing was trained"
     fixes = ["mend the rows"] if long < count else []
     fixes += ["luthier train mine.yaml on_bad_row=drop (they go to rejected.jsonl)"] if long < count else []
     fixes += ["luthier train mine.yaml on_long_row=drop (or truncate)"] if long else []

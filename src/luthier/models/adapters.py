@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from luthier.errors import UserError
+from luthier.models._loaded import check_adapter_config
 
 STARTS_AT_ZERO = (True, "gaussian")
 """PEFT's ways to begin that leave the base as it is; others (PiSSA, OLoRA, ...) change its weights."""
@@ -89,6 +90,7 @@ def load_adapter(model: Any, folder: Path, trainable: bool = False, base: Mappin
         raise UserError(
             str(folder / WEIGHTS), f"cannot be read: {error}", "a whole safetensors file", "copy the adapter again"
         ) from None
+    check_adapter_config(folder / CONFIG)
     config = LoraConfig.from_pretrained(str(folder))
     config.inference_mode = not trainable
     config.base_model_name_or_path = getattr(
@@ -101,6 +103,7 @@ def load_adapter(model: Any, folder: Path, trainable: bool = False, base: Mappin
             str(folder),
             f"does not fit this model: {str(error).splitlines()[0][:160]}",
             "the model that it was trained on",
+            f"use the base that {CONFIG} names",
         ) from None
     wanted = _adapter_weights(adapted)
     missing, unexpected = sorted(wanted.keys() - weights.keys()), sorted(weights.keys() - wanted.keys())
@@ -118,6 +121,7 @@ def load_adapter(model: Any, folder: Path, trainable: bool = False, base: Mappin
             str(folder / WEIGHTS),
             f"{wrong[0]} has the shape {list(weights[wrong[0]].shape)}",
             f"{list(wanted[wrong[0]].shape)}",
+            f"r in {CONFIG} as it was trained, and the base that it was trained on",
         )
     broken = [name for name, value in weights.items() if not bool(torch.isfinite(value).all())]
     if broken:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from luthier.errors import EnvironmentProblem, UserError, excerpt
+from luthier.models._loaded import check_vocabulary, refuse_misread
 from luthier.models.folder import TOKENIZER_FILES, check_folder, read_json, tensors
 from luthier.models.sources import ModelSource
 
@@ -141,23 +142,6 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedT
     return tokenizer
 
 
-def check_vocabulary(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, where: str) -> None:
-    """Refuses a tokenizer with ids that the model has no embedding for: they would fail, or read another row, in
-    training."""
-    rows = getattr(config.get_text_config(), "vocab_size", None)
-    vocabulary = tokenizer.get_vocab()
-    if rows is None or not vocabulary:
-        return
-    token, largest = max(vocabulary.items(), key=lambda item: item[1])
-    if largest >= rows:
-        raise UserError(
-            where,
-            f"the tokenizer has id {largest} ({excerpt(token, 40)}), the model {rows} rows of embeddings",
-            f"ids below {rows}",
-            "the tokenizer that belongs to this model, or a model whose embeddings were resized for it",
-        )
-
-
 def context_length(config: PretrainedConfig) -> int | None:
     """The most tokens that the model was made for; None where its config sets no bound (ALiBi, state-space models)."""
     text = config.get_text_config()
@@ -228,6 +212,7 @@ def load_model(
         ) from error
     _refuse_misfits(report, name)
     _refuse_non_finite(model, name)
+    refuse_misread(model, folder, name)
     return model.eval()
 
 
