@@ -51,6 +51,9 @@ CASES = {
     "model.quantization.double_quant": Case(
         "double_quant=true", "double_quant=false", "metrics", ("quantization=nf4",)
     ),
+    "model.quantization.compute_dtype": Case(
+        "compute_dtype=float32", "compute_dtype=bfloat16", "metrics", ("quantization=fp4",)
+    ),
     "data.train": Case("data.train=train.jsonl", "data.train=[train.jsonl, both.jsonl]", "ledger"),
     "data.train.path": Case("data.train.path=train.jsonl", "data.train.path=both.jsonl", "metrics"),
     "data.train.format": Case(

@@ -72,6 +72,7 @@ def test_the_sums_are_those_of_torch(place: Path, capsys: pytest.CaptureFixture[
         ("dtype=bfloat16", "Linear", "bfloat16", 16.0),
         ("quantization=int8", "Linear8bitLt", "int8", 8 + 32 / 64),  # a float32 scale for each row of 64
         ("quantization={kind: nf4, double_quant: false}", "Linear4bit", "nf4", 4 + 32 / 64),  # one for each 64 numbers
+        ("quantization=fp4", "Linear4bit", "fp4", 4 + 8 / 64 + 2 * 32 / 4096),
         ("quantization=nf4", "Linear4bit", "nf4", 4 + 8 / 64 + 2 * 32 / 4096),  # in 8 bits, their own scale and offset
     ],
 )
