@@ -85,11 +85,17 @@ def main() -> None:
         common = {"command": f"python benchmarks/qlora_cpu.py DATA.json --rows {given.rows} --held-out {given.held_out}",
                   "measured": str(datetime.date.today()), "device": plain["device"], "commit": commit}  # fmt: skip
         what = f"QLoRA of SmolLM2-135M on a CPU, {given.rows} short alpaca rows"
-        results = [{"claim": f"{what}: held-out loss, unquantized, before and after", "figure": f"{plain['before']:.3f}, {plain['after']:.3f}", "unit": "nats", **common},
-                   {"claim": f"{what}: held-out loss, nf4, before and after", "figure": f"{qlora['before']:.3f}, {qlora['after']:.3f}", "unit": "nats", **common},
-                   {"claim": f"{what}: held-out loss after, nf4 against unquantized", "figure": f"{difference:+.1f}", "unit": "%", **common},
-                   {"claim": f"{what}: memory of the base, nf4 against bfloat16 (embeddings stay in 16 bits)", "figure": round(share, 1), "unit": "%", **common},
-                   {"claim": f"{what}: memory of the linear layers alone, nf4 against bfloat16", "figure": round(of_linear, 1), "unit": "%", **common}]  # fmt: skip
+        figures = {
+            "held-out loss, unquantized, before and after": (f"{plain['before']:.3f}, {plain['after']:.3f}", "nats"),
+            "held-out loss, nf4, before and after": (f"{qlora['before']:.3f}, {qlora['after']:.3f}", "nats"),
+            "held-out loss after, nf4 against unquantized": (f"{difference:+.1f}", "%"),
+            "memory of the base, nf4 against bfloat16 (embeddings stay in 16 bits)": (round(share, 1), "%"),
+            "memory of the linear layers alone, nf4 against bfloat16": (round(of_linear, 1), "%"),
+        }
+        results = [
+            {"claim": f"{what}: {claim}", "figure": figure, "unit": unit, **common}
+            for claim, (figure, unit) in figures.items()
+        ]
         RESULTS.mkdir(exist_ok=True)
         (RESULTS / "qlora_cpu.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
