@@ -74,22 +74,7 @@ def load_adapter(model: Any, folder: Path, trainable: bool = False, base: Mappin
     from peft import LoraConfig, PeftModel, get_peft_model
 
     _refuse_other_base(folder, base)
-    if not (folder / WEIGHTS).is_file():
-        pickled = sorted(path.name for path in folder.glob("*.bin"))
-        raise UserError(
-            str(folder),
-            f"holds {', '.join(pickled)}, a pickle, which can run code when it is opened"
-            if pickled
-            else f"has no {WEIGHTS}",
-            "an adapter in safetensors",
-            "convert it where you trust it: peft's model.save_pretrained(folder, safe_serialization=True)",
-        )
-    try:
-        weights = load_file(folder / WEIGHTS)
-    except (SafetensorError, OSError) as error:
-        raise UserError(
-            str(folder / WEIGHTS), f"cannot be read: {error}", "a whole safetensors file", "copy the adapter again"
-        ) from None
+    weights = _read_weights(folder)
     check_adapter_config(folder / CONFIG)
     config = LoraConfig.from_pretrained(str(folder))
     config.inference_mode = not trainable
@@ -139,6 +124,26 @@ def load_adapter(model: Any, folder: Path, trainable: bool = False, base: Mappin
         for name, tensor in _adapter_weights(adapted).items():
             tensor.copy_(weights[name])
     return adapted
+
+
+def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Of an adapter, from safetensors; a pickle is refused."""
+    if not (folder / WEIGHTS).is_file():
+        pickled = sorted(path.name for path in folder.glob("*.bin"))
+        raise UserError(
+            str(folder),
+            f"holds {', '.join(pickled)}, a pickle, which can run code when it is opened"
+            if pickled
+            else f"has no {WEIGHTS}",
+            "an adapter in safetensors",
+            "convert it where you trust it: peft's model.save_pretrained(folder, safe_serialization=True)",
+        )
+    try:
+        return load_file(folder / WEIGHTS)
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            str(folder / WEIGHTS), f"cannot be read: {error}", "a whole safetensors file", "copy the adapter again"
+        ) from None
 
 
 def _refuse_other_base(folder: Path, base: Mapping[str, Any] | None) -> None:
