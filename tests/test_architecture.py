@@ -69,7 +69,7 @@ LAYERS = [
     },
     {"loop"},
     {"run"},
-    {"api"},
+    {"api", "gradients", "inspection"},
     {"cli", "demo", "__main__"},
 ]
 """Imports go to the same layer or an earlier one."""

@@ -285,7 +285,7 @@ def test_an_override_needs_only_its_last_word() -> None:
 def test_an_override_reaches_into_a_component_that_was_a_bare_string() -> None:
     run = load(SMALL, "model.quantization=nf4", "double_quant=false")
     assert run.model.quantization is not None
-    assert run.model.quantization.model_dump() == {"kind": "nf4", "double_quant": False}
+    assert run.model.quantization.model_dump() == {"kind": "nf4", "double_quant": False, "compute_dtype": "auto"}
     assert load(SMALL + "tuning: full\n", "tuning.kind=lora", "tuning.r=4").tuning.model_dump()["r"] == 4
 
 

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from luthier.errors import EnvironmentProblem, UserError
-from luthier.files import verify, write_folder, write_json
+from luthier.files import MANIFEST, verify, write_folder, write_json
 
 PREFIX = "step-"
 TENSORS, STATE = "tensors.safetensors", "state.json"
@@ -48,6 +48,10 @@ def unpack(packed: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
         return {unpack(key, tensors): unpack(value, tensors) for key, value in content}
     values = [unpack(value, tensors) for value in content]
     return tuple(values) if kind == "tuple" else values
+
+
+def _names(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()]
 
 
 class Checkpoints:
@@ -108,6 +112,8 @@ class Checkpoints:
         for step in reversed(self.steps()):
             wrong = verify(self.path(step))
             if wrong is None:
+                if strange := sorted(set(_names(self.path(step))) - {MANIFEST, TENSORS, STATE}):
+                    say(f"{self.path(step)}: {', '.join(strange)} was not written by this run and is not opened")
                 return step
             damaged.append(f"{self.path(step)}: {wrong}")
             say(f"damaged checkpoint {damaged[-1]}; the next older one is tried")

@@ -67,7 +67,7 @@ class ModelConfig(Config):
     """How the frozen weights are held and what is computed in. `auto`: bfloat16 where the hardware computes in it, else
     float16 on a GPU and float32 on a CPU. Trained weights are float32, or bfloat16 under `optim: adamw_bf16`."""
     quantization: SerializeAsAny[ComponentConfig] | None = None
-    """Holds the frozen weights in fewer bits: `nf4` (4 bits, QLoRA) or `int8`. Default: none."""
+    """Holds the frozen weights in fewer bits: `nf4` (4 bits, QLoRA), `fp4` or `int8`. Default: none."""
 
 
 class DataFile(Config):

@@ -9,7 +9,8 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from types import FrameType
 from typing import Any
@@ -166,6 +167,8 @@ def train_step(job: Job, check: LearningCheck) -> None:
         group["lr"] = group["peak_lr"] * rate
     indices = job.steps.indices(step)
     samples = [job.samples[i] for i in indices]
+    shown = (step + 1) % job.config.logging_steps == 0
+    shares = gradient_shares(job, step, samples, indices) if shown else {}
     done = optimizer_step(job, step, samples, indices)
     progress.step += 1
     progress.trained_tokens += sum(sample.trained_tokens for sample in samples)
@@ -178,6 +181,7 @@ def train_step(job: Job, check: LearningCheck) -> None:
         "step": progress.step,
         "epoch": job.steps.epoch_of(step),
         **{name: value / done.weight for name, value in done.sums.items()},
+        **shares,
         "learning_rate": job.optimizer.param_groups[0]["lr"],
         "grad_norm": done.grad_norm,
         "trained_tokens": progress.trained_tokens,
@@ -202,30 +206,63 @@ class StepDone:
     """each sample's part of the loss, in the order of the step's samples; None where the objective does not say"""
 
 
+def gradient_shares(job: Job, step: int, samples: Sequence[Sample], indices: Sequence[int]) -> dict[str, float]:
+    """Of an objective that is a sum of terms: the norm of each term's gradient, divided by the sum of these norms.
+
+    Costs a forward and a backward pass a term. Nothing is changed by it.
+    """
+    parts: Mapping[str, Any] = job.objective.parts() if hasattr(job.objective, "parts") else {}
+    weight, norms = job.objective.weight(list(samples)), dict[str, float]()
+    for name, part in parts.items():
+        job.optimizer.zero_grad(set_to_none=True)
+        batches = _micro_batches(job, step, samples, indices)
+        for position, batch in enumerate(batches):
+            with forward_of(job, step, position, last=position == len(batches) - 1):
+                job.engine.backward(part.loss(job.wrapped, batch).sum, weight)
+        gradients = [p.grad for p in job.policy.parameters() if p.grad is not None]
+        norms[name] = float(nn.utils.get_total_norm(gradients)) / job.engine.loss_scale.scale
+    whole = sum(norms.values())
+    if not 0 < whole < math.inf:  # an overflow in float16 is met by the step itself
+        return {}
+    return {f"grad_share_{name}": norm / whole for name, norm in norms.items()}
+
+
+def _micro_batches(job: Job, step: int, samples: Sequence[Sample], indices: Sequence[int]) -> Sequence[MicroBatch]:
+    """Those of this process."""
+    return micro_batches(
+        samples,
+        indices,
+        layout=job.layout,
+        max_tokens=job.max_tokens,
+        step=step,
+        processes=job.engine.processes,
+        rank=job.engine.rank,
+    )
+
+
+@contextmanager
+def forward_of(job: Job, step: int, position: int, last: bool) -> Iterator[None]:
+    """Surrounds forward and backward of one micro-batch."""
+    # A model's own dropout draws from the default generator: keyed here, so that it does not depend on what ran before.
+    torch.manual_seed(key(job.seed, "internal", step, position, job.engine.rank) % 2**63)
+    with job.engine.accumulating(last=last):
+        yield
+
+
 def optimizer_step(job: Job, step: int, samples: Sequence[Sample], indices: Sequence[int]) -> StepDone:
     """Gradients of the whole global batch, then one step.
 
     An fp16 overflow repeats the step at half the loss scale. Raises NonFinite otherwise; nothing has changed then.
     """
     engine, weight = job.engine, job.objective.weight(list(samples))
-    batches = micro_batches(
-        samples,
-        indices,
-        layout=job.layout,
-        max_tokens=job.max_tokens,
-        step=step,
-        processes=engine.processes,
-        rank=engine.rank,
-    )
+    batches = _micro_batches(job, step, samples, indices)
     while True:
         job.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, float] = {"loss": 0.0}
         bad_rows: list[str] = []
         losses: dict[int, float] | None = dict.fromkeys(indices, 0.0)
         for position, batch in enumerate(batches):
-            # A model's own dropout draws from the default generator: keyed here, so that it does not depend on what ran before.
-            torch.manual_seed(key(job.seed, "internal", step, position, engine.rank) % 2**63)
-            with engine.accumulating(last=position == len(batches) - 1):
+            with forward_of(job, step, position, last=position == len(batches) - 1):
                 out = job.objective.loss(job.wrapped, batch)
                 engine.backward(out.sum, weight)
             for name, value in {"loss": out.sum.detach(), **out.metrics}.items():

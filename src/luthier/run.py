@@ -113,7 +113,7 @@ def _train(
     """From the model's source to the result; `before` is the manifest of the run that is resumed."""
     objective = component.load("objectives", config.objective.kind)(config.objective)
     with _main_process_first(engine), RowProgress() as progress:
-        source = _base_of(config, trust_remote_code)
+        source = base_of(config, trust_remote_code)
         tokenizer = load_tokenizer(source.folder, trust_remote_code=trust_remote_code)
         new = add_tokens(tokenizer, config.data.add_tokens)
         model_config = load_config(source.folder, trust_remote_code)
@@ -121,7 +121,7 @@ def _train(
         data = prepare(config, tokenizer, context_length=context, objective=objective, watch=progress)
     say("\n".join([f"model: {source.name}", _method(config), data.ledger.as_text(), *data.notes]))
 
-    decisions = before["decisions"] if before else _decide(config, source, model_config, data, dtype, engine)
+    decisions = before["decisions"] if before else decide(config, source, model_config, data, dtype, engine)
     torch.set_num_threads(decisions["threads"])
     limit = decisions["max_tokens_per_micro_batch"]
     say(f"layout: {decisions['layout']} ({decisions['layout_reason']}), at most {limit:,} tokens in one forward pass")
@@ -130,7 +130,7 @@ def _train(
     if objective.needs_reference:
         policy.keep_reference()
 
-    job = _build_job(config, folder, policy, data, objective, engine, decisions)
+    job = build_job(config, folder, policy, data, objective, engine, decisions)
     base = _base_record(config, source, data)
     manifest = run_folder.manifest(
         config, data, base, decisions, hardware(engine.device), job.steps.total, engine.processes, trained
@@ -184,7 +184,7 @@ def _silent(_text: str) -> None:
     """What other processes say."""
 
 
-def _base_of(config: RunConfig, trust_remote_code: bool) -> ModelSource:
+def base_of(config: RunConfig, trust_remote_code: bool) -> ModelSource:
     source = resolve(config.model.path, config.model.revision, trust_remote_code)
     if source.adapter is not None:
         raise UserError(
@@ -223,7 +223,7 @@ def _method(config: RunConfig) -> str:
     )
 
 
-def _decide(
+def decide(
     config: RunConfig, source: ModelSource, model_config: Any, data: Prepared, dtype: torch.dtype, engine: Engine
 ) -> dict[str, Any]:
     """What is chosen by measurement, on the first process. Written to the manifest, and replayed at resume."""
@@ -347,7 +347,7 @@ def _tuned(
     return tuned, what
 
 
-def _build_job(
+def build_job(
     config: RunConfig,
     folder: Path,
     policy: Policy,

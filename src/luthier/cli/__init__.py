@@ -11,7 +11,7 @@ from __future__ import annotations
 import ast
 import functools
 import importlib
-import inspect
+import inspect as introspection  # `inspect` is a command of this folder
 import os
 import re
 import sys
@@ -126,20 +126,22 @@ def _help(docstring: str) -> tuple[str, str]:
     """Help text for rich, one line a paragraph, and the examples as they stand."""
     from rich.markup import escape
 
-    text, *rest = re.split(r"^(?=Examples?:)", inspect.cleandoc(docstring), maxsplit=1, flags=re.MULTILINE)
+    text, *rest = re.split(r"^(?=Examples?:)", introspection.cleandoc(docstring), maxsplit=1, flags=re.MULTILINE)
     paragraphs = [" ".join(paragraph.split()) for paragraph in text.strip().split("\n\n")]
     return escape("\n\n".join(paragraphs)), "".join(rest)
 
 
 def _guarded(function: Callable[..., None]) -> Callable[..., None]:
     """The function with an option `--debug`, and a quiet end on ctrl-c and on a closed pipe."""
-    signature = inspect.signature(function)
+    signature = introspection.signature(function)
     hints = typing.get_type_hints(function, include_extras=True)
     parameters = [parameter.replace(annotation=hints[name]) for name, parameter in signature.parameters.items()]
     hints["debug"] = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
     if "debug" not in signature.parameters:
         parameters.append(
-            inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=hints["debug"])
+            introspection.Parameter(
+                "debug", introspection.Parameter.KEYWORD_ONLY, default=False, annotation=hints["debug"]
+            )
         )
 
     @functools.wraps(function)
@@ -159,7 +161,7 @@ def _guarded(function: Callable[..., None]) -> Callable[..., None]:
             raise typer.Exit(BROKEN_PIPE_EXIT_CODE) from None
 
     del guarded.__wrapped__  # or its signature would be read, not ours
-    guarded.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    guarded.__signature__ = introspection.Signature(parameters)  # type: ignore[attr-defined]
     guarded.__annotations__ = hints
     return guarded
 

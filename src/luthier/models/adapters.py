@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from luthier.errors import UserError
+from luthier.models._loaded import check_adapter_config
 from luthier.models.new_tokens import grow
 
 STARTS_AT_ZERO = (True, "gaussian", "eva", "orthogonal")
@@ -136,7 +137,8 @@ def load_adapter(model: Any, folder: Path, trainable: bool = False, base: Mappin
     from luthier.tuning._starts import tie_edges
 
     _refuse_other_base(folder, base)
-    weights = _read(folder)
+    weights = _read_weights(folder)
+    check_adapter_config(folder / CONFIG)
     grow(model, embedding_rows(folder))
     config = LoraConfig.from_pretrained(str(folder))
     config.inference_mode = not trainable
@@ -150,6 +152,7 @@ def load_adapter(model: Any, folder: Path, trainable: bool = False, base: Mappin
             str(folder),
             f"does not fit this model: {str(error).splitlines()[0][:160]}",
             "the model that it was trained on",
+            f"use the base that {CONFIG} names",
         ) from None
     wanted = _adapter_weights(adapted)
     missing, unexpected = sorted(wanted.keys() - weights.keys()), sorted(weights.keys() - wanted.keys())
@@ -167,6 +170,7 @@ def load_adapter(model: Any, folder: Path, trainable: bool = False, base: Mappin
             str(folder / WEIGHTS),
             f"{wrong[0]} has the shape {list(weights[wrong[0]].shape)}",
             f"{list(wanted[wrong[0]].shape)}",
+            f"r in {CONFIG} as it was trained, and the base that it was trained on",
         )
     broken = [name for name, value in weights.items() if not bool(torch.isfinite(value).all())]
     if broken:
@@ -187,7 +191,8 @@ def load_adapter(model: Any, folder: Path, trainable: bool = False, base: Mappin
     return adapted
 
 
-def _read(folder: Path) -> dict[str, torch.Tensor]:
+def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Of an adapter, from safetensors; a pickle is refused."""
     if not (folder / WEIGHTS).is_file():
         pickled = sorted(path.name for path in folder.glob("*.bin"))
         raise UserError(

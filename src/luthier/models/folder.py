@@ -29,6 +29,10 @@ TOKENIZER_FILES = (
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 _LFS_POINTER = b"version https://git-lfs"
+_ANNEX_POINTER = "annex/objects/"
+_HTML = (b"<!doctype html", b"<html")
+_READ = (".safetensors", ".json", ".model", ".jinja", ".txt", ".tiktoken")
+"""Ends of the names of files that are read, if they are there."""
 _MAX_HEADER_BYTES = 100_000_000
 _ATTENTION_KEYS = ("_attn_implementation_internal", "_attn_implementation", "attn_implementation")
 _KNOWN_ATTENTION = frozenset({None, "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"})
@@ -54,6 +58,7 @@ def check_folder(folder: Path, name: str, trust_remote_code: bool) -> None:
     Raises:
         UserError: names what is missing, damaged or refused, and the fix.
     """
+    refuse_dangling_links(folder)
     check_config(folder, name, trust_remote_code)
     check_weights(folder, name)
     check_tokenizer(folder, name, trust_remote_code)
@@ -183,6 +188,11 @@ def weight_files(folder: Path, name: str) -> list[Path]:
     raise no_weights(name, sorted(file.name for file in folder.iterdir()), str(folder))
 
 
+def pickles(folder: Path) -> list[str]:
+    """Names of files that look pickled."""
+    return sorted(file.name for file in folder.iterdir() if file.name.endswith(PICKLES))
+
+
 def no_weights(name: str, files: list[str], where: str) -> UserError:
     """Why there is nothing to load in a folder or a hub model with these files."""
     if pickled := [file for file in files if file.endswith(PICKLES) and not file.startswith("training_args")]:
@@ -216,8 +226,17 @@ def tensors(folder: Path, name: str) -> Iterator[Tensor]:
     Raises:
         UserError: a file is empty, a pointer, damaged or cut off.
     """
+    found: dict[str, Path] = {}
     for file in weight_files(folder, name):
-        yield from file_tensors(file, name)
+        for tensor in file_tensors(file, name):
+            if found.setdefault(tensor.name, file) != file:
+                raise UserError(
+                    str(file),
+                    f"holds {tensor.name}, and so does {found[tensor.name].name}: which of them counts is chance",
+                    "each weight in one file",
+                    "download the model again",
+                )
+            yield tensor
 
 
 def file_tensors(file: Path, name: str) -> Iterator[Tensor]:
@@ -266,17 +285,53 @@ def file_tensors(file: Path, name: str) -> Iterator[Tensor]:
 
 
 def refuse_stub(file: Path, name: str) -> None:
-    """An empty file, or the pointer that git leaves where git-lfs is not installed."""
+    """An empty file, what git leaves where git-lfs or git-annex did not fetch the file, or a server's page instead of it."""
     size = file.stat().st_size
     if size == 0:
         raise UserError(name, f"{file} is empty", "a whole file", "download the model again")
-    if size < 1024 and file.read_bytes().startswith(_LFS_POINTER):
+    with file.open("rb") as opened:
+        head = opened.read(512)
+    if size < 1024 and head.startswith(_LFS_POINTER):
         raise UserError(
             name,
             f"{file} is a pointer of git-lfs, not the file itself",
             "the file that it points to",
             f"git -C {file.parent} lfs pull, or: luthier download hf:org/name",
         )
+    if size < 1024 and _ANNEX_POINTER.encode() in head:
+        raise _annexed(file)
+    if head.lstrip().lower().startswith(_HTML):
+        raise UserError(
+            name,
+            f"{file} is a page of HTML, as a server sends it where a file may not be had",
+            "the file itself",
+            "download the model again, logged in where it is gated",
+        )
+
+
+def refuse_dangling_links(folder: Path) -> None:
+    """Links whose files are not there, as a copied cache or an annex without its content has them."""
+    for file in sorted(folder.iterdir()):
+        if not file.is_symlink() or file.exists() or not file.name.endswith(_READ):
+            continue
+        target = str(file.readlink())
+        if _ANNEX_POINTER in target:
+            raise _annexed(file)
+        raise UserError(
+            str(file),
+            f"is a link to {target}, which is not there",
+            "the file itself",
+            "download the model again, or copy the folder with cp -rL",
+        )
+
+
+def _annexed(file: Path) -> UserError:
+    return UserError(
+        str(file),
+        "stands for a file that git-annex did not fetch",
+        "the file itself",
+        f"git -C {file.parent} annex get {file.name}",
+    )
 
 
 def read_json(file: Path, name: str) -> dict[str, Any]:

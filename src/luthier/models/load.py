@@ -19,6 +19,7 @@ from torch import nn
 
 from luthier.errors import EnvironmentProblem, UserError, excerpt
 from luthier.models import architectures
+from luthier.models._loaded import check_vocabulary, refuse_misread
 from luthier.models.folder import TOKENIZER_FILES, check_folder, native_type, read_json, tensors
 from luthier.models.sources import ModelSource
 
@@ -149,23 +150,6 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedT
     return tokenizer
 
 
-def check_vocabulary(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, where: str) -> None:
-    """Refuses a tokenizer with ids that the model has no embedding for: they would fail, or read another row, in
-    training."""
-    rows = getattr(config.get_text_config(), "vocab_size", None)
-    vocabulary = tokenizer.get_vocab()
-    if rows is None or not vocabulary:
-        return
-    token, largest = max(vocabulary.items(), key=lambda item: item[1])
-    if largest >= rows:
-        raise UserError(
-            where,
-            f"the tokenizer has id {largest} ({excerpt(token, 40)}), the model {rows} rows of embeddings",
-            f"ids below {rows}",
-            "the tokenizer that belongs to this model, or a model whose embeddings were resized for it",
-        )
-
-
 def context_length(config: PretrainedConfig) -> int | None:
     """The most tokens that the model was made for; None where its config sets no bound (ALiBi, state-space models)."""
     text = config.get_text_config()
@@ -236,6 +220,7 @@ def load_model(
         ) from error
     refuse_misfits(report, name)
     _refuse_non_finite(model, name)
+    refuse_misread(model, folder, name)
     return model.eval()
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from luthier.errors import EnvironmentProblem, UserError
 from luthier.models import gguf, hub, package_index, pickled
 from luthier.models._files import Say, to_stderr
-from luthier.models.folder import check_folder
+from luthier.models.folder import check_folder, pickles
 
 PREFIXES = ("hf:", "ms:", "pypi:")
 _MODELSCOPE_FIX = "pip install 'luthier[modelscope]'"
@@ -92,6 +92,10 @@ def _resolve(
     found = _find(path, revision, trust_remote_code, say, chain)
     if found.adapter is None:
         check_folder(found.folder, found.name, trust_remote_code)
+        if pickled := pickles(found.folder):
+            say(
+                f"{found.name}: {', '.join(pickled)} can run code when opened; luthier never does, and needs none of them"
+            )
     return found
 
 

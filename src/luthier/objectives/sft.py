@@ -18,6 +18,7 @@ class SFT:
 
     takes = (Conversation, Text)
     needs_reference = False
+    wants = ("correct",)
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -30,7 +31,7 @@ class SFT:
         return float(sum(sample.trained_tokens for sample in samples))
 
     def loss(self, policy: Policy, batch: MicroBatch) -> LossOut:
-        scores = policy(batch, want=("correct",))
+        scores = policy(batch, want=self.wants)
         assert scores.correct is not None
         return LossOut(
             -scores.logps.sum(), {"token_accuracy": scores.correct.sum()}, documents=batch.by_document(-scores.logps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
@@ -16,7 +17,10 @@ __all__ = ["Int8"]
 
 
 class Int8:
-    """Frozen linear weights in 8 bits, by bitsandbytes (CPU and CUDA)."""
+    """Frozen linear weights in 8 bits with a scale a row, by bitsandbytes (CPU and CUDA).
+
+    Activations are rounded to 8 bits as well, token by token, by way of float16: one above 65,504 becomes infinite.
+    """
 
     class Config(ComponentConfig):
         kind: Literal["int8"] = "int8"
@@ -31,4 +35,10 @@ class Int8:
     def loading_config(self, compute_dtype: torch.dtype) -> BitsAndBytesConfig:
         from transformers import BitsAndBytesConfig
 
+        # Said at every product of every layer, and true of every one.
+        logging.getLogger("bitsandbytes.autograd._functions").addFilter(_is_news)
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=self.config.outlier_threshold)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return "inputs will be cast" not in str(record.msg)

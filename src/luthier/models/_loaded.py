@@ -1,0 +1,99 @@
+"""What is checked of a model when it is loaded: where its files and what became of them may differ without a word."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from luthier.errors import UserError, excerpt
+from luthier.models.folder import read_json, tensors
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+FLOATING = ("F", "BF")
+"""How safetensors' names of types with a point begin: F32, BF16, F8_E4M3."""
+
+
+def refuse_misread(model: PreTrainedModel, folder: Path, name: str) -> None:
+    """Weights whose files hold something else than the model has now.
+
+    Raises:
+        UserError: whole numbers where the model has floating ones (they would be cast), or a head of its own in a model
+            whose config ties it to the embeddings.
+    """
+    stored = {tensor.name: tensor for tensor in tensors(folder, name)}
+    if getattr(model.config, "quantization_config", None) is None:
+        for key, weight in model.named_parameters():
+            if weight.is_floating_point() and key in stored and not stored[key].dtype.startswith(FLOATING):
+                raise UserError(
+                    str(stored[key].file),
+                    f"{key} is of type {stored[key].dtype}",
+                    "a floating type: F32, BF16, F16",
+                    "download the model again",
+                )
+    _refuse_untied(model, set(stored), name)
+
+
+def _refuse_untied(model: PreTrainedModel, stored: set[str], name: str) -> None:
+    """transformers keeps both where they differ, and ties them again as soon as somebody resizes or saves the model."""
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    if not getattr(model.config.get_text_config(), "tie_word_embeddings", False) or head is None:
+        return
+    names = {id(weight): key for key, weight in model.named_parameters(remove_duplicate=False)}
+    keys = [names.get(id(module.weight), "") for module in (head, embeddings)]
+    tied_by_design = keys[0] in (getattr(model, "_tied_weights_keys", None) or ())
+    if head.weight is not embeddings.weight and tied_by_design and stored.issuperset(keys):
+        raise UserError(
+            name,
+            f"config.json says tie_word_embeddings, but {keys[0]} and {keys[1]} are there and differ",
+            "a config that says what the files hold",
+            'write "tie_word_embeddings": false into config.json, or download the model again',
+        )
+
+
+def check_vocabulary(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, where: str) -> None:
+    """Refuses a tokenizer with ids that the model has no embedding for (they would fail, or read another row, in
+    training), and one with a special token that is another token as well."""
+    vocabulary = tokenizer.get_vocab()
+    special = {vocabulary[token]: token for token in tokenizer.all_special_tokens if token in vocabulary}
+    for token, number in vocabulary.items():
+        if number in special and special[number] != token:
+            raise UserError(
+                f"{where}/tokenizer.json",
+                f"{excerpt(special[number], 40)} and {excerpt(token, 40)} are both id {number}",
+                "an id of its own for each special token",
+                "copy the tokenizer's files from the model that this one was made of",
+            )
+    rows = getattr(config.get_text_config(), "vocab_size", None)
+    if rows is None or not vocabulary:
+        return
+    token, largest = max(vocabulary.items(), key=lambda item: item[1])
+    if largest >= rows:
+        raise UserError(
+            where,
+            f"the tokenizer has id {largest} ({excerpt(token, 40)}), the model {rows} rows of embeddings",
+            f"ids below {rows}",
+            "the tokenizer that belongs to this model, or a model whose embeddings were resized for it",
+        )
+
+
+def check_adapter_config(file: Path) -> None:
+    """Refuses what peft would fill with defaults of its own, or cannot be.
+
+    Raises:
+        UserError: another method than LoRA, or no `r`, `lora_alpha` or `target_modules`.
+    """
+    tree = read_json(file, str(file.parent))
+    if (kind := tree.get("peft_type")) != "LORA":
+        raise UserError(
+            str(file), f"peft_type is {excerpt(kind)}", "LORA", "an adapter that was trained with LoRA or DoRA"
+        )
+    for key in ("r", "lora_alpha", "target_modules"):
+        if tree.get(key) is None and not (key == "target_modules" and tree.get("target_parameters")):
+            raise UserError(
+                str(file),
+                f"has no {key}: peft would take a default of its own",
+                f"the {key} that the adapter was trained with",
+                f"copy {file.name} again, or write {key} into it",
+            )

@@ -1,0 +1,159 @@
+"""Several objectives at once: w0 * loss0 + w1 * loss1 + ..., on the same rows and one forward pass."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, ValidationError, field_validator
+
+from luthier import component
+from luthier.component import ComponentConfig
+from luthier.errors import UserError
+from luthier.types import Example, LossOut, MicroBatch, Policy, Renderer, Sample, Scores
+
+__all__ = ["Weighted"]
+
+
+class Term(ComponentConfig):
+    """One objective, with the keys of its own beside its weight."""
+
+    model_config = ConfigDict(extra="allow")
+
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """What its loss is multiplied with."""
+
+
+class Weighted:
+    """The weighted sum of other objectives' losses; each term's own loss is recorded as `loss_KIND`.
+
+    Terms must be divided by the same weight of the batch, as all that count trained tokens are: otherwise a term's share would
+    depend on how rows are laid out.
+    """
+
+    class Config(ComponentConfig):
+        kind: Literal["weighted"] = "weighted"
+        terms: Annotated[tuple[Term, ...], Field(min_length=1)]
+        """The objectives: a list of maps, each with `kind`, `weight` (default 1) and the keys of the kind's own, as
+        `{kind: sft, weight: 0.7}`."""
+        gradient_shares: bool = True
+        """Whether each term's share of the gradient's norm is recorded, as `grad_share_KIND`. Costs a forward and a backward
+        pass a term, at every `training.logging_steps` only."""
+
+        @field_validator("terms")
+        @classmethod
+        def _known(cls, terms: tuple[Term, ...]) -> tuple[Term, ...]:
+            kinds = [term.kind for term in terms]
+            if twice := {kind for kind in kinds if kinds.count(kind) > 1}:
+                raise ValueError(f"each kind once, but {', '.join(sorted(twice))} is there twice")
+            if "weighted" in kinds:
+                raise ValueError("terms that are not weighted sums themselves: write their terms into this list")
+            return tuple(_filled(term) for term in terms)
+
+    needs_reference = False
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.terms: dict[str, Any] = {}
+        self.factors = {term.kind: term.weight for term in config.terms}
+        for term in config.terms:
+            cls = component.load("objectives", term.kind)
+            self.terms[term.kind] = cls(cls.Config.model_validate(_own_keys(term)))
+        self.takes = tuple(
+            kind for kind in self._first.takes if all(kind in term.takes for term in self.terms.values())
+        )
+        if not self.takes or any(term.needs_reference for term in self.terms.values()):
+            raise UserError(
+                "objective.terms",
+                f"{', '.join(self.terms)} do not learn from the same rows",
+                "terms that take the same examples and no reference",
+                "objective={kind: weighted, terms: [{kind: sft, weight: 1.0}, {kind: z_loss, weight: 1e-4}]}",
+            )
+        self.wants = tuple(sorted({want for term in self.terms.values() for want in getattr(term, "wants", ())}))
+
+    @property
+    def _first(self) -> Any:
+        return next(iter(self.terms.values()))
+
+    def encode(self, example: Example, index: int, renderer: Renderer) -> list[Sample]:
+        found: list[Sample] = self._first.encode(example, index, renderer)
+        return found
+
+    def weight(self, samples: list[Sample]) -> float:
+        """Of the global batch, the same by every term.
+
+        Raises:
+            UserError: two terms divide by different numbers.
+        """
+        weights = {kind: float(term.weight(samples)) for kind, term in self.terms.items()}
+        if len(set(weights.values())) > 1:
+            raise UserError(
+                "objective.terms",
+                "the terms are divided by different weights: " + ", ".join(f"{k} {w:g}" for k, w in weights.items()),
+                "terms that count the same thing, such as trained tokens",
+                "leave one of them out",
+            )
+        return next(iter(weights.values()))
+
+    def loss(self, policy: Policy, batch: MicroBatch) -> LossOut:
+        once = _Once(policy, self.wants)
+        found = {kind: (self.factors[kind], term.loss(once, batch)) for kind, term in self.terms.items()}
+        metrics = {name: value for _, out in found.values() for name, value in out.metrics.items()}
+        metrics |= {f"loss_{kind}": out.sum.detach() for kind, (_, out) in found.items()}
+        documents = [None if out.documents is None else factor * out.documents for factor, out in found.values()]
+        known = [part for part in documents if part is not None]
+        total = sum((factor * out.sum for factor, out in found.values()), start=_zero(found))
+        return LossOut(total, metrics, documents=sum(known[1:], known[0]) if len(known) == len(documents) else None)
+
+    def parts(self) -> dict[str, WeightedTerm]:
+        """Each term alone, with its factor, for its share of the gradient; none where the shares are not wanted."""
+        return {kind: WeightedTerm(self, kind) for kind in self.terms} if self.config.gradient_shares else {}
+
+
+class WeightedTerm:
+    """One term of the sum, as an objective whose loss is the term's part of it."""
+
+    def __init__(self, whole: Weighted, kind: str) -> None:
+        self.term, self.factor = whole.terms[kind], whole.factors[kind]
+
+    def loss(self, policy: Policy, batch: MicroBatch) -> LossOut:
+        return LossOut(self.factor * self.term.loss(policy, batch).sum)
+
+
+class _Once:
+    """A policy that runs once for all terms: with everything that any of them wants."""
+
+    def __init__(self, policy: Policy, wants: tuple[str, ...]) -> None:
+        self.policy, self.wants = policy, wants
+        self.scores: Scores | None = None
+
+    def __call__(self, batch: MicroBatch, want: tuple[str, ...] = ()) -> Scores:
+        if not set(want) <= set(self.wants):
+            return self.policy(batch, want)
+        if self.scores is None:
+            self.scores = self.policy(batch, self.wants)
+        return self.scores
+
+
+def _zero(found: dict[str, tuple[float, LossOut]]) -> Any:
+    return next(iter(found.values()))[1].sum.new_zeros(())
+
+
+def _own_keys(term: Term) -> dict[str, Any]:
+    return {"kind": term.kind, **(term.model_extra or {})}
+
+
+def _filled(term: Term) -> Term:
+    """The term with the defaults of its kind filled in.
+
+    Raises:
+        ValueError: there is no such kind, or its keys are wrong.
+    """
+    try:
+        checked = component.load("objectives", term.kind).Config.model_validate(_own_keys(term))
+    except UserError as error:
+        raise ValueError(f"{error.expected}; there is no {term.kind!r} {error.fix}".strip()) from None
+    except ValidationError as error:
+        wrong = error.errors(include_url=False)[0]
+        where = ".".join(map(str, wrong["loc"]))
+        raise ValueError(f"keys of {term.kind}: {where}: {wrong['msg']}") from None
+    return Term(weight=term.weight, **checked.model_dump())
