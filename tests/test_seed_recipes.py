@@ -11,23 +11,20 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM
 
-from luthier import config, exporting, loop, run
+from luthier import config, exporting, run
 from luthier.chatting import Chat, Settings
 from luthier.data.template_check import made_tokenizer, tokens_of
 from luthier.models.opened import open_model
+from tests.helpers.breaking import Broken, break_after
 from tests.helpers.tiny_models import TWINS, twin
 
 ROOT = Path(__file__).parent.parent
 RECIPES = sorted((ROOT / "examples" / "seeds").glob("*.yaml"))
 ARCHITECTURES = {"baichuan2": "baichuan", "bloom": "bloom", "gemma": "gemma", "llama2": "llama", "yuan": "yuan"}
 """The first word of a recipe's name -> its architecture."""
-STEPS, STOPPED_AT = 4, 3
+STEPS, BREAKS_AFTER = 4, 3
 ROWS = [{"instruction": f"What is {n} and {n}?", "input": "", "output": f"It is {2 * n}."} for n in range(200)]
 TEXTS = [{"text": f"### Human: What is {n} and {n}? ### Assistant: It is {2 * n}."} for n in range(200)]
-
-
-class Stopped(Exception):
-    """Thrown in the middle of a run."""
 
 
 def model_of(recipe: Path, template: str, folder: Path) -> Path:
@@ -73,17 +70,9 @@ def test_a_recipe_from_training_to_the_merged_model(
         ],
     )
 
-    whole = loop.optimizer_step
-
-    def stopping(job: Any, step: int, *rest: Any) -> Any:
-        if step == STOPPED_AT:
-            raise Stopped
-        return whole(job, step, *rest)
-
-    monkeypatch.setattr(loop, "optimizer_step", stopping)
-    with pytest.raises(Stopped):
+    with monkeypatch.context() as patch, pytest.raises(Broken):
+        break_after(BREAKS_AFTER, patch)
         run.train(given, say=lambda text: None)
-    monkeypatch.setattr(loop, "optimizer_step", whole)
     finished = run.train(given, resume=True, say=lambda text: None)
     assert [line["step"] for line in finished.metrics if "loss" in line] == list(range(1, STEPS + 1))
 
