@@ -32,7 +32,7 @@ VALUES = {
         "inverse_sqrt",
     ),
     "dtype": ("float32", "bfloat16", "float16"),
-    "tuning": ("lora", "{kind: lora, r: 2, lora_dropout: 0.3}", "full"),
+    "tuning": ("lora", "{kind: lora, r: 2, lora_dropout: 0.3}", "freeze", "full"),
     "quantization": ("null", "nf4", "int8"),
     "data.eval": ("null", "0.2", "held.jsonl"),
     "on_long_row": ("error", "drop", "truncate"),
@@ -55,7 +55,7 @@ NEED_HELD_OUT = ("eval_steps", "load_best_checkpoint", "early_stopping_patience"
 
 def allowed(trial: Trial) -> bool:
     """What the configuration itself refuses is left out."""
-    quantized_full = trial.get("tuning") == "full" and trial.get("quantization", "null") != "null"
+    quantized_full = trial.get("tuning") in ("freeze", "full") and trial.get("quantization", "null") != "null"
     unmeasured = trial.get("data.eval") == "null" and any(
         trial.get(key, "null") in ("1", "0.4", "true") for key in NEED_HELD_OUT
     )

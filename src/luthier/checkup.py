@@ -122,9 +122,13 @@ def invariances(model_config: Any, config: RunConfig | None, runs_flat: bool, de
 
 
 def _policy(model_config: Any, config: RunConfig | None, device: torch.device) -> Policy:
-    """The twin, tuned as the configuration says (else by LoRA with dropout), its trained part moved off its start."""
+    """The twin, its trained part moved off its start: by the adapter of the configuration (without one: LoRA with dropout),
+    or in all its weights, since it has fewer layers than may be named there."""
     tuning = component.load("tuning", config.tuning.kind if config else "lora")
     chosen = config.tuning if config else tuning.Config(kind="lora", r=4, lora_dropout=0.1)
+    if not tuning.makes_adapter:
+        tuning = component.load("tuning", "full")
+        chosen = tuning.Config()
     keys = DropoutKeys(0)
     model, _ = tuning(chosen).apply(flat.twin(flat.reduced(model_config), torch.float32, device), keys)
     generator = torch.Generator().manual_seed(3)

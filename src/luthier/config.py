@@ -143,7 +143,7 @@ class TrainingConfig(Config):
     """Examples of one optimizer step, over all processes: the only spelling of a batch. How they are laid out over the hardware does
     not change the mathematics."""
     learning_rate: Annotated[float, Field(ge=0)] | None = None
-    """Peak learning rate. Default: 2e-4 for LoRA, 2e-5 when all weights are tuned."""
+    """Peak learning rate. Default: 2e-4 for LoRA, 2e-5 when the model's own weights are tuned."""
     num_train_epochs: Annotated[float, Field(gt=0)] | None = None
     """Passes over the data; may be a fraction. Default: 3."""
     max_steps: Annotated[int, Field(ge=1)] | None = None
@@ -163,7 +163,8 @@ class TrainingConfig(Config):
     warmup_steps: Annotated[float, Field(ge=0, lt=1)] | Annotated[int, Field(ge=0)] = 0.03
     """Steps over which the learning rate rises from 0; below 1 a share of all steps."""
     weight_decay: Annotated[float, Field(ge=0)] | None = None
-    """AdamW's decoupled weight decay. Default: 0 for LoRA, 0.01 when all weights are tuned. Biases and norms are spared."""
+    """AdamW's decoupled weight decay. Default: 0 for LoRA, 0.01 when the model's own weights are tuned. Biases
+    and norms are spared."""
     max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
     """The gradient is scaled down to this global norm; `null` leaves it as it is."""
     logging_steps: Annotated[int, Field(ge=1)] = 1
@@ -197,7 +198,7 @@ class RunConfig(Config):
     data: DataConfig
     """What is learned from; a bare string is a file."""
     tuning: SerializeAsAny[ComponentConfig]
-    """What is trained: `lora` (default) or `full`, with the keys of its own."""
+    """What is trained: `lora` (default), `freeze` or `full`, with the keys of its own."""
     objective: SerializeAsAny[ComponentConfig]
     """What is minimised: `sft` (default)."""
     training: TrainingConfig = Field(default_factory=TrainingConfig)
@@ -464,10 +465,10 @@ def _refuse_wrong_combinations(document: Document, config: RunConfig) -> None:
                     "data.eval",
                     f"write data.eval: 0.05, or leave {key} out",
                 )
-    if config.model.quantization is not None and config.tuning.kind == "full":
+    if config.model.quantization is not None and config.tuning.kind in ("full", "freeze"):
         raise UserError(
             document.place(("tuning",)),
-            "tuning: full of a quantized model",
+            f"tuning: {config.tuning.kind} of a quantized model",
             "weights that can be trained",
             "tuning=lora, or leave model.quantization out",
         )

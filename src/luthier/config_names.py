@@ -38,7 +38,13 @@ RENAMED = {
     "stage": "objective",
     "lora_rank": "tuning.r",
     "lora_target": "tuning.target_modules",
+    "freeze_trainable_layers": "tuning: {kind: freeze, last_layers: N} (there: N; for -N first_layers: N)",
+    "num_layer_trainable": "tuning: {kind: freeze, last_layers: N} (there: N; for -N first_layers: N)",
+    "freeze_trainable_modules": "tuning: {kind: freeze, patterns: [.*NAME.*]}",
+    "name_module_trainable": "tuning: {kind: freeze, patterns: [.*NAME.*]}",
+    "freeze_extra_modules": "tuning: {kind: freeze, patterns: [.*NAME.*]}",
     # Axolotl
+    "unfrozen_parameters": "tuning: {kind: freeze, patterns: [...]}",
     "base_model": "model",
     "datasets": "data.train",
     "sequence_len": "data.max_length",

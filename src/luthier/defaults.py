@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-LEARNING_RATE = {"lora": 2e-4, "full": 2e-5}
-WEIGHT_DECAY = {"lora": 0.0, "full": 0.01}
+LEARNING_RATE = {"lora": 2e-4, "freeze": 2e-5, "full": 2e-5}
+WEIGHT_DECAY = {"lora": 0.0, "freeze": 0.01, "full": 0.01}
 OTHER_LEARNING_RATE = 2e-5
 
 

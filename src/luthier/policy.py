@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -81,6 +83,12 @@ class Policy(nn.Module):
     def core(self) -> Any:
         """The transformers model, with adapters in it."""
         return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+
+    def computing(self) -> torch.autocast:
+        """Around calls of the model itself: where its matrices are of several dtypes they must meet in one."""
+        dtypes = {parameter.dtype for parameter in self.parameters() if parameter.is_floating_point()}
+        mixed = len(dtypes) > 1 and self.compute_dtype != torch.float32
+        return torch.autocast(self.core.device.type, dtype=self.compute_dtype, enabled=mixed)
 
     def forward(self, batch: MicroBatch, want: tuple[str, ...] = ()) -> Scores:
         """Scores of the N trained positions, in their order; differentiable in `logps`, `entropy` and `logsumexp`."""
@@ -192,13 +200,18 @@ class Policy(nn.Module):
         was_training = self.training
         self.eval()
         try:
-            whole = self.core(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[0].float()
-            with torch.autocast(ids.device.type, enabled=False):
+            with self.computing():
+                whole = self.core(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[0].float()
                 pieces = self.head(self._hidden(batch, ids.device, self.keys.of(batch).to(ids.device))[0]).float()
         finally:
             self.train(was_training)
         self.head_is_exact = bool((whole - pieces).abs().max() <= tolerance * whole.abs().max())
         return self.head_is_exact
+
+    def trained_tensors(self) -> dict[str, int]:
+        """Names of what is trained, with `*` for numbers in them: how many tensors each stands for."""
+        names = (name for name, parameter in self.named_parameters() if parameter.requires_grad)
+        return dict(Counter(re.sub(r"(?<=\.)\d+(?=\.)", "*", name.removeprefix("model.")) for name in names))
 
     def keep_reference(self) -> None:
         """Remembers the trained weights as they are now, where switching the adapter off would not bring them back."""

@@ -30,10 +30,12 @@ from luthier.models.load import (
     choose_dtype,
     context_length,
     fingerprint,
+    hold_frozen,
     load_config,
     load_model,
     load_tokenizer,
 )
+from luthier.models.opened import base_dtype
 from luthier.models.sources import ModelSource, resolve
 from luthier.optimization import make_optimizer, make_schedule
 from luthier.planning import activation_checkpointing, held_bytes, tokens_per_micro_batch
@@ -120,6 +122,7 @@ def _train(
     manifest = run_folder.manifest(
         config, data, base, decisions, hardware(engine.device), job.steps.total, engine.processes, trained
     )
+    manifest["trained_tensors"] = policy.trained_tensors()
     job.manifest = {name: manifest[name] for name in ("luthier", "versions", "fingerprints", "decisions")}
     if engine.main:
         run_folder.begin(folder, config, data, manifest, before, say)
@@ -245,11 +248,13 @@ def build_policy(
     held = component.load("quantization", quantization.kind)(quantization) if quantization is not None else None
     keys = DropoutKeys(config.seed)
     tuning = component.load("tuning", config.tuning.kind)(config.tuning)
-    # Weights that are trained are float32 from the start: loaded in 16 bits they would begin rounded.
-    loaded = dtype if tuning.makes_adapter else torch.float32
+    # Weights that are trained are float32 from the start: loaded in fewer bits than are stored they would begin rounded.
+    loaded = dtype if tuning.makes_adapter or base_dtype(source) == _name(dtype) else torch.float32
     model = load_model(source, dtype=loaded, device=device, quantization=held, trust_remote_code=trust_remote_code)
     with seeded(key(config.seed, "initial weights") % 2**63):
         tuned, what = tuning.apply(model, keys)
+    if not tuning.makes_adapter:
+        hold_frozen(tuned, dtype)
     core = tuned.get_base_model() if tuning.makes_adapter else tuned
     if decisions["activation_checkpointing"]:
         enable_activation_checkpointing(core)
@@ -324,7 +329,7 @@ def answers(
     """Greedy answers to requests, with the policy as it is."""
     system = [Message("system", data.system)] if data.system else []
     ids = [data.renderer.prompt_ids([*system, Message("user", prompt)]) for prompt in prompts]
-    with stock_attention(policy.model), seeded(0):
+    with stock_attention(policy.model), seeded(0), policy.computing():
         found = generate(policy.model, tokenizer, ids, max_new_tokens=max_new_tokens, stop_ids=data.renderer.stop_ids)
     return [item.text for item in found]
 
@@ -356,7 +361,7 @@ def _finish(
         if tuning.makes_adapter:
             save_adapter(job.policy.model, target, base, job.policy.starts_at_base, data.system, plain)
         else:
-            job.policy.core.save_pretrained(target)
+            job.policy.core.float().save_pretrained(target)
             write_origin(target, {"base": base, "system": data.system})
         if data.template is not None:
             tokenizer.chat_template = data.template.saved_source

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+from torch import nn
 
 from luthier.errors import EnvironmentProblem, UserError, excerpt
 from luthier.models.folder import TOKENIZER_FILES, check_folder, read_json, tensors
@@ -229,6 +230,14 @@ def load_model(
     _refuse_misfits(report, name)
     _refuse_non_finite(model, name)
     return model.eval()
+
+
+def hold_frozen(model: nn.Module, dtype: torch.dtype) -> None:
+    """Matrices that are not trained are held in `dtype`; vectors (norms, biases) stay float32, which a norm of float32
+    inputs needs."""
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.to(dtype if parameter.ndim >= 2 else torch.float32)
 
 
 def _need(folder: Path, name: str, dtype: torch.dtype) -> str:

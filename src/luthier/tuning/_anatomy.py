@@ -13,6 +13,8 @@ from typing import Any
 
 from torch import nn
 
+from luthier.errors import UserError
+
 ATTENTION, MLP, EXPERTS, EDGES, OTHER = "attention", "MLP", "experts", "embeddings and head", "other"
 PARTS = (ATTENTION, MLP, EXPERTS, EDGES, OTHER)
 
@@ -95,6 +97,21 @@ def is_router(model: Any, name: str) -> bool:
     weight = getattr(module, "weight", None)
     outputs = getattr(module, "out_features", None if weight is None else weight.shape[0])
     return outputs is not None and outputs == experts_of(model) and hasattr(beside, "experts")
+
+
+def layers_of(model: Any) -> tuple[str, nn.ModuleList]:
+    """The model's stack of layers, and its name in the model.
+
+    Raises:
+        UserError: it has none that is as long as its configuration says.
+    """
+    count = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return name, module
+    raise UserError(
+        "tuning", f"no stack of {count} layers was found in this model", "a model with one", "name weights by patterns"
+    )
 
 
 def _experts(model: nn.Module, name: str, stacked: int) -> dict[str, int]:
