@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from luthier import config, loop, run
+from luthier import config, run
+from tests.helpers.breaking import Broken, break_after
 from tests.helpers.killing import differences, steps_in
 from tests.helpers.pairs import Trial, covering_trials
 from tests.helpers.tiny_models import save_twin
@@ -94,21 +95,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, rows in files.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return folder
-
-
-class Broken(Exception):
-    """The end of a run that nobody asked for."""
-
-
-def break_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = loop.optimizer_step
-
-    def breaking(job: loop.Job, step: int, *rest: Any) -> Any:
-        if step == steps:
-            raise Broken
-        return whole(job, step, *rest)
-
-    monkeypatch.setattr(loop, "optimizer_step", breaking)
 
 
 @pytest.mark.prove

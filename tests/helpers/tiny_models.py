@@ -65,6 +65,7 @@ TWINS: dict[str, dict[str, Any]] = {
         "query_pre_attn_scalar": 16,
         "layer_types": ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"],
     },
+    "gemma": {**_GROUPED, "model_type": "gemma", "head_dim": 16},
     "gpt_oss": {
         **_GROUPED,
         "model_type": "gpt_oss",

@@ -1,0 +1,25 @@
+"""Runs that end in the middle."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from luthier import loop
+
+
+class Broken(Exception):
+    """The end of a run that nobody asked for."""
+
+
+def break_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets each run end before the step that follows."""
+    whole = loop.optimizer_step
+
+    def breaking(job: loop.Job, step: int, *rest: Any) -> Any:
+        if step == steps:
+            raise Broken
+        return whole(job, step, *rest)
+
+    monkeypatch.setattr(loop, "optimizer_step", breaking)

@@ -1,0 +1,142 @@
+"""Every family of models with every method: it learns, is saved, is read again elsewhere, and is merged.
+
+In `make test` each two values meet (family, method, layout, checkpointing); in `make prove` all of them do.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from luthier import config, exporting, loop, run
+from luthier.models import flat
+from luthier.models.flat import Verdict, stock_attention
+from tests.helpers.pairs import Trial, covering_trials
+from tests.helpers.tiny_models import save_twin
+
+FAMILIES = (
+    "llama", "gemma", "gemma3_text", "qwen3", "mistral", "phi3", "gpt_neox", "bloom", "falcon", "gpt2", "opt",
+    "qwen3_moe", "gpt_oss", "lfm2", "yuan", "baichuan", "baichuan_alibi",
+)  # fmt: skip
+METHODS = {
+    "full": ("tuning=full", "learning_rate=2e-3"),
+    "freeze": ("tuning=freeze", "learning_rate=2e-3"),
+    "lora": ("tuning=lora", "learning_rate=2e-2"),
+    "lora int8": ("tuning=lora", "learning_rate=2e-2", "quantization=int8"),
+    "lora nf4": ("tuning=lora", "learning_rate=2e-2", "quantization=nf4"),
+}
+VALUES = {
+    "family": FAMILIES,
+    "method": tuple(METHODS),
+    "layout": ("as proven", "padded"),
+    "activation_checkpointing": ("false", "true"),
+}
+PAIRS = covering_trials(VALUES)
+ALL = [dict(zip(VALUES, values, strict=True)) for values in itertools.product(*VALUES.values())]
+STEPS = 6
+IDS = [[5, 9, 42, 77, 300, 12, 8, 101, 33]]
+RELOAD = """
+import sys, torch
+from pathlib import Path
+from safetensors.torch import save_file
+from luthier.models.opened import open_model
+ids, *folders = sys.argv[1:]
+for folder in map(Path, folders):
+    with torch.no_grad():
+        found = open_model(str(folder)).model(torch.tensor(eval(ids))).logits
+    save_file({"logits": found.float()}, folder / "again.safetensors")
+"""
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad(), stock_attention(model):
+        found: torch.Tensor = model.eval()(torch.tensor(IDS)).logits.float()
+    return found
+
+
+def trained(trial: Trial, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, torch.Tensor]:
+    """A run of the trial, and the logits of the model as it is right behind the last step."""
+    family, base = trial["family"], folder / trial["family"]
+    if not base.exists():
+        save_twin(base, family)
+        rows = [{"instruction": f"Say {number}.", "output": f"{number} it is, and it is {number}."} for number in range(8)]
+        (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    jobs = []
+    step = loop.optimizer_step
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "optimizer_step", lambda job, *rest: (jobs.append(job), step(job, *rest))[1])
+        if trial["layout"] == "padded":
+            patch.setattr(run, "prove", lambda *_: Verdict(False, "a test asks for padding"))
+        finished = run.train(
+            config.load(
+                None,
+                [
+                    f"model={base}",
+                    f"data={folder / 'rows.jsonl'}",
+                    f"output_dir={folder / '-'.join(trial.values()).replace(' ', '_')}",
+                    "dtype=float32",
+                    "global_batch_size=8",
+                    f"max_steps={STEPS}",
+                    "warmup_steps=0",
+                    "lr_scheduler_type=constant",
+                    f"activation_checkpointing={trial['activation_checkpointing']}",
+                    *METHODS[trial["method"]],
+                ],
+            ),
+            say=lambda text: None,
+        )
+    losses = [line["loss"] for line in finished.metrics if "loss" in line]
+    assert all(map(math.isfinite, losses)), trial
+    assert losses[-1] < 0.95 * losses[0], (trial, losses)
+    return finished.folder, logits(jobs[-1].policy.model)
+
+
+def moved(folder: Path) -> bool:
+    """Whether what was trained is not what it was at the start."""
+    adapter = folder / "adapter" / "adapter_model.safetensors"
+    if adapter.is_file():
+        return all(tensor.any() for name, tensor in load_file(adapter).items() if "lora_B" in name)
+    before = {name: tensor for path in folder.parent.glob("*/model.safetensors") for name, tensor in load_file(path).items()}
+    after = {name: tensor for path in folder.glob("model/*.safetensors") for name, tensor in load_file(path).items()}
+    return any(not torch.equal(tensor, before[name]) for name, tensor in after.items())
+
+
+def check(trials: list[Trial], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trains all trials of a family, then reads all results in one other process."""
+    found = {done: (trial, behind) for trial in trials for done, behind in [trained(trial, folder, monkeypatch)]}
+    assert all(map(moved, found))
+    subprocess.run([sys.executable, "-c", RELOAD, json.dumps(IDS), *map(str, found)], check=True, timeout=300)
+    for done, (trial, behind) in found.items():
+        again = load_file(done / "again.safetensors")["logits"]
+        assert torch.allclose(again, behind, atol=1e-5), (trial, (again - behind).abs().max())
+        if trial["method"] == "lora":
+            merged = exporting.export(str(done), "merged", done / "merged", unproven=True, say=lambda text: None)
+            assert merged.drift.max_logit_difference < 1e-4, trial
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_with_each_method(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check([trial for trial in PAIRS if trial["family"] == family], tmp_path, monkeypatch)
+
+
+@pytest.mark.prove
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_with_everything(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check([trial for trial in ALL if trial["family"] == family], tmp_path, monkeypatch)
+
+
+def test_each_two_values_meet() -> None:
+    for first, second in itertools.combinations(VALUES, 2):
+        met = {(trial[first], trial[second]) for trial in PAIRS}
+        assert met == set(itertools.product(VALUES[first], VALUES[second]))
+    assert len(PAIRS) < 100
+    assert flat.prove is run.prove
