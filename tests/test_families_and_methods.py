@@ -68,7 +68,9 @@ def trained(trial: Trial, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tupl
     family, base = trial["family"], folder / trial["family"]
     if not base.exists():
         save_twin(base, family)
-        rows = [{"instruction": f"Say {number}.", "output": f"{number} it is, and it is {number}."} for number in range(8)]
+        rows = [
+            {"instruction": f"Say {number}.", "output": f"{number} it is, and it is {number}."} for number in range(8)
+        ]
         (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     jobs = []
     step = loop.optimizer_step
@@ -105,7 +107,9 @@ def moved(folder: Path) -> bool:
     adapter = folder / "adapter" / "adapter_model.safetensors"
     if adapter.is_file():
         return all(tensor.any() for name, tensor in load_file(adapter).items() if "lora_B" in name)
-    before = {name: tensor for path in folder.parent.glob("*/model.safetensors") for name, tensor in load_file(path).items()}
+    before = {
+        name: tensor for path in folder.parent.glob("*/model.safetensors") for name, tensor in load_file(path).items()
+    }
     after = {name: tensor for path in folder.glob("model/*.safetensors") for name, tensor in load_file(path).items()}
     return any(not torch.equal(tensor, before[name]) for name, tensor in after.items())
 

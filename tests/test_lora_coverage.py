@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 from peft.tuners.lora import LoraLayer
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
 from luthier import component, config, run
 from luthier.dropout import DropoutKeys
 from luthier.errors import UserError
-from luthier.tuning._anatomy import ATTENTION, EDGES, EXPERTS, MLP, OTHER, Anatomy, Weight, anatomy
+from luthier.tuning._anatomy import ATTENTION, EDGES, EXPERTS, MLP, OTHER, Anatomy, Weight, anatomy, count_of
 from tests.helpers.tiny_models import TWINS, tiny_llama, twin
 
 MIXTURES = ("qwen3_moe", "gpt_oss")
@@ -138,3 +138,14 @@ def test_the_line_is_in_the_manifest_and_the_report(tmp_path: Path) -> None:
     line = next(text for text in said if text.startswith("LoRA on"))
     assert json.loads((tmp_path / "run" / "manifest.json").read_text())["trained"] == line
     assert line in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_weights_of_four_bits_count_as_what_they_stand_for(tmp_path: Path) -> None:
+    folder = tiny_llama(tmp_path / "model")
+    given = BitsAndBytesConfig(load_in_4bit=True)
+    packed, whole = (
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, quantization_config=how)
+        for how in (given, None)
+    )
+    assert sum(map(count_of, packed.parameters())) == sum(map(count_of, whole.parameters()))
+    assert sum(parameter.numel() for parameter in packed.parameters()) < sum(map(count_of, packed.parameters()))

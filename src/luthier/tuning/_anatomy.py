@@ -6,11 +6,12 @@ models share, and by what stands beside it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from math import floor
 from typing import Any
 
+import torch
 from torch import nn
 
 from luthier.errors import UserError
@@ -54,9 +55,17 @@ class Anatomy:
         return ", ".join(words)
 
 
+def count_of(parameter: torch.Tensor) -> int:
+    """The numbers that a weight holds, also where two of 4 bits lie in a byte."""
+    packed = getattr(parameter, "quant_state", None)
+    return math.prod(packed.shape) if packed is not None else parameter.numel()
+
+
 def _percent(covered: int, total: int) -> str:
     """Rounded down: 100 is all of it."""
-    return f"{floor(1000 * covered / total) / 10:g}" if covered in (0, total) or covered * 1000 >= total else "<0.1"
+    return (
+        f"{math.floor(1000 * covered / total) / 10:g}" if covered in (0, total) or covered * 1000 >= total else "<0.1"
+    )
 
 
 def anatomy(model: Any) -> Anatomy:
@@ -69,7 +78,7 @@ def anatomy(model: Any) -> Anatomy:
         seen |= {id(matrix) for matrix in matrices}
         if not matrices:
             continue
-        size = sum(parameter.numel() for parameter in matrices)
+        size = sum(map(count_of, matrices))
         if hasattr(module, "in_features") and hasattr(module, "out_features"):
             size = module.in_features * module.out_features  # weights of 4 bits are packed
         if module in edges or isinstance(module, nn.Embedding):

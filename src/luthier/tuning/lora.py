@@ -226,11 +226,12 @@ class Lora:
                     )
 
     def _coverage(self, adapted: Any, parts: Anatomy | None) -> str:
+        from luthier.tuning._anatomy import count_of
         from luthier.tuning._starts import lora_layers
 
         covered = {name for name, _ in lora_layers(adapted)}
         trained = sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
-        total = sum(parameter.numel() for parameter in adapted.parameters())
+        total = sum(map(count_of, adapted.parameters()))
         share = f"{100 * trained / total:.2f} % of {total:,}"
         where = parts.coverage(covered) if parts is not None else f"{len(covered)} layers"
         return f"LoRA on {where}: {trained:,} trained parameters ({share})"
