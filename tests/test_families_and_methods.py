@@ -30,9 +30,9 @@ FAMILIES = (
 METHODS = {
     "full": ("tuning=full", "learning_rate=2e-3"),
     "freeze": ("tuning=freeze", "learning_rate=2e-3"),
-    "lora": ("tuning=lora", "learning_rate=2e-2"),
-    "lora int8": ("tuning=lora", "learning_rate=2e-2", "quantization=int8"),
-    "lora nf4": ("tuning=lora", "learning_rate=2e-2", "quantization=nf4"),
+    "lora": ("tuning=lora", "learning_rate=5e-3"),
+    "lora int8": ("tuning=lora", "learning_rate=5e-3", "quantization=int8"),
+    "lora nf4": ("tuning=lora", "learning_rate=5e-3", "quantization=nf4"),
 }
 VALUES = {
     "family": FAMILIES,
@@ -42,7 +42,7 @@ VALUES = {
 }
 PAIRS = covering_trials(VALUES)
 ALL = [dict(zip(VALUES, values, strict=True)) for values in itertools.product(*VALUES.values())]
-STEPS = 6
+STEPS = 8
 IDS = [[5, 9, 42, 77, 300, 12, 8, 101, 33]]
 RELOAD = """
 import sys, torch

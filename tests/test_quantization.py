@@ -14,11 +14,11 @@ from torch import nn
 from luthier import component, config, run
 from luthier.chatting import Chat, Settings
 from luthier.data.batching import micro_batches
+from luthier.dropout import DropoutKeys
 from luthier.engine import LossScale
 from luthier.models.load import load_model
 from luthier.models.opened import open_model
 from luthier.policy import Policy
-from luthier.randomness import DropoutKeys
 from luthier.reporting.recorder import read_lines
 from tests.helpers.jobs import make_samples
 from tests.helpers.tiny_models import tiny_llama

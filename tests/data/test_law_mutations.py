@@ -137,9 +137,11 @@ BALANCED = Ledger(
     tokens_dropped=5,
     answer_tokens_cut=15,
     laws={"no_double_bos": 1},
+    sources=[{"name": "a", "rows": 10, "format": "text", "recognised": True, "purpose": "to learn from"}],
 )
 UNBALANCED = {
     "a row is missing": {"rows_in": 11},
+    "a file is counted twice": {"sources": [{**BALANCED.sources[0], "rows": 5}] * 3},
     "a row was counted twice": {"rows_held_out": 3},
     "a token is missing": {"tokens_in": 101},
     "a token was counted twice": {"tokens_trained": 41},
