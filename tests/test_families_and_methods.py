@@ -42,6 +42,7 @@ VALUES = {
 }
 PAIRS = covering_trials(VALUES)
 ALL = [dict(zip(VALUES, values, strict=True)) for values in itertools.product(*VALUES.values())]
+NEVER_FLAT = {"bloom", "falcon", "gpt_oss", "lfm2"}
 STEPS = 8
 IDS = [[5, 9, 42, 77, 300, 12, 8, 101, 33]]
 RELOAD = """
@@ -102,29 +103,39 @@ def trained(trial: Trial, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tupl
     return finished.folder, logits(jobs[-1].policy.model)
 
 
-def moved(folder: Path) -> bool:
-    """Whether what was trained is not what it was at the start."""
+def refuse_unmoved(folder: Path, base: Path) -> None:
+    """What was to be trained is not what it was at the start, and nothing else has changed."""
+    trained = set(json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["trained_tensors"])
     adapter = folder / "adapter" / "adapter_model.safetensors"
     if adapter.is_file():
-        return all(tensor.any() for name, tensor in load_file(adapter).items() if "lora_B" in name)
-    before = {
-        name: tensor for path in folder.parent.glob("*/model.safetensors") for name, tensor in load_file(path).items()
-    }
+        assert all(tensor.any() for name, tensor in load_file(adapter).items() if "lora_B" in name)
+        return
+    before = load_file(base / "model.safetensors")
     after = {name: tensor for path in folder.glob("model/*.safetensors") for name, tensor in load_file(path).items()}
-    return any(not torch.equal(tensor, before[name]) for name, tensor in after.items())
+    changed = {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
+    assert changed <= trained
+    assert len(changed) > 0.8 * len(trained & after.keys()), trained - changed
 
 
 def check(trials: list[Trial], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Trains all trials of a family, then reads all results in one other process."""
     found = {done: (trial, behind) for trial in trials for done, behind in [trained(trial, folder, monkeypatch)]}
-    assert all(map(moved, found))
     subprocess.run([sys.executable, "-c", RELOAD, json.dumps(IDS), *map(str, found)], check=True, timeout=300)
     for done, (trial, behind) in found.items():
+        refuse_unmoved(done, folder / trial["family"])
         again = load_file(done / "again.safetensors")["logits"]
         assert torch.allclose(again, behind, atol=1e-5), (trial, (again - behind).abs().max())
+        layout = json.loads((done / "manifest.json").read_text(encoding="utf-8"))["decisions"]["layout"]
+        assert layout == ("padded" if trial["layout"] == "padded" or trial["family"] in NEVER_FLAT else "flat")
         if trial["method"] == "lora":
             merged = exporting.export(str(done), "merged", done / "merged", unproven=True, say=lambda text: None)
             assert merged.drift.max_logit_difference < 1e-4, trial
+        if trial["method"] == "lora nf4":
+            merged = exporting.export(
+                str(done), "merged", done / "merged", base="dequantized", unproven=True, say=lambda text: None
+            )
+            assert merged.choice is not None
+            assert merged.choice.max_logit_difference < 1e-3, trial
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -25,6 +25,7 @@ from luthier.engine import SingleEngine, StepResult, device
 from luthier.errors import NonFinite
 from luthier.loop import Job, optimizer_step
 from luthier.models.load import choose_dtype, context_length, load_config, load_tokenizer
+from luthier.models.new_tokens import add_tokens
 from luthier.reporting.module_tree import table
 from luthier.run import base_of, build_job, build_policy, decide
 
@@ -145,12 +146,13 @@ def _job(
     objective = component.load("objectives", config.objective.kind)(config.objective)
     source = base_of(config, trust_remote_code)
     tokenizer = load_tokenizer(source.folder, trust_remote_code=trust_remote_code)
+    new = add_tokens(tokenizer, config.data.add_tokens)
     model_config = load_config(source.folder, trust_remote_code)
     data = prepare(config, tokenizer, context_length=context_length(model_config), objective=objective)
     decisions = decide(config, source, model_config, data, dtype, engine)
     if say is not None:
         say(f"computed in {decisions['dtype']} ({why}), on {engine.device}, {decisions['layout']}")
-    policy, trained = build_policy(config, source, dtype, engine.device, decisions, trust_remote_code)
+    policy, trained = build_policy(config, source, dtype, engine.device, decisions, trust_remote_code, data, new)
     return build_job(config, Path(config.output_dir), policy, data, objective, engine, decisions), trained
 
 

@@ -56,7 +56,7 @@ from luthier.reporting.report import write_report
 from luthier.reporting.row_progress import RowProgress
 from luthier.reporting.summary import end_summary
 from luthier.reporting.trackers import check_trackers
-from luthier.types import Message, Sample
+from luthier.types import Message
 
 ANSWER_TOKENS = 200
 """Most tokens of a sample answer during training."""
@@ -125,7 +125,7 @@ def _train(
     torch.set_num_threads(decisions["threads"])
     limit = decisions["max_tokens_per_micro_batch"]
     say(f"layout: {decisions['layout']} ({decisions['layout_reason']}), at most {limit:,} tokens in one forward pass")
-    policy, trained = build_policy(config, source, dtype, engine.device, decisions, trust_remote_code, data.train, new)
+    policy, trained = build_policy(config, source, dtype, engine.device, decisions, trust_remote_code, data, new)
     say(trained)
     if objective.needs_reference:
         policy.keep_reference()
@@ -255,13 +255,13 @@ def build_policy(
     device: torch.device,
     decisions: dict[str, Any],
     trust_remote_code: bool = False,
-    samples: Sequence[Sample] = (),
+    data: Prepared | None = None,
     new: Sequence[int] = (),
 ) -> tuple[Policy, str]:
     """The model as it is trained, and a line that says what is trained.
 
     Args:
-        samples: what it will learn from.
+        data: what it will learn from.
         new: ids of tokens that the model does not have.
     """
     quantization = config.model.quantization
@@ -275,7 +275,7 @@ def build_policy(
     if new and tuning.makes_adapter:
         tuning.new_rows = {name: list(new) for name in names_of_edges(model)}
     with seeded(key(config.seed, "initial weights") % 2**63):
-        tuned, what = _tuned(config, tuning, model, keys, source, samples)
+        tuned, what = _tuned(config, tuning, model, keys, source, data)
     refuse_untrained(tuned, new)
     if not tuning.makes_adapter:
         hold_frozen(tuned, dtype)
@@ -298,7 +298,7 @@ def build_policy(
     return policy, what
 
 
-def _base_record(config: RunConfig, source: ModelSource, data: Prepared | None = None) -> dict[str, Any]:
+def _base_record(config: RunConfig, source: ModelSource, data: Prepared | None) -> dict[str, Any]:
     """What a result says of the model underneath, so that it is put on no other one."""
     quantization = config.model.quantization
     held = quantization.model_dump(mode="json") if quantization is not None else None
@@ -326,7 +326,7 @@ def _train_in_bfloat16(model: Any, dtype: torch.dtype) -> None:
 
 
 def _tuned(
-    config: RunConfig, tuning: Any, model: Any, keys: DropoutKeys, source: ModelSource, samples: Sequence[Sample]
+    config: RunConfig, tuning: Any, model: Any, keys: DropoutKeys, source: ModelSource, data: Prepared | None
 ) -> tuple[Any, str]:
     """The model with what is trained on it: from the beginning, or from where another adapter ended."""
     if (before := getattr(config.tuning, "adapter_path", None)) is not None:
@@ -338,11 +338,12 @@ def _tuned(
                 "the same tokens in data.add_tokens, in the same order",
                 "data.add_tokens=[...], as in the config.yaml of that run",
             )
-        tuned = load_adapter(model, folder, trainable=True, base=_base_record(config, source))
+        tuned = load_adapter(model, folder, trainable=True, base=_base_record(config, source, data))
         return tuned, tuning.go_on(tuned, keys)
     tuned, what = tuning.apply(model, keys)
     if wanted := getattr(tuning, "rows_to_begin", 0):
-        rows = [samples[index].input_ids for index in range(min(wanted, len(samples)))]
+        samples = data.train[:wanted] if data is not None else []
+        rows = [sample.input_ids for sample in samples]
         tuning.begin_at_rows(tuned, [torch.as_tensor(ids, dtype=torch.int64) for ids in rows])
     return tuned, what
 

@@ -200,6 +200,9 @@ def test_a_folder_is_all_its_files_of_one_kind(tmp_path: Path) -> None:
     write(tmp_path / "README.md", "about")
     write(tmp_path / ".hidden.csv", "a")
     assert [row.values["a"] for row in read(tmp_path) if isinstance(row, Row)] == [1, 2, 3]
+    (first, *more) = sources(DataFile(path=str(tmp_path)), "data.train")
+    assert first.note == "beside it in the folder and left out: 'README.md'"
+    assert not any(source.note for source in more)
     write(tmp_path / "4.csv", "a\n4\n")
     with pytest.raises(UserError, match=r"files of several kinds lie in this folder: 4\.csv, 1\.jsonl"):
         read(tmp_path)

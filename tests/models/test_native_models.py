@@ -406,6 +406,8 @@ def test_what_is_not_defined_is_refused(key: str, value: Any) -> None:
         "assert type(M.from_config(c)).__name__ == 'YuanForCausalLM'",
         "from transformers import AutoConfig, AutoTokenizer; import luthier; AutoConfig.for_model('baichuan'); import sys; "
         "assert 'luthier.models.architectures.baichuan.model' not in sys.modules",
+        "import luthier, importlib.util; importlib.util.find_spec('transformers.models.auto.configuration_auto'); "
+        "from transformers import AutoConfig; AutoConfig.for_model('yuan')",
     ],
 )
 def test_known_by_importing_luthier_whichever_comes_first(code: str) -> None:

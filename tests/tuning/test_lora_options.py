@@ -320,3 +320,21 @@ def test_the_reference_of_a_run_that_goes_on_is_the_adapter(tmp_path: Path) -> N
     move(later, seed=2)
     with later.reference():
         assert torch.equal(logps(later), wanted)
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "rows", "said"),
+    [
+        ("llama", {"tie_word_embeddings": True}, {}, "shares its weight with the embeddings"),
+        ("baichuan", {}, {}, "is a NormHead, no plain linear layer"),
+        ("baichuan", {}, {"lm_head": [5]}, "cannot train single rows of this model's head lm_head, a NormHead"),
+    ],
+)
+def test_an_update_of_a_head_that_could_not_be_merged_is_refused(
+    name: str, more: dict[str, Any], rows: dict[str, list[int]], said: str
+) -> None:
+    tuning = component.load("tuning", "lora")
+    made = tuning(tuning.Config(target_modules=("lm_head",) if not rows else "all-linear"))
+    made.new_rows = rows
+    with pytest.raises(UserError, match=said):
+        made.apply(twin(name, **more), DropoutKeys(0))

@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from luthier import config, exporting, run
+from luthier.cli import main
 from luthier.errors import UserError
 from luthier.models.new_tokens import add_tokens
 from luthier.models.opened import open_model
@@ -94,3 +95,11 @@ def test_what_is_not_trained_is_refused(tmp_path: Path) -> None:
 def test_what_is_no_new_token_is_refused(tokens: list[str], said: str) -> None:
     with pytest.raises(UserError, match=said):
         add_tokens(tiny_tokenizer(), tokens)
+
+
+def test_the_report_on_the_data_has_the_ids_of_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = trained(tmp_path, "lora", True)
+    capsys.readouterr()
+    assert main(["data", str(folder / "config.yaml"), "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)["rows"][0]["tokens"]
+    assert {FIRST, SECOND} <= {token["id"] for token in shown}

@@ -8,12 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tests.helpers.tiny_models import tiny_llama
 from tests.using.conftest import make_run, sharpened
 
 from luthier import config, exporting, run
 from luthier.errors import UserError
+from luthier.models.load import fingerprint
 from luthier.models.opened import open_model
+from luthier.models.sources import ModelSource
 
 
 def quiet(_text: str) -> None:
@@ -115,3 +118,59 @@ def test_a_copied_adapter_knows_how_its_base_was_held(base: Path, tmp_path: Path
     go_on = [*keys, f"model={base}", f"output_dir={tmp_path / 'next'}", f"adapter_path={tmp_path / 'copy'}"]
     with pytest.raises(UserError, match=f"trained on {base} held in nf4, this is {base}; they differ in their quant"):
         run.train(config.load(None, go_on), say=quiet)
+
+
+def test_any_tensor_of_another_base_is_seen(tmp_path: Path) -> None:
+    """Also in a model of 32 layers with as many tensors in each as are looked at from layer to layer."""
+    folder = tiny_llama(tmp_path / "model", num_hidden_layers=32)
+    before = fingerprint_of(folder)
+    weights = load_file(folder / "model.safetensors")
+    assert len(weights) > 9 * 32
+    for name in [name for name in weights if ".layers." not in name or ".layers.7." in name]:
+        changed = weights | {name: weights[name].clone()}
+        changed[name].view(-1)[changed[name].numel() // 2] += 1.0
+        save_file(changed, folder / "model.safetensors", metadata={"format": "pt"})
+        assert fingerprint_of(folder) != before, name
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    assert fingerprint_of(folder) == before
+
+
+def fingerprint_of(folder: Path) -> str:
+    return fingerprint(ModelSource(folder, str(folder), None, "folder")).weights_hash
+
+
+def test_another_template_is_another_base_to_go_on_from(base: Path, tmp_path: Path) -> None:
+    rows = [{"prompt": f"Say {number}.", "completion": f"{number}!"} for number in range(12)]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    keys = [f"model={base}", f"data={tmp_path / 'train.jsonl'}", "dtype=float32", "max_steps=1"]
+    run.train(config.load(None, [*keys, f"output_dir={tmp_path / 'run'}"]), say=quiet)
+    keys += [f"adapter_path={tmp_path / 'run'}", f"output_dir={tmp_path / 'next'}"]
+    with pytest.raises(UserError, match="they differ in their template"):
+        run.train(config.load(None, [*keys, "chat_template=chatml"]), say=quiet)
+    run.train(config.load(None, keys), say=quiet)
+
+
+def test_an_adapter_for_a_base_that_peft_changes_is_no_beginning(base: Path, tmp_path: Path) -> None:
+    trained = make_run(tmp_path / "run", base) / "adapter"
+    settings = trained / "adapter_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"init_lora_weights": "pissa"}))
+    (tmp_path / "train.jsonl").write_text('{"prompt": "Say.", "completion": "No."}\n' * 3)
+    keys = [f"model={base}", f"data={tmp_path / 'train.jsonl'}", "dtype=float32", "max_steps=1"]
+    keys += [f"adapter_path={trained}", f"output_dir={tmp_path / 'next'}"]
+    with pytest.raises(UserError, match="for which peft changes the base"):
+        run.train(config.load(None, keys), say=quiet)
+
+
+def test_what_quantization_lost_is_not_added_twice_after_going_on(base: Path, tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text('{"prompt": "Say.", "completion": "No."}\n' * 3)
+    keys = [
+        f"model={{path: {base}, quantization: nf4}}",
+        f"data={tmp_path / 'train.jsonl'}",
+        "dtype=float32",
+        "max_steps=1",
+    ]
+    run.train(config.load(None, [*keys, "init_lora_weights=loftq", f"output_dir={tmp_path / 'run'}"]), say=quiet)
+    go_on = [*keys, f"adapter_path={tmp_path / 'run'}", f"output_dir={tmp_path / 'next'}"]
+    run.train(config.load(None, go_on), say=quiet)
+    with pytest.raises(UserError, match="began at what quantization lost"):
+        exporting.export(str(tmp_path / "next"), "merged", tmp_path / "out", base="16bit", say=quiet)

@@ -39,7 +39,7 @@ def sampled(found: list[Source], file: DataFile, most: int | None, seed: int) ->
         drawn_by += f"; max_samples {most}"
     parts = np.split(times, np.cumsum(counts)[:-1])
     return [
-        replace(source, times=part, drawn_by=drawn_by, note=note)
+        replace(source, times=part, drawn_by=drawn_by, note=", ".join(filter(None, (source.note, note))))
         for source, part in zip(found, parts, strict=True)
         if part.any()
     ]

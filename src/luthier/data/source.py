@@ -11,7 +11,7 @@ import hashlib
 import itertools
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from luthier.component import did_you_mean
 from luthier.config import DataFile
 from luthier.data import hub_data, readers
 from luthier.data.readers._bytes import File, unreadable
-from luthier.errors import UserError
+from luthier.errors import UserError, excerpt
 from luthier.formats._shared import BadRow
 from luthier.types import Ints, Row
 
@@ -176,7 +176,9 @@ def sources(file: DataFile, key: str) -> list[Source]:
             )
         return [_local(Path(name), name, file, key) for name in found]
     if path.is_dir():
-        return [_local(item, str(item), file, key) for item in _in_folder(path, key)]
+        chosen, others = _in_folder(path, key)
+        first, *more = [_local(item, str(item), file, key) for item in chosen]
+        return [replace(first, note=_left_out(others)), *more]
     return [_local(path, file.path, file, key)]
 
 
@@ -193,8 +195,17 @@ def _refuse_keys_of_hubs(file: DataFile, key: str) -> None:
             )
 
 
-def _in_folder(folder: Path, key: str) -> list[Path]:
-    """The data files that lie in a folder, not those in folders below it. Raises UserError where they differ in kind."""
+def _left_out(others: list[Path]) -> str:
+    names = excerpt(", ".join(item.name for item in others), 60)
+    return f"beside it in the folder and left out: {names}" if others else ""
+
+
+def _in_folder(folder: Path, key: str) -> tuple[list[Path], list[Path]]:
+    """The data files that lie in a folder, and what else does: folders below it, files of other endings.
+
+    Raises:
+        UserError: there are none, or they differ in kind.
+    """
     try:
         items = sorted(item for item in folder.iterdir() if not item.name.startswith("."))
     except OSError as error:
@@ -210,7 +221,7 @@ def _in_folder(folder: Path, key: str) -> list[Path]:
         first = [next(item.name for item in found if readers.ending_of(item) == kind) for kind in kinds]
         wrong = f"files of several kinds lie in this folder: {', '.join(first[:4])}"
         raise UserError(place, wrong, "files of one kind", f"{key}={folder}/*{kinds[0]}")
-    return found
+    return found, [item for item in items if item not in found]
 
 
 def _local(path: Path, name: str, file: DataFile, key: str) -> Source:

@@ -141,6 +141,8 @@ def load_adapter(model: Any, folder: Path, trainable: bool = False, base: Mappin
     check_adapter_config(folder / CONFIG)
     grow(model, embedding_rows(folder))
     config = LoraConfig.from_pretrained(str(folder))
+    if trainable:
+        _refuse_another_beginning(folder, config.init_lora_weights)
     config.inference_mode = not trainable
     config.base_model_name_or_path = getattr(
         model, "name_or_path", None
@@ -188,7 +190,20 @@ def load_adapter(model: Any, folder: Path, trainable: bool = False, base: Mappin
         for name, tensor in _adapter_weights(adapted).items():
             tensor.copy_(weights[name])
     tie_edges(adapted)
+    if (began := begins(folder)) is not None:
+        config.init_lora_weights = began  # peft's own file cannot say it
     return adapted
+
+
+def _refuse_another_beginning(folder: Path, how: Any) -> None:
+    """Raises UserError where peft would change the base for an adapter that is gone on from."""
+    if how not in (*STARTS_AT_ZERO, False):
+        raise UserError(
+            f"tuning.adapter_path: {folder / CONFIG}",
+            f"it began with init_lora_weights: {how}, for which peft changes the base",
+            "an adapter of the base as it is",
+            "save it again by peft with path_initial_model_for_weight_conversion",
+        )
 
 
 def _read_weights(folder: Path) -> dict[str, torch.Tensor]:

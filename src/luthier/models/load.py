@@ -9,10 +9,10 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 import torch
 from torch import nn
@@ -33,7 +33,6 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length", "seq_length")
 _VOLATILE_KEYS = ("transformers_version", "_name_or_path", "_model_name_or_path", "torch_dtype", "dtype", "use_cache")
-_SAMPLED_TENSORS = 32
 _SAMPLED_BYTES = 4096
 _BENCH_SHAPE = (256, 576, 1536)
 """tokens, inputs, outputs of the matrix product that decides: a projection of a small model"""
@@ -359,16 +358,17 @@ def fingerprint(source: ModelSource | Path) -> BaseInfo:
 
 
 def _weights_hash(folder: Path, name: str) -> str:
-    found = sorted(tensors(folder, name), key=lambda tensor: tensor.name)
+    """Of the names, types and shapes of all tensors, and of some bytes in the middle of each."""
     digest = hashlib.blake2b(digest_size=16)
-    for tensor in found:
-        digest.update(f"{tensor.name} {tensor.dtype} {tensor.shape}\n".encode())
-    step = max(1, len(found) // _SAMPLED_TENSORS)
-    for tensor in found[::step]:
-        middle = tensor.start + max(0, tensor.end - tensor.start - _SAMPLED_BYTES) // 2
-        with tensor.file.open("rb") as file:
-            file.seek(middle)
-            digest.update(file.read(min(_SAMPLED_BYTES, tensor.end - middle)))
+    with ExitStack() as stack:
+        files: dict[Path, BinaryIO] = {}
+        for tensor in sorted(tensors(folder, name), key=lambda tensor: tensor.name):
+            digest.update(f"{tensor.name} {tensor.dtype} {tensor.shape}\n".encode())
+            if tensor.file not in files:
+                files[tensor.file] = stack.enter_context(tensor.file.open("rb"))
+            middle = tensor.start + max(0, tensor.end - tensor.start - _SAMPLED_BYTES) // 2
+            files[tensor.file].seek(middle)
+            digest.update(files[tensor.file].read(min(_SAMPLED_BYTES, tensor.end - middle)))
     return digest.hexdigest()
 
 

@@ -14,6 +14,7 @@ from luthier.data.prepare import prepare
 from luthier.engine import device as find_device
 from luthier.models.flat import prove
 from luthier.models.load import choose_dtype, context_length, load_config, load_tokenizer
+from luthier.models.new_tokens import add_tokens
 from luthier.planning import tokens_per_micro_batch
 from luthier.reporting.data_report import DataReport, make_report
 from luthier.reporting.row_progress import RowProgress
@@ -32,6 +33,7 @@ def new_report(
 ) -> DataReport:
     """As `data_look.look`; `folder` is the model's."""
     tokenizer = load_tokenizer(folder, trust_remote_code)
+    add_tokens(tokenizer, config.data.add_tokens)
     model_config = load_config(folder, trust_remote_code)
     objective = component.load("objectives", config.objective.kind)(config.objective)
     context = context_length(model_config)

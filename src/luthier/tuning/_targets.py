@@ -181,3 +181,38 @@ def _rewritten(targets: str | list[str], model: nn.Module) -> bool:
     except ValueError:  # a part of the experts' tensor
         return True
     return bool(trial.target_modules != before)
+
+
+def refuse_special_head(model: Any, targets: str | Sequence[str], rows: Collection[str] | None) -> None:
+    """Raises UserError where the head would get an update that cannot be merged, or would be computed by another formula.
+
+    Args:
+        targets: what peft is asked for.
+        rows: names of modules of which single rows are trained.
+    """
+    head = model.get_output_embeddings()
+    name = next((name for name, module in model.named_modules() if module is head), "")
+    if head is None or not name:
+        return
+    plain = type(head) is nn.Linear or type(head).__name__ in LINEAR
+    tied = head.weight is model.get_input_embeddings().weight
+    named = bool(re.fullmatch(targets, name)) if isinstance(targets, str) else name.rpartition(".")[2] in targets
+    if (named or name in targets) and (tied or not plain):
+        found = (
+            "shares its weight with the embeddings" if tied else f"is a {type(head).__name__}, no plain linear layer"
+        )
+        raise UserError(
+            "tuning.target_modules",
+            f"the head {name} {found}: an update of it cannot be merged",
+            "layers without the head",
+            f"tuning.modules_to_save=[{name.rpartition('.')[2]}] trains it whole",
+        )
+    if rows and name in rows and (not plain or getattr(head, "bias", None) is not None):
+        raise UserError(
+            "data.add_tokens",
+            f"peft cannot train single rows of this model's head {name}, a {type(head).__name__}",
+            "a head that is a plain linear layer without bias",
+            "tuning.modules_to_save=["
+            + ", ".join(sorted({row.rpartition(".")[2] for row in rows}))
+            + "] trains all rows",
+        )

@@ -99,7 +99,13 @@ class Lora:
         from peft import LoraConfig, get_peft_model
 
         from luthier.tuning._anatomy import anatomy
-        from luthier.tuning._targets import expert_tensors, linear_layers, target_modules, with_tied
+        from luthier.tuning._targets import (
+            expert_tensors,
+            linear_layers,
+            refuse_special_head,
+            target_modules,
+            with_tied,
+        )
 
         config = self.config
         linear, layers = dict(linear_layers(model)), config.layers_to_transform
@@ -110,6 +116,7 @@ class Lora:
         transposed = any(type(module).__name__ == "Conv1D" for module in linear.values())
         by_peft = isinstance(config.init_lora_weights, bool) or config.init_lora_weights in BY_PEFT
         whole = with_tied(model, config.modules_to_save)
+        refuse_special_head(model, targets, self._rows(whole))
         adapted = get_peft_model(
             model,
             LoraConfig(
@@ -156,6 +163,10 @@ class Lora:
                     "no other value",
                     f"leave {name} out, or tuning.adapter_path",
                 )
+        if loaded.target_parameters and self.config.lora_dropout > 0:
+            raise UserError(
+                "tuning", "lora_dropout on experts, which have none", "values that go together", "lora_dropout=0"
+            )
         loaded.lora_dropout = self.config.lora_dropout
         for _, layer in lora_layers(adapted):
             layer.lora_dropout["default"] = nn.Dropout(loaded.lora_dropout) if loaded.lora_dropout else nn.Identity()

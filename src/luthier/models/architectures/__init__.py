@@ -101,12 +101,13 @@ class _AfterImport(importlib.abc.MetaPathFinder):
         spec = importlib.machinery.PathFinder.find_spec(name, path, target)
         if spec is None or spec.loader is None:
             return None
-        after, loader = self.waiting.pop(name), spec.loader
+        after, loader = self.waiting[name], spec.loader
         run = loader.exec_module
 
         def run_and_register(module: ModuleType) -> None:
             run(module)
             after(module)
+            del self.waiting[name]  # not before: a look for the module, or an import that fails, does not use it up
 
         loader.exec_module = run_and_register  # type: ignore[method-assign]
         return spec
