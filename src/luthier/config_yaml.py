@@ -146,7 +146,10 @@ def parse_yaml(text: str, source: str) -> Document:
             "luthier init train.jsonl --model NAME writes one",
         )
     if not isinstance(tree, CommentedMap):
-        raise UserError(source, f"a {type(tree).__name__} at the top", "key: value lines")
+        what = "a list" if isinstance(tree, list) else excerpt(tree)
+        raise UserError(
+            source, f"{what} at the top", "key: value lines", "luthier init FILE writes a configuration for data"
+        )
     lines: dict[tuple[str | int, ...], int] = {}
     return Document(_plain(tree, (), lines, [0], source), source, lines)
 

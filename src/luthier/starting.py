@@ -75,8 +75,11 @@ def _look(source: Source) -> DataLook:
         raise UserError(source.name, "no row can be read" if rows else "there are no rows in it", "at least one row")
     reader, _ = reader_of(source, iter(good), "data.train")
     assert reader is not None
-    examples, bad = list[Example](), [row for row in rows if isinstance(row, BadRow)]
-    for row in good:
+    examples, bad = list[Example](), list[BadRow]()
+    for row in rows:
+        if isinstance(row, BadRow):
+            bad.append(row)
+            continue
         try:
             examples.append(reader.parse(row))
         except BadRow as error:
@@ -86,6 +89,12 @@ def _look(source: Source) -> DataLook:
             source.name,
             f"none of its {len(rows):,} rows can be used; the first: {bad[0]}",
             f"rows in the format {reader.kind}",
+        )
+    if not isinstance(examples[0], component.load("objectives", "sft").takes):
+        raise UserError(
+            source.name,
+            f"its rows have the format {reader.kind}, from which supervised fine-tuning cannot learn",
+            "rows with an answer to learn, or texts",
         )
     answers = [length for example in examples for length in _answer_lengths(example)]
     first_bad = f"{bad[0].where}: {bad[0].found}" if bad else ""

@@ -36,7 +36,7 @@ EXAMPLES = """
 Example:
   luthier init train.jsonl --model org/name
   luthier train mine.yaml
-  luthier chat runs/mine
+  luthier chat runs/train
 """
 
 

@@ -44,10 +44,9 @@ def compare(
       luthier compare runs/mine --prompt "Who are you?" --prompt "What can you do?"
       luthier compare runs/mine --prompts held_out.jsonl --json
     """
-    from rich.console import Console
-
     from luthier.cli._shared import print_json
     from luthier.reporting import comparison
+    from luthier.reporting.screen import Screen
 
     found = comparison.compare_target(
         target,
@@ -64,4 +63,4 @@ def compare(
     if as_json:
         print_json(found.as_dict())
     else:
-        Console().print(comparison.render(found))
+        Screen().print(comparison.render(found))

@@ -31,10 +31,9 @@ def eval(
       luthier eval runs/mine --data held_out.jsonl
       luthier eval org/name --data held_out.jsonl --generate 0 --json
     """
-    from rich.console import Console
-
     from luthier.cli._shared import print_json
     from luthier.reporting import measures
+    from luthier.reporting.screen import Screen
 
     found = measures.measure_target(
         target,
@@ -48,4 +47,4 @@ def eval(
     if as_json:
         print_json(found.as_dict())
     else:
-        Console().print(measures.render(found))
+        Screen().print(measures.render(found))

@@ -20,10 +20,10 @@ def runs(
       luthier runs
       luthier runs runs/trials --json
     """
-    from rich.console import Console
     from rich.table import Table
 
     from luthier.cli._shared import print_json
+    from luthier.reporting.screen import Screen
     from luthier.run_list import list_runs
 
     found = list_runs(folder)
@@ -39,7 +39,7 @@ def runs(
         table.add_row(
             run.run, run.model, run.method, f"{run.steps}{total}", _figure(run.loss), _figure(run.eval_loss), run.state
         )
-    Console().print(table)
+    Screen().print(table)
 
 
 def _figure(value: float | None) -> str:

@@ -36,10 +36,9 @@ def template_diff(
     """
     from dataclasses import asdict
 
-    from rich.console import Console
-
     from luthier.cli._shared import print_json, tokenizer_of
     from luthier.data.template_diff import default_conversation, difference, row_at
+    from luthier.reporting.screen import Screen
 
     conversation = row_at(row) if row is not None else default_conversation()
     tokenizer = tokenizer_of(model, trust_remote_code) if model is not None else None
@@ -49,7 +48,7 @@ def template_diff(
     if as_json:
         print_json({"same": same, "tokens": counts, "stretches": [asdict(one) for one in stretches]})
         return
-    console = Console(highlight=False, soft_wrap=True)
+    console = Screen(highlight=False, soft_wrap=True)
     console.print(as_text(stretches, console.is_terminal and not console.no_color))
     parted = f"{counts['both']} tokens in both, {counts['first']} only in {first}, {counts['second']} only in {second}"
     print("the same tokens, trained alike" if same else parted)

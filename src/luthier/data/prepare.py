@@ -292,10 +292,12 @@ def notes_of(system: str | None, template: Template | None, mixed: list[str], mi
 
 def _all_refused_rows(account: Account, data: DataConfig) -> UserError:
     """One error for all rows that cannot be used: the first places, how many more, and what to write."""
+    remedies = {row.fix for row in account.refused}
+    common = remedies.pop() if len(remedies) == 1 else ""
     shown = [
         f"  {row.where}: found {row.found}"
         + (f"; expected {row.expected}" if row.expected else "")
-        + (f" ({row.fix})" if row.fix else "")
+        + (f" ({row.fix})" if row.fix and not common else "")
         for row in account.refused
     ]
     count, rows_in, long = account.refused_rows, account.ledger.rows_in, account.refused_long
@@ -303,7 +305,7 @@ def _all_refused_rows(account: Account, data: DataConfig) -> UserError:
         where = "; luthier data with on_bad_row=drop on_long_row=drop and --json lists all" if count < rows_in else ""
         shown.append(f"  and {count - SHOWN_REFUSED:,} more{where}")
     head = f"{count:,} of {rows_in:,} rows cannot be used ({_percent(count / rows_in)}); nothing was trained"
-    fixes = ["mend the rows"] if long < count else []
+    fixes = [common] if common else ["mend the rows"] if long < count else []
     fixes += ["on_bad_row=drop (they go to rejected.jsonl)"] if long < count else []
     if long:
         fixes.append("on_long_row=drop" + (" or truncate" if data.on_long_row == "error" else ""))

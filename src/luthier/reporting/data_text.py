@@ -12,6 +12,7 @@ from rich.text import Text
 
 from luthier.reporting.data_report import DataReport, Fill
 from luthier.reporting.names import LISTED, short_names, some
+from luthier.reporting.screen import Screen
 from luthier.reporting.shown_rows import ServedPrompt, ShownRow
 from luthier.reporting.token_view import (
     BAR_CHARS,
@@ -32,7 +33,7 @@ DROPPED = 10
 
 def print_report(report: DataReport, console: Console | None = None) -> None:
     """The rows, then the account and what was found."""
-    out = console or Console(highlight=False, soft_wrap=True)
+    out = console or Screen(highlight=False, soft_wrap=True)
     colour = out.is_terminal and out.color_system is not None and not out.no_color
     if report.rows:
         out.print(LEGEND_IN_COLOUR if colour else LEGEND_IN_MARKS, markup=False)
