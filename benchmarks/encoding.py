@@ -54,14 +54,20 @@ def write_rows(path: Path, count: int) -> None:
             file.write(json.dumps({"instruction": f"{request} {number}?", "output": f"{answer}."}) + "\n")
 
 
-def timed_command(model: str, data: Path, cache: Path, *more: str) -> tuple[float, float]:
-    """(seconds, peak memory in MB of all its processes, shared pages counted once) of one `luthier data`."""
-    command = [sys.executable, "-m", "luthier", "data", f"model={model}", f"data={data}", "output_dir=runs/none", *more]
+def timed_command(model: str, data: Path, cache: Path, only_encoding: bool = False) -> tuple[float, float]:
+    """(seconds, peak memory in MB of all its processes, shared pages counted once) of one `luthier data`; or of its
+    encoding only, behind which it is ended.
+    """
+    command = [sys.executable, "-m", "luthier", "data", f"model={model}", f"data={data}", "output_dir=runs/none"]
     before, peak = time.perf_counter(), 0.0
     process = psutil.Popen(command, stdout=subprocess.DEVNULL, env={**os.environ, "LUTHIER_CACHE": str(cache)})
     while process.poll() is None:
         peak = max(peak, sum(map(memory, [process, *process.children(recursive=True)])))
-        time.sleep(0.1)
+        time.sleep(0.2)
+        if only_encoding and any(cache.glob("encoded/[!.]*")):
+            process.terminate()
+            process.wait()
+            return time.perf_counter() - before, peak
     if process.returncode:
         raise SystemExit(f"{' '.join(command)} failed")
     return time.perf_counter() - before, peak
@@ -150,15 +156,15 @@ def encoder_beside_bare(path: Path, model: str, count: int = 20_000) -> tuple[fl
 
 
 def flat(folder: Path, model: str) -> dict[str, float]:
-    """Peak memory in MB of encoding 100,000 and 1,000,000 rows, in one process."""
+    """Peak memory in MB of encoding 100,000 and 1,000,000 rows."""
     out = {}
     for count in (100_000, 1_000_000):
         data, cache = folder / f"{count}.jsonl", folder / f"cache-{count}"
         write_rows(data, count)
         cache.mkdir()
         model_cache(cache)
-        _, peak = timed_command(model, data, cache, "num_workers=0")
-        out[f"luthier data in one process, {count:,} rows: peak memory"] = peak
+        _, peak = timed_command(model, data, cache, only_encoding=True)
+        out[f"encoding of {count:,} short rows, all processes: peak memory"] = peak
     return out
 
 
