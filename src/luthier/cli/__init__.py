@@ -54,10 +54,8 @@ def short_help(module_name: str) -> str:
 class Command(TyperCommand):
     """A command whose help ends with examples, a line each."""
 
-    def format_help(self, ctx: Any, formatter: Any) -> None:
-        epilog, self.epilog = self.epilog, None
-        super().format_help(ctx, formatter)
-        print(epilog)
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        formatter.write(f"\n{self.epilog}\n")
 
 
 class Commands(TyperGroup):
@@ -65,10 +63,8 @@ class Commands(TyperGroup):
 
     prefix: str = ""
 
-    def format_help(self, ctx: Any, formatter: Any) -> None:
-        epilog, self.epilog = self.epilog, None
-        super().format_help(ctx, formatter)
-        print(epilog)
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        formatter.write(f"\n{self.epilog}\n")
 
     def list_commands(self, ctx: Any) -> list[str]:
         starts = [name.removeprefix(self.prefix) for name in command_names() if name.startswith(self.prefix)]
@@ -92,7 +88,7 @@ def _group(prefix: str) -> Commands:
     name = prefix.strip()
     help_text, epilog = _help(f"{', '.join(names).capitalize()} of {name}.\n\nExample:\n  luthier {prefix}{names[0]}")
     group = Commands(
-        name=name.rpartition(" ")[2], help=help_text, epilog=epilog, rich_markup_mode="rich", no_args_is_help=True
+        name=name.rpartition(" ")[2], help=help_text, epilog=epilog, rich_markup_mode=None, no_args_is_help=True
     )
     group.prefix = prefix
     return group
@@ -105,6 +101,9 @@ class OnDemand(TyperCommand):
         self.module_name = full_name.replace(" ", "_")
         super().__init__(full_name.rpartition(" ")[2], help=short_help(self.module_name))
 
+    def get_short_help_str(self, limit: int = 0) -> str:
+        return self.help or ""  # whole: what is cut off is no help
+
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
         return load_command(self.module_name).make_context(info_name, args, parent=parent, **extra)
 
@@ -114,7 +113,7 @@ def load_command(module_name: str) -> Any:
     module = importlib.import_module(f"luthier.cli.{module_name}")
     function: Callable[..., None] = getattr(module, module_name)
     help_text, epilog = _help(function.__doc__ or module.__doc__ or "")
-    app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+    app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
     settings: dict[str, Any] = getattr(module, "CONTEXT_SETTINGS", {})
     app.command(module_name.rpartition("_")[2], cls=Command, help=help_text, epilog=epilog, context_settings=settings)(
         _guarded(function)
@@ -123,12 +122,10 @@ def load_command(module_name: str) -> Any:
 
 
 def _help(docstring: str) -> tuple[str, str]:
-    """Help text for rich, one line a paragraph, and the examples as they stand."""
-    from rich.markup import escape
-
+    """(the text, one line a paragraph; the examples as they stand)."""
     text, *rest = re.split(r"^(?=Examples?:)", introspection.cleandoc(docstring), maxsplit=1, flags=re.MULTILINE)
     paragraphs = [" ".join(paragraph.split()) for paragraph in text.strip().split("\n\n")]
-    return escape("\n\n".join(paragraphs)), "".join(rest)
+    return "\n\n".join(paragraphs), "".join(rest)
 
 
 def _guarded(function: Callable[..., None]) -> Callable[..., None]:
@@ -177,7 +174,7 @@ def _print_version(wanted: bool) -> None:
 def _app() -> Any:
     help_text, epilog = _help(ABOUT + "\n" + EXAMPLES)
     app = typer.Typer(
-        cls=Commands, add_completion=False, rich_markup_mode="rich", no_args_is_help=True, help=help_text, epilog=epilog
+        cls=Commands, add_completion=False, rich_markup_mode=None, no_args_is_help=True, help=help_text, epilog=epilog
     )
 
     @app.callback()

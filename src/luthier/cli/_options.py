@@ -10,7 +10,7 @@ import typer
 ConfigAndOverrides = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[CONFIG.yaml] [KEY=VALUE]...",
+        metavar="CONFIG.yaml|KEY=VALUE",
         show_default=False,
         help="The configuration, and keys that override it.",
     ),

@@ -13,7 +13,6 @@ alone do not wait for it.
 from __future__ import annotations
 
 import importlib
-import importlib.abc
 import importlib.machinery
 import sys
 from collections.abc import Callable, Sequence
@@ -87,8 +86,11 @@ class _OnDemand(type):
         return getattr(_exported(cls.__name__, "model"), attribute)
 
 
-class _AfterImport(importlib.abc.MetaPathFinder):
-    """Calls a function with a module right after that module was imported."""
+class _AfterImport:
+    """A finder that calls a function with a module right after it was imported.
+
+    Without the base class that finders have by custom: it adds no method that is needed, and every command would wait for its import.
+    """
 
     def __init__(self, waiting: dict[str, Callable[[Any], None]]) -> None:
         self.waiting = waiting
