@@ -27,6 +27,8 @@ LAYERS = [
     {"types", "errors", "component", "randomness", "dropout", "paths", "strict_json"},
     {
         "config",
+        "config_problems",
+        "config_sections",
         "config_yaml",
         "config_names",
         "defaults",
@@ -68,8 +70,10 @@ LAYERS = [
         "docs_pages",
     },
     {"loop"},
+    {"building"},
+    {"result", "gradients", "inspection"},
     {"run"},
-    {"api", "gradients", "inspection"},
+    {"api"},
     {"cli", "demo", "__main__"},
 ]
 """Imports go to the same layer or an earlier one."""

@@ -222,7 +222,7 @@ def markdown() -> str:
     lines = [
         "# The configuration",
         "",
-        "Generated from docstrings (`src/luthier/config.py` and the components) by `make docs`; do not edit.",
+        "Generated from docstrings (`src/luthier/config_sections.py` and the components) by `make docs`; do not edit.",
         "",
         "The file is YAML 1.2. Unknown and duplicate keys are errors. A bare string is a kind (`tuning: lora` is",
         "`{kind: lora}`) or a path (`model: org/name`, `data: train.jsonl`). On the command line the last word is",

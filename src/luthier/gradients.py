@@ -12,22 +12,18 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from luthier import component
+from luthier.building import build, dtype_name, silent
 from luthier.config import RunConfig
-from luthier.data.prepare import prepare
 from luthier.engine import SingleEngine, StepResult, device
 from luthier.errors import NonFinite
-from luthier.loop import Job, optimizer_step
-from luthier.models.load import choose_dtype, context_length, load_config, load_tokenizer
-from luthier.models.new_tokens import add_tokens
+from luthier.loop import optimizer_step
+from luthier.models.load import choose_dtype
 from luthier.reporting.module_tree import table
-from luthier.run import base_of, build_job, build_policy, decide
 
 LARGE, USUAL = 0.1, 0.01
 """Of a weight's norm: a first step that changes so much is suspicious; what the advice aims at."""
@@ -97,17 +93,17 @@ def norms_of_gradients(named: dict[str, nn.Parameter], factor: float = 1.0) -> N
     return {name: float(p.grad.float().norm()) * factor for name, p in named.items() if p.grad is not None}
 
 
-def one_batch(
-    config: RunConfig, trust_remote_code: bool = False, say: Callable[[str], None] | None = None
-) -> Gradients:
+def one_batch(config: RunConfig, trust_remote_code: bool = False, say: Callable[[str], None] = silent) -> Gradients:
     """Trains the rows of the first step once and says what became of every module.
 
     Raises:
         UserError, EnvironmentProblem: as training would.
     """
     engine = WatchedEngine(device())
-    job, trained = _job(config, engine, trust_remote_code, say)
-    core = job.policy.core
+    dtype, why = choose_dtype(config.model.dtype, engine.device)
+    say(f"computed in {dtype_name(dtype)} ({why}), on {engine.device}")
+    built = build(config, engine, dtype, trust_remote_code=trust_remote_code, say=say)
+    job, core = built.job, built.job.policy.core
     named = dict(core.named_parameters())
     engine.named = {name: parameter for name, parameter in named.items() if parameter.requires_grad}
     engine.norms = {}
@@ -119,7 +115,7 @@ def one_batch(
     before = norms_of_gradients(engine.named)
     start = {name: parameter.detach().clone() for name, parameter in engine.named.items()}
     job.wrapped.train()
-    found = Gradients([], [sample.row for sample in samples], rate, trained)
+    found = Gradients([], [sample.row for sample in samples], rate, built.trained)
     with _first_non_finite(core) as names:
         try:
             optimizer_step(job, 0, samples, indices)
@@ -135,25 +131,6 @@ def one_batch(
     found.modules = _modules(core, before, after, changes, late)
     found.verdict = list(_verdict(found))
     return found
-
-
-def _job(
-    config: RunConfig, engine: SingleEngine, trust_remote_code: bool, say: Callable[[str], None] | None
-) -> tuple[Job, str]:
-    """The job that `luthier train` would begin, and a line that says what is trained."""
-    dtype, why = choose_dtype(config.model.dtype, engine.device)
-    engine.scale_losses(dtype == torch.float16)
-    objective = component.load("objectives", config.objective.kind)(config.objective)
-    source = base_of(config, trust_remote_code)
-    tokenizer = load_tokenizer(source.folder, trust_remote_code=trust_remote_code)
-    new = add_tokens(tokenizer, config.data.add_tokens)
-    model_config = load_config(source.folder, trust_remote_code)
-    data = prepare(config, tokenizer, context_length=context_length(model_config), objective=objective)
-    decisions = decide(config, source, model_config, data, dtype, engine)
-    if say is not None:
-        say(f"computed in {decisions['dtype']} ({why}), on {engine.device}, {decisions['layout']}")
-    policy, trained = build_policy(config, source, dtype, engine.device, decisions, trust_remote_code, data, new)
-    return build_job(config, Path(config.output_dir), policy, data, objective, engine, decisions), trained
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from luthier import component, config
+from luthier.building import base_of, build_policy
 from luthier.config import RunConfig
 from luthier.config_yaml import Document
 from luthier.engine import device
@@ -16,7 +17,6 @@ from luthier.models.load import choose_dtype, load_model
 from luthier.models.opened import open_model
 from luthier.models.sources import resolve
 from luthier.reporting.module_tree import Node, tree
-from luthier.run import base_of, build_policy
 
 
 def look(target: str, overrides: Sequence[str] = (), trust_remote_code: bool = False) -> Node:

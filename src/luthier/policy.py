@@ -245,13 +245,12 @@ class Policy(nn.Module):
 def _scores(logits: torch.Tensor, targets: torch.Tensor, want: tuple[str, ...]) -> Scores:
     """logits [n, V], targets [n] -> what is wanted, in float32."""
     logits = logits.float()
-    logsumexp = logits.logsumexp(-1)
-    logps = logits.gather(-1, targets[:, None])[:, 0] - logsumexp
+    logps = -torch.nn.functional.cross_entropy(logits, targets, reduction="none")  # fused: fewer passes over [n, V]
     return Scores(
         logps,
         correct=logits.detach().argmax(-1) == targets if "correct" in want else None,
-        entropy=logsumexp - (torch.softmax(logits, -1) * logits).sum(-1) if "entropy" in want else None,
-        logsumexp=logsumexp if "logsumexp" in want else None,
+        entropy=-(logits.softmax(-1) * logits.log_softmax(-1)).sum(-1) if "entropy" in want else None,
+        logsumexp=logits.logsumexp(-1) if "logsumexp" in want else None,
     )
 
 

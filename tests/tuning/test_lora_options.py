@@ -11,7 +11,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from luthier import component, config, run
+from luthier import building, component, config, run
 from luthier.data.batching import micro_batches
 from luthier.dropout import DropoutKeys
 from luthier.errors import UserError
@@ -313,7 +313,7 @@ def test_the_reference_of_a_run_that_goes_on_is_the_adapter(tmp_path: Path) -> N
     )
     decisions = {"activation_checkpointing": False, "layout": "padded"}
     source = run.resolve(str(tmp_path / "model"))
-    later, _ = run.build_policy(given, source, torch.float32, torch.device("cpu"), decisions)
+    later, _ = building.build_policy(given, source, torch.float32, torch.device("cpu"), decisions)
     later.keep_reference()
     wanted = logps(policy)
     assert torch.equal(logps(later), wanted)

@@ -1,0 +1,287 @@
+"""Everything that a run needs, built from a RunConfig in order: model, data, decisions, policy, optimizer.
+
+`luthier train` goes on with the loop, `luthier inspect` looks at what was built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from luthier import component
+from luthier.checkpoint import Checkpoints
+from luthier.config import RunConfig
+from luthier.data.batching import Layout
+from luthier.data.prepare import Prepared, prepare
+from luthier.dropout import DropoutKeys
+from luthier.engine import Engine, seeded
+from luthier.errors import EnvironmentProblem, UserError
+from luthier.loop import Job
+from luthier.models.adapters import adapter_folder, embedding_rows, load_adapter, starts_where_off
+from luthier.models.flat import prove, use_flat_attention
+from luthier.models.load import context_length, fingerprint, hold_frozen, load_config, load_model, load_tokenizer
+from luthier.models.new_tokens import add_tokens, grow, names_of_edges, refuse_untrained
+from luthier.models.opened import base_dtype
+from luthier.models.sources import ModelSource, resolve
+from luthier.neftune import Noise
+from luthier.optimization import ROUNDS_STOCHASTICALLY, make_optimizer, make_schedule
+from luthier.planning import activation_checkpointing, held_bytes, tokens_per_micro_batch
+from luthier.policy import Policy, enable_activation_checkpointing
+from luthier.randomness import key
+from luthier.reporting.row_progress import RowProgress
+
+
+@dataclass
+class Built:
+    """What `build` made."""
+
+    source: ModelSource
+    tokenizer: Any
+    data: Prepared
+    decisions: dict[str, Any]
+    """what was chosen by measurement; written to the manifest, and replayed at resume"""
+    trained: str
+    """a line that says what is trained"""
+    job: Job
+
+
+def silent(_text: str) -> None:
+    """Says nothing."""
+
+
+def build(
+    config: RunConfig,
+    engine: Engine,
+    dtype: torch.dtype,
+    *,
+    decided: dict[str, Any] | None = None,
+    trust_remote_code: bool = False,
+    say: Callable[[str], None] = silent,
+) -> Built:
+    """From the model's source to a job that can begin. Nothing is written to `output_dir`.
+
+    Args:
+        decided: the decisions of the run that goes on; by default they are made here.
+        say: gets each line for the person who watches.
+
+    Raises:
+        UserError, EnvironmentProblem: the input or the machine does not allow the run.
+    """
+    engine.scale_losses(dtype == torch.float16)
+    objective = component.load("objectives", config.objective.kind)(config.objective)
+    with _main_process_first(engine), RowProgress() as progress:
+        source = base_of(config, trust_remote_code)
+        tokenizer = load_tokenizer(source.folder, trust_remote_code=trust_remote_code)
+        new = add_tokens(tokenizer, config.data.add_tokens)
+        model_config = load_config(source.folder, trust_remote_code)
+        context = context_length(model_config)
+        data = prepare(config, tokenizer, context_length=context, objective=objective, watch=progress)
+    say("\n".join([f"model: {source.name}", _method(config), data.ledger.as_text(), *data.notes]))
+
+    decisions = decided or _decide(config, source, model_config, data, dtype, engine)
+    torch.set_num_threads(decisions["threads"])
+    limit = decisions["max_tokens_per_micro_batch"]
+    say(f"layout: {decisions['layout']} ({decisions['layout_reason']}), at most {limit:,} tokens in one forward pass")
+    policy, trained = build_policy(config, source, dtype, engine.device, decisions, trust_remote_code, data, new)
+    say(trained)
+    if objective.needs_reference:
+        policy.keep_reference()
+    job = _job(config, policy, data, objective, engine, decisions)
+    return Built(source, tokenizer, data, decisions, trained, job)
+
+
+def base_of(config: RunConfig, trust_remote_code: bool) -> ModelSource:
+    source = resolve(config.model.path, config.model.revision, trust_remote_code)
+    if source.adapter is not None:
+        raise UserError(
+            "model.path",
+            f"{config.model.path} is an adapter on {source.name}",
+            "a model with weights of its own",
+            f"luthier export {config.model.path} --to merged --output DIR, then model=DIR",
+        )
+    return source
+
+
+@contextmanager
+def _main_process_first(engine: Engine) -> Iterator[None]:
+    """The first process fetches the model and encodes the data, the others find both; where it fails, they end too."""
+    if not engine.main and not engine.sum([0.0])[0]:
+        raise EnvironmentProblem("another process", "it stopped before the run began", "see its message")
+    done = 0.0
+    try:
+        yield
+        done = 1.0
+    finally:
+        if engine.main:
+            engine.sum([done])
+
+
+def _method(config: RunConfig) -> str:
+    """The values that decide most, as they are used."""
+    training = config.training
+    length = (
+        f"{training.max_steps} steps" if training.max_steps is not None else f"{training.num_train_epochs:g} epochs"
+    )
+    return (
+        f"method: {config.objective.kind}, {config.tuning.kind}; learning rate {training.learning_rate:g}, "
+        f"{training.lr_scheduler_type}, warm-up {training.warmup_steps:g}, weight decay {training.weight_decay:g}; "
+        f"{length}, global batch {training.global_batch_size}"
+    )
+
+
+def _decide(
+    config: RunConfig, source: ModelSource, model_config: Any, data: Prepared, dtype: torch.dtype, engine: Engine
+) -> dict[str, Any]:
+    """What is chosen by measurement, on the first process."""
+    verdict = prove(model_config, dtype, engine.device)
+    limit = tokens_per_micro_batch(config.training.max_tokens_per_micro_batch, engine.device)
+    longest = max(limit, int(data.train.lengths.max()))
+    held = held_bytes(source.folder, all_weights=not component.load("tuning", config.tuning.kind).makes_adapter)
+    found = {
+        "layout": "flat" if verdict.flat else "padded",
+        "layout_reason": verdict.why,
+        "proof": asdict(verdict),
+        "max_tokens_per_micro_batch": limit,
+        "activation_checkpointing": activation_checkpointing(
+            config.training.activation_checkpointing, model_config, longest, held, engine.device
+        ),
+        "dtype": dtype_name(dtype),
+        "threads": torch.get_num_threads(),
+        "processes": engine.processes,
+    }
+    # Processes with other amounts of work in a step would wait for each other for ever.
+    decided: dict[str, Any] = engine.from_main(found)
+    return decided
+
+
+def build_policy(
+    config: RunConfig,
+    source: ModelSource,
+    dtype: torch.dtype,
+    device: torch.device,
+    decisions: dict[str, Any],
+    trust_remote_code: bool = False,
+    data: Prepared | None = None,
+    new: Sequence[int] = (),
+) -> tuple[Policy, str]:
+    """The model as it is trained, and a line that says what is trained.
+
+    Args:
+        data: what it will learn from.
+        new: ids of tokens that the model does not have.
+    """
+    quantization = config.model.quantization
+    held = component.load("quantization", quantization.kind)(quantization) if quantization is not None else None
+    keys = DropoutKeys(config.seed)
+    tuning = component.load("tuning", config.tuning.kind)(config.tuning)
+    # Weights that are trained are float32 from the start: loaded in fewer bits than are stored they would begin rounded.
+    loaded = dtype if tuning.makes_adapter or base_dtype(source) == dtype_name(dtype) else torch.float32
+    model = load_model(source, dtype=loaded, device=device, quantization=held, trust_remote_code=trust_remote_code)
+    grow(model, max(new, default=-1) + 1)
+    if new and tuning.makes_adapter:
+        tuning.new_rows = {name: list(new) for name in names_of_edges(model)}
+    with seeded(key(config.seed, "initial weights") % 2**63):
+        tuned, what = _tuned(config, tuning, model, keys, source, data)
+    refuse_untrained(tuned, new)
+    if not tuning.makes_adapter:
+        hold_frozen(tuned, dtype)
+    core = tuned.get_base_model() if tuning.makes_adapter else tuned
+    if decisions["activation_checkpointing"]:
+        enable_activation_checkpointing(core)
+        what += "; activation checkpointing"
+    if config.training.optim == ROUNDS_STOCHASTICALLY:
+        what = what.replace("in float32", "in bfloat16") + "; rounded by chance"
+        _train_in_bfloat16(tuned, dtype)
+    from_base = tuning.makes_adapter and starts_where_off(tuned)
+    policy = Policy(tuned, keys, compute_dtype=dtype, starts_at_base=from_base)
+    if (alpha := config.training.neftune_noise_alpha) is not None:
+        Noise(policy, alpha)
+        what += f"; noise of {alpha:g} on the embeddings"
+    if not policy.verify_head():
+        what += "; the head is computed whole, not in chunks"
+    if decisions["layout"] == "flat":
+        use_flat_attention(core)
+    return policy, what
+
+
+def _tuned(
+    config: RunConfig, tuning: Any, model: Any, keys: DropoutKeys, source: ModelSource, data: Prepared | None
+) -> tuple[Any, str]:
+    """The model with what is trained on it: from the beginning, or from where another adapter ended."""
+    if (before := getattr(config.tuning, "adapter_path", None)) is not None:
+        folder = adapter_folder(before)
+        if embedding_rows(folder) > model.get_input_embeddings().weight.shape[0]:
+            raise UserError(
+                "tuning.adapter_path",
+                f"{before} was trained with new tokens, which this run's tokenizer does not have",
+                "the same tokens in data.add_tokens, in the same order",
+                "data.add_tokens=[...], as in the config.yaml of that run",
+            )
+        tuned = load_adapter(model, folder, trainable=True, base=base_record(config, source, data))
+        return tuned, tuning.go_on(tuned, keys)
+    tuned, what = tuning.apply(model, keys)
+    if wanted := getattr(tuning, "rows_to_begin", 0):
+        samples = data.train[:wanted] if data is not None else []
+        rows = [sample.input_ids for sample in samples]
+        tuning.begin_at_rows(tuned, [torch.as_tensor(ids, dtype=torch.int64) for ids in rows])
+    return tuned, what
+
+
+def _train_in_bfloat16(model: Any, dtype: torch.dtype) -> None:
+    if dtype != torch.bfloat16:
+        raise UserError(
+            "training.optim",
+            f"{ROUNDS_STOCHASTICALLY} while {dtype_name(dtype)} is computed in",
+            "bfloat16",
+            "model.dtype=bfloat16, or training.optim=adamw",
+        )
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(dtype)
+
+
+def base_record(config: RunConfig, source: ModelSource, data: Prepared | None) -> dict[str, Any]:
+    """What a result says of the model underneath, so that it is put on no other one."""
+    quantization = config.model.quantization
+    held = quantization.model_dump(mode="json") if quantization is not None else None
+    template = data.template.fingerprint if data is not None and data.template is not None else None
+    return {**fingerprint(source).as_dict(), "quantization": held, "template": template}
+
+
+def _job(
+    config: RunConfig,
+    policy: Policy,
+    data: Prepared,
+    objective: Any,
+    engine: Engine,
+    decisions: dict[str, Any],
+) -> Job:
+    training = config.training
+    steps = data.steps(config)
+    layout: Layout = decisions["layout"]
+    optimizer = make_optimizer(training, policy, getattr(config.tuning, "loraplus_lr_ratio", None), config.seed)
+    return Job(
+        config=training,
+        seed=config.seed,
+        policy=policy,
+        wrapped=engine.wrap(policy),
+        engine=engine,
+        objective=objective,
+        samples=data.train,
+        held_out=data.eval,
+        steps=steps,
+        layout=layout,
+        max_tokens=decisions["max_tokens_per_micro_batch"],
+        optimizer=optimizer,
+        schedule=make_schedule(training, steps.total),
+        checkpoints=Checkpoints(Path(config.output_dir) / "checkpoints", training.save_total_limit),
+    )
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

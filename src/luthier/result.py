@@ -1,0 +1,117 @@
+"""What a run leaves: the adapter or model, sample answers before and after, the report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from luthier import component, run_folder
+from luthier.building import Built
+from luthier.config import RunConfig
+from luthier.data.render import save_stop_ids
+from luthier.engine import seeded
+from luthier.errors import UserError
+from luthier.files import verify, write_folder, write_json
+from luthier.generation import generate
+from luthier.loop import Job, put_weights
+from luthier.models.adapters import save_adapter, write_origin
+from luthier.models.flat import stock_attention
+from luthier.optimization import ROUNDS_STOCHASTICALLY
+from luthier.policy import Policy
+from luthier.reporting.recorder import SAMPLES, read_lines
+from luthier.reporting.report import write_report
+from luthier.types import Message
+
+ANSWER_TOKENS = 200
+"""Most tokens of a sample answer during training."""
+
+
+def write_result(config: RunConfig, built: Built, base: dict[str, Any]) -> None:
+    """Writes the result of a run that is trained, its answers before and after, and its report; then it is finished.
+
+    Args:
+        base: what is known of the model underneath.
+    """
+    folder, job, data = Path(config.output_dir), built.job, built.data
+    step = _take_best(config, job)
+    tuning = component.load("tuning", config.tuning.kind)
+
+    def fill(target: Path) -> None:
+        if tuning.makes_adapter:
+            begins = _starts_at_base(config, job.policy)
+            save_adapter(job.policy.model, target, base, begins, data.system, built.source.plain)
+        else:
+            if config.training.optim != ROUNDS_STOCHASTICALLY:
+                job.policy.core.float()  # what is not trained may be held in fewer bits
+            job.policy.core.save_pretrained(target)
+            write_origin(target, {"base": base, "system": data.system})
+        if data.template is not None:
+            built.tokenizer.chat_template = data.template.saved_source
+        built.tokenizer.save_pretrained(target)
+        save_stop_ids(target, data.renderer.stop_ids)
+
+    write_folder(folder / ("adapter" if tuning.makes_adapter else "model"), fill, {"step": step})
+    _write_answers(config, built)
+    write_report(folder)
+    run_folder.set_state(folder, "finished")
+
+
+def _take_best(config: RunConfig, job: Job) -> int:
+    """The step whose weights are the result; they are put into the policy."""
+    if not config.training.load_best_checkpoint or job.progress.best_step is None:
+        return job.progress.step
+    step = job.progress.best_step
+    if wrong := verify(job.checkpoints.path(step)):
+        raise UserError(
+            str(job.checkpoints.path(step)),
+            f"the best checkpoint is damaged: {wrong}",
+            "whole files",
+            "load_best_checkpoint=false, with --resume",
+        )
+    put_weights(job.policy, job.checkpoints.load(step)["weights"])
+    return step
+
+
+def _starts_at_base(config: RunConfig, policy: Policy) -> bool:
+    """Whether the saved adapter switched off is the policy at step 0: a product that is zero but for rounding counts too."""
+    fresh = getattr(config.tuning, "adapter_path", None) is None
+    return policy.starts_at_base or (fresh and getattr(config.tuning, "init_lora_weights", None) == "orthogonal")
+
+
+def _write_answers(config: RunConfig, built: Built) -> None:
+    """Answers to the sample prompts, of the model before and of the result."""
+    folder = Path(config.output_dir)
+    if prompts := config.training.sample_prompts:
+        before = {line["prompt"]: line["answer"] for line in read_lines(folder / SAMPLES) if line["step"] == 0}
+        after = answers(built, prompts)
+        write_json(
+            folder / "answers.json",
+            [
+                {"prompt": prompt, "reference": None, "before": before.get(prompt), "after": text}
+                for prompt, text in zip(prompts, after, strict=True)
+            ],
+        )
+
+
+def sampler(config: RunConfig, built: Built) -> Callable[[int], None]:
+    """Answers the sample prompts on the main process, greedily, by the stock attention."""
+    prompts, job = config.training.sample_prompts, built.job
+
+    def answer(step: int) -> None:
+        if prompts and job.engine.main:
+            for prompt, text in zip(prompts, answers(built, prompts), strict=True):
+                job.recorder.sample(step, prompt, text)
+
+    return answer
+
+
+def answers(built: Built, prompts: Sequence[str], max_new_tokens: int = ANSWER_TOKENS) -> list[str]:
+    """Greedy answers to requests, with the policy as it is."""
+    data, policy = built.data, built.job.policy
+    system = [Message("system", data.system)] if data.system else []
+    ids = [data.renderer.prompt_ids([*system, Message("user", prompt)]) for prompt in prompts]
+    stops = data.renderer.stop_ids
+    with stock_attention(policy.model), seeded(0), policy.computing():
+        found = generate(policy.model, built.tokenizer, ids, max_new_tokens=max_new_tokens, stop_ids=stops)
+    return [item.text for item in found]
