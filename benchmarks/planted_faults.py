@@ -23,7 +23,7 @@ import numpy as np
 from luthier import config, run
 from luthier.reporting.data_look import look
 from luthier.reporting.shown_rows import Wanted
-from records import Figure, record
+from records import Figure, device_of, record
 
 SHARE = 0.02
 
@@ -55,12 +55,11 @@ def measure(rows: list[dict[str, str]], wrong: set[int], folder: Path) -> dict[s
     losses = np.array([row["losses"][-1] for row in after["rows"]], dtype=float)
     places = np.array([place_of(row["row"]) for row in after["rows"]])
     by_loss = places[np.argsort(-losses)][: len(wrong)]
-    decisions = json.loads((folder / "run" / "manifest.json").read_text(encoding="utf-8"))["decisions"]
     return {
         "precision": len(wrong & set(suspects)) / len(wrong),
         "by_loss": len(wrong & set(by_loss.tolist())) / len(wrong),
         "seconds": seconds,
-        "device": f"{decisions['threads']} CPU threads, {decisions['dtype']}",
+        "device": device_of(folder / "run"),
     }
 
 

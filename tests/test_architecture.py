@@ -47,6 +47,7 @@ LAYERS = [
         "data",
         "models",
         "policy",
+        "routers",
         "engine",
         "checkpoint",
         "planning",

@@ -152,6 +152,13 @@ CASES = {
         "metrics",
         ("objective={kind: weighted, terms: [{kind: sft}, {kind: z_loss, weight: 0.1}]}",),
     ),
+    "objective.form": Case("form=logsumexp", "form=largest", "metrics", ("objective=z_loss",)),
+    "objective.over": Case(
+        "objective={kind: weighted, terms: [{kind: sft}, {kind: router_balance, over: document}]}",
+        "objective={kind: weighted, terms: [{kind: sft}, {kind: router_balance, over: step}]}",
+        "metrics",
+        ("model=mixture",),
+    ),
     "distributed": Case("distributed=auto", "distributed=ddp", "outcome"),
     "report_to": Case(None, "report_to=tensorboard", "files"),
     "seed": Case("seed=0", "seed=1", "metrics"),

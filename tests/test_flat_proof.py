@@ -14,7 +14,8 @@ from tests.helpers.jobs import make_config, make_job, make_policy, make_samples
 from tests.helpers.tiny_models import twin, twin_config
 
 VERDICTS = {
-    "llama": True, "qwen3": True, "phi3": True, "gpt_neox": True, "mistral": True, "gemma3_text": True,
+    "llama": True, "qwen3": True, "qwen3_moe": True, "phi3": True, "gpt_neox": True, "mistral": True,
+    "gemma": True, "gemma3_text": True, "gpt2": True, "opt": True,
     "yuan": True, "baichuan": True, "baichuan_alibi": True,
     "gpt_oss": False, "lfm2": False, "falcon_h1": False, "bloom": False, "falcon": False,
 }  # fmt: skip

@@ -15,15 +15,17 @@ from torch import nn
 
 from luthier import config, run
 from luthier.checkpoint import pack, unpack
+from luthier.config_docs import explain
+from luthier.config_names import RENAMED_VALUES
 from luthier.errors import UserError
 from luthier.loop import restore, state_of
 from luthier.loop import train as run_loop
-from luthier.optimization import make_optimizer
+from luthier.optimization import make_optimizer, notes_on
 from luthier.stochastic_adamw import StochasticAdamW, round_stochastically
 from tests.helpers.jobs import make_config, make_job, make_policy, make_samples
 from tests.helpers.tiny_models import tiny_llama
 
-OPTIMIZERS = ("adamw", "adamw_8bit", "paged_adamw_8bit", "adamw_bf16", "adafactor", "lion", "muon")
+OPTIMIZERS = ("adamw", "paged_adamw", "adamw_8bit", "paged_adamw_8bit", "adamw_bf16", "adafactor", "lion", "muon")
 SAMPLES = make_samples([24, 17, 9, 30, 12, 21])
 ROWS = [{"prompt": f"Say {number}.", "completion": f"{number}!"} for number in range(8)]
 
@@ -90,6 +92,33 @@ def test_muon_moves_hidden_matrices_by_orthogonal_steps(tmp_path: Path) -> None:
             assert values[0] / values[len(values) // 2] < 2, name
             rms = step.square().mean().sqrt()  # as AdamW's: about the rate, at 0.2
             assert 0.5 < float(rms) / (0.2 * 2e-3) < 1.5, name
+
+
+def test_the_paged_one_of_32_bits_is_adamw(tmp_path: Path) -> None:
+    """Another program's arithmetic, so to rounding; in 8 bits it is further off."""
+    found = {}
+    for optim in ("adamw", "paged_adamw", "paged_adamw_8bit"):
+        job = job_of(tmp_path / optim, optim)
+        run_loop(job)
+        found[optim] = torch.cat([parameter.detach().flatten() for parameter in job.policy.parameters()])
+    moved = found["adamw"] - torch.cat([p.detach().flatten() for p in job_of(tmp_path, "adamw").policy.parameters()])
+    far = {name: float((weights - found["adamw"]).norm() / moved.norm()) for name, weights in found.items()}
+    assert far["paged_adamw"] < 1e-3 < far["paged_adamw_8bit"]
+
+
+def test_a_run_says_where_nothing_is_paged() -> None:
+    (note,) = notes_on("paged_adamw", torch.device("cpu"))
+    assert "nothing is paged on cpu" in note
+    assert not notes_on("paged_adamw", torch.device("cuda"))
+    assert not notes_on("adamw_8bit", torch.device("cpu"))
+
+
+def test_names_of_other_tools_are_answered_with_ours() -> None:
+    for theirs, ours in RENAMED_VALUES["training.optim"].items():
+        with pytest.raises(UserError, match=f"{theirs}', another tool's name: write {ours}$"):
+            config.load(None, ["model=m", "data=d", f"optim={theirs}"])
+        assert config.load(None, ["model=m", "data=d", f"optim={ours}"]).training.optim == ours
+        assert f"training.optim: {ours}" in explain(theirs)
 
 
 def test_rounding_by_chance_is_right_on_average() -> None:

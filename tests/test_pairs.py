@@ -20,7 +20,7 @@ from tests.helpers.tiny_models import save_twin
 STEPS, BREAKS_AFTER = 5, 3
 
 VALUES = {
-    "model": ("llama", "qwen3_moe", "gpt_oss", "lfm2", "gpt2", "gemma3_text", "bloom"),
+    "model": ("llama", "qwen3_moe", "gpt_oss", "lfm2", "gpt2", "gemma3_text", "bloom", "yuan", "baichuan_alibi"),
     "data.train": ("alpaca", "sharegpt", "messages", "prompt_completion", "text"),
     "lr_scheduler_type": (
         "linear",

@@ -27,13 +27,15 @@ from luthier.models.flat import prove, use_flat_attention
 from luthier.models.load import context_length, fingerprint, hold_frozen, load_config, load_model, load_tokenizer
 from luthier.models.new_tokens import add_tokens, grow, names_of_edges, refuse_untrained
 from luthier.models.opened import base_dtype
+from luthier.models.own_losses import own_losses
 from luthier.models.sources import ModelSource, resolve
 from luthier.neftune import Noise
-from luthier.optimization import ROUNDS_STOCHASTICALLY, make_optimizer, make_schedule
+from luthier.optimization import ROUNDS_STOCHASTICALLY, make_optimizer, make_schedule, notes_on
 from luthier.planning import activation_checkpointing, held_bytes, tokens_per_micro_batch
 from luthier.policy import Policy, enable_activation_checkpointing
 from luthier.randomness import key
 from luthier.reporting.row_progress import RowProgress
+from luthier.routers import routers_of
 
 
 @dataclass
@@ -89,6 +91,10 @@ def build(
     say(f"layout: {decisions['layout']} ({decisions['layout_reason']}), at most {limit:,} tokens in one forward pass")
     policy, trained = build_policy(config, source, dtype, engine.device, decisions, trust_remote_code, data, new)
     say(trained)
+    for note in (*own_losses(model_config, config.objective), *notes_on(config.training.optim, engine.device)):
+        say(note)
+    if "routing" in getattr(objective, "wants", ()):
+        routers_of(policy.core)  # an error where there are none
     if objective.needs_reference:
         policy.keep_reference()
     job = _job(config, policy, data, objective, engine, decisions)

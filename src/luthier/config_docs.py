@@ -17,7 +17,7 @@ from pydantic_core import PydanticUndefined
 from luthier import component, defaults, errors_explained
 from luthier.component import ComponentConfig, Config
 from luthier.config import AUTO, COMPONENTS, FILLED_IN, DataConfig, DataFile, ModelConfig, RunConfig, TrainingConfig
-from luthier.config_names import foreign_key
+from luthier.config_names import RENAMED_VALUES, foreign_key
 from luthier.errors import UserError
 
 SECTIONS: dict[str, type[Config]] = {
@@ -182,6 +182,9 @@ def explain(word: str) -> str:
         return "\n\n".join(_paragraph(key) for key in found)
     if message := foreign_key(word, {}):
         return f"{word} is another tool's name: {message}"
+    for key, values in RENAMED_VALUES.items():
+        if word in values:
+            return f"{word} is another tool's name: write {key}: {values[word]}"
     if message := errors_explained.find(word):
         return message
     known = sorted({name for key in keys() for name in (key.name, key.dotted)} | set(errors_explained.ERRORS))

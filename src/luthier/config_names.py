@@ -85,6 +85,26 @@ RENAMED = {
 }
 """Another tool's key: ours."""
 
+RENAMED_VALUES = {
+    "training.optim": {
+        # transformers, whose names LLaMA-Factory, Axolotl, Unsloth and QLoRA share; torch's and bitsandbytes' classes
+        "adamw_torch": "adamw",
+        "adamw_torch_fused": "adamw",
+        "adamw_apex_fused": "adamw",
+        "adamw_hf": "adamw",
+        "AdamW": "adamw",
+        "adamw_bnb_8bit": "adamw_8bit",
+        "adamw_torch_8bit": "adamw_8bit",
+        "AdamW8bit": "adamw_8bit",
+        "paged_adamw_32bit": "paged_adamw",
+        "PagedAdamW": "paged_adamw",
+        "PagedAdamW32bit": "paged_adamw",
+        "PagedAdamW8bit": "paged_adamw_8bit",
+        "lion_32bit": "lion",
+    }
+}
+"""Another tool's value of a key of ours: our value."""
+
 BATCH_PARTS = ("per_device_train_batch_size", "micro_batch_size", "batch_size_training", "gradient_accumulation_steps")
 
 NOT_NEEDED = {

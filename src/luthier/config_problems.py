@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from luthier import component
 from luthier.component import Config
+from luthier.config_names import RENAMED_VALUES
 from luthier.config_sections import DataConfig, DataFile, ModelConfig, RunConfig, TrainingConfig
 from luthier.config_yaml import Document
 from luthier.errors import UserError, excerpt
@@ -76,7 +77,9 @@ def as_user_error(document: Document, problems: list[Problem]) -> UserError:
         text = f"{document.place(loc)}: {name}: {wrong}"
         if wrong == "wrong value":
             text += f", found {excerpt(found)}"
-        if expected and wrong == "unknown key":
+        if isinstance(found, str) and (ours := RENAMED_VALUES.get(name, {}).get(found)):
+            text += f", another tool's name: write {ours}"
+        elif expected and wrong == "unknown key":
             text += f"; {expected}"
         elif wrong == "missing":
             text += f"; luthier explain {'.'.join(part for part in loc if isinstance(part, str))} says what it is"

@@ -112,10 +112,13 @@ class TrainingConfig(Config):
     """Passes over the data; may be a fraction. Default: 3."""
     max_steps: Annotated[int, Field(ge=1)] | None = None
     """Optimizer steps; where given it decides instead of `num_train_epochs`."""
-    optim: Literal["adamw", "adamw_8bit", "paged_adamw_8bit", "adamw_bf16", "adafactor", "lion", "muon"] = "adamw"
-    """The optimizer. `adamw_8bit`: its means in 8 bits (`paged`: moved to the CPU's memory where the card is full).
-    `adamw_bf16`: weights, gradients and means in bfloat16, rounded by chance. `adafactor`: one mean a row and column. `lion`:
-    wants about a tenth of the learning rate. `muon`: for the matrices between embeddings and head, AdamW for the rest."""
+    optim: Literal[
+        "adamw", "paged_adamw", "adamw_8bit", "paged_adamw_8bit", "adamw_bf16", "adafactor", "lion", "muon"
+    ] = "adamw"
+    """The optimizer. `adamw_8bit`: its means in 8 bits. `paged_`: its means are moved to the CPU's memory where the card is
+    full; without a card nothing is paged. `adamw_bf16`: weights, gradients and means in bfloat16, rounded by chance.
+    `adafactor`: one mean a row and column. `lion`: wants about a tenth of the learning rate. `muon`: for the matrices
+    between embeddings and head, AdamW for the rest."""
     adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Decay of AdamW's mean of the gradient."""
     adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999

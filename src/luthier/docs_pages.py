@@ -11,12 +11,15 @@ from luthier import config_docs
 from luthier.errors import UserError
 
 RESULTS = Path("benchmarks") / "results"
+RECIPES = "recipes.json"
+"""In RESULTS: recipe -> `twin` and `real` -> what `python -m benchmarks.recipes` found, on random and on real weights."""
 RESULT_KEYS = ("claim", "command", "figure", "unit", "measured", "device", "commit")
 
 
 def pages(root: Path) -> dict[str, str]:
     """File name in docs/ and text of each generated page; `root` is the repository."""
-    return {"config.md": config_docs.markdown(), "claims.md": claims(results(root / RESULTS))}
+    found = claims(results(root / RESULTS)) + recipes(root)
+    return {"config.md": config_docs.markdown(), "claims.md": found}
 
 
 def results(folder: Path) -> list[dict[str, Any]]:
@@ -27,6 +30,8 @@ def results(folder: Path) -> list[dict[str, Any]]:
     """
     found = []
     for path in sorted(folder.glob("*.json")):
+        if path.name == RECIPES:
+            continue
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
@@ -63,6 +68,40 @@ def claims(measured: list[dict[str, Any]]) -> str:
         )
         lines.append("| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def recipes(root: Path) -> str:
+    """The part of docs/claims.md on examples/seeds: what each recipe was verified on, on random and on real weights."""
+    file = root / RESULTS / RECIPES
+    known: dict[str, dict[str, Any]] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    lines = [
+        "",
+        "## Recipes",
+        "",
+        "Each recipe of `examples/seeds` was trained for a few steps, on rows and a model that are small: in one go, and once more with a",
+        "break and a resume; then it was asked a question, merged and loaded again. `python -m benchmarks.recipes --record` does it,",
+        "and `make test` on twins. A random twin shows that the program runs and keeps its numbers; what a recipe makes of its own",
+        "model at its full length is not measured here.",
+        "",
+        "| recipe | verified on | resumed run | merged model against the run | measured | device | versions | commit |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name in sorted(path.stem for path in (root / "examples" / "seeds").glob("*.yaml")):
+        found = known.get(name, {})
+        rows = [found[kind] for kind in ("twin", "real") if kind in found]
+        lines += [_recipe(name, row) for row in rows] or [f"| {name} | not verified | | | | | | |"]
+    return "\n".join(lines) + "\n"
+
+
+def _recipe(name: str, found: dict[str, Any]) -> str:
+    merges = [
+        f"{merge['base']}, {merge['dtype']}: largest difference {merge['difference']:g} of the largest logit, "
+        f"same top token {merge['same_top_token']:g} %" + ("" if merge["reloads"] else ", DOES NOT LOAD AGAIN")
+        for merge in found["merges"]
+    ]
+    versions = ", ".join(f"{library} {version}" for library, version in found["versions"].items())
+    cells = (name, found["weights"], found["resumed"], "; ".join(merges), found["measured"], found["device"], versions)
+    return "| " + " | ".join([*map(str, cells), found["commit"]]) + " |"
 
 
 def write(root: Path) -> None:

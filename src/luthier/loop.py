@@ -212,10 +212,13 @@ def gradient_shares(job: Job, step: int, samples: Sequence[Sample], indices: Seq
     Costs a forward and a backward pass a term. Nothing is changed by it.
     """
     parts: Mapping[str, Any] = job.objective.parts() if hasattr(job.objective, "parts") else {}
+    if not parts:
+        return {}
     weight, norms = job.objective.weight(list(samples)), dict[str, float]()
+    batches = _micro_batches(job, step, samples, indices)
+    survey(job, step, samples, batches)
     for name, part in parts.items():
         job.optimizer.zero_grad(set_to_none=True)
-        batches = _micro_batches(job, step, samples, indices)
         for position, batch in enumerate(batches):
             with forward_of(job, step, position, last=position == len(batches) - 1):
                 job.engine.backward(part.loss(job.wrapped, batch).sum, weight)
@@ -240,6 +243,19 @@ def _micro_batches(job: Job, step: int, samples: Sequence[Sample], indices: Sequ
     )
 
 
+def survey(job: Job, step: int, samples: Sequence[Sample], batches: Sequence[MicroBatch]) -> None:
+    """Lets an objective whose loss needs totals of the whole step count them first (see types.Objective)."""
+    if not getattr(job.objective, "surveys", False):
+        return
+    objective: Any = job.objective
+    totals: list[float] = []
+    for position, batch in enumerate(batches):
+        with torch.no_grad(), forward_of(job, step, position, last=False):
+            found = objective.survey(job.wrapped, batch)
+        totals = [one + other for one, other in zip(totals, found, strict=True)] if totals else found
+    objective.begin_step(job.engine.sum(totals), list(samples))
+
+
 @contextmanager
 def forward_of(job: Job, step: int, position: int, last: bool) -> Iterator[None]:
     """Surrounds forward and backward of one micro-batch."""
@@ -256,6 +272,7 @@ def optimizer_step(job: Job, step: int, samples: Sequence[Sample], indices: Sequ
     """
     engine, weight = job.engine, job.objective.weight(list(samples))
     batches = _micro_batches(job, step, samples, indices)
+    survey(job, step, samples, batches)
     while True:
         job.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, float] = {"loss": 0.0}

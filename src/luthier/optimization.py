@@ -50,11 +50,19 @@ def make_optimizer(
     library: Any = bitsandbytes.optim
     if training.optim == "lion":
         made = library.Lion(groups, lr=rate)
-    elif training.optim == "adamw_8bit":
-        made = library.AdamW8bit(groups, lr=rate, betas=betas, eps=eps)
     else:
-        made = library.PagedAdamW8bit(groups, lr=rate, betas=betas, eps=eps)
+        adamw = {"adamw_8bit": "AdamW8bit", "paged_adamw": "PagedAdamW", "paged_adamw_8bit": "PagedAdamW8bit"}
+        made = getattr(library, adamw[training.optim])(groups, lr=rate, betas=betas, eps=eps)
     return made
+
+
+def notes_on(optim: str, device: torch.device) -> list[str]:
+    """What is otherwise on this device than the optimizer's name says."""
+    if optim.startswith("paged_") and device.type != "cuda":
+        return [
+            f"{optim}: nothing is paged on {device.type}, where its state is ordinary memory; the numbers are the same"
+        ]
+    return []
 
 
 def _refuse_unread_keys(training: TrainingConfig) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from luthier.dropout import DropoutKeys
+from luthier.routers import listening, of_documents
 from luthier.types import NO_TARGET, MicroBatch, Scores
 
 
@@ -91,7 +92,14 @@ class Policy(nn.Module):
         return torch.autocast(self.core.device.type, dtype=self.compute_dtype, enabled=mixed)
 
     def forward(self, batch: MicroBatch, want: tuple[str, ...] = ()) -> Scores:
-        """Scores of the N trained positions, in their order; differentiable in `logps`, `entropy` and `logsumexp`."""
+        """Scores of the N trained positions, in their order; differentiable in all but `correct`."""
+        with listening(self.core) if "routing" in want else nullcontext() as heard:
+            scores = self._scored(batch, want)
+        if heard is not None:
+            scores.routing = of_documents(heard, inside(batch).to(self.core.device))
+        return scores
+
+    def _scored(self, batch: MicroBatch, want: tuple[str, ...]) -> Scores:
         device = self.core.device
         batch_keys = self.keys.of(batch).to(device)
         trained = (batch.targets != NO_TARGET).to(device)
@@ -138,8 +146,7 @@ class Policy(nn.Module):
         inputs: dict[str, Any] = {"input_ids": batch.input_ids.to(device), "use_cache": False}
         lengths = torch.tensor(batch.lengths)
         if batch.layout == "padded":
-            mask = torch.arange(batch.input_ids.shape[1])[None] < lengths[:, None]
-            return inputs | {"attention_mask": mask.to(torch.int64).to(device)}
+            return inputs | {"attention_mask": inside(batch).to(torch.int64).to(device)}
         edges = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).to(torch.int32).to(device)
         longest = max(batch.lengths)
         return inputs | {
@@ -179,7 +186,7 @@ class Policy(nn.Module):
         """
         if not torch.is_grad_enabled():
             return self._head_scores(hidden, targets, keys, want)
-        if not self._head_is_trained and not {"entropy", "logsumexp"} & set(want):
+        if not self._head_is_trained and not {"entropy", "logsumexp", "largest"} & set(want):
             found: list[Scores] = []
             apply: Callable[..., torch.Tensor] = _FrozenHead.apply
             logps = apply(hidden, lambda h: self._head_scores(h, targets, keys, want), found)
@@ -251,12 +258,20 @@ def _scores(logits: torch.Tensor, targets: torch.Tensor, want: tuple[str, ...]) 
         correct=logits.detach().argmax(-1) == targets if "correct" in want else None,
         entropy=-(logits.softmax(-1) * logits.log_softmax(-1)).sum(-1) if "entropy" in want else None,
         logsumexp=logits.logsumexp(-1) if "logsumexp" in want else None,
+        largest=logits.amax(-1) if "largest" in want else None,
     )
 
 
 def _present(scores: Scores) -> dict[str, torch.Tensor]:
-    named = {name: getattr(scores, name) for name in ("logps", "correct", "entropy", "logsumexp")}
+    named = {name: getattr(scores, name) for name in ("logps", "correct", "entropy", "logsumexp", "largest")}
     return {name: value for name, value in named.items() if value is not None}
+
+
+def inside(batch: MicroBatch) -> torch.Tensor:
+    """[B, T] bool: which tokens are of documents; all of a flat batch."""
+    if batch.layout == "flat":
+        return torch.ones_like(batch.input_ids, dtype=torch.bool)
+    return torch.arange(batch.input_ids.shape[1])[None] < torch.tensor(batch.lengths)[:, None]
 
 
 def enable_activation_checkpointing(core: Any) -> None:

@@ -180,14 +180,28 @@ class MicroBatch:
 
 
 @dataclass(slots=True)
+class Routing:
+    """What the routers of a mixture of experts say of all tokens of the micro-batch's documents, one document after the other,
+    without padding: M tokens, E experts, K of them chosen for a token. One tensor a router."""
+
+    logits: list[torch.Tensor]
+    """[M, E] float32, as the router gives them"""
+    chosen: list[torch.Tensor]
+    """[M, K] int64"""
+
+
+@dataclass(slots=True)
 class Scores:
-    """What the policy says of the trained positions, in their order in the batch. Each is [N], float32."""
+    """What the policy says of the trained positions, in their order in the batch. Each is [N], float32, but `routing`."""
 
     logps: torch.Tensor
     correct: torch.Tensor | None = None
     """whether the target was the most likely token (bool)"""
     entropy: torch.Tensor | None = None
     logsumexp: torch.Tensor | None = None
+    largest: torch.Tensor | None = None
+    """the largest logit"""
+    routing: Routing | None = None
 
 
 @dataclass(slots=True)
@@ -219,7 +233,12 @@ class Renderer(Protocol):
 
 
 class Objective(Protocol):
-    """What is minimised. One file in `objectives/`."""
+    """What is minimised. One file in `objectives/`.
+
+    One whose loss needs totals of the whole step has two methods more: `survey(policy, batch) -> list[float]` counts in a
+    micro-batch, without gradient, and `begin_step(totals, samples)` gets the sums over micro-batches and processes. They are
+    called before the losses of the step, if `surveys` is true.
+    """
 
     takes: tuple[type, ...]
     """The types of example that it can learn from."""

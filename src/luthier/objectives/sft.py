@@ -5,30 +5,19 @@ from __future__ import annotations
 from typing import Literal
 
 from luthier.component import ComponentConfig
-from luthier.types import Conversation, Example, LossOut, MicroBatch, Policy, Renderer, Sample, Text
+from luthier.objectives._trained_tokens import TrainedTokens
+from luthier.types import LossOut, MicroBatch, Policy
 
 __all__ = ["SFT"]
 
 
-class SFT:
+class SFT(TrainedTokens):
     """loss = - sum over trained tokens of log p(token | what stands before it); weight = number of trained tokens."""
 
     class Config(ComponentConfig):
         kind: Literal["sft"] = "sft"
 
-    takes = (Conversation, Text)
-    needs_reference = False
     wants = ("correct",)
-
-    def __init__(self, config: Config) -> None:
-        self.config = config
-
-    def encode(self, example: Example, index: int, renderer: Renderer) -> list[Sample]:
-        assert isinstance(example, (Conversation, Text))
-        return renderer.encode(example, index)
-
-    def weight(self, samples: list[Sample]) -> float:
-        return float(sum(sample.trained_tokens for sample in samples))
 
     def loss(self, policy: Policy, batch: MicroBatch) -> LossOut:
         scores = policy(batch, want=self.wants)

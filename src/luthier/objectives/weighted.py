@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, ValidationError, field_validator
@@ -70,6 +71,11 @@ class Weighted:
             )
         self.wants = tuple(sorted({want for term in self.terms.values() for want in getattr(term, "wants", ())}))
 
+        self._surveyors = {kind: term for kind, term in self.terms.items() if getattr(term, "surveys", False)}
+        self.surveys = bool(self._surveyors)
+        self._counts: dict[str, int] = {}
+        """how many totals each of them asks for"""
+
     @property
     def _first(self) -> Any:
         return next(iter(self.terms.values()))
@@ -93,6 +99,18 @@ class Weighted:
                 "leave one of them out",
             )
         return next(iter(weights.values()))
+
+    def survey(self, policy: Policy, batch: MicroBatch) -> list[float]:
+        """What the terms count that need totals of the step, one after the other."""
+        once = _Once(policy, self.wants)
+        found: dict[str, list[float]] = {kind: term.survey(once, batch) for kind, term in self._surveyors.items()}
+        self._counts = {kind: len(values) for kind, values in found.items()}
+        return [value for values in found.values() for value in values]
+
+    def begin_step(self, totals: list[float], samples: list[Sample]) -> None:
+        rest = iter(totals)
+        for kind, term in self._surveyors.items():
+            term.begin_step(list(islice(rest, self._counts[kind])), samples)
 
     def loss(self, policy: Policy, batch: MicroBatch) -> LossOut:
         once = _Once(policy, self.wants)

@@ -1,40 +1,43 @@
-"""The z-loss (Chowdhery et al., 2022, arXiv:2204.02311, section 5): keeps the logits' normaliser near one."""
+"""The z-loss: keeps logits from growing, which the log-likelihood alone does not see."""
 
 from __future__ import annotations
 
 from typing import Literal
 
 from luthier.component import ComponentConfig
-from luthier.types import Conversation, Example, LossOut, MicroBatch, Policy, Renderer, Sample, Text
+from luthier.objectives._trained_tokens import TrainedTokens
+from luthier.types import LossOut, MicroBatch, Policy
 
 __all__ = ["ZLoss"]
 
 
-class ZLoss:
-    """loss = sum over trained tokens of (log sum exp of the logits)^2; weight = number of trained tokens.
+class ZLoss(TrainedTokens):
+    """loss = sum over trained tokens of z^2; weight = number of trained tokens.
 
-    It says nothing of the answers: a term of `weighted`, usually with a weight of 1e-4.
+    z is log sum exp of the logits (Chowdhery et al., 2022, arXiv:2204.02311, section 5, with a weight of 1e-4), or the
+    largest logit, which is what a `z_loss_weight` in a model's config.json stands for (Yang et al., 2023,
+    arXiv:2309.10305, with 2e-4). There the square is averaged over every position, also of prompts and padding; padding
+    would make it depend on the layout, so it is that of the trained tokens here.
+
+    It says nothing of the answers: a term of `weighted`.
     """
 
     class Config(ComponentConfig):
         kind: Literal["z_loss"] = "z_loss"
+        form: Literal["logsumexp", "largest"] = "logsumexp"
+        """What is squared: `logsumexp`, the logarithm of the softmax's denominator, or the `largest` logit, which models with
+        a `z_loss_weight` in their config.json were trained with."""
 
-    takes = (Conversation, Text)
-    needs_reference = False
-    wants = ("logsumexp",)
+    config: Config
 
-    def __init__(self, config: Config) -> None:
-        self.config = config
-
-    def encode(self, example: Example, index: int, renderer: Renderer) -> list[Sample]:
-        assert isinstance(example, (Conversation, Text))
-        return renderer.encode(example, index)
-
-    def weight(self, samples: list[Sample]) -> float:
-        return float(sum(sample.trained_tokens for sample in samples))
+    @property
+    def wants(self) -> tuple[str, ...]:
+        return (self.config.form,)
 
     def loss(self, policy: Policy, batch: MicroBatch) -> LossOut:
-        log_z = policy(batch, want=self.wants).logsumexp
-        assert log_z is not None
-        squares = log_z.square()
-        return LossOut(squares.sum(), {"log_z": log_z.detach().sum()}, documents=batch.by_document(squares))
+        scores = policy(batch, want=self.wants)
+        z = scores.logsumexp if self.config.form == "logsumexp" else scores.largest
+        assert z is not None
+        name = "log_z" if self.config.form == "logsumexp" else "largest_logit"
+        squares = z.square()
+        return LossOut(squares.sum(), {name: z.detach().sum()}, documents=batch.by_document(squares))

@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import GenerationMixin
-from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils import can_return_tuple
 
+from luthier.models.architectures._decoder import DecoderLayer, LanguageModel, through_layers
 from luthier.models.architectures._parts import (
     DENSE,
     NativeModel,
@@ -26,7 +26,6 @@ from luthier.models.architectures._parts import (
     additive,
     attend,
     documents_of,
-    kept,
     rotary_tables,
     rotate,
     visible,
@@ -95,25 +94,9 @@ class BaichuanMLP(nn.Module):
         return out
 
 
-class BaichuanDecoderLayer(GradientCheckpointingLayer):  # type: ignore[misc]
+class BaichuanDecoderLayer(DecoderLayer):
     def __init__(self, config: BaichuanConfig, layer: int) -> None:
-        super().__init__()
-        self.self_attn = BaichuanAttention(config, layer)
-        self.mlp = BaichuanMLP(config)
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-
-    def forward(
-        self,
-        hidden: torch.Tensor,
-        mask: torch.Tensor | None,
-        tables: tuple[torch.Tensor, torch.Tensor] | None,
-        past_key_values: Cache | None = None,
-        **keywords: Any,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        out, weights = self.self_attn(self.input_layernorm(hidden), mask, tables, past_key_values, **keywords)
-        hidden = hidden + out
-        return hidden + self.mlp(self.post_attention_layernorm(hidden)), weights
+        super().__init__(config, BaichuanAttention(config, layer), BaichuanMLP(config))
 
 
 class BaichuanPreTrainedModel(NativeModel):
@@ -160,20 +143,15 @@ class BaichuanModel(BaichuanPreTrainedModel):
             if position_ids is None:
                 position_ids = torch.arange(past, past + hidden.shape[1], device=hidden.device)[None]
             tables = rotary_tables(position_ids, self.config.head_dim, torch.float32)
-        wants_all = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        states, weights = [hidden], []
-        for layer in self.layers:
-            hidden, found = layer(hidden, mask, tables, past_key_values=past_key_values, **keywords)
-            if wants_all:
-                states.append(hidden)
-            if output_attentions:
-                weights.append(found)
-        hidden = self.norm(hidden)
-        return BaseModelOutputWithPast(
-            last_hidden_state=hidden,
+        return through_layers(
+            self,
+            hidden,
+            mask,
+            tables,
             past_key_values=past_key_values,
-            hidden_states=(*states[:-1], hidden) if wants_all else None,
-            attentions=tuple(weights) if output_attentions else None,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+            **keywords,
         )
 
     def _slopes(self, device: torch.device) -> torch.Tensor:
@@ -240,9 +218,7 @@ def _causal(length: int, past: int, device: torch.device) -> torch.Tensor:
     return visible(torch.ones(1, past + length, dtype=torch.int64, device=device), length)
 
 
-class BaichuanForCausalLM(BaichuanPreTrainedModel, GenerationMixin):  # type: ignore[misc]
-    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012 - as transformers reads it
-
+class BaichuanForCausalLM(LanguageModel, BaichuanPreTrainedModel, GenerationMixin):  # type: ignore[misc]
     def __init__(self, config: BaichuanConfig) -> None:
         super().__init__(config)
         self.model = BaichuanModel(config)
@@ -258,40 +234,11 @@ class BaichuanForCausalLM(BaichuanPreTrainedModel, GenerationMixin):  # type: ig
             new_embeddings = head
         self.lm_head = new_embeddings  # type: ignore[assignment]
 
-    @can_return_tuple  # type: ignore[untyped-decorator]
-    def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        use_cache: bool | None = None,
-        logits_to_keep: int | torch.Tensor = 0,
-        **keywords: Any,
-    ) -> CausalLMOutputWithPast:
-        """labels [B, T] as ids: they are shifted here; -100 does not count."""
-        out = self.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
-            **keywords,
-        )
-        logits = self.lm_head(kept(out.last_hidden_state, logits_to_keep))
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **keywords)
-            if self.config.z_loss_weight:
-                largest = logits[..., :-1, :].float().amax(-1)
-                loss = loss + self.config.z_loss_weight * largest.pow(2).mean()
-        return CausalLMOutputWithPast(
-            loss=loss,
-            logits=logits,
-            past_key_values=out.past_key_values,
-            hidden_states=out.hidden_states,
-            attentions=out.attentions,
-        )
+    def own_loss(
+        self, logits: torch.Tensor, labels: torch.Tensor, input_ids: torch.Tensor | None, **keywords: Any
+    ) -> torch.Tensor:
+        loss = super().own_loss(logits, labels, input_ids, **keywords)
+        if self.config.z_loss_weight:
+            largest = logits[..., :-1, :].float().amax(-1)
+            loss = loss + self.config.z_loss_weight * largest.pow(2).mean()
+        return loss

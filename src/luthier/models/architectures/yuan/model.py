@@ -18,10 +18,10 @@ from torch import nn
 from transformers import initialization
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from transformers.generation import GenerationMixin
-from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils import can_return_tuple
 
+from luthier.models.architectures._decoder import DecoderLayer, LanguageModel, through_layers
 from luthier.models.architectures._parts import (
     DENSE,
     NativeModel,
@@ -29,7 +29,6 @@ from luthier.models.architectures._parts import (
     additive,
     attend,
     documents_of,
-    kept,
     rotary_tables,
     rotate,
     visible,
@@ -206,26 +205,9 @@ class YuanMLP(nn.Module):
         return out
 
 
-class YuanDecoderLayer(GradientCheckpointingLayer):  # type: ignore[misc]
+class YuanDecoderLayer(DecoderLayer):
     def __init__(self, config: YuanConfig, layer: int) -> None:
-        super().__init__()
-        self.self_attn = YuanAttention(config, layer)
-        self.mlp = YuanMLP(config)
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-
-    def forward(
-        self,
-        hidden: torch.Tensor,
-        mask: torch.Tensor | None,
-        tables: tuple[torch.Tensor, torch.Tensor],
-        linked: torch.Tensor | None,
-        past_key_values: Cache | None = None,
-        **keywords: Any,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        out, weights = self.self_attn(self.input_layernorm(hidden), mask, tables, linked, past_key_values, **keywords)
-        hidden = hidden + out
-        return hidden + self.mlp(self.post_attention_layernorm(hidden)), weights
+        super().__init__(config, YuanAttention(config, layer), YuanMLP(config))
 
 
 class YuanPreTrainedModel(NativeModel):
@@ -279,20 +261,16 @@ class YuanModel(YuanPreTrainedModel):
             past = past_key_values.get_seq_length() if past_key_values is not None else 0
             position_ids = torch.arange(past, past + hidden.shape[1], device=hidden.device)[None]
         tables = rotary_tables(position_ids, self.config.head_dim, hidden.dtype)
-        wants_all = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        states, weights = [hidden], []
-        for layer in self.layers:
-            hidden, found = layer(hidden, mask, tables, linked, past_key_values=past_key_values, **keywords)
-            if wants_all:
-                states.append(hidden)
-            if output_attentions:
-                weights.append(found)
-        hidden = self.norm(hidden)
-        return BaseModelOutputWithPast(
-            last_hidden_state=hidden,
+        return through_layers(
+            self,
+            hidden,
+            mask,
+            tables,
+            linked,
             past_key_values=past_key_values,
-            hidden_states=(*states[:-1], hidden) if wants_all else None,
-            attentions=tuple(weights) if output_attentions else None,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+            **keywords,
         )
 
     def _who_sees_whom(
@@ -380,51 +358,19 @@ def asked_for(input_ids: torch.Tensor, eod_token: int, sep_token: int) -> torch.
     return whole[:, None] | (last_separator > last_end) | (before_any & first_is_end[:, None])
 
 
-class YuanForCausalLM(YuanPreTrainedModel, GenerationMixin):  # type: ignore[misc]
-    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012 - as transformers reads it
-
+class YuanForCausalLM(LanguageModel, YuanPreTrainedModel, GenerationMixin):  # type: ignore[misc]
     def __init__(self, config: YuanConfig) -> None:
         super().__init__(config)
         self.model = YuanModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
-    @can_return_tuple  # type: ignore[untyped-decorator]
-    def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        use_cache: bool | None = None,
-        logits_to_keep: int | torch.Tensor = 0,
-        **keywords: Any,
-    ) -> CausalLMOutputWithPast:
-        """labels [B, T] as ids: they are shifted here; -100 does not count."""
-        out = self.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
-            **keywords,
-        )
-        logits = self.lm_head(kept(out.last_hidden_state, logits_to_keep))
-        loss = None
-        if labels is not None:
-            if self.config.use_loss_mask:
-                if input_ids is None:
-                    raise ValueError("use_loss_mask needs input_ids")
-                counted = asked_for(input_ids, self.config.eod_token, self.config.sep_token)
-                labels = labels.masked_fill(~counted, -100)
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **keywords)
-        return CausalLMOutputWithPast(
-            loss=loss,
-            logits=logits,
-            past_key_values=out.past_key_values,
-            hidden_states=out.hidden_states,
-            attentions=out.attentions,
-        )
+    def own_loss(
+        self, logits: torch.Tensor, labels: torch.Tensor, input_ids: torch.Tensor | None, **keywords: Any
+    ) -> torch.Tensor:
+        if self.config.use_loss_mask:
+            if input_ids is None:
+                raise ValueError("use_loss_mask needs input_ids")
+            counted = asked_for(input_ids, self.config.eod_token, self.config.sep_token)
+            labels = labels.masked_fill(~counted, -100)
+        return super().own_loss(logits, labels, input_ids, **keywords)

@@ -1,0 +1,155 @@
+"""A recipe of examples/seeds/ from training to the merged model, on a model and rows that are small."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForCausalLM
+
+from luthier import config, exporting, run
+from luthier.chatting import Chat, Settings
+from luthier.config import RunConfig
+from luthier.data.template_check import made_tokenizer, tokens_of
+from luthier.finished import Run
+from luthier.models.opened import open_model
+from tests.helpers.breaking import Broken, break_after
+from tests.helpers.killing import differences
+from tests.helpers.tiny_models import twin
+
+ROOT = Path(__file__).parents[2]
+RECIPES = sorted((ROOT / "examples" / "seeds").glob("*.yaml"))
+ARCHITECTURES = {"baichuan2": "baichuan", "bloom": "bloom", "gemma": "gemma", "llama2": "llama", "yuan": "yuan"}
+"""The first word of a recipe's name -> its architecture."""
+STEPS, BREAKS_AFTER = 4, 3
+QUESTION = "What is 2 and 2?"
+ROWS = [{"instruction": f"What is {n} and {n}?", "input": "", "output": f"It is {2 * n}."} for n in range(200)]
+TEXTS = [{"text": f"### Human: {row['instruction']} ### Assistant: {row['output']}"} for row in ROWS]
+
+
+@dataclass(frozen=True)
+class Merge:
+    """A run's merged model; differences are of logits, by the largest logit."""
+
+    base: str
+    """what the adapter was merged into"""
+    dtype: str
+    from_run: float
+    """largest difference from the run opened in float32 on the same base"""
+    from_trained: float
+    """largest difference from the model as it was held in training, computed in float32"""
+    same_top_token: float
+    """share of positions, against the run"""
+    reloads: bool
+    """whether transformers and luthier read the same model from the folder, to the bit"""
+
+
+@dataclass(frozen=True)
+class Walked:
+    """What became of a recipe."""
+
+    steps: list[int]
+    differences: list[str]
+    """what of a run that broke and went on is not that of an unbroken one, to the bit"""
+    answer: str
+    merges: list[Merge]
+
+
+def architecture_of(recipe: Path) -> str:
+    return ARCHITECTURES[recipe.stem.partition("_")[0]]
+
+
+def twin_of(recipe: Path, folder: Path) -> Path:
+    """A tiny model of the recipe's architecture, with a tokenizer that has what its template needs."""
+    template = yaml.safe_load(recipe.read_text(encoding="utf-8"))["data"]["chat_template"]
+    tokenizer = made_tokenizer(tokens_of(template), adds_bos=True, texts=[row["output"] for row in ROWS])
+    made = twin(architecture_of(recipe), vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id)
+    made.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def rows_of(keys: dict[str, Any], folder: Path) -> list[str]:
+    """Overrides that put rows of the recipe's own kind in the place of its data."""
+    whole_texts = "format" in (keys.get("train") or {})
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (TEXTS if whole_texts else ROWS)))
+    if "registry" not in keys:
+        return [f"data.train.path={folder / 'rows.jsonl'}" if whole_texts else f"data.train={folder / 'rows.jsonl'}"]
+    (folder / "dataset_info.json").write_text(json.dumps({keys["train"]: {"file_name": "rows.jsonl"}}))
+    return [f"data.registry={folder}"]
+
+
+def walk(recipe: Path, folder: Path, model: str | Path | None = None) -> Walked:
+    """Trains the recipe in one go and once more with a break, talks to the result, merges it and loads what was merged.
+
+    Args:
+        recipe: a file of examples/seeds.
+        folder: where all of it goes.
+        model: what is trained; default: a tiny random twin of the recipe's architecture.
+    """
+    keys = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    given = [
+        f"model.path={twin_of(recipe, folder / 'model') if model is None else model}",
+        *rows_of(keys["data"], folder),
+        f"max_steps={STEPS}",
+        "save_steps=2",
+        "global_batch_size=4",
+        "report_to=[]",
+    ]
+
+    def configured(name: str) -> RunConfig:
+        return config.load(recipe, [*given, f"output_dir={folder / name}"])
+
+    whole = run.train(configured("whole"), say=lambda text: None)
+    with pytest.MonkeyPatch.context() as patch:
+        break_after(BREAKS_AFTER, patch)
+        with pytest.raises(Broken):
+            run.train(configured("broken"), say=lambda text: None)
+    finished = run.train(configured("broken"), resume=True, say=lambda text: None)
+    chat = Chat(open_model(str(finished.folder)), settings=Settings(max_new_tokens=8))
+    answer = chat.say(QUESTION)
+    quantization = given_quantization(configured("whole"))
+    bases = (
+        ["as trained"]
+        if not quantization
+        else ["16bit", "dequantized"]
+        if quantization in ("nf4", "fp4")
+        else ["16bit"]
+    )
+    return Walked(
+        [line["step"] for line in finished.metrics if "loss" in line],
+        differences(whole.folder, finished.folder),
+        str(answer),
+        [merged(finished, base, folder) for base in bases],
+    )
+
+
+def given_quantization(config: RunConfig) -> str:
+    return config.model.quantization.kind if config.model.quantization is not None else ""
+
+
+def merged(finished: Run, base: Any, folder: Path) -> Merge:
+    """The run's merged model in `folder`, and what it says beside the run."""
+    out = folder / f"merged-{base}".replace(" ", "-")
+    done = exporting.export(str(finished.folder), "merged", out, base=base, unproven=True, say=lambda text: None)
+    plain = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
+    again = open_model(str(out))
+    opened = {name: open_model(str(finished.folder), dtype="float32", base=name) for name in {base, "as trained"}}
+    ids = again.renderer.tokenizer(QUESTION)["input_ids"]
+    found = logits(plain, ids)
+    far = {
+        name: float((found - logits(each.model, ids)).abs().max() / found.abs().max()) for name, each in opened.items()
+    }
+    same = torch.equal(found, logits(again.model.float(), ids))
+    return Merge(base, done.dtype, far[base], far["as trained"], done.drift.top1_agreement, same)
+
+
+def logits(model: Any, ids: list[int]) -> torch.Tensor:
+    with torch.no_grad():
+        found: torch.Tensor = model.eval()(torch.tensor([ids])).logits.float()
+    return found

@@ -1,0 +1,182 @@
+"""`router_balance`: transformers' loss of each document, or of the step, whatever the layout and the number of processes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers.models.qwen3_moe.modeling_qwen3_moe import load_balancing_loss_func
+
+from luthier import config, run
+from luthier.data.batching import micro_batches
+from luthier.engine import DDPEngine, SingleEngine
+from luthier.errors import UserError
+from luthier.loop import Job, LearningCheck, survey, train_step
+from luthier.models.flat import stock_attention
+from luthier.objectives.router_balance import RouterBalance
+from luthier.objectives.weighted import Weighted
+from luthier.policy import enable_activation_checkpointing
+from luthier.reporting.recorder import METRICS, read_lines
+from luthier.routers import routers_of
+from luthier.types import Sample
+from tests.helpers.jobs import make_config, make_job, make_policy, make_samples
+from tests.helpers.processes import torchrun
+from tests.helpers.tiny_models import tiny_llama, twin
+from tests.test_weighted import apart, gradient
+
+LENGTHS = (3, 70, 17, 40, 5, 61, 33, 8)
+CHOSEN = 2
+"""experts of a token, in the twins"""
+OVER = ("document", "step")
+FAMILIES = {"qwen3_moe": ("flat", "padded"), "gpt_oss": ("padded",)}
+"""Mixtures, and the layouts that the proof allows them."""
+
+
+def balance(over: str) -> RouterBalance:
+    return RouterBalance(RouterBalance.Config(over=over))
+
+
+def together(over: str, weight: float = 0.5) -> Weighted:
+    terms = ({"kind": "sft"}, {"kind": "router_balance", "over": over, "weight": weight})
+    return Weighted(Weighted.Config.model_validate({"kind": "weighted", "terms": terms}))
+
+
+def job_of(
+    folder: Path,
+    objective: Any,
+    max_tokens: int = 100_000,
+    layout: str = "flat",
+    family: str = "qwen3_moe",
+    *more: str,
+    engine: SingleEngine | DDPEngine | None = None,
+) -> Job:
+    """Its routers say more than those of fresh weights do."""
+    keys = ("global_batch_size=8", "max_steps=30", "max_grad_norm=null", "lr_scheduler_type=constant", *more)
+    given = make_config(folder, "lora_dropout=0.1", "learning_rate=1e-2", "warmup_steps=0", *keys)
+    policy = make_policy(given, family, layout=layout)
+    with torch.no_grad():
+        for router, _ in routers_of(policy.core):
+            router.weight *= 20
+    job = make_job(given, make_samples(LENGTHS), policy, layout=layout, max_tokens=max_tokens, engine=engine)
+    job.objective = objective
+    job.wrapped.train()
+    return job
+
+
+def said_alone(job: Job, samples: list[Sample]) -> list[list[torch.Tensor]]:
+    """document -> layer -> logits of the routers [tokens, experts], each document by itself, from transformers."""
+    core = job.policy.core.eval()
+    with torch.no_grad(), stock_attention(core):
+        return [
+            list(core(input_ids=torch.from_numpy(s.input_ids)[None], output_router_logits=True).router_logits)
+            for s in samples
+        ]
+
+
+def by_transformers(logits: list[torch.Tensor]) -> float:
+    """The mean over layers of its loss of one layer."""
+    found = [float(load_balancing_loss_func((layer,), layer.shape[-1], CHOSEN)) for layer in logits]
+    return sum(found) / len(found)
+
+
+@pytest.mark.parametrize(("family", "layout"), [(name, layout) for name, them in FAMILIES.items() for layout in them])
+def test_it_is_the_loss_of_transformers(family: str, layout: str, tmp_path: Path) -> None:
+    """Of each document by itself, times its trained tokens; or of the whole step, times those of the step."""
+    job = job_of(tmp_path, balance("document"), 100, layout, family)
+    samples = [job.samples[index] for index in range(4)]
+    alone = said_alone(job, samples)
+    batches = micro_batches(samples, range(4), layout=layout, max_tokens=100, step=0)
+    assert len(batches) > 1
+    outs = [job.objective.loss(job.policy, batch) for batch in batches]
+    found = {
+        row: value
+        for batch, out in zip(batches, outs, strict=True)
+        for row, value in zip(batch.row_ids, out.documents, strict=True)
+    }
+    for sample, logits in zip(samples, alone, strict=True):
+        assert float(found[sample.row]) == pytest.approx(sample.trained_tokens * by_transformers(logits), rel=1e-5)
+    assert sum(float(out.sum) for out in outs) == pytest.approx(sum(map(float, found.values())), rel=1e-6)
+
+    job.objective = balance("step")
+    survey(job, 0, samples, batches)
+    whole = [torch.cat(layer) for layer in zip(*alone, strict=True)]
+    got = sum(float(job.objective.loss(job.policy, batch).sum) for batch in batches)
+    assert got == pytest.approx(sum(s.trained_tokens for s in samples) * by_transformers(whole), rel=1e-5)
+    assert got != pytest.approx(sum(map(float, found.values())), rel=1e-2), "the two forms differ"
+
+
+@pytest.mark.parametrize("over", OVER)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_layout_does_not_matter(family: str, over: str, tmp_path: Path) -> None:
+    """With dropout on, and with an adapter whose gradient from this term is not small."""
+    layouts = FAMILIES[family]
+    want = gradient(job_of(tmp_path / "a", together(over), layout=layouts[0], family=family))
+    without = gradient(job_of(tmp_path / "b", together(over, 1e-9), layout=layouts[0], family=family))
+    assert apart(without, want) > 1e-2
+    for layout in layouts:
+        for max_tokens in (1, 150):
+            job = job_of(tmp_path / f"{layout}{max_tokens}", together(over), max_tokens, layout, family)
+            assert apart(gradient(job), want) < 2e-6, (layout, max_tokens)
+
+
+@pytest.mark.parametrize("over", OVER)
+def test_checkpointed_activations_give_the_same(over: str, tmp_path: Path) -> None:
+    kept, again = (job_of(tmp_path / name, together(over), 150) for name in "ab")
+    enable_activation_checkpointing(again.policy.core)
+    assert apart(gradient(again), gradient(kept)) < 1e-6
+
+
+@pytest.mark.processes
+def test_two_processes(tmp_path: Path) -> None:
+    """Both forms on gloo, with an empty micro-batch; and the shares of the gradient."""
+    done = torchrun("tests.helpers.router_worker", str(tmp_path / "ddp"), str(tmp_path / "found.safetensors"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = load_file(tmp_path / "found.safetensors")
+    assert int(found["empty_micro_batches"]) > 0
+    for over in OVER:
+        assert apart(found[over], gradient(job_of(tmp_path / over, together(over)))) < 2e-6
+        one, other = lines_of(tmp_path / "ddp" / f"{over}-step"), lines_of_a_step(tmp_path / f"{over}-step", over)
+        for name in ("loss", "loss_router_balance", "grad_share_router_balance"):
+            assert one[0][name] == pytest.approx(other[0][name], rel=1e-5), name
+
+
+def lines_of(folder: Path) -> list[dict[str, Any]]:
+    return read_lines(folder / METRICS)
+
+
+def lines_of_a_step(folder: Path, over: str) -> list[dict[str, Any]]:
+    job = job_of(folder, together(over))
+    train_step(job, LearningCheck(job.policy))
+    job.recorder.sync()
+    return lines_of(folder)
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_experts_come_to_be_used_alike(tuning: str, tmp_path: Path) -> None:
+    """The loss comes near to what even shares give; with LoRA, whose routers stay as they are, it falls."""
+    job = job_of(tmp_path, together("step", 1.0), 100_000, "flat", "qwen3_moe", f"tuning={tuning}")
+    routers = [router.weight.detach().clone() for router, _ in routers_of(job.policy.core)]
+    check = LearningCheck(job.policy)
+    for _ in range(20):
+        train_step(job, check)
+    job.recorder.sync()
+    first, *_, last = (line["loss_router_balance"] - CHOSEN for line in lines_of(tmp_path))
+    assert first > 0.05
+    assert last < first / 2
+    same = [torch.equal(old, r.weight) for old, (r, _) in zip(routers, routers_of(job.policy.core), strict=True)]
+    assert all(same) if tuning == "lora" else not any(same)
+
+
+def test_a_model_without_routers_is_refused_before_training(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has no router"):
+        routers_of(twin("llama"))
+    tiny_llama(tmp_path / "model")
+    (tmp_path / "rows.jsonl").write_text('{"instruction": "Say 1.", "output": "1!"}\n' * 8)
+    terms = "objective={kind: weighted, terms: [{kind: sft}, {kind: router_balance, weight: 0.01}]}"
+    keys = [f"model={tmp_path / 'model'}", f"data={tmp_path / 'rows.jsonl'}", f"output_dir={tmp_path / 'run'}", terms]
+    with pytest.raises(UserError, match="leave router_balance out"):
+        run.train(config.load(None, keys), say=lambda text: None)
+    assert not (tmp_path / "run" / METRICS).exists()
