@@ -98,12 +98,12 @@ def test_it_is_the_loss_of_transformers(family: str, layout: str, tmp_path: Path
     }
     for sample, logits in zip(samples, alone, strict=True):
         assert float(found[sample.row]) == pytest.approx(sample.trained_tokens * by_transformers(logits), rel=1e-5)
-    assert sum(float(out.sum) for out in outs) == pytest.approx(sum(map(float, found.values())), rel=1e-6)
+    assert sum(float(out.sum.detach()) for out in outs) == pytest.approx(sum(map(float, found.values())), rel=1e-6)
 
     job.objective = balance("step")
     survey(job, 0, samples, batches)
     whole = [torch.cat(layer) for layer in zip(*alone, strict=True)]
-    got = sum(float(job.objective.loss(job.policy, batch).sum) for batch in batches)
+    got = sum(float(job.objective.loss(job.policy, batch).sum.detach()) for batch in batches)
     assert got == pytest.approx(sum(s.trained_tokens for s in samples) * by_transformers(whole), rel=1e-5)
     assert got != pytest.approx(sum(map(float, found.values())), rel=1e-2), "the two forms differ"
 
@@ -154,10 +154,11 @@ def lines_of_a_step(folder: Path, over: str) -> list[dict[str, Any]]:
     return lines_of(folder)
 
 
-@pytest.mark.parametrize("tuning", ["full", "lora"])
-def test_experts_come_to_be_used_alike(tuning: str, tmp_path: Path) -> None:
-    """The loss comes near to what even shares give; with LoRA, whose routers stay as they are, it falls."""
-    job = job_of(tmp_path, together("step", 1.0), 100_000, "flat", "qwen3_moe", f"tuning={tuning}")
+@pytest.mark.parametrize(("tuning", "rate"), [("full", 1e-3), ("lora", 1e-2)])
+def test_experts_come_to_be_used_alike(tuning: str, rate: float, tmp_path: Path) -> None:
+    """The loss comes near to what even shares give, with LoRA too, whose routers stay as they are."""
+    keys = (f"tuning={tuning}", f"learning_rate={rate}")
+    job = job_of(tmp_path, together("step", 1.0), 100_000, "flat", "qwen3_moe", *keys)
     routers = [router.weight.detach().clone() for router, _ in routers_of(job.policy.core)]
     check = LearningCheck(job.policy)
     for _ in range(20):
@@ -165,7 +166,7 @@ def test_experts_come_to_be_used_alike(tuning: str, tmp_path: Path) -> None:
     job.recorder.sync()
     first, *_, last = (line["loss_router_balance"] - CHOSEN for line in lines_of(tmp_path))
     assert first > 0.05
-    assert last < first / 2
+    assert last < first / 3
     same = [torch.equal(old, r.weight) for old, (r, _) in zip(routers, routers_of(job.policy.core), strict=True)]
     assert all(same) if tuning == "lora" else not any(same)
 

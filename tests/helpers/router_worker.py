@@ -14,7 +14,7 @@ from luthier.loop import LearningCheck, train_step
 from tests.test_router_balance import OVER, job_of, together
 from tests.test_weighted import gradient
 
-MAX_TOKENS = 70
+MAX_TOKENS = 118
 
 
 def main(folder: Path, result: Path) -> None:
