@@ -16,8 +16,7 @@ from luthier import config, exporting, run
 from luthier.chatting import Chat, Settings
 from luthier.config import RunConfig
 from luthier.data.template_check import made_tokenizer, tokens_of
-from luthier.finished import Run
-from luthier.models.opened import open_model
+from luthier.models.opened import Base, Opened, open_model
 from tests.helpers.breaking import Broken, break_after
 from tests.helpers.killing import differences
 from tests.helpers.tiny_models import twin
@@ -26,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "examples" / "seeds").glob("*.yaml"))
 ARCHITECTURES = {"baichuan2": "baichuan", "bloom": "bloom", "gemma": "gemma", "llama2": "llama", "yuan": "yuan"}
 """The first word of a recipe's name -> its architecture."""
-STEPS, BREAKS_AFTER = 4, 3
+STEPS, BREAKS_AFTER = 3, 2
 QUESTION = "What is 2 and 2?"
 ROWS = [{"instruction": f"What is {n} and {n}?", "input": "", "output": f"It is {2 * n}."} for n in range(200)]
 TEXTS = [{"text": f"### Human: {row['instruction']} ### Assistant: {row['output']}"} for row in ROWS]
@@ -97,13 +96,15 @@ def walk(recipe: Path, folder: Path, model: str | Path | None = None) -> Walked:
         f"model.path={twin_of(recipe, folder / 'model') if model is None else model}",
         *rows_of(keys["data"], folder),
         f"max_steps={STEPS}",
-        "save_steps=2",
+        "save_steps=1",
         "global_batch_size=4",
         "report_to=[]",
     ]
 
+    loaded = config.load(recipe, given)
+
     def configured(name: str) -> RunConfig:
-        return config.load(recipe, [*given, f"output_dir={folder / name}"])
+        return loaded.model_copy(update={"output_dir": str(folder / name)})
 
     whole = run.train(configured("whole"), say=lambda text: None)
     with pytest.MonkeyPatch.context() as patch:
@@ -111,42 +112,34 @@ def walk(recipe: Path, folder: Path, model: str | Path | None = None) -> Walked:
         with pytest.raises(Broken):
             run.train(configured("broken"), say=lambda text: None)
     finished = run.train(configured("broken"), resume=True, say=lambda text: None)
-    chat = Chat(open_model(str(finished.folder)), settings=Settings(max_new_tokens=8))
-    answer = chat.say(QUESTION)
-    quantization = given_quantization(configured("whole"))
-    bases = (
-        ["as trained"]
-        if not quantization
-        else ["16bit", "dequantized"]
-        if quantization in ("nf4", "fp4")
-        else ["16bit"]
-    )
+    trained = open_model(str(finished.folder), dtype="float32")
+    answer = Chat(trained, settings=Settings(max_new_tokens=8)).say(QUESTION)
     return Walked(
         [line["step"] for line in finished.metrics if "loss" in line],
         differences(whole.folder, finished.folder),
         str(answer),
-        [merged(finished, base, folder) for base in bases],
+        [merged(trained, base, folder) for base in bases_of(loaded)],
     )
 
 
-def given_quantization(config: RunConfig) -> str:
-    return config.model.quantization.kind if config.model.quantization is not None else ""
+def bases_of(given: RunConfig) -> list[Base]:
+    """What the recipe's adapter can be merged into."""
+    if given.model.quantization is None:
+        return ["as trained"]
+    return ["16bit", "dequantized"] if given.model.quantization.kind in ("nf4", "fp4") else ["16bit"]
 
 
-def merged(finished: Run, base: Any, folder: Path) -> Merge:
+def merged(trained: Opened, base: Base, folder: Path) -> Merge:
     """The run's merged model in `folder`, and what it says beside the run."""
     out = folder / f"merged-{base}".replace(" ", "-")
-    done = exporting.export(str(finished.folder), "merged", out, base=base, unproven=True, say=lambda text: None)
-    plain = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
-    again = open_model(str(out))
-    opened = {name: open_model(str(finished.folder), dtype="float32", base=name) for name in {base, "as trained"}}
-    ids = again.renderer.tokenizer(QUESTION)["input_ids"]
-    found = logits(plain, ids)
-    far = {
-        name: float((found - logits(each.model, ids)).abs().max() / found.abs().max()) for name, each in opened.items()
-    }
-    same = torch.equal(found, logits(again.model.float(), ids))
-    return Merge(base, done.dtype, far[base], far["as trained"], done.drift.top1_agreement, same)
+    done = exporting.export(trained.target, "merged", out, base=base, unproven=True, say=lambda text: None)
+    on_base = trained if base == "as trained" else open_model(trained.target, dtype="float32", base=base)
+    again = open_model(str(out), dtype="float32")
+    ids = trained.tokenizer(QUESTION)["input_ids"]
+    found = logits(AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32), ids)
+    far = [float((found - logits(each.model, ids)).abs().max() / found.abs().max()) for each in (on_base, trained)]
+    same = torch.equal(found, logits(again.model, ids))
+    return Merge(base, done.dtype, far[0], far[1], done.drift.top1_agreement, same)
 
 
 def logits(model: Any, ids: list[int]) -> torch.Tensor:
