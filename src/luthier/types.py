@@ -201,7 +201,7 @@ class Scores:
     logsumexp: torch.Tensor | None = None
     largest: torch.Tensor | None = None
     """the largest logit"""
-    routing: Routing | None = None
+    routing: Routing | None = field(default=None, init=False)
 
 
 @dataclass(slots=True)

@@ -66,7 +66,8 @@ class RouterBalance(TrainedTokens):
     def begin_step(self, totals: list[float], samples: list[Sample]) -> None:
         """From the counts of the whole step to its shares."""
         tokens = sum(len(sample) for sample in samples)
-        self.often = list(torch.tensor(totals, dtype=torch.float64).div(tokens).float().split(self._experts))
+        shares = torch.tensor(totals, dtype=torch.float64).div(tokens).float()
+        self.often = list(torch.split(shares, self._experts))
         self.weight_of_a_token = self.weight(samples) / tokens
 
     def loss(self, policy: Policy, batch: MicroBatch) -> LossOut:
@@ -99,4 +100,4 @@ def _taken(logits: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
 
 def _means(values: torch.Tensor, lengths: list[int]) -> torch.Tensor:
     """[M, E] -> [S, E]: the mean over each document. One by one: so its bits do not depend on its neighbours."""
-    return torch.stack([part.mean(0) for part in values.split(lengths)])
+    return torch.stack([part.mean(0) for part in torch.split(values, lengths)])

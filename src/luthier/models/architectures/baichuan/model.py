@@ -232,7 +232,7 @@ class BaichuanForCausalLM(LanguageModel, BaichuanPreTrainedModel, GenerationMixi
             head = NormHead(new_embeddings.in_features, new_embeddings.out_features, bias=False, device="meta")
             head.weight = new_embeddings.weight
             new_embeddings = head
-        self.lm_head = new_embeddings  # type: ignore[assignment]
+        self.lm_head = new_embeddings
 
     def own_loss(
         self, logits: torch.Tensor, labels: torch.Tensor, input_ids: torch.Tensor | None, **keywords: Any
