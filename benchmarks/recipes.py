@@ -37,7 +37,7 @@ def summary(walked: Walked) -> dict[str, Any]:
                 "dtype": merge.dtype,
                 "difference": float(f"{merge.from_run:.2g}"),
                 "from_trained": float(f"{merge.from_trained:.2g}"),
-                "same_top_token": round(100 * merge.same_top_token, 1),
+                "same_top_token": round(merge.same_top_token, 4),
                 "reloads": merge.reloads,
             }
             for merge in walked.merges
@@ -61,7 +61,7 @@ def main() -> None:
             found = summary(walk(recipe, Path(folder), given.model))
         print(f"{recipe.stem}: {found}, {time.perf_counter() - started:.0f} s", flush=True)
         kept.setdefault(recipe.stem, {})["real" if given.model else "twin"] = {
-            "weights": given.model or f"random twin ({architecture_of(recipe)})",
+            "weights": f"real weights: {given.model}" if given.model else f"a random twin ({architecture_of(recipe)})",
             **found,
             "measured": datetime.date.today().isoformat(),
             "commit": checked_out(),
