@@ -94,7 +94,11 @@ def recipes(root: Path) -> str:
 
 
 def _recipe(name: str, found: dict[str, Any]) -> str:
-    merges = (f"{merge['base']} ({merge['dtype']}): {merge['difference']:g}" for merge in found["merges"])
+    merges = (
+        f"{merge['base']}: {merge['difference']:g}"
+        + (f" ({merge['from_trained']:g} from the base as it was trained on)" if merge["base"] == "16bit" else "")
+        for merge in found["merges"]
+    )
     versions = ", ".join(f"{library} {version}" for library, version in found["versions"].items())
     cells = (found["weights"], found["resumed"], "; ".join(merges), found["measured"], found["device"], versions)
     return " | ".join([f"| {name}", *cells, f"{found['commit']} |"])
