@@ -45,6 +45,14 @@ def summary(walked: Walked) -> dict[str, Any]:
     }
 
 
+def weights(recipe: Path, model: str | None) -> str:
+    """What a recipe was walked with, in words."""
+    if model is None:
+        return f"a random twin ({architecture_of(recipe)})"
+    own = model in recipe.read_text(encoding="utf-8")
+    return f"real weights: {model}" + ("" if own else f", a {architecture_of(recipe)} that is not the recipe's own")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipes", nargs="*", choices=[[], *(path.stem for path in RECIPES)], metavar="RECIPE")
@@ -61,7 +69,7 @@ def main() -> None:
             found = summary(walk(recipe, Path(folder), given.model))
         print(f"{recipe.stem}: {found}, {time.perf_counter() - started:.0f} s", flush=True)
         kept.setdefault(recipe.stem, {})["real" if given.model else "twin"] = {
-            "weights": f"real weights: {given.model}" if given.model else f"a random twin ({architecture_of(recipe)})",
+            "weights": weights(recipe, given.model),
             **found,
             "measured": datetime.date.today().isoformat(),
             "commit": checked_out(),
