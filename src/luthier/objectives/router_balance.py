@@ -95,7 +95,7 @@ class RouterBalance(TrainedTokens):
 
 def _taken(logits: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
     """logits [M, E], chosen [M, K] -> [M, E]: 1 where a token goes to an expert, else 0."""
-    return torch.zeros_like(logits, requires_grad=False).scatter_(-1, chosen, 1.0)
+    return torch.zeros_like(logits).scatter_(-1, chosen, 1.0)
 
 
 def _means(values: torch.Tensor, lengths: list[int]) -> torch.Tensor:
