@@ -11,7 +11,7 @@ import numpy as np
 from luthier.config import RunConfig
 from luthier.data import laws
 from luthier.data.batching import Layout, lay_out
-from luthier.data.duplicates import Decode, decoder, find_duplicates
+from luthier.data.duplicates import SAYS, Decode, decoder, find_duplicates
 from luthier.data.languages import language_mix
 from luthier.data.prepare import Prepared
 from luthier.data.samples import Samples, SampleSet
@@ -234,6 +234,7 @@ def _named(prepared: Prepared, decode: Decode) -> dict[str, Any]:
     )
     out: dict[str, Any] = {
         degree: {
+            "says": SAYS[degree],
             "groups": groups.groups,
             "rows": groups.rows,
             "extra": groups.extra,
@@ -244,6 +245,7 @@ def _named(prepared: Prepared, decode: Decode) -> dict[str, Any]:
     }
     out["overlap"] = {
         degree: {
+            "says": SAYS[degree],
             "rows": pairs.rows,
             "listed": [[prepared.eval.row(ours), prepared.train.row(other)] for ours, other in pairs.listed],
         }

@@ -23,7 +23,7 @@ from luthier.component import ComponentConfig
 from luthier.config import RunConfig
 from luthier.data import cache
 from luthier.data.reading import Part, plan
-from luthier.data.source import HUBS
+from luthier.data.source import is_of_hub
 from luthier.paths import cache_dir
 from luthier.reporting.data_report import DataReport
 from luthier.reporting.shown_rows import Wanted
@@ -120,9 +120,7 @@ def _has_foreign_parts(config: RunConfig) -> bool:
     held_out = config.data.eval if isinstance(config.data.eval, tuple) else ()
     files = (*config.data.train, *held_out)
     kinds = [file.format.kind for file in files if isinstance(file.format, ComponentConfig)]
-    return any(":" in kind for kind in (config.objective.kind, *kinds)) or any(
-        file.path.startswith(tuple(HUBS)) for file in files
-    )
+    return any(":" in kind for kind in (config.objective.kind, *kinds)) or any(is_of_hub(file) for file in files)
 
 
 def _data_file(part: Part) -> list[object]:
