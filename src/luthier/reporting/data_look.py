@@ -52,7 +52,7 @@ def look(
             return found
     from luthier.reporting.new_report import new_report  # torch and transformers take seconds to import
 
-    report = new_report(config, source.folder, wanted, after, examined_rows, every_view, trust_remote_code, say)
+    reports = new_report(config, source.folder, wanted, after, examined_rows, every_view, trust_remote_code, say)
     if kept is not None:
-        kept.keep(report)
-    return report
+        kept.keep(reports)
+    return reports[0][1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,8 @@ FORMAT = 1
 MOST_LAID_OUT = 20_000
 """Samples whose batches are laid out for the picture."""
 STEPS_DRAWN = 3
+FEW_ROWS = 100_000
+"""Up to so many samples the rows of other views are shown at once, for those who ask for them next."""
 FILL_BINS = 10
 FOUND = "duplicates.json"
 
@@ -85,6 +87,19 @@ class DataReport:
             "rows": shown,
             "after": self.after,
         }
+
+
+def other_views(
+    report: DataReport, prepared: Prepared, tokenizer: Any, wanted: Wanted
+) -> list[tuple[Wanted, DataReport]]:
+    """The report with the rows that may be asked for next: the tokenizer is there now, and takes seconds to import."""
+    if len(prepared.train) > FEW_ROWS:
+        return []
+    limit, duplicates = report.lengths["limit"], report.duplicates
+    return [
+        (other, replace(report, rows=shown_rows(report.config, prepared, tokenizer, other, limit, duplicates, False)))
+        for other in wanted.others()
+    ]
 
 
 def make_report(

@@ -67,6 +67,11 @@ class Wanted:
     def chosen(self) -> bool:
         return self.row is not None or self.worst or self.longest
 
+    def others(self) -> list[Wanted]:
+        """What is likely asked for next: the first, the worst and the longest rows, as many of them."""
+        views = [Wanted(samples=self.samples), Wanted(worst=True, samples=self.samples)]
+        return [view for view in (*views, Wanted(longest=True, samples=self.samples)) if view != self]
+
 
 def shown_rows(
     config: RunConfig,
