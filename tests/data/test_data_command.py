@@ -132,6 +132,31 @@ def test_a_wrong_name_is_told_before_anything_heavy_is_imported(
     assert words in done.stderr
 
 
+def test_long_texts_get_the_remedies_that_there_are(mine: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    Path("train.jsonl").write_text(json.dumps({"text": "word " * 40}) + "\n")
+    assert main([*mine, "max_length=8"]) == 2
+    said = capsys.readouterr().err
+    assert "1 of 1 row cannot be used" in said
+    assert "before the first answer" not in said
+    assert (
+        "fix: on_long_row=drop or truncate (their ends are lost), or rows of fewer tokens, or a larger max_length"
+        in said
+    )
+    assert main([*mine, "max_length=8", "on_long_row=truncate"]) == 0
+
+
+def test_files_that_are_left_out_are_said(mine: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    Path("rows").mkdir()
+    Path("train.jsonl").rename("rows/train.jsonl")
+    Path("rows/more.txt.old").write_text("x")
+    Path("rows/README").write_text("x")
+    assert main(["data", "mine.yaml", "data.train=rows", "on_bad_row=drop"]) == 0
+    left_out = "beside it in the folder and left out: 'README, more.txt.old'"
+    assert left_out in capsys.readouterr().out
+    assert main(["init", "rows", "--model", "./model", "--output", "new.yaml"]) == 0
+    assert left_out in capsys.readouterr().out
+
+
 def test_the_view_is_the_text() -> None:
     from luthier.data.render import ChatRenderer
     from luthier.data.template import Template
