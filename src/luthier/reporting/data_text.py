@@ -174,7 +174,7 @@ def _duplicates(found: dict[str, Any]) -> Iterator[str]:
 
 
 def _degree(name: str, count: int, says: str, listed: str) -> str:
-    return f"{count:>7,} {name:<10} {says}" + (f" ({listed})" if listed else "")
+    return f"{count:>7,} {name:<10}  {says}" + (f" ({listed})" if listed else "")
 
 
 def _after(found: dict[str, Any] | None) -> Iterator[str]:
