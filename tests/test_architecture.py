@@ -24,7 +24,7 @@ TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
 MOST_LINES = 500
 
 LAYERS = [
-    {"types", "errors", "component", "randomness", "dropout", "paths", "strict_json"},
+    {"types", "errors", "component", "randomness", "dropout", "paths", "strict_json", "words"},
     {
         "config",
         "config_problems",
@@ -67,6 +67,7 @@ LAYERS = [
         "finished",
         "chatting",
         "starting",
+        "fitting",
         "checkup",
         "docs_pages",
     },

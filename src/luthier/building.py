@@ -36,6 +36,7 @@ from luthier.policy import Policy, enable_activation_checkpointing
 from luthier.randomness import key
 from luthier.reporting.row_progress import RowProgress
 from luthier.routers import routers_of
+from luthier.words import counted, noun
 
 
 @dataclass
@@ -130,9 +131,10 @@ def _main_process_first(engine: Engine) -> Iterator[None]:
 def _method(config: RunConfig) -> str:
     """The values that decide most, as they are used."""
     training = config.training
-    length = (
-        f"{training.max_steps} steps" if training.max_steps is not None else f"{training.num_train_epochs:g} epochs"
-    )
+    epochs = training.num_train_epochs or 0
+    length = f"{epochs:g} {noun(epochs, 'epoch')}"
+    if training.max_steps is not None:
+        length = counted(training.max_steps, "step")
     return (
         f"method: {config.objective.kind}, {config.tuning.kind}; learning rate {training.learning_rate:g}, "
         f"{training.lr_scheduler_type}, warm-up {training.warmup_steps:g}, weight decay {training.weight_decay:g}; "

@@ -6,6 +6,7 @@ The keys stand in config_sections.py.
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -16,7 +17,14 @@ from pydantic import ValidationError
 from luthier import component
 from luthier.component import ComponentConfig, Config
 from luthier.config_names import foreign_key
-from luthier.config_problems import Problem, as_user_error, problems_of, refuse_wrong_combinations
+from luthier.config_problems import (
+    FOREIGN,
+    Problem,
+    as_user_error,
+    foreign_keys,
+    problems_of,
+    refuse_wrong_combinations,
+)
 from luthier.config_sections import DataConfig, DataFile, ModelConfig, RunConfig, TrainingConfig
 from luthier.config_yaml import Document, read_yaml
 from luthier.defaults import method_defaults
@@ -63,21 +71,26 @@ def from_dict(tree: Mapping[str, Any]) -> RunConfig:
 
 def build(document: Document) -> RunConfig:
     """Checks the tree of a document and makes the RunConfig of it."""
-    refuse_foreign_keys(document)
-    tree, problems = normalise(document.tree), list[Problem]()
-    for path, parent, family in _component_places(tree):
-        value = parent.get(path[-1])
-        if value is not None and value != AUTO.get(str(path[-1])):
-            parent[path[-1]], found = _build_component(document, path, family, value)
-            problems += found
-    try:
-        config = RunConfig.model_validate(tree)
-    except ValidationError as error:
-        problems += problems_of(error, RunConfig, tree)
-    if problems:
+    config, problems = _validated(document.tree)
+    problems += foreign_keys(document)
+    if config is None or problems:
         raise as_user_error(document, problems)
     refuse_wrong_combinations(document, config)
     return _with_method_defaults(config)
+
+
+def _validated(written: Mapping[str, Any]) -> tuple[RunConfig | None, list[Problem]]:
+    """The configuration of a tree, and what is wrong with single keys."""
+    tree, problems = normalise(written), list[Problem]()
+    for path, parent, family in _component_places(tree):
+        value = parent.get(path[-1])
+        if value is not None and value != AUTO.get(str(path[-1])):
+            parent[path[-1]], found = _build_component(path, family, value)
+            problems += found
+    try:
+        return RunConfig.model_validate(tree), problems
+    except ValidationError as error:
+        return None, problems + problems_of(error, RunConfig, tree)
 
 
 def _component_places(tree: dict[str, Any]) -> Iterator[tuple[tuple[str | int, ...], dict[Any, Any], str]]:
@@ -96,9 +109,7 @@ def _component_places(tree: dict[str, Any]) -> Iterator[tuple[tuple[str | int, .
                     yield ("data", purpose, index, path[-1]), file, family
 
 
-def _build_component(
-    document: Document, path: tuple[str | int, ...], family: str, value: Any
-) -> tuple[ComponentConfig, list[Problem]]:
+def _build_component(path: tuple[str | int, ...], family: str, value: Any) -> tuple[ComponentConfig, list[Problem]]:
     """The component's own Config; a placeholder and the problems where it is not valid."""
     kinds = "one of " + ", ".join(component.listing(family))
     kind = value.get("kind") if isinstance(value, Mapping) else None
@@ -108,7 +119,8 @@ def _build_component(
     try:
         schema = component.load(family, kind).Config
     except UserError as error:
-        raise UserError(document.place((*path, "kind")), error.found, error.expected, error.fix) from None
+        wanted = "; ".join(filter(None, (error.expected, error.fix)))
+        return ComponentConfig(kind=kind), [((*path, "kind"), error.found, kind, wanted)]
     try:
         return schema.model_validate(dict(value)), []
     except ValidationError as error:
@@ -140,8 +152,8 @@ def normalise(tree: Mapping[str, Any]) -> dict[str, Any]:
             value.setdefault("kind", default)
     if isinstance(out.get("report_to"), str):
         out["report_to"] = (out["report_to"],)
-    if "output_dir" not in out and isinstance(data, Mapping):
-        out["output_dir"] = _default_output_dir(data.get("train"))
+    if "output_dir" not in out:
+        out["output_dir"] = _default_output_dir(data.get("train") if isinstance(data, Mapping) else None)
     return out
 
 
@@ -181,11 +193,11 @@ def apply_override(document: Document, override: str) -> None:
     value = document.parse_value(text, override)
     path = key.split(".")
     if len(path) == 1 and key not in RunConfig.model_fields:
-        path = _unique_leaf(document, key)
+        path = _unique_leaf(document, key, text, value)
     document.set(path, value)
 
 
-def _unique_leaf(document: Document, key: str) -> list[str]:
+def _unique_leaf(document: Document, key: str, text: str, value: Any) -> list[str]:
     tree = normalise(document.tree)
     sections = schema_of(tree)
     found = [section for section, schema in sections.items() if section and key in schema.model_fields]
@@ -195,25 +207,47 @@ def _unique_leaf(document: Document, key: str) -> list[str]:
         places = " or ".join(f"{section}.{key}" for section in found)
         raise UserError("command line", f"{key} is a key of several sections", places, f"write {places}")
     if message := foreign_key(key, tree):
-        raise UserError(f"command line: {key}", "another tool's name", "", message)
+        raise UserError(f"command line: {key}", FOREIGN, *_in_our_words(document, message, text, value))
+    if key in DataFile.model_fields:
+        raise UserError(
+            f"command line: {key}",
+            "a key of each file, not of the data as a whole",
+            "the file that it belongs to",
+            _of_a_file(document, key, text),
+        )
     known = [name for schema in sections.values() for name in schema.model_fields]
     raise UserError(
         f"command line: {key}", "there is no such key", "see luthier explain", component.did_you_mean(key, known)
     )
 
 
-def refuse_foreign_keys(document: Document) -> None:
-    """A key that another tool uses is answered with ours."""
-    problems = []
-    sections: list[tuple[tuple[str, ...], Any]] = [((), document.tree)]
-    sections += [((key,), value) for key, value in document.tree.items() if isinstance(value, Mapping)]
-    for path, section in sections:
-        for key in section:
-            known = path == () and key in RunConfig.model_fields
-            if not known and isinstance(key, str) and (message := foreign_key(key, document.tree)):
-                problems.append(f"{document.place((*path, key))}: {key} is another tool's name: {message}")
-    if problems:
-        raise UserError("", "\n".join(problems))
+def _in_our_words(document: Document, message: str, text: str, value: Any) -> tuple[str, str]:
+    """(our key, the override to paste) for `write tuning.r` and a value; where the value would not do, ("", the message)."""
+    path = message.removeprefix("write ").split(".")
+    trial = Document(copy.deepcopy(document.tree), "")
+    try:
+        trial.set(path, value)
+    except UserError:
+        return "", message
+    _, problems = _validated(trial.tree)
+    if not all(part.isidentifier() for part in path) or any(list(loc[: len(path)]) == path for loc, *_ in problems):
+        return "", message
+    sections = schema_of(normalise(document.tree))
+    holders = [name for name, schema in sections.items() if name and path[-1] in schema.model_fields]
+    short = path[-1] if len(holders) == 1 and path[-1] not in RunConfig.model_fields else ".".join(path)
+    return ".".join(path), f"{short}={text}"
+
+
+def _of_a_file(document: Document, key: str, text: str) -> str:
+    """The override that gives a key to a file of `data.train`."""
+    data = document.tree.get("data")
+    train = data.get("train") if isinstance(data, Mapping) else data
+    if not isinstance(train, list):
+        return f"data.train.{key}={text}"
+    first = train[0] if train else ""
+    name = first.get("path") if isinstance(first, Mapping) else first
+    more = ", ..." if len(train) > 1 else ""
+    return f"data.train=[{{path: {name or 'FILE'}, {key}: {text}}}{more}]"
 
 
 def _with_method_defaults(config: RunConfig) -> RunConfig:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
 
 from luthier import component
 from luthier.component import Config
-from luthier.config_names import RENAMED_VALUES
+from luthier.config_names import RENAMED_VALUES, foreign_key
 from luthier.config_sections import DataConfig, DataFile, ModelConfig, RunConfig, TrainingConfig
 from luthier.config_yaml import Document
 from luthier.errors import UserError, excerpt
 
 Problem = tuple[tuple[str | int, ...], str, Any, str]
 """Where in the tree, what is wrong, what was found, what was expected."""
+
+FOREIGN = "another tool's name"
 
 EXPECTED = {
     "string": "text",
@@ -70,27 +72,71 @@ def _all_keys(schema: type[Config]) -> set[str]:
     return keys
 
 
+def foreign_keys(document: Document) -> list[Problem]:
+    """The keys that another tool uses, each with what is written here."""
+    sections: list[tuple[tuple[str, ...], Any]] = [((), document.tree)]
+    sections += [((key,), value) for key, value in document.tree.items() if isinstance(value, Mapping)]
+    return [
+        ((*path, key), FOREIGN, section[key], message)
+        for path, section in sections
+        for key in section
+        if not (path == () and key in RunConfig.model_fields)
+        and isinstance(key, str)
+        and (message := foreign_key(key, document.tree))
+    ]
+
+
 def as_user_error(document: Document, problems: list[Problem]) -> UserError:
-    lines = []
-    for loc, wrong, found, expected in sorted(problems, key=lambda problem: document.line(problem[0])):
-        name = ".".join(str(part) for part in loc)
-        text = f"{document.place(loc)}: {name}: {wrong}"
-        if wrong == "wrong value":
-            text += f", found {excerpt(found)}"
-        if isinstance(found, str) and (ours := RENAMED_VALUES.get(name, {}).get(found)):
-            text += f", another tool's name: write {ours}"
-        elif expected and wrong == "unknown key":
-            text += f"; {expected}"
-        elif wrong == "missing":
-            text += f"; luthier explain {'.'.join(part for part in loc if isinstance(part, str))} says what it is"
-        elif expected:
-            text += f", expected {expected}"
-        lines.append(text)
-    return UserError("", "\n".join(lines), "", "luthier explain KEY says what a key takes")
+    """One error for all problems, in the order of the file's lines."""
+    lines, own = [], False
+    for problem in sorted(_without_echoes(problems), key=lambda problem: document.order(problem[0])):
+        lines.append(f"{document.place(problem[0])}: {_in_words(problem)}")
+        own |= problem[1] != FOREIGN
+    return UserError("", "\n".join(lines), "", "luthier explain KEY says what a key takes" if own else "")
+
+
+def _without_echoes(problems: list[Problem]) -> list[Problem]:
+    """Another tool's key is not unknown as well, and what is to be written in its place is not missing as well."""
+    foreign = {loc for loc, wrong, *_ in problems if wrong == FOREIGN}
+    answered = {message.removeprefix("write ") for _, wrong, _, message in problems if wrong == FOREIGN}
+    answered |= {name.partition(".")[0] for name in answered & {"model.path", "data.train"}}
+    return [
+        (loc, wrong, found, expected)
+        for loc, wrong, found, expected in problems
+        if wrong == FOREIGN or not (loc in foreign or (wrong == "missing" and loc[-1] in answered))
+    ]
+
+
+def _in_words(problem: Problem) -> str:
+    loc, wrong, found, expected = problem
+    if wrong == FOREIGN:
+        return f"{loc[-1]} is another tool's name: {expected}"
+    text = f"{'.'.join(map(str, loc))}: {wrong}"
+    if wrong == "wrong value":
+        text += f", found {excerpt(found)}"
+    if isinstance(found, str) and (ours := RENAMED_VALUES.get(".".join(map(str, loc)), {}).get(found)):
+        return f"{text}, another tool's name: write {ours}"
+    if wrong == "missing":
+        return f"{text}; luthier explain {'.'.join(part for part in loc if isinstance(part, str))} says what it is"
+    if not expected:
+        return text
+    return f"{text}; {expected}" if wrong == "unknown key" else f"{text}, expected {expected}"
 
 
 def refuse_wrong_combinations(document: Document, config: RunConfig) -> None:
+    """Raises UserError where keys are right one by one and wrong together; all such pairs at once."""
+    found = sorted(_wrong_combinations(config), key=lambda one: document.order(one[0]))
+    errors = [UserError(document.place(path), *words) for path, *words in found]
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        raise UserError("", "\n".join(map(str, errors)))
+
+
+def _wrong_combinations(config: RunConfig) -> Iterator[tuple[tuple[str | int, ...], str, str, str]]:
+    """(where, what was found, what was expected, the remedy)"""
     training = config.training
+    yield from _idle_weights(config.data)
     if config.data.eval is None:
         for key, value in (
             ("eval_steps", training.eval_steps),
@@ -98,15 +144,15 @@ def refuse_wrong_combinations(document: Document, config: RunConfig) -> None:
             ("load_best_checkpoint", training.load_best_checkpoint or None),
         ):
             if value is not None:
-                raise UserError(
-                    document.place(("training", key)),
+                yield (
+                    ("training", key),
                     f"training.{key} without held-out data",
                     "data.eval",
                     f"write data.eval: 0.05, or leave {key} out",
                 )
     if config.model.quantization is not None and config.tuning.kind in ("full", "freeze"):
-        raise UserError(
-            document.place(("tuning",)),
+        yield (
+            ("tuning",),
             f"tuning: {config.tuning.kind} of a quantized model",
             "weights that can be trained",
             "tuning=lora, or leave model.quantization out",
@@ -116,9 +162,26 @@ def refuse_wrong_combinations(document: Document, config: RunConfig) -> None:
         and training.max_steps is not None
         and training.warmup_steps >= training.max_steps
     ):
-        raise UserError(
-            document.place(("training", "warmup_steps")),
+        yield (
+            ("training", "warmup_steps"),
             f"{training.warmup_steps} warm-up steps of {training.max_steps} steps",
             "fewer warm-up steps than steps",
             "warmup_steps=0.03",
         )
+
+
+def _idle_weights(data: DataConfig) -> Iterator[tuple[tuple[str | int, ...], str, str, str]]:
+    """Weights that nothing would ask for. A weight of 1 says nothing, and stands in every resolved configuration."""
+    held_out = data.eval if isinstance(data.eval, tuple) else ()
+    for purpose, files in (("train", data.train), ("eval", held_out)):
+        for index, file in enumerate(files):
+            if file.weight == 1 or (purpose == "train" and data.mixing != "concatenate"):
+                continue
+            found = f"weight: {file.weight:g} of {file.path}, which is not mixed with other files by weights"
+            expected = (
+                "data.mixing: first_exhausted or all_exhausted" if purpose == "train" else "no weight in data.eval"
+            )
+            fix = (
+                "write data.mixing: first_exhausted, or leave weight out" if purpose == "train" else "leave weight out"
+            )
+            yield ("data", purpose, index, "weight"), found, expected, fix

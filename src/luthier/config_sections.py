@@ -46,7 +46,7 @@ class DataFile(Config):
     subset: Name | None = None
     """Which configuration of a hub data set is read."""
     weight: Annotated[float, Field(gt=0)] = 1.0
-    """Its share where files are mixed (`data.mixing`), relative to those of the others."""
+    """Its share where files are mixed (`data.mixing`), relative to those of the others; refused where they are not."""
     revision: Name | None = None
     """Branch, tag or commit of a hub data set."""
     data_dir: Name | None = None

@@ -37,16 +37,38 @@ class Document:
 
     def line(self, path: Sequence[str | int]) -> int:
         """The line of a path in the tree, or of the nearest ancestor whose line is known; 0 where none is."""
-        return next(
-            (self.lines[tuple(path[:end])] for end in range(len(path), -1, -1) if tuple(path[:end]) in self.lines), 0
-        )
+        path = self._as_written(path)
+        return next((self.lines[path[:end]] for end in range(len(path), -1, -1) if path[:end] in self.lines), 0)
+
+    def order(self, path: Sequence[str | int]) -> tuple[bool, int]:
+        """Sorts places as a person meets them: by the lines of the file, then the command line."""
+        return self._is_from_command_line(path), self.line(path)
 
     def place(self, path: Sequence[str | int]) -> str:
         """`mine.yaml:7` for a path in the tree; the nearest known ancestor where the key itself is absent."""
-        if any(tuple(path[:end]) in self.from_command_line for end in range(len(path) + 1)):
+        if self._is_from_command_line(path):
             return "command line"
         line = self.line(path)
         return f"{self.source}:{line}" if line else self.source
+
+    def _is_from_command_line(self, path: Sequence[str | int]) -> bool:
+        return any(tuple(path[:end]) in self.from_command_line for end in range(len(path) + 1))
+
+    def _as_written(self, path: Sequence[str | int]) -> tuple[str | int, ...]:
+        """The path of a full tree as it stands in this one, where shorthands leave out keys and indices: `data: [a, b]` has
+        no key `train`, `train: {path: a}` no index.
+        """
+        node: Any = self.tree
+        out: list[str | int] = []
+        for part in path:
+            if (part == "train" and isinstance(node, list)) or (isinstance(part, int) and isinstance(node, Mapping)):
+                continue
+            out.append(part)
+            if isinstance(node, Mapping):
+                node = node.get(part)
+            else:
+                node = node[part] if isinstance(node, list) and isinstance(part, int) and part < len(node) else None
+        return tuple(out)
 
     def parse_value(self, text: str, override: str) -> Any:
         """The value of an override, by YAML's rules."""
@@ -142,7 +164,7 @@ def parse_yaml(text: str, source: str) -> Document:
         raise UserError(
             source,
             "the file is empty",
-            "at least model, data and output_dir",
+            "at least model and data",
             "luthier init train.jsonl --model NAME writes one",
         )
     if not isinstance(tree, CommentedMap):

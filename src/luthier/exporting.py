@@ -84,7 +84,7 @@ class Exported:
     """the written folder against the run"""
     tuning: Drift | None
     """the base against the run: what the tuning changed, on the same texts; None without an adapter"""
-    prompts: served.Served | None = None
+    prompts: served.Compared | None = None
     """whether another engine reads the prompts as they were trained; None where it was not asked"""
     system: str | None = None
     """the system text that all training conversations had; it is in the folder's luthier.json, and `chat` uses it"""
@@ -192,7 +192,7 @@ def _write_and_compare(
     tuning: Drift | None,
     asked: ChatRenderer | None,
     say: Callable[[str], None],
-) -> tuple[Drift, served.Served | None]:
+) -> tuple[Drift, served.Compared | None]:
     """Writes aside, reads back, compares, and only then gives the folder its name.
 
     Args:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from luthier.errors import UserError
 from luthier.reporting.figures import loss_curve, read_figures
 from luthier.reporting.recorder import read_lines
+from luthier.words import counted
 
 if TYPE_CHECKING:
     from luthier.config import RunConfig
@@ -71,7 +72,7 @@ class Run:
 
     def __repr__(self) -> str:
         losses = [line["loss"] for line in self.metrics if line.get("loss") is not None]
-        course = f", {len(losses)} steps, loss {losses[0]:.4g} to {losses[-1]:.4g}" if losses else ""
+        course = f", {counted(len(losses), 'step')}, loss {losses[0]:.4g} to {losses[-1]:.4g}" if losses else ""
         return f"Run({str(self.folder)!r}{course})"
 
     def _repr_html_(self) -> str:

@@ -24,6 +24,7 @@ from luthier.errors import NonFinite
 from luthier.loop import optimizer_step
 from luthier.models.load import choose_dtype
 from luthier.reporting.module_tree import table
+from luthier.words import counted
 
 LARGE, USUAL = 0.1, 0.01
 """Of a weight's norm: a first step that changes so much is suspicious; what the advice aims at."""
@@ -243,7 +244,7 @@ def as_text(found: Gradients, everything: bool = False) -> str:
         rows.append((name, str(len(members)), said, *norms, updates, "" if state in ("learns", "frozen") else state))
     frozen = len(found.of("frozen"))
     notes = [] if everything or not frozen else [f"{frozen} modules with weights are frozen and need no gradient."]
-    head = f"{found.trained}\n{len(found.rows)} rows, learning rate {found.learning_rate:g} (the peak)\n"
+    head = f"{found.trained}\n{counted(len(found.rows), 'row')}, learning rate {found.learning_rate:g} (the peak)\n"
     return "\n".join([head, *table(rows, TEXT_COLUMNS), "", *notes, *found.verdict])
 
 

@@ -17,6 +17,7 @@ from luthier.config import RunConfig
 from luthier.config_yaml import read_yaml
 from luthier.errors import EnvironmentProblem, UserError
 from luthier.files import MANIFEST, fsync, is_still, write_json
+from luthier.words import counted
 
 if TYPE_CHECKING:
     from luthier.data.prepare import Prepared
@@ -234,7 +235,7 @@ def begin(
         if data.rejected:
             lines = (json.dumps(row, ensure_ascii=False, default=str) for row in data.rejected)
             (folder / REJECTED).write_text("\n".join(lines) + "\n", encoding="utf-8", errors="backslashreplace")
-            say(f"{len(data.rejected)} rows that cannot be used were written to {folder / REJECTED}")
+            say(f"{counted(len(data.rejected), 'row')} that cannot be used: written to {folder / REJECTED}")
         (folder / CONFIG).write_text(config.resolved_yaml(), encoding="utf-8")
     _replace(folder / MANIFEST, new)
 

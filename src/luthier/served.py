@@ -77,7 +77,7 @@ ANSWERS = (
 
 
 @dataclass(frozen=True)
-class Served:
+class Compared:
     """What the comparison with an engine found."""
 
     engine: str
@@ -102,7 +102,7 @@ class Served:
         return "\n".join(lines)
 
 
-def compare(folder: Path, renderer: ChatRenderer) -> Served:
+def compare(folder: Path, renderer: ChatRenderer) -> Compared:
     """Compares what llama.cpp makes of an exported folder's tokenizer and template with the prompts of `renderer`.
 
     Args:
@@ -115,10 +115,10 @@ def compare(folder: Path, renderer: ChatRenderer) -> Served:
     """
     if importlib.util.find_spec(PACKAGE) is None:
         fix = f"{PACKAGE} is not installed; pip install 'luthier[llama-cpp]' and export again"
-        return Served(ENGINE, 0, not_compared=fix)
+        return Compared(ENGINE, 0, not_compared=fix)
     engine = f"{ENGINE} in {PACKAGE} {importlib.metadata.version(PACKAGE)}"
     if renderer.template is None:
-        return Served(engine, 0, not_compared="there is no chat template")
+        return Compared(engine, 0, not_compared="there is no chat template")
     plain, odd = conversations(renderer)
     asked = [*plain, *(messages for some in odd.values() for messages in some)]
     with tempfile.TemporaryDirectory() as temporary:
@@ -126,7 +126,7 @@ def compare(folder: Path, renderer: ChatRenderer) -> Served:
         try:
             write_tokenizer(_tokenizer(folder), file)
         except NotExpressible as error:
-            return Served(engine, 0, not_compared=f"the tokenizer cannot be written as GGUF: {error}")
+            return Compared(engine, 0, not_compared=f"the tokenizer cannot be written as GGUF: {error}")
         answers = iter(ask(file, asked))
     for number, messages in enumerate(plain, start=1):
         ours, theirs = renderer.prompt_ids(messages), next(answers)
@@ -135,7 +135,7 @@ def compare(folder: Path, renderer: ChatRenderer) -> Served:
     others = {
         kind: sum(renderer.prompt_ids(messages) != next(answers) for messages in some) for kind, some in odd.items()
     }
-    return Served(engine, len(plain), read_otherwise=others)
+    return Compared(engine, len(plain), read_otherwise=others)
 
 
 def ask(file: Path, asked: Sequence[Messages]) -> list[Ids | str]:

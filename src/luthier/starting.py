@@ -9,14 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from luthier import component, config, machine
+from luthier import component, config, fitting, machine
 from luthier.config import DataFile
 from luthier.config_yaml import parse_yaml, to_yaml
 from luthier.data.reading import format_of, reader_of
 from luthier.data.source import Source, sources
 from luthier.errors import EnvironmentProblem, UserError
+from luthier.fitting import Fit, varied
 from luthier.formats._shared import BadRow
+from luthier.models.sources import at_hand
 from luthier.types import Conversation, Example, Preference, Row, Text
+from luthier.words import counted
 
 MOST_ROWS = 200_000
 """Rows that are looked at in one file; more than that tells nothing new."""
@@ -42,20 +45,28 @@ class DataLook:
     first_bad_row: str
     row_lengths: tuple[int, ...]
     answer_lengths: tuple[int, ...]
+    conversations: tuple[Conversation, ...] = ()
+    """some of each shape"""
+    note: str = ""
+    """what is to be said of the choice of files"""
 
     def as_text(self) -> str:
         more = "" if self.whole else " or more"
-        line = f"{self.path}: {self.rows:,} rows{more}, format {self.format}; {_spread('rows', self.row_lengths)}"
+        line = (
+            f"{self.path}: {counted(self.rows, 'row')}{more}, format {self.format}; {_spread('rows', self.row_lengths)}"
+        )
         if self.answer_lengths:
             line += f"; {_spread('answers', self.answer_lengths)}"
         if self.bad_rows:
-            line += f"\n{self.bad_rows:,} rows cannot be used, the first: {self.first_bad_row}"
-        return line
+            line += f"\n{counted(self.bad_rows, 'row')} cannot be used, the first: {self.first_bad_row}"
+        return line + (f"\n{self.note}" if self.note else "")
 
 
 def _spread(what: str, lengths: Sequence[int]) -> str:
     half = statistics.median_low(lengths)
-    return f"{what} of {min(lengths):,} to {max(lengths):,} characters, half of them up to {half:,}"
+    if len(lengths) == 1:
+        return f"{what} of {counted(half, 'character')}"
+    return f"{what} of {min(lengths):,} to {counted(max(lengths), 'character')}, half of them up to {half:,}"
 
 
 def look_at_data(path: str, format: str = "auto") -> list[DataLook]:
@@ -87,7 +98,7 @@ def _look(source: Source) -> DataLook:
     if not examples:
         raise UserError(
             source.name,
-            f"none of its {len(rows):,} rows can be used; the first: {bad[0]}",
+            f"none of its {counted(len(rows), 'row')} can be used; the first: {bad[0]}",
             f"rows in the format {reader.kind}",
         )
     if not isinstance(examples[0], component.load("objectives", "sft").takes):
@@ -99,7 +110,16 @@ def _look(source: Source) -> DataLook:
     answers = [length for example in examples for length in _answer_lengths(example)]
     first_bad = f"{bad[0].where}: {bad[0].found}" if bad else ""
     return DataLook(
-        source.name, reader.kind, len(rows), whole, len(bad), first_bad, tuple(map(_length, examples)), tuple(answers)
+        source.name,
+        reader.kind,
+        len(rows),
+        whole,
+        len(bad),
+        first_bad,
+        tuple(map(_length, examples)),
+        tuple(answers),
+        tuple(varied([example for example in examples if isinstance(example, Conversation)])),
+        source.note,
     )
 
 
@@ -124,22 +144,40 @@ def machine_text(found: machine.Machine) -> str:
     return f"{found.cores} cores, {free} memory free, {gpus}"
 
 
+def look_at_model(model: str, looks: Sequence[DataLook]) -> Fit | None:
+    """Whether the model's chat template holds the data, where the model is on this machine; nothing is fetched."""
+    conversations = [one for look in looks for one in look.conversations]
+    return fitting.look(at_hand(model), conversations) if conversations else None
+
+
 def draft(
-    model: str, looks: Sequence[DataLook], paths: Sequence[str], tuning: str = "lora", output_dir: str = ""
+    model: str,
+    looks: Sequence[DataLook],
+    paths: Sequence[str],
+    tuning: str = "lora",
+    output_dir: str = "",
+    fit: Fit | None = None,
 ) -> str:
     """YAML text of a configuration for this data, with comments; it loads.
+
+    Args:
+        fit: what `look_at_model` found.
 
     Raises:
         UserError: the model or the tuning method is none.
     """
     rows = sum(look.rows for look in looks)
     data: dict[str, Any] = {"train": paths[0] if len(paths) == 1 else list(paths)}
-    comments = {"train": f"{rows:,} rows, {' and '.join(sorted({look.format for look in looks}))}"}
+    comments = {"train": f"{counted(rows, 'row')}, {' and '.join(sorted({look.format for look in looks}))}"}
+    for key, (value, why) in (fit.keys if fit is not None else {}).items():
+        data[key], comments[key] = value, " ".join(why.split())
     if rows >= ENOUGH_TO_HOLD_OUT:
         data["eval"] = HELD_OUT
         comments["eval"] = "the share of rows that is held out to measure on"
     if bad := sum(look.bad_rows for look in looks):
-        comments["on_bad_row"] = f"{bad:,} rows cannot be used; drop: leave them out, and write them to rejected.jsonl"
+        comments["on_bad_row"] = (
+            f"{counted(bad, 'row')} cannot be used; drop: leave them out, and write them to rejected.jsonl"
+        )
         data["on_bad_row"] = "error"
     filled = config.from_dict(
         {"model": model, "data": data, "tuning": tuning, "output_dir": output_dir or _new_folder(paths[0])}

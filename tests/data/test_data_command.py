@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -66,6 +68,93 @@ def test_one_row_and_json(mine: list[str], capsys: pytest.CaptureFixture[str]) -
     assert main([*mine, "--row", "99"]) == 2
     assert main(["data", "mine.yaml"]) == 2
     assert "1 of 3 rows cannot be used" in capsys.readouterr().err
+
+
+def test_the_tokens_of_a_row_that_cannot_be_used_are_said_to_be_unknown(
+    mine: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*mine, "--samples", "0"]) == 0
+    assert "1 row could not be used: its tokens are not known, and not in this sum" in capsys.readouterr().out
+    assert main([*mine, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["ledger"]["rows_without_tokens"] == 1
+    assert main([*mine, "on_long_row=drop", "max_length=30", "--json"]) == 2
+    assert "no rows are left" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("output_dir", ["", "output_dir: runs/x\n"])
+def test_no_folder_need_be_named(mine: list[str], output_dir: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("mine.yaml").write_text(f"model: ./model\ndata: train.jsonl\n{output_dir}")
+    assert main([*mine, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["ledger"]["rows_in"] == 3
+
+
+def test_a_row_by_the_name_of_its_file(mine: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    Path("sub").mkdir()
+    Path("train.jsonl").rename("sub/train.jsonl")
+    Path("rows.json").write_text(json.dumps(ROWS[:2], indent=1))
+    given = [*mine, "data.train=[sub/train.jsonl, rows.json]", "--json", "--row"]
+    for row, name in (
+        ("train.jsonl:2", "sub/train.jsonl:2"),
+        ("./sub/train.jsonl:2", "sub/train.jsonl:2"),
+        ("rows.json:6 (record 2)", "rows.json:2"),
+    ):
+        assert main([*given, row]) == 0
+        assert [shown["row"] for shown in json.loads(capsys.readouterr().out)["rows"]] == [name]
+    assert main([*given, "rows.json:6"]) == 2
+    assert "in a JSON array the record's number, not its line" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("chat_template=chatmll", 'did you mean "chatml"'),
+        ("data=nothing.jsonl", "there is no such file"),
+        ("data.eval=nothing.jsonl", "there is no such file"),
+        ("data={registry: ., train: alpaca}", "dataset_info.json"),
+    ],
+)
+@pytest.mark.parametrize("command", ["data", "train"])
+def test_a_wrong_name_is_told_before_anything_heavy_is_imported(
+    mine: list[str], command: str, override: str, words: str
+) -> None:
+    code = (
+        "import sys; from luthier.cli import main; code = main(sys.argv[1:]); "
+        "heavy = {'torch', 'transformers', 'datasets'} & set(sys.modules); assert not heavy, heavy; sys.exit(code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, command, "mine.yaml", override],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 2, done.stderr
+    assert words in done.stderr
+
+
+def test_long_texts_get_the_remedies_that_there_are(mine: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    Path("train.jsonl").write_text(json.dumps({"text": "word " * 40}) + "\n")
+    assert main([*mine, "max_length=8"]) == 2
+    said = capsys.readouterr().err
+    assert "1 of 1 row cannot be used" in said
+    assert "before the first answer" not in said
+    assert (
+        "fix: on_long_row=drop or truncate (their ends are lost), or rows of fewer tokens, or a larger max_length"
+        in said
+    )
+    assert main([*mine, "max_length=8", "on_long_row=truncate"]) == 0
+
+
+def test_files_that_are_left_out_are_said(mine: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    Path("rows").mkdir()
+    Path("train.jsonl").rename("rows/train.jsonl")
+    Path("rows/more.txt.old").write_text("x")
+    Path("rows/README").write_text("x")
+    assert main(["data", "mine.yaml", "data.train=rows", "on_bad_row=drop"]) == 0
+    left_out = "beside it in the folder and left out: 'README, more.txt.old'"
+    assert left_out in capsys.readouterr().out
+    assert main(["init", "rows", "--model", "./model", "--output", "new.yaml"]) == 0
+    assert left_out in capsys.readouterr().out
 
 
 def test_the_view_is_the_text() -> None:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from luthier.data import near
 from luthier.data.duplicates import answer_starts, decoder, find_duplicates, normalised
 from luthier.data.near import FEWEST_NGRAMS, NGRAM, SIMILAR, TokenRows, grouped, jaccard, joined, near_pairs, row_keys
-from luthier.data.samples import Encoded, Samples, SampleWriter
+from luthier.data.samples import SampleBuffer, Samples, SampleWriter
 from luthier.types import NO_TARGET, Sample
 from tests.helpers.tiny_models import tiny_tokenizer
 
@@ -37,7 +37,7 @@ def token_rows(rows: list[list[int]], split: int | None = None) -> TokenRows:
 
 def write(folder: Path, rows: list[tuple[str, str]], groups: list[int] | None = None) -> Samples:
     """Samples of prompt and answer under the tiny tokenizer."""
-    tokenizer, encoded, writer = tiny_tokenizer(), Encoded(), SampleWriter(folder)
+    tokenizer, encoded, writer = tiny_tokenizer(), SampleBuffer(), SampleWriter(folder)
     for index, (prompt, answer) in enumerate(rows):
         before = tokenizer.encode(f"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n") if prompt else [0]
         ids = np.array([*before, *tokenizer.encode(answer + "<|im_end|>")])

@@ -252,7 +252,7 @@ def test_mixing_reads_weights_and_says_what_an_epoch_has() -> None:
     assert mixed.mixture == Mixture((300, 100), (3.0, 2.0), "first_exhausted")
     assert mixed.mixture.counts == (150, 100)
     assert "150 of 300 from train.jsonl, 100 of 100 from more.jsonl" in mixed.notes[-1]
-    assert run(data=files).mixture is None
+    assert run(data="[train.jsonl, more.jsonl]").mixture is None
     again = run("mixing=all_exhausted", data=files)
     assert again.from_cache  # what is drawn does not change what is encoded
     assert again.mixture is not None

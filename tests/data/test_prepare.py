@@ -13,7 +13,7 @@ import pytest
 from luthier import component, config
 from luthier.data import encoding as module
 from luthier.data.prepare import Prepared, prepare
-from luthier.data.samples import DamagedCache, Encoded, Samples, SampleWriter
+from luthier.data.samples import DamagedCache, SampleBuffer, Samples, SampleWriter
 from luthier.errors import UserError
 from luthier.types import NO_TARGET, Sample
 from tests.helpers import tokenizers
@@ -293,7 +293,7 @@ def test_samples_read_what_was_written(tmp_path: Path) -> None:
         Sample(np.array([7]), np.array([NO_TARGET]), "b.jsonl:2", 0),
         Sample(np.arange(50), np.arange(50), "", 1),
     ]
-    writer, encoded = SampleWriter(tmp_path / "s"), Encoded()
+    writer, encoded = SampleWriter(tmp_path / "s"), SampleBuffer()
     for number, sample in enumerate(wanted):
         encoded.add(sample, number + 2**63)
     writer.append(encoded.arrays())

@@ -200,6 +200,13 @@ def test_a_wrong_registry_is_named(tmp_path: Path) -> None:
         ("[]", "no map of entries"),
         ('{"a": 3}', "no map of entries"),
         (json.dumps({"alpaca_en": {"file_name": "a.json"}}), 'did you mean "alpaca_en"'),
+        (
+            json.dumps(
+                {name: {"file_name": "a.json"} for name in ("code", "alpaca_en", "an_alpaca_em_of_old", "alpaca_ex")}
+            ),
+            r'did you mean "alpaca_ex" or "alpaca_en" or "an_alpaca_em_of_old"\?',
+        ),
+        (json.dumps({"chats": {"file_name": "a.json"}}), "one of chats\nfix: add it to"),
     ):
         if text is not None:
             path.write_text(text)

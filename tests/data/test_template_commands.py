@@ -37,12 +37,26 @@ def model(tmp_path: Path) -> Path:
 
 def test_list_names_every_template(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["template", "list"]) == 0
-    lines = capsys.readouterr().out.splitlines()[1:]
-    assert {line.split()[0].rstrip("*") for line in lines} == set(library())
+    table, _, legend = capsys.readouterr().out.partition("\n\n")
+    assert {line.split()[0].rstrip("*") for line in table.splitlines()[1:]} == set(library())
+    facts = [one.facts for one in library().values()]
+    said = {word.rstrip(":") for word in legend.split()}
+    assert {word for one in facts for word in (one.system, one.thinking)} <= said
     assert main(["template", "list", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
     assert [one["chat_template"] for one in listed] == list(library())
     assert all(one["source"] and one["stop"] for one in listed)
+
+
+def test_list_fits_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "90")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert main(["template", "list"]) == 0
+    table = capsys.readouterr().out.partition("\n\n")[0].splitlines()
+    assert max(map(len, table)) <= 90
+    wrapped = " ".join(" ".join(table).split())
+    for one in library().values():
+        assert one.facts.source.split()[-1] in wrapped
 
 
 def test_show_prints_a_file_that_can_be_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -66,7 +80,10 @@ def test_diff_shows_where_two_part_and_what_is_trained(data: Path, capsys: pytes
     assert found["same"] is True
     assert [one["trained"] for one in found["stretches"]] == [False, True]
     assert main(["template", "diff", "alpaca", "alpaca@stanford"]) == 0
-    assert "the same tokens, trained alike" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "alpaca and alpaca@stanford are equal on the small conversation: the same tokens, trained alike" in shown
+    assert main(["template", "diff", "alpaca", "alpaca@stanford", "--row", f"{data}:1"]) == 0
+    assert f"are equal on {data}:1:" in capsys.readouterr().out
 
 
 def test_diff_with_a_models_tokenizer(data: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -84,6 +101,8 @@ def test_diff_with_a_models_tokenizer(data: Path, model: Path, capsys: pytest.Ca
     ("row", "words"),
     [
         ("train.jsonl", "no row"),
+        ("1", "--row train.jsonl:1"),
+        ("array.json:6", "--row array.json:2 is the one that begins at line 6"),
         ("train.jsonl:9", "has no row 9"),
         ("train.jsonl:2", "a text"),
         ("train.jsonl:3", ":3"),
@@ -91,6 +110,7 @@ def test_diff_with_a_models_tokenizer(data: Path, model: Path, capsys: pytest.Ca
 )
 def test_rows_that_cannot_be_shown(data: Path, monkeypatch: pytest.MonkeyPatch, row: str, words: str) -> None:
     monkeypatch.chdir(data.parent)
+    Path("array.json").write_text(json.dumps([ROW, ROW], indent=2), encoding="utf-8")
     with pytest.raises(UserError) as caught:
         row_at(row)
     assert words in str(caught.value)
@@ -108,6 +128,25 @@ def test_check_says_what_passes_and_why_not(tmp_path: Path, capsys: pytest.Captu
     outcomes = json.loads(capsys.readouterr().out)
     assert {one["shape"] for one in outcomes} == set(shapes())
     assert "no stop token" in outcomes[0]["reason"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("notes.txt", "Be kind to the model.", "no Jinja in it"),
+        ("train.jsonl", '{"instruction": "a"}\n{"instruction": "b"}\n', "no Jinja in it"),
+        ("tokenizer_config.json", '{"chat_template": "{% for message in messages %}{% endfor %}"}', "this is JSON"),
+    ],
+)
+def test_a_file_that_is_no_template(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, text: str, words: str
+) -> None:
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    assert main(["template", "check", str(tmp_path / name)]) == 2
+    shown = capsys.readouterr()
+    assert words in shown.err
+    assert "luthier template show chatml" in shown.err
+    assert not shown.out
 
 
 def test_check_the_template_of_a_model(model: Path, capsys: pytest.CaptureFixture[str]) -> None:

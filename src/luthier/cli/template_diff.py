@@ -16,7 +16,10 @@ def template_diff(
     first: Annotated[str, typer.Argument(metavar="A", help="A name, a Jinja file, or `auto`: that of --model.")],
     second: Annotated[str, typer.Argument(metavar="B", help="The other one.")],
     row: Annotated[
-        str | None, typer.Option("--row", metavar="FILE:N", help="The row. Without it: a small conversation.")
+        str | None,
+        typer.Option(
+            "--row", metavar="FILE:N", help="The row; N as in `luthier data`. Without it: a small conversation."
+        ),
     ] = None,
     model: Annotated[
         str | None, typer.Option("--model", help="Whose tokenizer is used. Without it: one of words.")
@@ -37,9 +40,12 @@ def template_diff(
     from dataclasses import asdict
 
     from luthier.cli._shared import print_json, tokenizer_of
+    from luthier.data.template import read_all
     from luthier.data.template_diff import default_conversation, difference, row_at
     from luthier.reporting.screen import Screen
+    from luthier.words import counted
 
+    read_all(first, second)  # before a tokenizer is fetched and transformers is imported
     conversation = row_at(row) if row is not None else default_conversation()
     tokenizer = tokenizer_of(model, trust_remote_code) if model is not None else None
     stretches = difference(first, second, conversation, tokenizer)
@@ -50,8 +56,9 @@ def template_diff(
         return
     console = Screen(highlight=False, soft_wrap=True)
     console.print(as_text(stretches, console.is_terminal and not console.no_color))
-    parted = f"{counts['both']} tokens in both, {counts['first']} only in {first}, {counts['second']} only in {second}"
-    print("the same tokens, trained alike" if same else parted)
+    parted = f"{counted(counts['both'], 'token')} in both, {counts['first']} only in {first}, {counts['second']} only in {second}"
+    equal = f"{first} and {second} are equal on {row or 'the small conversation'}: the same tokens, trained alike"
+    print(equal if same else parted)
 
 
 def as_text(stretches: list[Stretch], colour: bool) -> Text:

@@ -16,19 +16,21 @@ def train(
 ) -> None:
     """Fine-tune a model as a YAML file says.
 
-    Without a file, model, data and output_dir are given as KEY=VALUE. `luthier explain` lists all keys.
+    Without a file, model and data are given as KEY=VALUE. `luthier explain` lists all keys.
 
     Example:
       luthier train mine.yaml
       luthier train mine.yaml learning_rate=1e-4 r=32
-      luthier train model=org/name data=train.jsonl output_dir=runs/mine
+      luthier train model=org/name data=train.jsonl
       luthier train mine.yaml --resume
     """
     from luthier import config
     from luthier.cli._shared import split_config_and_overrides
+    from luthier.data import early
 
     path, overrides = split_config_and_overrides(arguments or [])
     checked = config.load(path, overrides)
+    early.check(checked)
     from luthier import run  # only now: a mistake in the configuration need not wait for it
 
     run.train(checked, resume=resume, trust_remote_code=trust_remote_code)

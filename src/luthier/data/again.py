@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from luthier.data.reading import Part, Reader, reader_of
 from luthier.data.render import ChatRenderer
-from luthier.data.template_check import prompt_of
+from luthier.data.template_check import served_ids
 from luthier.errors import UserError
 from luthier.formats._shared import BadRow
 from luthier.types import Conversation, Example, Row, Sample, Text
@@ -87,7 +87,7 @@ def served_prompts(renderer: ChatRenderer, example: Example, sample: Sample) -> 
         if part is None:  # the file has changed since
             return []
         turns = [turn for turn in part.evidence.turns if turn.trained]
-        prompts = [prompt_of(renderer, example, turn.index) for turn in turns]
+        prompts = [served_ids(renderer, example, turn.index) for turn in turns]
     except UserError:  # it was encoded once: the file has changed since
         return []
     return [

@@ -18,6 +18,20 @@ from luthier.data.near import Keys, Mask, TokenRows, grouped, joined, near_pairs
 from luthier.data.samples import Samples
 from luthier.types import NO_TARGET, Ints
 
+SAYS = {
+    "exact": "the same tokens",
+    "normalised": "the same but for case, width, spaces and punctuation",
+    "near": "nearly the same: seven tenths of their three-token runs are shared",
+    "conflicts": "the same prompt with another answer",
+    "prompt": "the same prompt with another answer",
+}
+"""What each degree means; the words of every report."""
+DUPLICATES = "rows beyond the first of each group, each counted at the first degree that holds"
+CONFLICTS = "prompts that have more than one answer"
+OVERLAP = (
+    "held-out rows that are also trained, each counted at the first degree that holds: their loss is no fair measure"
+)
+"""What is counted."""
 MOST_GROUPS = 1_000
 """Groups and pairs that are listed; the counts are always of all."""
 ROWS_AT_A_TIME = 2_048

@@ -22,10 +22,10 @@ import numpy as np
 
 from luthier.config import DataConfig
 from luthier.data.laws import LawBroken
-from luthier.data.ledger import Ledger
+from luthier.data.ledger import LONGER, Ledger
 from luthier.data.reading import Purpose, Reader
 from luthier.data.render import ChatRenderer
-from luthier.data.samples import Encoded
+from luthier.data.samples import SampleBuffer
 from luthier.errors import EnvironmentProblem
 from luthier.formats._shared import BadRow
 from luthier.machine import cores
@@ -60,7 +60,7 @@ class Refused:
 class Chunk:
     """What became of some rows that stand one after the other in a file."""
 
-    sets: dict[str, Encoded] = field(default_factory=lambda: {purpose: Encoded() for purpose in PURPOSES})
+    sets: dict[str, SampleBuffer] = field(default_factory=lambda: {purpose: SampleBuffer() for purpose in PURPOSES})
     examples: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PURPOSES, 0))
     ledger: Ledger = field(default_factory=Ledger)
     refused: list[Refused] = field(default_factory=list)
@@ -73,12 +73,8 @@ class LongRow(BadRow):
 
     def __init__(self, row: Row, sample: Sample, limit: int) -> None:
         prompt = int((sample.targets != NO_TARGET).argmax()) + 1
-        super().__init__(
-            row.place,
-            "",
-            f"{len(sample):,} tokens, of which {prompt:,} stand before the first answer",
-            f"at most {limit:,}",
-        )
+        before = f", of which {prompt:,} stand before the first answer" if prompt > 1 else ""  # plain text has none
+        super().__init__(row.place, "", f"{len(sample):,} tokens{before}", f"at most {limit:,}")
         self.tokens = len(sample)
 
 
@@ -159,7 +155,7 @@ class Encoding:
             return
         reason = "unusable"
         if isinstance(error, LongRow):
-            reason = "longer than the limit"
+            reason = LONGER
             out.ledger.tokens_in += error.tokens
             out.ledger.tokens_dropped += error.tokens
         elif isinstance(error, LawBroken):

@@ -7,10 +7,15 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from luthier.words import counted, noun
+
+LONGER = "longer than the limit"
+"""Why a row is dropped whose tokens are known nevertheless."""
+
 
 @dataclass
 class Ledger:
-    """Rows and tokens of one data set. Tokens are counted of rows that could be encoded."""
+    """Rows and tokens of one data set. Tokens are known of rows that can be used, and of those that are too long."""
 
     rows_in: int = 0
     rows_trained: int = 0
@@ -54,6 +59,11 @@ class Ledger:
     def rows_dropped(self) -> int:
         return sum(map(len, self.dropped.values()))
 
+    @property
+    def rows_without_tokens(self) -> int:
+        """Dropped rows that could not be read or break a law: they are in `rows_in`, and no tokens of them in `tokens_in`."""
+        return self.rows_dropped - len(self.dropped.get(LONGER, []))
+
     def add(self, other: Ledger) -> None:
         """Adds the account of the rows that follow."""
         for name in (item.name for item in fields(self)):
@@ -80,18 +90,19 @@ class Ledger:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as `ledger.json` has them."""
-        return {**asdict(self), "rows_dropped": self.rows_dropped}
+        return {**asdict(self), **{name: getattr(self, name) for name in DERIVED}}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Ledger:
-        return cls(**{key: value for key, value in values.items() if key != "rows_dropped"})
+        return cls(**{key: value for key, value in values.items() if key not in DERIVED})
 
     def lines(self) -> list[str]:
         """The account as lines of text."""
         out = []
         for source in self.sources:
             how = " (recognised)" if source["recognised"] else ""
-            out.append("{name}: {rows:,} rows, format {format}{how}, {purpose}".format(**source, how=how))
+            rows_of_it = counted(source["rows"], "row")
+            out.append(f"{source['name']}: {rows_of_it}, format {source['format']}{how}, {source['purpose']}")
         rows = [(self.rows_trained, "trained"), (self.rows_held_out, "held out"), (self.rows_dropped, "dropped")]
         tokens = [
             (self.tokens_trained, "trained"),
@@ -101,28 +112,42 @@ class Ledger:
         tokens += [(self.tokens_cut, "cut"), (self.tokens_dropped, "dropped")]
         for name, total, parts in (("rows", self.rows_in, rows), ("tokens", self.tokens_in, tokens)):
             out.append(f"{name:<7} {total:>12,} in = " + " + ".join(f"{count:,} {word}" for count, word in parts))
+        if unknown := self.rows_without_tokens:
+            words = noun(unknown, "row could not be used: its tokens", "rows could not be used: their tokens")
+            out.append(f"note    {unknown:>12,} {words} are not known, and not in this sum")
         out += [f"dropped {len(names):>12,} {reason} ({_some(names)})" for reason, names in self.dropped.items()]
         if self.rows_cut:
             out.append(
-                f"cut     {self.rows_cut:>12,} rows, {self.answer_tokens_cut:,} tokens of answers lost"
-                f" ({_some(self.cut)})"
+                f"cut     {self.rows_cut:>12,} {noun(self.rows_cut, 'row')}, "
+                f"{counted(self.answer_tokens_cut, 'token')} of answers lost ({_some(self.cut)})"
             )
-        for count, words in (
-            (self.rows_with_control_text, "rows spell out a control token; it is plain text to the model"),
-            (self.rows_other_ids_if_encoded_whole, "rows would have other ids if encoded in one piece"),
-            (self.rows_split, "rows gave a sample for each answer: the template writes history otherwise"),
+        for count, one, many, words in (
+            (
+                self.rows_with_control_text,
+                "row spells out",
+                "rows spell out",
+                "a control token; it is plain text to the model",
+            ),
+            (self.rows_other_ids_if_encoded_whole, "row", "rows", "would have other ids if encoded in one piece"),
+            (self.rows_split, "row", "rows", "gave a sample for each answer: the template writes history otherwise"),
             (
                 self.held_out_prompts_also_trained,
-                "held-out rows ask what is also trained: their loss is no fair measure",
+                "held-out row has",
+                "held-out rows have",
+                "a prompt that is also trained, letter for letter: the loss there is no fair measure",
             ),
         ):
             if count:
-                out.append(f"note    {count:>12,} {words}")
+                out.append(f"note    {count:>12,} {noun(count, one, many)} {words}")
         return out
 
     def as_text(self) -> str:
         """The account for a terminal."""
         return "\n".join(self.lines())
+
+
+DERIVED = ("rows_dropped", "rows_without_tokens")
+"""What `ledger.json` has beside the fields."""
 
 
 def _some(rows: list[str], most: int = 3) -> str:

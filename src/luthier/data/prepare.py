@@ -39,6 +39,7 @@ from luthier.data.streamed import Counter
 from luthier.data.template import Template
 from luthier.errors import UserError, excerpt
 from luthier.types import Objective
+from luthier.words import counted
 
 READ_WITH = ("jinja2", "tokenizers", "transformers", "sentencepiece", "pyarrow", "datasets")
 """Packages whose versions may decide the result."""
@@ -304,11 +305,13 @@ def _all_refused_rows(account: Account, data: DataConfig) -> UserError:
     if count > SHOWN_REFUSED:
         where = "; luthier data with on_bad_row=drop on_long_row=drop and --json lists all" if count < rows_in else ""
         shown.append(f"  and {count - SHOWN_REFUSED:,} more{where}")
-    head = f"{count:,} of {rows_in:,} rows cannot be used ({_percent(count / rows_in)}); nothing was trained"
+    head = f"{count:,} of {counted(rows_in, 'row')} cannot be used ({_percent(count / rows_in)}); nothing was trained"
     fixes = [common] if common else ["mend the rows"] if long < count else []
     fixes += ["on_bad_row=drop (they go to rejected.jsonl)"] if long < count else []
     if long:
-        fixes.append("on_long_row=drop" + (" or truncate" if data.on_long_row == "error" else ""))
+        truncate = " or truncate (their ends are lost)" if data.on_long_row == "error" else ""
+        fixes.append(f"on_long_row=drop{truncate}")
+        fixes.append("rows of fewer tokens" + (", or a larger max_length" if data.max_length is not None else ""))
     return UserError("", "\n".join([head, *shown]), "", ", or ".join(fixes))
 
 
@@ -333,7 +336,7 @@ def _refuse_empty(data: DataConfig, parts: list[Part], ledger: Ledger, sets: Map
     if data.eval is not None and not len(sets.get("eval", ())):
         raise UserError(
             "data.eval",
-            f"{excerpt(data.eval)} holds out none of {ledger.rows_trained:,} rows",
+            f"{excerpt(data.eval)} holds out none of {counted(ledger.rows_trained, 'row')}",
             "at least one row",
             "a larger share, such as data.eval=0.2, a file, or leave data.eval out",
         )

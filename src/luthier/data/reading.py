@@ -81,19 +81,27 @@ def plan(config: RunConfig, takes: Sequence[type]) -> list[Part]:
     Raises:
         UserError: a file is not there, or the registry does not know a name.
     """
+    parts = []
+    for purpose, key, file in files_of(config, takes):
+        found = sampled(sources(file, f"{key}.path"), file, config.data.max_samples, config.seed)
+        parts += [Part(source, purpose, file.weight / len(found)) for source in found]
+    return parts
+
+
+def files_of(config: RunConfig, takes: Sequence[type]) -> Iterator[tuple[Purpose, str, DataFile]]:
+    """(purpose, the entry's place in the configuration, the entry) for each; names of a registry as what they stand for.
+
+    Raises:
+        UserError: the registry does not know a name.
+    """
     data = config.data
     groups: list[tuple[Purpose, tuple[DataFile, ...]]] = [("train", data.train)]
     if isinstance(data.eval, tuple):
         groups.append(("eval", data.eval))
-    parts = []
     for purpose, files in groups:
         for index, file in enumerate(files):
             key = f"data.{purpose}[{index}]"
-            if data.registry is not None:
-                file = from_registry(data.registry, file, takes, key)
-            found = sampled(sources(file, f"{key}.path"), file, data.max_samples, config.seed)
-            parts += [Part(source, purpose, file.weight / len(found)) for source in found]
-    return parts
+            yield purpose, key, file if data.registry is None else from_registry(data.registry, file, takes, key)
 
 
 def format_of(kind: str) -> Literal["auto"] | ComponentConfig:

@@ -31,13 +31,15 @@ from pathlib import Path
 from typing import Any
 
 from luthier import component, strict_json
-from luthier.component import ComponentConfig, did_you_mean
+from luthier.component import ComponentConfig, did_you_mean, nearest
 from luthier.config import DataFile
 from luthier.errors import EnvironmentProblem, UserError, excerpt
 from luthier.formats._shared import MEDIA
 from luthier.types import Conversation, Prompt, Text
 
 FILE_NAME = "dataset_info.json"
+FEW_NAMES = 5
+"""So many are all listed."""
 
 COLUMNS = {"prompt": "instruction", "query": "input", "response": "output", "messages": "conversations"}
 COLUMNS |= dict.fromkeys(
@@ -106,9 +108,12 @@ def from_registry(registry: str, file: DataFile, takes: Sequence[type], key: str
     path = path / FILE_NAME if path.is_dir() else path
     entries = read_registry(path)
     if file.path not in entries:
-        near = did_you_mean(file.path, list(entries))
-        fix = near or f"add it to {path}, or leave data.registry out and name files"
-        raise UserError(f"{key}: {file.path}", f"{path} has no such name", f"one of its {len(entries):,} names", fix)
+        names = list(entries)
+        near = " or ".join(f'"{name}"' for name in nearest(file.path, names))
+        few = f"one of {', '.join(names)}" if len(names) <= FEW_NAMES else f"one of its {len(names):,} names"
+        fix = f"add it to {path}, or leave data.registry out and name files"
+        fix = f"did you mean {near}? Or {fix}" if near else fix
+        raise UserError(f"{key}: {file.path}", f"{path} has no such name", few, fix)
     entry = _Entry(f"{path}: {file.path}", entries[file.path])
     given = file.model_dump(exclude_unset=True, exclude={"path", "format"})
     values = {"split": entry.text("split") or "train", "subset": entry.text("subset"), "data_dir": entry.text("folder")}

@@ -28,7 +28,7 @@ from luthier.data.laws import (
     Turn,
     check,
 )
-from luthier.data.template import Part, Request, Template, part_of
+from luthier.data.template import Request, Template, TemplateMessage, as_template_message
 from luthier.data.template_library import Facts, token_ids
 from luthier.data.tools import MARKS_OF_THOUGHT, changed_tools, extras_of, has_extras
 from luthier.errors import UserError
@@ -221,7 +221,7 @@ class ChatRenderer:
                 out[index] = replace(message, content=cut)
         return tuple(out)
 
-    def _part(self, message: Message, apart: bool = False) -> Part:
+    def _part(self, message: Message, apart: bool = False) -> TemplateMessage:
         """A message as the template gets it; `apart`: with control tokens in its texts cut."""
         content = self._cut_apart(message.content) if apart else message.content
         if not has_extras(message):
@@ -419,8 +419,8 @@ def ordinary_tokens_of(template: Template, tokenizer: Any) -> dict[str, int]:
     ordinary = {token: index for token, index in ordinary.items() if BRACKETED.fullmatch(token)}
     if not ordinary:
         return {}
-    called = part_of(Message("assistant", "", tool_calls=(ToolCall("f", "{}"),)))
-    talk: tuple[Part, ...] = (("user", "a"), ("assistant", "b"), ("user", "c"))
+    called = as_template_message(Message("assistant", "", tool_calls=(ToolCall("f", "{}"),)))
+    talk: tuple[TemplateMessage, ...] = (("user", "a"), ("assistant", "b"), ("user", "c"))
     probes = [talk, (("system", "s"), *talk), (*talk, called), (*talk, called, ("tool", "d"))]
     texts = [text if isinstance(text, str) else "" for text in template.render([Request(probe) for probe in probes])]
     plain, with_system, with_call, with_result = ({token for token in ordinary if token in text} for text in texts)

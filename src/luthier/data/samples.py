@@ -43,7 +43,7 @@ FINGERPRINTED = ("input_ids", "targets", "lengths", "groups", "row_text")
 
 
 @dataclass(slots=True)
-class Encoded:
+class SampleBuffer:
     """Samples in memory, one after the other, as arrays of `DTYPES`."""
 
     samples: list[Sample] = field(default_factory=list)
@@ -226,7 +226,7 @@ class SampleWriter:
             file.seek(end)
 
     def append(self, arrays: Mapping[str, Array]) -> None:
-        """Adds samples, given as `Encoded.arrays` gives them."""
+        """Adds samples, given as `SampleBuffer.arrays` gives them."""
         for name, array in arrays.items():
             self._files[name].write(np.ascontiguousarray(array, dtype=DTYPES[name]).data)
             self.counts[name] += len(array)

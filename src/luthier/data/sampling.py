@@ -12,6 +12,7 @@ from luthier.data.source import Source
 from luthier.errors import UserError
 from luthier.randomness import permutation
 from luthier.types import Ints
+from luthier.words import counted
 
 
 def sampled(found: list[Source], file: DataFile, most: int | None, seed: int) -> list[Source]:
@@ -57,7 +58,7 @@ def draw(records: int, wanted: int, seed: int, name: str) -> Ints:
 def told(records: int, wanted: int, seed: int) -> str:
     """What is said of a draw."""
     if wanted <= records:
-        return f"{wanted:,} of {records:,} rows, drawn by seed {seed}"
+        return f"{wanted:,} of {counted(records, 'row')}, drawn by seed {seed}"
     whole, rest = divmod(wanted, records)
     once: Literal["", " and one more of"] = " and one more of" if rest else ""
     return f"{wanted:,} rows of {records:,}: each {whole:,} times" + (

@@ -157,6 +157,11 @@ class Source:
             )
 
 
+def is_of_hub(file: DataFile) -> bool:
+    """Whether an entry names a data set of a hub, which is fetched to be looked at."""
+    return file.path.startswith(tuple(HUBS))
+
+
 def sources(file: DataFile, key: str) -> list[Source]:
     """The files that one entry of `data.train` or `data.eval` names: one, those of a folder or pattern, or a hub's data set.
 

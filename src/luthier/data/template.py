@@ -49,11 +49,11 @@ FOLD = (
 THINKING = "{%% if enable_thinking is not defined %%}{%% set enable_thinking = %s %%}{%% endif %%}"
 """What was chosen for training is what holds where a server says nothing else."""
 
-Part = tuple[str, str] | tuple[str, str | None, str]
+TemplateMessage = tuple[str, str] | tuple[str, str | None, str]
 """A message for a template: role, content, and what it has beside them, as JSON."""
 
 
-def part_of(message: Message) -> Part:
+def as_template_message(message: Message) -> TemplateMessage:
     """A message as a template gets it."""
     return (
         (message.role, message.content, extras_of(message)) if has_extras(message) else (message.role, message.content)
@@ -64,7 +64,7 @@ def part_of(message: Message) -> Part:
 class Request:
     """One rendering: the messages, and whether the assistant's header is put at the end."""
 
-    messages: tuple[Part, ...]
+    messages: tuple[TemplateMessage, ...]
     add_generation_prompt: bool = False
     marked: bool = False
     """whether the text carries the marks of what the assistant says"""
@@ -179,7 +179,7 @@ class Template:
     def render_one(self, messages: Sequence[Message], *, add_generation_prompt: bool = False, tools: str = "") -> str:
         """The text of one conversation. Raises UserError as the template does."""
         (text,) = self.render(
-            [Request(tuple(part_of(message) for message in messages), add_generation_prompt, tools=tools)]
+            [Request(tuple(as_template_message(message) for message in messages), add_generation_prompt, tools=tools)]
         )
         if isinstance(text, UserError):
             raise text
@@ -327,6 +327,7 @@ def read_template(spec: str) -> tuple[str, Facts]:
         return shipped.text, shipped.facts
     try:
         source = Path(spec).read_text(encoding="utf-8")
+        _refuse_what_is_no_jinja(spec, source)
         return source, facts_of(source)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
@@ -336,6 +337,29 @@ def read_template(spec: str) -> tuple[str, Facts]:
         ) from None
     except ValueError as error:
         raise UserError(spec, str(error), "the keys and values of the headers in luthier's templates") from None
+
+
+def read_all(*specs: str) -> None:
+    """Raises UserError, as `read_template`, where a name or a file among them cannot be used. `auto` is a model's."""
+    for spec in specs:
+        if spec != "auto":
+            read_template(spec)
+
+
+def _refuse_what_is_no_jinja(spec: str, source: str) -> None:
+    """Any text is a Jinja template to Jinja: one that says the same whatever the messages are. Raises UserError."""
+    is_json = True
+    try:
+        json.loads(source)
+    except ValueError:
+        is_json = False
+    if is_json or not ("{{" in source or "{%" in source):
+        raise UserError(
+            f"data.chat_template: {spec}",
+            "this is JSON, no chat template" if is_json else "this is no chat template: there is no Jinja in it",
+            "a Jinja file that writes the messages: {% for message in messages %} ...",
+            "luthier template show chatml > mine.jinja is one to begin with",
+        )
 
 
 def _own(tokenizer: Any) -> str:

@@ -114,12 +114,12 @@ def _outcome(renderer: ChatRenderer, shape: str, conversation: Conversation) -> 
     for part in parts:
         trained = [turn for turn in part.evidence.turns if turn.trained]
         for turn, (start, _) in zip(trained, part.evidence.spans, strict=True):
-            if prompt_of(renderer, conversation, turn.index) != part.ids[:start]:
+            if served_ids(renderer, conversation, turn.index) != part.ids[:start]:
                 return Outcome(shape, False, f"the ids before message {turn.index} are not those that are served", 0)
     return Outcome(shape, True, "", len(parts))
 
 
-def prompt_of(renderer: ChatRenderer, conversation: Conversation, index: int) -> list[int]:
+def served_ids(renderer: ChatRenderer, conversation: Conversation, index: int) -> list[int]:
     """What is served where message `index` is asked for, by a renderer that knows nothing of what was encoded."""
     return renderer.prompt_ids(conversation.messages[:index], conversation.tools)
 

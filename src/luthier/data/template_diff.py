@@ -10,6 +10,7 @@ from typing import Any, Literal
 from luthier.config import DataFile
 from luthier.data.reading import recognised
 from luthier.data.render import ChatRenderer
+from luthier.data.row_names import NUMBER, RowName
 from luthier.data.source import sources
 from luthier.data.template import Template
 from luthier.data.template_check import made_tokenizer, shapes, tokens_of
@@ -30,22 +31,25 @@ class Stretch:
 
 
 def row_at(place: str) -> Conversation:
-    """The conversation of `FILE:N`, N being the line of a JSONL or CSV file, else the record's number.
+    """The conversation of a row, `FILE:N`.
 
     Raises:
         UserError: no such file or row, or the row is no conversation.
     """
-    path, colon, number = place.rpartition(":")
-    if not colon or not number.isdigit():
-        raise UserError(f"--row {place}", "no row", "FILE:N", "--row train.jsonl:1")
-    for source in sources(DataFile(path=path), "--row"):
+    wanted, at_line = RowName.read(place), ""
+    if not wanted.file:
+        raise UserError(f"--row {place}", "no file", "FILE:N", f"--row train.jsonl:{wanted.number}")
+    for source in sources(DataFile(path=wanted.file), "--row"):
+        named = RowName(source.name, wanted.number)
         for row in source.rows():
             if not isinstance(row, Row):
-                if row.row.startswith(f"{source.name}:{number}"):
+                if named.means(row.row):
                     raise row
-            elif row.number == int(number):
+            elif row.number == wanted.number:
                 return _conversation(row, source.name)
-    raise UserError(f"--row {place}", f"{path} has no row {number}", "a row of the file")
+            elif row.line == wanted.number:
+                at_line = f"--row {row.id} is the one that begins at line {row.line}"
+    raise UserError(f"--row {place}", f"{wanted.file} has no row {wanted.number}", f"FILE:N; {NUMBER}", at_line)
 
 
 def _conversation(row: Row, name: str) -> Conversation:

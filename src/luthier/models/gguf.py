@@ -38,7 +38,7 @@ def convert(file: Path, say: Say) -> Path:
         EnvironmentProblem: the cache cannot be written.
     """
     digest = sha256(file)
-    target = cache_dir() / "gguf" / f"{digest}-{LAYOUT}"
+    target = _target(digest)
     if target.is_dir():
         return target
     header = _header(file)
@@ -49,6 +49,16 @@ def convert(file: Path, say: Say) -> Path:
             json.dumps({"gguf": file.name, "sha256": digest, **header}, indent=2), encoding="utf-8"
         )
     return target
+
+
+def converted(file: Path) -> Path | None:
+    """The folder of a file that was converted before."""
+    target = _target(sha256(file))
+    return target if target.is_dir() else None
+
+
+def _target(digest: str) -> Path:
+    return cache_dir() / "gguf" / f"{digest}-{LAYOUT}"
 
 
 def _header(file: Path) -> dict[str, Any]:

@@ -96,6 +96,14 @@ def fetch(
     return record.folder, commit
 
 
+def kept(name: str) -> Path | None:
+    """The folder of an earlier download of the model's main branch, ours or another tool's; nothing is asked of the hub."""
+    try:
+        return _from_cache(name, None, False, "not asked", lambda text: None)[0]
+    except EnvironmentProblem:
+        return None
+
+
 def _converted(name: str, commit: str) -> Path:
     """Where the safetensors of a model lie that was published with pickled weights alone."""
     return cache_dir() / "converted" / name.replace("/", "--") / commit

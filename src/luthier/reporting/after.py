@@ -14,6 +14,7 @@ from luthier.models.opened import open_model
 from luthier.reporting import row_losses, suspects
 from luthier.reporting.figures import read_figures
 from luthier.reporting.progress import duration
+from luthier.words import counted
 
 SHOWN_SUSPECTS = 20
 """At least so many are listed; else a fiftieth of the rows."""
@@ -71,7 +72,7 @@ def _cost(run: Path, prepared: Prepared, rows: Any) -> str:
     speed = read_figures(run).tokens_per_s
     time = f", about {duration(tokens / speed / SCORING_IS_FASTER)} at the speed of the run" if speed else ""
     return (
-        f"asking the run's model about {len(rows):,} rows, {tokens:,} tokens{time}; "
+        f"asking the run's model about {counted(len(rows), 'row')}, {counted(tokens, 'token')}{time}; "
         f"kept in {run / suspects.SUSPECTS} (--suspects 0 leaves it out)"
     )
 

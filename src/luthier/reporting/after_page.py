@@ -9,6 +9,7 @@ from typing import Any
 from luthier.reporting import data_pictures
 from luthier.reporting.curves import Series, svg_curve
 from luthier.reporting.data_report import DataReport
+from luthier.words import counted
 
 MOST_ROWS = 100
 """Rows of one kind that are listed; `--json` has every row."""
@@ -42,7 +43,8 @@ def _suspects(found: dict[str, Any], bounds: tuple[float, float]) -> str:
     )
     head = _head("Row", "own prompt", "another row\u2019s", "score", "by pass", "")
     return (
-        f'<div class="card wide"><h3>Answers that fit their prompts least, of {found["examined"]:,} rows</h3><p class="hint">The likeliest '
+        f'<div class="card wide"><h3>Answers that fit their prompts least, of {counted(found["examined"], "row")}</h3>'
+        '<p class="hint">The likeliest '
         "mistakes first: an answer that is hardly likelier behind its own prompt than behind that of another row (a score near 0 "
         "or above) probably belongs elsewhere. The first are shown token by token below."
         f"</p><table>{head}<tbody>{lines}</tbody></table></div>"
@@ -68,7 +70,7 @@ def _courses(found: dict[str, Any], bounds: tuple[float, float]) -> str:
             )
             more = f'<p class="hint">and {len(rows) - MOST_ROWS:,} more</p>' if len(rows) > MOST_ROWS else ""
             out += (
-                f'<details><summary>{len(rows):,} rows {course}</summary><div class="in wide"><table>'
+                f'<details><summary>{counted(len(rows), "row")} {course}</summary><div class="in wide"><table>'
                 f"{_head('Row', 'by pass', '')}<tbody>{lines}</tbody></table>{more}</div></details>"
             )
     return out

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from luthier.config import RunConfig
+from luthier.data import early
 from luthier.models.sources import resolve
 from luthier.reporting.data_report import DataReport
 from luthier.reporting.kept_report import KeptReport
@@ -39,6 +40,7 @@ def look(
     Raises:
         UserError: rows, a file or the template cannot be used; the wanted row is not there; the run learned from others.
     """
+    early.check(config)
     source = resolve(config.model.path, config.model.revision, trust_remote_code)
     if config.data.streaming:
         say("streaming: a run keeps no encoded rows; this report does, in the cache, to look at all of them")
@@ -50,7 +52,7 @@ def look(
             return found
     from luthier.reporting.new_report import new_report  # torch and transformers take seconds to import
 
-    report = new_report(config, source.folder, wanted, after, examined_rows, every_view, trust_remote_code, say)
+    reports = new_report(config, source.folder, wanted, after, examined_rows, every_view, trust_remote_code, say)
     if kept is not None:
-        kept.keep(report)
-    return report
+        kept.keep(reports)
+    return reports[0][1]

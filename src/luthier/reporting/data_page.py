@@ -9,6 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from luthier.data.duplicates import CONFLICTS, DUPLICATES, OVERLAP
 from luthier.errors import EnvironmentProblem
 from luthier.reporting import data_pictures
 from luthier.reporting.after_page import after_section
@@ -18,11 +19,13 @@ from luthier.reporting.names import short_names
 from luthier.reporting.shown_rows import ServedPrompt, ShownRow
 from luthier.reporting.style import STYLE
 from luthier.reporting.token_view import INSTEAD, Look, Token
+from luthier.words import counted, noun
 
 MOST_TOKENS = 4_000
 """Of one row that are shown."""
 MOST_LISTED = 100
 """Groups, pairs and names of rows that are listed; `--json` has them all."""
+DEGREES = ("exact", "normalised", "near")
 LOOKS: tuple[tuple[Look, str], ...] = (
     ("trained", "what the model learns to say"),
     ("context", "what it only reads"),
@@ -89,15 +92,17 @@ def _tiles(report: DataReport) -> str:
         (
             "Tokens with loss",
             f"{100 * report.tokens['trained_share']:.0f} %",
-            f"{report.tokens['trained']:,} tokens",
+            counted(report.tokens["trained"], "token"),
             "",
         ),
         ("Laws", "all hold" if not broken else f"{broken} broken", f"{len(report.laws)} on every row", _bad(broken)),
         ("Rows cut or dropped", f"{ledger['rows_cut'] + ledger['rows_dropped']:,}", "each is named below", ""),
-        ("Rows more than once", f"{twice:,}", "exact, folded or near", ""),
+        ("Duplicates", f"{twice:,}", "exact, normalised or near", ""),
     ]
     if duplicates["overlap"]:
-        tiles.append(("Held-out rows also trained", f"{overlap:,}", f"of {ledger['rows_held_out']:,}", _bad(overlap)))
+        tiles.append(
+            ("Held-out rows also trained", f"{overlap:,}", f"of {ledger['rows_held_out']:,} held out", _bad(overlap))
+        )
     out = "".join(
         f'<div class="tile"><dt>{escape(name)}</dt><dd class="{look}">{escape(value)}<small>{escape(more)}</small></dd></div>'
         for name, value, more, look in tiles
@@ -138,7 +143,7 @@ def row_article(row: ShownRow) -> str:
     """One row: why it is shown, its tokens, and what is served."""
     why = "".join(f"<li>{escape(reason)}</li>" for reason in row.why)
     held_out = ", held out" if row.purpose != "train" else ""
-    counts = f"{len(row.tokens):,} tokens, {row.trained:,} trained{held_out}"
+    counts = f"{counted(len(row.tokens), 'token')}, {row.trained:,} trained{held_out}"
     served = "".join(_served(prompt, len(row.served), folded=number > 0) for number, prompt in enumerate(row.served))
     beside = f'<div tabindex="0">{served}</div>' if served else ""
     return (
@@ -153,7 +158,7 @@ def _served(prompt: ServedPrompt, answers: int, folded: bool) -> str:
     of = f" for answer {prompt.answer} of {answers}" if answers > 1 else ""
     look, word = ("better", "the same ids") if prompt.equal else ("worse", "NOT the same ids")
     shown = "".join(f"<i>{_visible(text)}</i>" for text in prompt.text[:MOST_TOKENS] if text)
-    label = f'Served{of}: {prompt.tokens:,} tokens, <span class="{look}">{word}</span>'
+    label = f'Served{of}: {counted(prompt.tokens, "token")}, <span class="{look}">{word}</span>'
     text = f'<p class="tokens" dir="auto">{shown}</p>'
     if folded and prompt.equal:
         return f'<details class="served"><summary class="label">{label}</summary>{text}</details>'
@@ -183,6 +188,9 @@ def _visible(text: str) -> str:
 
 def _ledger(report: DataReport) -> str:
     ledger = report.ledger
+    without = ledger["rows_without_tokens"]
+    words = noun(without, "row could not be used: its tokens", "rows could not be used: their tokens")
+    unknown = f" {without:,} {words} are not known, and not among these." if without else ""
     soft, line = "var(--curve-1)", "var(--line)"
     rows = [
         ("trained", ledger["rows_trained"], "var(--curve-3)"),
@@ -219,7 +227,8 @@ def _ledger(report: DataReport) -> str:
         f"</tbody></table>{more}</div></details>"
     )
     return (
-        f'<p class="hint">{ledger["rows_in"]:,} rows and {ledger["tokens_in"]:,} tokens came in; this is all of them.</p>'
+        f'<p class="hint">{counted(ledger["rows_in"], "row")} and {counted(ledger["tokens_in"], "token")} came in; this is '
+        f"all of them.{unknown}</p>"
         f'<div class="card">{data_pictures.stacked(rows, "Rows")}{data_pictures.stacked(tokens, "Tokens")}</div>'
         + (f'<div class="card">{table}</div>' if dropped else "")
         + (why if report.dropped else "")
@@ -235,7 +244,7 @@ def _names(names: Sequence[str]) -> str:
 def _laws(report: DataReport) -> str:
     lines = "".join(
         f'<li class="{"" if law["holds"] else "broken"}">{escape(name.replace("_", " "))}'
-        + ("" if law["holds"] else f": {law['broken']:,} rows ({_names(law['rows'])}), dropped")
+        + ("" if law["holds"] else f": {counted(law['broken'], 'row')} ({_names(law['rows'])}), dropped")
         + f'<span class="hidden">{"" if law["holds"] else " broken"}</span><small>{escape(law["says"])}</small></li>'
         for name, law in report.laws.items()
     )
@@ -250,12 +259,14 @@ def _lengths(report: DataReport) -> str:
         return f"median {of['median']:,}, 99 % {of['p99']:,}, max {of['max']:,}"
 
     limit = report.lengths["limit"]
-    bound = f"A row may have {limit:,} tokens." if limit is not None else "Nothing bounds the length of a row."
+    bound = f"A row may have {counted(limit, 'token')}." if limit is not None else "Nothing bounds the length of a row."
     fill = report.batches
-    long = f" {fill.longer_than_max:,} hold one row that is longer than that." if fill.longer_than_max else ""
+    long = fill.longer_than_max
+    passes = counted(long, "forward pass holds", "forward passes hold")
+    beyond = f" {passes} one row that is longer than that, drawn in another colour." if long else ""
     return (
-        f'<p class="hint">{bound} {fill.steps:,} steps of {fill.global_batch_size} samples, {fill.layout}, at most '
-        f"{fill.max_tokens:,} tokens in a forward pass.{long}</p>"
+        f'<p class="hint">{bound} {counted(fill.steps, "step")} of {counted(fill.global_batch_size, "sample")}, '
+        f"{fill.layout}, at most {counted(fill.max_tokens, 'token')} in a forward pass.{beyond}</p>"
         f'<div class="curves">{data_pictures.histogram(row["histogram"], "Tokens of a row", caption(row))}'
         f"{data_pictures.histogram(answer['histogram'], 'Tokens with loss in a row', caption(answer), 2)}"
         f"{data_pictures.batches(fill)}{_fill(fill)}</div>"
@@ -268,7 +279,7 @@ def _fill(fill: Fill) -> str:
         {"from": place * tenth, "to": (place + 1) * tenth - 1, "rows": count}
         for place, count in enumerate(fill.histogram)
     ]
-    caption = f"{fill.micro_batches:,} of the first {fill.steps_looked_at:,} steps"
+    caption = f"{fill.micro_batches:,} of the first {counted(fill.steps_looked_at, 'step')}"
     return data_pictures.histogram(
         bins, "How full a forward pass is", caption, 1, unit="% of the most tokens", of="forward passes"
     )
@@ -276,51 +287,33 @@ def _fill(fill: Fill) -> str:
 
 def _duplicates(report: DataReport) -> str:
     found = report.duplicates
-    lines = [
-        ("The same tokens", found["exact"]["extra"], "rows", found["exact"]["listed"]),
-        (
-            "The same but for case, spaces and punctuation",
-            found["normalised"]["extra"],
-            "rows",
-            found["normalised"]["listed"],
-        ),
-        ("Nearly the same", found["near"]["extra"], "rows", found["near"]["listed"]),
-        (
-            "The same prompt with different answers",
-            found["conflicts"]["groups"],
-            "prompts",
-            found["conflicts"]["listed"],
-        ),
-    ]
-    words = {
-        "exact": "Held out and trained: the same tokens",
-        "normalised": "Held out and trained: the same but for case, spaces and punctuation",
-        "near": "Held out and trained: nearly the same",
-        "prompt": "Held out and trained: the same prompt, another answer",
-    }
-    lines += [
-        (words[degree], part["rows"], "held-out rows", part["listed"]) for degree, part in found["overlap"].items()
-    ]
-    rows = "".join(_degree(*line) for line in lines)
-    held_out = "" if found["overlap"] else " Nothing is held out in these data."
-    left = found["candidates_left_out"]
-    more = f" {left:,} more pairs may be nearly the same; they were not compared." if left else ""
-    hint = (
-        '<p class="hint">Rows beyond the first of each group. Nearly the same: seven tenths of their three-token runs are '
-        f"shared; {found['rows_too_short_for_near']:,} rows are too short for that to be asked.{held_out}{more}</p>"
+    copies = [_degree(f"duplicates, {name}", found[name]["extra"], "row", found[name]) for name in DEGREES]
+    conflicts = _degree("conflicts", found["conflicts"]["groups"], "prompt", found["conflicts"])
+    overlap = [_degree(f"overlap, {name}", one["rows"], "held-out row", one) for name, one in found["overlap"].items()]
+    counts = [("duplicates", DUPLICATES), ("conflicts", CONFLICTS), *([("overlap", OVERLAP)] if overlap else [])]
+    says = "".join(f"<b>{name}</b>: {words}.<br>" for name, words in counts)
+    short, left = found["rows_too_short_for_near"], found["candidates_left_out"]
+    more = f"{counted(short, 'row is', 'rows are')} too short to be near another one. " if short else ""
+    more += f"{counted(left, 'more pair')} may be near; they were not compared. " if left else ""
+    more += "" if overlap else "Nothing is held out in these data."
+    rows = "".join([*copies, conflicts, *overlap])
+    return (
+        f'<p class="hint">{says}{more}</p>'
+        f'<div class="card wide found"><table class="stack"><tbody>{rows}</tbody></table></div>'
     )
-    return f'{hint}<div class="card wide found"><table class="stack"><tbody>{rows}</tbody></table></div>'
 
 
-def _degree(name: str, count: int, unit: str, groups: Sequence[Sequence[str]]) -> str:
+def _degree(name: str, count: int, unit: str, found: dict[str, Any]) -> str:
+    groups = found["listed"]
     listed = ""
     if groups:
         items = "".join(f"<li>{_names(group)}</li>" for group in groups[:MOST_LISTED])
-        more = f"<li>and {len(groups) - MOST_LISTED:,} groups more</li>" if len(groups) > MOST_LISTED else ""
+        left = len(groups) - MOST_LISTED
+        more = f"<li>and {counted(left, 'group')} more</li>" if left > 0 else ""
         listed = f"<details><summary>which</summary><div class='in'><ul>{items}{more}</ul></div></details>"
-    unit = unit.removesuffix("s") if count == 1 else unit
     return (
-        f'<tr><th scope="row">{escape(name)}</th><td class="n"><b>{count:,}</b> <small>{unit}</small></td>'
+        f'<tr><th scope="row">{escape(name)}<br><small>{escape(found["says"])}</small></th>'
+        f'<td class="n"><b>{count:,}</b> <small>{noun(count, unit)}</small></td>'
         f"<td>{listed}</td></tr>"
     )
 
@@ -328,8 +321,8 @@ def _degree(name: str, count: int, unit: str, groups: Sequence[Sequence[str]]) -
 def _languages(report: DataReport) -> str:
     found = report.languages
     count = found["rows_looked_at"]
-    of = f"{count:,} rows" if count == found["rows"] else f"a random {count:,} of {found['rows']:,} rows"
-    languages = [(code, number / count, f"{number:,} rows") for code, number in found["languages"].items()]
+    of = counted(count, "row") if count == found["rows"] else f"a random {count:,} of {found['rows']:,} rows"
+    languages = [(code, number / count, counted(number, "row")) for code, number in found["languages"].items()]
     scripts = [(name, share, "") for name, share in found["scripts"].items() if share >= 0.0005]
     hint = f'<p class="hint">Of what is trained, by {of}. A few words are too short to tell, and code is in no language.</p>'
     return (

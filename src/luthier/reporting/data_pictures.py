@@ -8,6 +8,7 @@ from typing import Any
 
 from luthier.reporting.curves import COLOURS, GRID, HEIGHT, INK, LEFT, RIGHT, TOP, WIDTH, short_number, ticks
 from luthier.reporting.data_report import Fill
+from luthier.words import counted
 
 BOTTOM = 40
 MOST_BATCHES = 10
@@ -97,9 +98,12 @@ def batches(fill: Fill) -> str:
 
 
 def _bar(fill: Fill, lengths: Sequence[int], y: float, room: float) -> str:
-    """One forward pass. Padded, a row is drawn with its padding behind it."""
+    """One forward pass; one of a row beyond the bound is as long as one can be, and of another colour. Padded, a row is
+    drawn with its padding behind it.
+    """
     padded = fill.layout == "padded"
     cost = len(lengths) * max(lengths) if padded else sum(lengths)
+    beyond = cost > fill.max_tokens
     scale = room / max(fill.max_tokens, cost)
     out, x = [], float(NAME)
     for place, length in enumerate(lengths):
@@ -107,11 +111,12 @@ def _bar(fill: Fill, lengths: Sequence[int], y: float, room: float) -> str:
         out.append(
             f'<g><rect x="{x:.2f}" y="{y:.1f}" width="{max(wide - 1, 0.6):.2f}" height="{BAR}" rx="2" '
             f'fill="{GRID}" fill-opacity="0.5"/><rect x="{x:.2f}" y="{y:.1f}" width="{max(length * scale - 1, 0.6):.2f}" '
-            f'height="{BAR}" rx="2" fill="{COLOURS[0]}" fill-opacity="{0.9 if place % 2 == 0 else 0.6}"/>'
-            f"<title>a row of {length:,} tokens</title></g>"
+            f'height="{BAR}" rx="2" fill="{COLOURS[1 if beyond else 0]}" '
+            f'fill-opacity="{0.9 if place % 2 == 0 else 0.6}"/>'
+            f"<title>a row of {counted(length, 'token')}{', more than the bound' if beyond else ''}</title></g>"
         )
         x += wide
-    rows = f"{len(lengths)} row{'s' if len(lengths) > 1 else ''}"
+    rows = counted(len(lengths), "row")
     return "".join(out) + f'<text x="{NAME + room + 8}" y="{y + BAR - 4:.1f}" fill="{INK}">{cost:,} / {rows}</text>'
 
 

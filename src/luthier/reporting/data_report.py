@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from luthier.config import RunConfig
 from luthier.data import laws
 from luthier.data.batching import Layout, lay_out
-from luthier.data.duplicates import Decode, decoder, find_duplicates
+from luthier.data.duplicates import SAYS, Decode, decoder, find_duplicates
 from luthier.data.languages import language_mix
 from luthier.data.prepare import Prepared
 from luthier.data.samples import Samples, SampleSet
@@ -24,6 +24,8 @@ FORMAT = 1
 MOST_LAID_OUT = 20_000
 """Samples whose batches are laid out for the picture."""
 STEPS_DRAWN = 3
+FEW_ROWS = 100_000
+"""Up to so many samples the rows of other views are shown at once, for those who ask for them next."""
 FILL_BINS = 10
 FOUND = "duplicates.json"
 
@@ -85,6 +87,19 @@ class DataReport:
             "rows": shown,
             "after": self.after,
         }
+
+
+def other_views(
+    report: DataReport, prepared: Prepared, tokenizer: Any, wanted: Wanted
+) -> list[tuple[Wanted, DataReport]]:
+    """The report with the rows that may be asked for next: the tokenizer is there now, and takes seconds to import."""
+    if len(prepared.train) > FEW_ROWS:
+        return []
+    limit, duplicates = report.lengths["limit"], report.duplicates
+    return [
+        (other, replace(report, rows=shown_rows(report.config, prepared, tokenizer, other, limit, duplicates, False)))
+        for other in wanted.others()
+    ]
 
 
 def make_report(
@@ -234,6 +249,7 @@ def _named(prepared: Prepared, decode: Decode) -> dict[str, Any]:
     )
     out: dict[str, Any] = {
         degree: {
+            "says": SAYS[degree],
             "groups": groups.groups,
             "rows": groups.rows,
             "extra": groups.extra,
@@ -244,6 +260,7 @@ def _named(prepared: Prepared, decode: Decode) -> dict[str, Any]:
     }
     out["overlap"] = {
         degree: {
+            "says": SAYS[degree],
             "rows": pairs.rows,
             "listed": [[prepared.eval.row(ours), prepared.train.row(other)] for ours, other in pairs.listed],
         }

@@ -10,6 +10,7 @@ from rich.console import Console, RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
+from luthier.data.duplicates import CONFLICTS, DUPLICATES, OVERLAP
 from luthier.reporting.data_report import DataReport, Fill
 from luthier.reporting.names import LISTED, short_names, some
 from luthier.reporting.screen import Screen
@@ -23,6 +24,7 @@ from luthier.reporting.token_view import (
     STYLES,
     token_view,
 )
+from luthier.words import counted, noun
 
 WIDE = 110
 """Columns of a terminal from which the served prompt stands beside the row, not below it."""
@@ -60,7 +62,9 @@ def print_report(report: DataReport, console: Console | None = None) -> None:
 
 def _heading(row: ShownRow) -> str:
     held_out = "" if row.purpose == "train" else ", held out"
-    return f"-- {row.row}{held_out}: {len(row.tokens):,} tokens, {row.trained:,} trained ({'; '.join(row.why)})"
+    return (
+        f"-- {row.row}{held_out}: {counted(len(row.tokens), 'token')}, {row.trained:,} trained ({'; '.join(row.why)})"
+    )
 
 
 def _row(row: ShownRow, colour: bool, width: int) -> RenderableType:
@@ -83,7 +87,7 @@ def _row(row: ShownRow, colour: bool, width: int) -> RenderableType:
 def _proof(prompt: ServedPrompt, answers: int) -> str:
     of = f" for answer {prompt.answer} of {answers}" if answers > 1 else ""
     same = "the same ids as before the answer" if prompt.equal else "NOT the ids that stand before the answer"
-    return f"served{of}: {prompt.tokens:,} tokens, {same}"
+    return f"served{of}: {counted(prompt.tokens, 'token')}, {same}"
 
 
 def _served_text(prompt: ServedPrompt, colour: bool) -> Text:
@@ -108,7 +112,7 @@ def _dropped(rows: Sequence[dict[str, str]]) -> Iterator[str]:
 
 def _laws(report: DataReport) -> Iterator[str]:
     for law, found in report.laws.items():
-        rows = f": {found['broken']:,} rows, dropped ({some(found['rows'])})" if found["broken"] else ""
+        rows = f": {counted(found['broken'], 'row')}, dropped ({some(found['rows'])})" if found["broken"] else ""
         yield f"{'pass  ' if found['holds'] else 'BROKEN'}  {law.replace('_', ' ')}{rows}"
 
 
@@ -132,48 +136,45 @@ def _lengths(report: DataReport) -> Iterator[str]:
 
 def _fill(fill: Fill) -> Iterator[str]:
     yield (
-        f"batches: {fill.steps:,} steps of {fill.global_batch_size} samples, {fill.layout}, "
-        f"at most {fill.max_tokens:,} tokens in a forward pass"
+        f"batches: {counted(fill.steps, 'step')} of {counted(fill.global_batch_size, 'sample')}, {fill.layout}, "
+        f"at most {counted(fill.max_tokens, 'token')} in a forward pass"
         + (f", {fill.processes} processes" if fill.processes > 1 else "")
     )
     yield (
         f"  {100 * fill.fill:.0f} % full on average, {100 * fill.padding:.0f} % of positions are padding "
-        f"({fill.micro_batches:,} forward passes of the first {fill.steps_looked_at:,} steps)"
+        f"({counted(fill.micro_batches, 'forward pass', 'forward passes')} of the first "
+        f"{counted(fill.steps_looked_at, 'step')})"
     )
     if fill.longer_than_max:
-        yield f"  {fill.longer_than_max:,} forward passes hold one row that is longer than that"
+        holds = noun(fill.longer_than_max, "forward pass holds", "forward passes hold")
+        yield f"  {fill.longer_than_max:,} {holds} one row that is longer than that: its bar ends with >"
     for step, batches in enumerate(fill.drawn, start=1):
         for number, lengths in enumerate(batches):
             name = f"step {step}" if number == 0 else ""
             cost = sum(lengths) if fill.layout == "flat" else len(lengths) * max(lengths)
-            share = min(cost / fill.max_tokens, 1.0)
-            yield f"  {name:<9}|{_bar(share):<{BAR_CHARS}}| {cost:,} tokens, {len(lengths)} row{'s' if len(lengths) > 1 else ''}"
+            beyond = cost > fill.max_tokens
+            edge, more = (">", f", {cost / fill.max_tokens:.1f} times the bound") if beyond else ("|", "")
+            bar = _bar(min(cost / fill.max_tokens, 1.0))
+            yield f"  {name:<9}|{bar:<{BAR_CHARS}}{edge} {counted(cost, 'token')}, {counted(len(lengths), 'row')}{more}"
 
 
 def _duplicates(found: dict[str, Any]) -> Iterator[str]:
-    for degree, words in (
-        ("exact", "the same tokens"),
-        ("normalised", "the same but for case, spaces and punctuation"),
-        ("near", "nearly the same"),
-    ):
-        one = found[degree]
-        listed = f": {_groups(one['listed'])}" if one["groups"] else ""
-        yield f"{one['extra']:>7,} rows more than once, {words}{listed}"
+    yield f"duplicates: {DUPLICATES}"
+    for degree in ("exact", "normalised", "near"):
+        yield _degree(degree, found[degree]["extra"], found[degree]["says"], _groups(found[degree]["listed"]))
+    if left := found["candidates_left_out"]:
+        yield f"{left:>7,} more {noun(left, 'pair')} may be near; they were not compared"
+    yield f"conflicts: {CONFLICTS}"
     conflicts = found["conflicts"]
-    listed = f": {_groups(conflicts['listed'])}" if conflicts["groups"] else ""
-    yield f"{conflicts['groups']:>7,} prompts with different answers{listed}"
-    for degree, words in (
-        ("exact", "are trained on too"),
-        ("normalised", "are trained on too, but for case, spaces and punctuation"),
-        ("near", "are nearly the same as a trained one"),
-        ("prompt", "ask what is also trained, with another answer"),
-    ):
-        if degree in found["overlap"]:
-            one = found["overlap"][degree]
-            listed = ": " + some([" = ".join(short_names(pair)) for pair in one["listed"]]) if one["rows"] else ""
-            yield f"{one['rows']:>7,} held-out rows {words}{listed}"
-    if found["candidates_left_out"]:
-        yield f"{found['candidates_left_out']:>7,} more pairs may be nearly the same; they were not compared"
+    yield _degree("conflicts", conflicts["groups"], conflicts["says"], _groups(conflicts["listed"]))
+    if found["overlap"]:
+        yield f"overlap: {OVERLAP}"
+    for degree, one in found["overlap"].items():
+        yield _degree(degree, one["rows"], one["says"], _groups(one["listed"]))
+
+
+def _degree(name: str, count: int, says: str, listed: str) -> str:
+    return f"{count:>7,} {name:<10}  {says}" + (f" ({listed})" if listed else "")
 
 
 def _after(found: dict[str, Any] | None) -> Iterator[str]:
@@ -185,12 +186,12 @@ def _after(found: dict[str, Any] | None) -> Iterator[str]:
         for course in ("learned", "forgotten", "never_learned"):
             names = [row["row"] for row in found["rows"] if row["course"] == course.replace("_", " ")]
             listed = f": {some(short_names(names))}" if names and course != "learned" else ""
-            yield f"{found[course]:>7,} rows {course.replace('_', ' ')}{listed}"
+            yield f"{found[course]:>7,} {noun(found[course], 'row')} {course.replace('_', ' ')}{listed}"
     else:
         yield "  one pass shows no course: a run of several tells rows that were learned from those that were not"
     if found["suspects"]:
         yield (
-            f"answers that fit their own prompt least, the likeliest mistakes first, of {found['examined']:,} rows "
+            f"answers that fit their own prompt least, the likeliest mistakes first, of {counted(found['examined'], 'row')} "
             "(nats a token behind the own prompt, behind another row's, and by pass):"
         )
     for suspect in found["suspects"]:
@@ -206,7 +207,7 @@ def _groups(groups: Sequence[Sequence[str]]) -> str:
 
 def _languages(found: dict[str, Any]) -> Iterator[str]:
     count = found["rows_looked_at"]
-    of = f"{count:,} rows" if count == found["rows"] else f"a random {count:,} of {found['rows']:,} rows"
+    of = counted(count, "row") if count == found["rows"] else f"a random {count:,} of {found['rows']:,} rows"
     yield f"languages of the answers, of {of}: " + ", ".join(
         f"{code} {100 * number / count:.3g} %" for code, number in list(found["languages"].items())[:8]
     )

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, fields
 from importlib.metadata import PackageNotFoundError, version
@@ -23,7 +23,7 @@ from luthier.component import ComponentConfig
 from luthier.config import RunConfig
 from luthier.data import cache
 from luthier.data.reading import Part, plan
-from luthier.data.source import HUBS
+from luthier.data.source import is_of_hub
 from luthier.paths import cache_dir
 from luthier.reporting.data_report import DataReport
 from luthier.reporting.shown_rows import Wanted
@@ -37,8 +37,8 @@ PACKAGE = Path(component.__file__).parent
 
 
 class KeptReport:
-    """The place of one report in the cache. It has none, so is never found, where someone else's code or a hub's data set
-    has a say: what those depend on is not known here.
+    """The place of one report in the cache, and of those that show other rows of the same data. They have none, so are never
+    found, where someone else's code or a hub's data set has a say: what those depend on is not known here.
 
     Args:
         wanted, every_view: which rows are shown.
@@ -52,17 +52,17 @@ class KeptReport:
     def __init__(
         self, config: RunConfig, wanted: Wanted, every_view: bool, folder: Path, environment: Mapping[str, str]
     ) -> None:
-        self._config = config
-        self._path: Path | None = None
+        self._config, self._wanted = config, wanted
+        self._key: dict[str, object] | None = None
         self._parts: list[Part] = []
         if _has_foreign_parts(config):
             return
         self._parts = plan(config, component.load("objectives", config.objective.kind).takes)
         if any(part.source.path is None for part in self._parts):
             return
-        key = {
+        self._key = {
             "config": config.resolved_yaml(),
-            "shown": [asdict(wanted), every_view],
+            "every_view": every_view,
             "data": [_data_file(part) for part in self._parts],
             "model": _contents(folder, [*folder.glob("*"), *folder.glob("additional_chat_templates/*")]),
             "template": _template_file(config),
@@ -71,40 +71,44 @@ class KeptReport:
             "machine": machine.devices(),
             "environment": sorted(pair for pair in environment.items() if pair[0].startswith(DECIDING)),
         }
-        name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
-        self._path = cache_dir() / "reports" / f"{name}.json"
+
+    def _path(self, wanted: Wanted) -> Path:
+        text = json.dumps({**(self._key or {}), "shown": asdict(wanted)}, sort_keys=True)
+        return cache_dir() / "reports" / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
 
     def find(self) -> DataReport | None:
         """The report; None where it is not there, or a byte of it is not what was written."""
-        if self._path is None:
+        if self._key is None:
             return None
+        path = self._path(self._wanted)
         try:
-            digest, _, body = self._path.read_bytes().partition(b"\n")
+            digest, _, body = path.read_bytes().partition(b"\n")
             if digest.decode() != hashlib.sha256(body).hexdigest():
                 return None
             report = _REPORT.validate_python({**json.loads(body), "config": self._config})
         except (OSError, ValueError, TypeError, ValidationError):
             return None
-        os.utime(self._path)
+        os.utime(path)
         return report
 
-    def keep(self, report: DataReport) -> None:
-        """Writes it, where the data are still those that were looked at, and removes reports that nobody asked for lately.
+    def keep(self, reports: Sequence[tuple[Wanted, DataReport]]) -> None:
+        """Writes them, where the data are still those that were looked at, and removes reports that nobody asked for lately.
 
         Raises:
             UserError: a data file has changed since.
         """
-        if self._path is None:
+        if self._key is None:
             return
         for part in self._parts:
             part.source.check_unchanged()
-        body = json.dumps(_values(report)).encode()
-        partial = self._path.with_suffix(f".{os.getpid()}.tmp")
-        with suppress(OSError):  # no room, or a cache that is not ours to write: it is made anew the next time
-            partial.parent.mkdir(exist_ok=True)
-            partial.write_bytes(hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
-            partial.replace(self._path)
-            cache.remove_unused(keep=self._path)
+        for wanted, report in reversed(reports):  # the one that was asked for is the last, and is kept in any case
+            path, body = self._path(wanted), json.dumps(_values(report)).encode()
+            partial = path.with_suffix(f".{os.getpid()}.tmp")
+            with suppress(OSError):  # no room, or a cache that is not ours to write: it is made anew the next time
+                partial.parent.mkdir(exist_ok=True)
+                partial.write_bytes(hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
+                partial.replace(path)
+                cache.remove_unused(keep=path)
 
 
 _REPORT = TypeAdapter(DataReport)
@@ -120,9 +124,7 @@ def _has_foreign_parts(config: RunConfig) -> bool:
     held_out = config.data.eval if isinstance(config.data.eval, tuple) else ()
     files = (*config.data.train, *held_out)
     kinds = [file.format.kind for file in files if isinstance(file.format, ComponentConfig)]
-    return any(":" in kind for kind in (config.objective.kind, *kinds)) or any(
-        file.path.startswith(tuple(HUBS)) for file in files
-    )
+    return any(":" in kind for kind in (config.objective.kind, *kinds)) or any(is_of_hub(file) for file in files)
 
 
 def _data_file(part: Part) -> list[object]:

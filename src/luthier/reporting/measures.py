@@ -15,6 +15,7 @@ from luthier.policy import Policy
 from luthier.reporting.comparison import SCORED_TOKENS, figure, share
 from luthier.reporting.questions import from_sample, matches, read_samples
 from luthier.statistics import bootstrap_ratio
+from luthier.words import counted
 
 SPARE_TOKENS = 8
 """An answer that goes on for longer than the longest reference by this is no match any more."""
@@ -129,7 +130,8 @@ def render(measured: Measured) -> Table:
     """For the terminal."""
     dropped = f" ({measured.dropped_rows:,} dropped)" if measured.dropped_rows else ""
     table = Table(
-        title=f"{measured.target} on {measured.data}: {measured.rows:,} rows{dropped}, {measured.tokens:,} tokens; "
+        title=f"{measured.target} on {measured.data}: {counted(measured.rows, 'row')}{dropped}, "
+        f"{counted(measured.tokens, 'token')}; "
         "95 % intervals over rows",
         title_justify="left",
     )

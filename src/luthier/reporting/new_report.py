@@ -16,7 +16,7 @@ from luthier.models.flat import prove
 from luthier.models.load import choose_dtype, context_length, load_config, load_tokenizer
 from luthier.models.new_tokens import add_tokens
 from luthier.planning import tokens_per_micro_batch
-from luthier.reporting.data_report import DataReport, make_report
+from luthier.reporting.data_report import DataReport, make_report, other_views
 from luthier.reporting.row_progress import RowProgress
 from luthier.reporting.shown_rows import Wanted
 
@@ -30,8 +30,8 @@ def new_report(
     every_view: bool,
     trust_remote_code: bool,
     say: Callable[[str], None],
-) -> DataReport:
-    """As `data_look.look`; `folder` is the model's."""
+) -> list[tuple[Wanted, DataReport]]:
+    """As `data_look.look`, and the same with other rows, where they come cheap; `folder` is the model's."""
     tokenizer = load_tokenizer(folder, trust_remote_code)
     add_tokens(tokenizer, config.data.add_tokens)
     model_config = load_config(folder, trust_remote_code)
@@ -60,7 +60,8 @@ def new_report(
         every_view=every_view,
     )
     report.after = became
-    return report
+    one_view = after is None and not every_view
+    return [(wanted, report), *(other_views(report, prepared, tokenizer, wanted) if one_view else [])]
 
 
 def _decisions(run: Path) -> dict[str, Any]:

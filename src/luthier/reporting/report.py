@@ -14,6 +14,7 @@ from luthier.reporting.curves import short_number
 from luthier.reporting.figures import Line, RunFigures, all_curves, at, read_figures
 from luthier.reporting.progress import duration, memory
 from luthier.reporting.style import STYLE
+from luthier.words import counted
 
 REPORT = "report.html"
 MAX_SAMPLES_OPEN = 3
@@ -97,7 +98,7 @@ def _tiles(run: RunFigures) -> str:
     if run.trained_tokens:
         tiles.append(("Tokens trained", f"{run.trained_tokens:,}", _epochs(run)))
     if run.seconds:
-        tiles.append(("Time in steps", duration(run.seconds), f"{len(run.steps):,} steps"))
+        tiles.append(("Time in steps", duration(run.seconds), counted(len(run.steps), "step")))
     if run.tokens_per_s:
         tiles.append(("Speed", f"{run.tokens_per_s:,.0f} tok/s", "mean over the run"))
     if run.peak_memory_bytes is not None:

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from luthier.words import counted
+
 FIRST_S = 1.0
 """Before this nothing is shown: small data are done by then."""
 LINE_EVERY_S = 10.0
@@ -36,7 +38,7 @@ class RowProgress:
         now = self._clock()
         if now - self._began < FIRST_S:
             return
-        words = f"{rows:,} rows encoded, {rows / (now - self._began):,.0f} a second"
+        words = f"{counted(rows, 'row')} encoded, {rows / (now - self._began):,.0f} a second"
         if self._console.is_terminal and not self._console.is_dumb_terminal:
             if self._bar is None:
                 self._bar = Progress(

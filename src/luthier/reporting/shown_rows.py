@@ -10,6 +10,7 @@ import numpy as np
 from luthier.config import RunConfig
 from luthier.data.again import asides_of, contents_of, examples_of, served_prompts
 from luthier.data.prepare import Prepared
+from luthier.data.row_names import NUMBER, RowName
 from luthier.data.samples import SampleSet
 from luthier.errors import UserError
 from luthier.reporting.names import short_names, some
@@ -65,6 +66,11 @@ class Wanted:
     @property
     def chosen(self) -> bool:
         return self.row is not None or self.worst or self.longest
+
+    def others(self) -> list[Wanted]:
+        """What is likely asked for next: the first, the worst and the longest rows, as many of them."""
+        views = [Wanted(samples=self.samples), Wanted(worst=True, samples=self.samples)]
+        return [view for view in (*views, Wanted(longest=True, samples=self.samples)) if view != self]
 
 
 def shown_rows(
@@ -144,26 +150,27 @@ def _view(
 
 
 def places_of(prepared: Prepared, row: str) -> list[tuple[str, int]]:
-    """Where a row's samples are: by `file:line`, or by the line alone.
+    """Where a row's samples are: by `FILE:N`, or by N alone.
 
     Raises:
         UserError: no sample has this row; says why, if it was dropped.
     """
+    wanted = RowName.read(row)
     found = [
         (purpose, index)
         for purpose, part in (("train", prepared.train), ("eval", prepared.eval))
         if part is not None
         for index in range(len(part))
-        if part.row(index) == row or part.row(index).rpartition(":")[2] == row
+        if wanted.means(part.row(index))
     ]
     if found:
         return found
     for reason, rows in prepared.ledger.dropped.items():
-        if dropped := next(
-            (name for name in rows if name == row or name.split(" ")[0].rpartition(":")[2] == row), None
-        ):
+        if dropped := next(filter(wanted.means, rows), None):
             raise UserError(f"--row {row}", f"{dropped} was dropped: {reason}", "a row that is used")
-    raise UserError(f"--row {row}", "no row has this number", f"a line of the data, such as {prepared.train.row(0)}")
+    raise UserError(
+        f"--row {row}", "no row has this name", f"FILE:N, or N alone; {NUMBER}", f"--row {prepared.train.row(0)}"
+    )
 
 
 def worst(prepared: Prepared, limit: int | None, duplicates: dict[str, Any], most: int) -> list[tuple[int, str]]:

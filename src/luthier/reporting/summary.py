@@ -9,6 +9,7 @@ from typing import Any
 from luthier.reporting.figures import RunFigures, read_figures
 from luthier.reporting.progress import duration, memory
 from luthier.reporting.report import REPORT
+from luthier.words import counted
 
 
 def end_summary(folder: Path | str) -> str:
@@ -57,7 +58,7 @@ def _held_out(run: RunFigures) -> str:
 def _trained(run: RunFigures) -> str:
     if not run.steps:
         return ""
-    parts = [f"{run.trained_tokens:,} tokens in {len(run.steps):,} steps"]
+    parts = [f"{counted(run.trained_tokens, 'token')} in {counted(len(run.steps), 'step')}"]
     if run.seconds:
         parts.append(duration(run.seconds))
     if run.tokens_per_s:
