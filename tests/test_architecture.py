@@ -47,6 +47,7 @@ LAYERS = [
         "data",
         "models",
         "policy",
+        "beginning",
         "engine",
         "checkpoint",
         "planning",

@@ -164,14 +164,13 @@ def compare_target(
     questions = [asked(opened, text, system) for text in prompts]
     if path is not None:
         questions += read_questions(opened, path, system=system, drop_bad_rows=drop_bad_rows, limit=limit)
-    base = opened.config.model.path if opened.config is not None else opened.source.name
     return compare(
         policy,
         opened.tokenizer,
         questions,
         stop_ids=opened.renderer.stop_ids,
         target=target,
-        base=base,
+        base=opened.before,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         seed=seed,
