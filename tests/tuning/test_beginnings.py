@@ -12,6 +12,7 @@ import torch
 from luthier import building, config, run
 from luthier.data.batching import micro_batches
 from luthier.data.prepare import Prepared, prepare
+from luthier.errors import UserError
 from luthier.models.load import DTYPES
 from luthier.models.new_tokens import add_tokens
 from luthier.models.sources import resolve
@@ -116,7 +117,7 @@ CASES = [
     *[("llama", ["quantization=nf4", "init_lora_weights=loftq", more], ELSEWHERE) for more in ("r=8", HALF)],
     ("llama", ["quantization=nf4", "init_lora_weights=loftq", "lora_dropout=0.3"], ELSEWHERE),
     ("llama", ["quantization=int8"], BIT),
-    ("llama", ["quantization=int8", DORA, HALF], ROUNDED),
+    ("llama", ["quantization=int8", WHOLE, HALF], ROUNDED),
     *[(name, ["experts=true", more], BIT) for name in ("qwen3_moe", "gpt_oss") for more in ("r=4", HALF)],
 ]
 
@@ -149,6 +150,11 @@ def holds(policy: Policy, off: str) -> None:
     assert float((logps(policy) - start).abs().max()) > 1e-3
     with policy.reference():
         assert float((logps(policy) - start).abs().max()) <= 1e-6
+
+
+def test_dora_on_int8_is_refused_where_it_cannot_be_computed(place: Place) -> None:
+    with pytest.raises(UserError, match="use_dora on weights in int8 on a CPU"):
+        place.begin("llama", "quantization=int8", DORA)
 
 
 def test_all_weights_in_bfloat16_begin_as_they_are_saved(place: Place) -> None:

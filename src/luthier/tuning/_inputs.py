@@ -51,7 +51,8 @@ class Sketch:
         real = values > LEAST * values[-1].clamp(min=0)
         half = self.sums @ (vectors[:, real] / values[real].sqrt())  # half half^T ~ C
         left, sizes, _ = torch.linalg.svd(half, full_matrices=False)
-        return left.T[sizes > LEAST**0.5 * sizes.max()] if len(sizes) else left.T
+        found: torch.Tensor = left.T[sizes > LEAST**0.5 * sizes[:1]]
+        return found
 
 
 @torch.no_grad()

@@ -157,4 +157,5 @@ def _lost(name: str, base: Any, start: Start) -> torch.Tensor:
             "files that hold the model's weights as they are",
             "init_lora_weights=true",
         )
-    return stored - held
+    lost: torch.Tensor = stored - held
+    return lost

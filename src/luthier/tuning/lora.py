@@ -208,10 +208,13 @@ class Lora:
         """What peft would take without a word, or fail at with a message of its own."""
         config, how = self.config, self.config.init_lora_weights
         plain = isinstance(how, bool) or how == "gaussian"
+        # For each length peft moves the weight, and on a CPU bitsandbytes loses its scales by that.
+        int8_on_cpu = any(type(m).__name__ == "Linear8bitLt" and m.weight.device.type == "cpu" for m in linear.values())
         for wrong, found, fix in (
             (how is False, "init_lora_weights: false, which leaves B random", "init_lora_weights=true"),
             (bool(tensors) and config.lora_dropout > 0, "lora_dropout on experts, which have none", "lora_dropout=0"),
             (bool(tensors) and config.use_dora, "use_dora on experts in one tensor", "use_dora=false"),
+            (config.use_dora and int8_on_cpu, "use_dora on weights in int8 on a CPU", "quantization=nf4"),
             (bool(tensors) and not plain, f"init_lora_weights: {how} on experts", "init_lora_weights=true"),
             (
                 config.use_dora and not plain and how != "eva",
