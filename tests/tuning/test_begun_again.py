@@ -92,8 +92,9 @@ def other_values(patch: pytest.MonkeyPatch, owner: Any, name: str) -> None:
 
     def moved(*arguments: Any, **named: Any) -> Any:
         found = whole(*arguments, **named)
-        for parameter in (p for one in arguments if isinstance(one, nn.Module) for p in one.parameters()):
-            if parameter.requires_grad:
+        modules = [one for one in arguments if isinstance(one, nn.Module)]
+        for path, parameter in (pair for module in modules for pair in module.named_parameters()):
+            if "lora_" in path:
                 parameter.data += 0.1
         return found
 
