@@ -265,9 +265,10 @@ def embedding_rows(folder: Path) -> int:
 
 
 def new_tokens(folder: Path) -> dict[str, int]:
-    """Tokens that the base did not have, and the ids that they had in training; none where nothing says it."""
+    """Tokens that the base did not have, and the ids that they had in training, in their order; none where nothing says
+    it."""
     found = _origin(folder).get("new_tokens", {})
-    return found if isinstance(found, dict) else {}
+    return dict(sorted(found.items(), key=lambda item: item[1])) if isinstance(found, dict) else {}
 
 
 def begins(folder: Path) -> Any:
