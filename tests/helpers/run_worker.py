@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import distributed
 
-from luthier import config, loop, run
+from luthier import building, config, loop, run
 from luthier.errors import LuthierError
 
 
@@ -27,10 +27,10 @@ class Notes:
         self.file, self.rank = Path(folder) / f"noted-{rank}.jsonl", rank
         for owner, name in (
             (loop, "optimizer_step"),
-            (run, "prepare"),
+            (building, "prepare"),
             (run, "choose_dtype"),
-            (run, "tokens_per_micro_batch"),
-            (run, "build_policy"),
+            (building, "tokens_per_micro_batch"),
+            (building, "build_policy"),
             (run, "cut_back"),
         ):
             setattr(owner, name, getattr(self, name)(getattr(owner, name)))
