@@ -122,6 +122,14 @@ def test_the_same_tokens_go_on_and_so_does_their_record(spare: Path, tmp_path: P
     assert new_tokens(tmp_path / "next" / "adapter") == {"<violin>": FIRST, "<lute>": SECOND}
 
 
+def test_an_adapter_without_new_tokens_learns_none_later(spare: Path, tmp_path: Path) -> None:
+    keys = [f"model={spare / 'model'}", f"data={spare / 'train.jsonl'}", "max_steps=1", "dtype=float32"]
+    run.train(config.load(None, [*keys, f"output_dir={tmp_path / 'plain'}"]), say=lambda text: None)
+    keys += [f"adapter_path={tmp_path / 'plain'}", "data.add_tokens=[<violin>]", f"output_dir={tmp_path / 'next'}"]
+    with pytest.raises(UserError, match="the adapter to go on from does not train the row of '<violin>'"):
+        run.train(config.load(None, keys), say=lambda text: None)
+
+
 def test_one_token_more_is_learned_where_all_rows_are_trained(tmp_path: Path) -> None:
     folder = trained(tmp_path, "{kind: lora, modules_to_save: [embed_tokens, lm_head]}", False)
     given = [*goes_on(tmp_path, tmp_path, folder.name), "data.add_tokens=[<violin>, <lute>, <drum>]"]

@@ -55,7 +55,8 @@ def names_of_edges(model: nn.Module) -> list[str]:
 
 def refuse_untrained(model: Any, new: Mapping[str, int]) -> None:
     """Raises UserError where nothing would teach the model what a new token means: its row of the embeddings is frozen."""
-    core = model.get_base_model() if hasattr(model, "get_base_model") else model
+    has_adapter = hasattr(model, "get_base_model")
+    core = model.get_base_model() if has_adapter else model
     given = core.get_input_embeddings()
     trained = any(parameter.requires_grad for parameter in given.parameters())
     single_rows = getattr(given, "token_adapter", None)  # peft's, where it trains some rows of a module
@@ -64,7 +65,7 @@ def refuse_untrained(model: Any, new: Mapping[str, int]) -> None:
         left = [token for token, number in new.items() if number not in known]
     else:
         left = [] if trained else list(new)
-    if left and trained:
+    if left and has_adapter:  # a new one would train them
         raise UserError(
             "data.add_tokens",
             f"the adapter to go on from does not train the row of {excerpt(left[0])}, which would stay without meaning",

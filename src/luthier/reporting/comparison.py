@@ -1,7 +1,7 @@
 """What tuning changed: base and tuned model on the same questions, with intervals, and the verdicts that these allow.
 
-The base is the tuned policy with what was learned switched off (`policy.reference()`), never another merge, so that
-the difference is the tuning and nothing else.
+The base is the tuned policy as it began (`policy.reference()`), never another merge, so that the difference is the tuning
+and nothing else.
 """
 
 from __future__ import annotations
