@@ -48,6 +48,7 @@ LAYERS = [
         "models",
         "policy",
         "routers",
+        "beginning",
         "engine",
         "checkpoint",
         "planning",

@@ -15,6 +15,7 @@ from luthier import component, config, run
 from luthier.dropout import DropoutKeys
 from luthier.errors import UserError
 from luthier.tuning._anatomy import ATTENTION, EDGES, EXPERTS, MLP, OTHER, Anatomy, Weight, anatomy, count_of
+from luthier.types import Start
 from tests.helpers.tiny_models import TWINS, tiny_llama, twin
 
 MIXTURES = ("qwen3_moe", "gpt_oss")
@@ -36,7 +37,8 @@ EXAMPLES = {
 
 def applied(model: Any, **settings: Any) -> tuple[Any, str]:
     lora = component.load("tuning", "lora")
-    return lora(lora.Config(**settings)).apply(model, DropoutKeys(0))  # type: ignore[no-any-return]
+    tuned = lora(lora.Config(**settings)).apply(model, Start(DropoutKeys(0)))
+    return tuned.model, tuned.trained
 
 
 def shared_and_routed() -> Any:

@@ -5,15 +5,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from luthier import component
+from luthier.beginning import RunStart
 from luthier.checkpoint import Checkpoints
 from luthier.config import RunConfig
 from luthier.data.batching import Layout
@@ -22,7 +23,7 @@ from luthier.dropout import DropoutKeys
 from luthier.engine import Engine, seeded
 from luthier.errors import EnvironmentProblem, UserError
 from luthier.loop import Job
-from luthier.models.adapters import adapter_folder, embedding_rows, load_adapter, starts_where_off
+from luthier.models.adapters import adapter_folder, adapter_hash
 from luthier.models.flat import prove, use_flat_attention
 from luthier.models.load import context_length, fingerprint, hold_frozen, load_config, load_model, load_tokenizer
 from luthier.models.new_tokens import add_tokens, grow, names_of_edges, refuse_untrained
@@ -36,6 +37,8 @@ from luthier.policy import Policy, enable_activation_checkpointing
 from luthier.randomness import key
 from luthier.reporting.row_progress import RowProgress
 from luthier.routers import routers_of
+from luthier.tuning._starts import starts_of
+from luthier.types import Tuned, Tuning
 from luthier.words import counted, noun
 
 
@@ -48,9 +51,18 @@ class Built:
     data: Prepared
     decisions: dict[str, Any]
     """what was chosen by measurement; written to the manifest, and replayed at resume"""
-    trained: str
-    """a line that says what is trained"""
+    tuned: Tuned
+    new_tokens: dict[str, int]
+    """tokens that the model did not have, and their ids"""
+    restored: bool
+    """whether a checkpoint is there to go on from"""
     job: Job
+
+    @property
+    def adapter_hash(self) -> str | None:
+        """Of the adapter that the run goes on from."""
+        path = self.tuned.adapter_path
+        return adapter_hash(adapter_folder(path)) if path is not None else None
 
 
 def silent(_text: str) -> None:
@@ -90,16 +102,21 @@ def build(
     torch.set_num_threads(decisions["threads"])
     limit = decisions["max_tokens_per_micro_batch"]
     say(f"layout: {decisions['layout']} ({decisions['layout_reason']}), at most {limit:,} tokens in one forward pass")
-    policy, trained = build_policy(config, source, dtype, engine.device, decisions, trust_remote_code, data, new)
-    say(trained)
+    checkpoints = Checkpoints(Path(config.output_dir) / "checkpoints", config.training.save_total_limit)
+    restored = decided is not None and bool(checkpoints.steps())
+    where = engine.device
+    policy, tuned = build_policy(
+        config, source, dtype, where, decisions, trust_remote_code, data, new, restored=restored, say=say
+    )
+    say(tuned.trained)
     for note in (*own_losses(model_config, config.objective), *notes_on(config.training.optim, engine.device)):
         say(note)
     if "routing" in getattr(objective, "wants", ()):
         routers_of(policy.core)  # an error where there are none
     if objective.needs_reference:
         policy.keep_reference()
-    job = _job(config, policy, data, objective, engine, decisions)
-    return Built(source, tokenizer, data, decisions, trained, job)
+    job = _job(config, policy, tuned, data, objective, engine, decisions, checkpoints)
+    return Built(source, tokenizer, data, decisions, tuned, new, restored, job)
 
 
 def base_of(config: RunConfig, trust_remote_code: bool) -> ModelSource:
@@ -175,38 +192,50 @@ def build_policy(
     decisions: dict[str, Any],
     trust_remote_code: bool = False,
     data: Prepared | None = None,
-    new: Sequence[int] = (),
-) -> tuple[Policy, str]:
-    """The model as it is trained, and a line that says what is trained.
+    new: Mapping[str, int] | None = None,
+    *,
+    restored: bool = False,
+    say: Callable[[str], None] = silent,
+) -> tuple[Policy, Tuned]:
+    """The model as it is trained, and what its tuning method says of it.
 
     Args:
         data: what it will learn from.
-        new: ids of tokens that the model does not have.
+        new: tokens that the model does not have, and their ids.
+        restored: whether a checkpoint, and what the run began with, are put in afterwards.
     """
+    new = new or {}
     quantization = config.model.quantization
     held = component.load("quantization", quantization.kind)(quantization) if quantization is not None else None
     keys = DropoutKeys(config.seed)
-    tuning = component.load("tuning", config.tuning.kind)(config.tuning)
+    tuning: Tuning = component.load("tuning", config.tuning.kind)(config.tuning)
     # Weights that are trained are float32 from the start: loaded in fewer bits than are stored they would begin rounded.
     loaded = dtype if tuning.makes_adapter or base_dtype(source) == dtype_name(dtype) else torch.float32
     model = load_model(source, dtype=loaded, device=device, quantization=held, trust_remote_code=trust_remote_code)
-    grow(model, max(new, default=-1) + 1)
-    if new and tuning.makes_adapter:
-        tuning.new_rows = {name: list(new) for name in names_of_edges(model)}
+    grow(model, max(new.values(), default=-1) + 1)
+    start = RunStart(
+        keys,
+        {name: list(new.values()) for name in names_of_edges(model)} if new else {},
+        restored,
+        source=source,
+        base=base_record(config, source, data),
+        samples=data.train if data is not None else (),
+        new=new,
+        tell=say,
+    )
     with seeded(key(config.seed, "initial weights") % 2**63):
-        tuned, what = _tuned(config, tuning, model, keys, source, data)
-    refuse_untrained(tuned, new)
+        tuned = tuning.apply(model, start)
+    refuse_untrained(tuned.model, new)
     if not tuning.makes_adapter:
-        hold_frozen(tuned, dtype)
-    core = tuned.get_base_model() if tuning.makes_adapter else tuned
+        hold_frozen(tuned.model, dtype)
+    core, what = tuned.model.get_base_model() if tuning.makes_adapter else tuned.model, tuned.trained
     if decisions["activation_checkpointing"]:
         enable_activation_checkpointing(core)
         what += "; activation checkpointing"
     if config.training.optim == ROUNDS_STOCHASTICALLY:
         what = what.replace("in float32", "in bfloat16") + "; rounded by chance"
-        _train_in_bfloat16(tuned, dtype)
-    from_base = tuning.makes_adapter and starts_where_off(tuned)
-    policy = Policy(tuned, keys, compute_dtype=dtype, starts_at_base=from_base)
+        _train_in_bfloat16(tuned.model, dtype)
+    policy = Policy(tuned.model, keys, compute_dtype=dtype, starts_at_base=tuned.off_is_start == "to the bit")
     if (alpha := config.training.neftune_noise_alpha) is not None:
         Noise(policy, alpha)
         what += f"; noise of {alpha:g} on the embeddings"
@@ -214,30 +243,7 @@ def build_policy(
         what += "; the head is computed whole, not in chunks"
     if decisions["layout"] == "flat":
         use_flat_attention(core)
-    return policy, what
-
-
-def _tuned(
-    config: RunConfig, tuning: Any, model: Any, keys: DropoutKeys, source: ModelSource, data: Prepared | None
-) -> tuple[Any, str]:
-    """The model with what is trained on it: from the beginning, or from where another adapter ended."""
-    if (before := getattr(config.tuning, "adapter_path", None)) is not None:
-        folder = adapter_folder(before)
-        if embedding_rows(folder) > model.get_input_embeddings().weight.shape[0]:
-            raise UserError(
-                "tuning.adapter_path",
-                f"{before} was trained with new tokens, which this run's tokenizer does not have",
-                "the same tokens in data.add_tokens, in the same order",
-                "data.add_tokens=[...], as in the config.yaml of that run",
-            )
-        tuned = load_adapter(model, folder, trainable=True, base=base_record(config, source, data))
-        return tuned, tuning.go_on(tuned, keys)
-    tuned, what = tuning.apply(model, keys)
-    if wanted := getattr(tuning, "rows_to_begin", 0):
-        samples = data.train[:wanted] if data is not None else []
-        rows = [sample.input_ids for sample in samples]
-        tuning.begin_at_rows(tuned, [torch.as_tensor(ids, dtype=torch.int64) for ids in rows])
-    return tuned, what
+    return policy, replace(tuned, trained=what)
 
 
 def _train_in_bfloat16(model: Any, dtype: torch.dtype) -> None:
@@ -251,6 +257,8 @@ def _train_in_bfloat16(model: Any, dtype: torch.dtype) -> None:
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.to(dtype)
+    for start in starts_of(model).values():
+        start.data = start.data.to(dtype)
 
 
 def base_record(config: RunConfig, source: ModelSource, data: Prepared | None) -> dict[str, Any]:
@@ -264,15 +272,17 @@ def base_record(config: RunConfig, source: ModelSource, data: Prepared | None) -
 def _job(
     config: RunConfig,
     policy: Policy,
+    tuned: Tuned,
     data: Prepared,
     objective: Any,
     engine: Engine,
     decisions: dict[str, Any],
+    checkpoints: Checkpoints,
 ) -> Job:
     training = config.training
     steps = data.steps(config)
     layout: Layout = decisions["layout"]
-    optimizer = make_optimizer(training, policy, getattr(config.tuning, "loraplus_lr_ratio", None), config.seed)
+    optimizer = make_optimizer(training, policy, tuned.rates, config.seed)
     return Job(
         config=training,
         seed=config.seed,
@@ -287,7 +297,7 @@ def _job(
         max_tokens=decisions["max_tokens_per_micro_batch"],
         optimizer=optimizer,
         schedule=make_schedule(training, steps.total),
-        checkpoints=Checkpoints(Path(config.output_dir) / "checkpoints", training.save_total_limit),
+        checkpoints=checkpoints,
     )
 
 

@@ -23,7 +23,7 @@ from luthier.models import flat
 from luthier.models.load import choose_dtype, context_length, load_config
 from luthier.models.sources import resolve
 from luthier.policy import Policy
-from luthier.types import NO_TARGET, Sample
+from luthier.types import NO_TARGET, Sample, Start
 
 LENGTHS = (3, 40, 7, 200, 12, 65, 5, 120)
 """Tokens of the rows of the invariances: very unequal."""
@@ -136,7 +136,7 @@ def _policy(model_config: Any, config: RunConfig | None, device: torch.device) -
     others = {name: field.get_default(call_default_factory=True) for name, field in type(chosen).model_fields.items()}
     chosen = chosen.model_copy(update={name: others[name] for name in OF_THE_WHOLE_MODEL if name in others})
     keys = DropoutKeys(0)
-    model, _ = tuning(chosen).apply(flat.twin(flat.reduced(model_config), torch.float32, device), keys)
+    model = tuning(chosen).apply(flat.twin(flat.reduced(model_config), torch.float32, device), Start(keys)).model
     generator = torch.Generator().manual_seed(3)
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.ndim >= 2:

@@ -116,7 +116,7 @@ def one_batch(config: RunConfig, trust_remote_code: bool = False, say: Callable[
     before = norms_of_gradients(engine.named)
     start = {name: parameter.detach().clone() for name, parameter in engine.named.items()}
     job.wrapped.train()
-    found = Gradients([], [sample.row for sample in samples], rate, built.trained)
+    found = Gradients([], [sample.row for sample in samples], rate, built.tuned.trained)
     with _first_non_finite(core) as names:
         try:
             optimizer_step(job, 0, samples, indices)

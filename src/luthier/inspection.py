@@ -57,7 +57,7 @@ def look_at(checked: RunConfig, trust_remote_code: bool = False) -> Node:
     dtype, _why = choose_dtype(checked.model.dtype, where)
     decisions = {"activation_checkpointing": False, "layout": "padded"}
     source = base_of(checked, trust_remote_code)
-    policy, _trained = build_policy(checked, source, dtype, where, decisions, trust_remote_code)
+    policy, _tuned = build_policy(checked, source, dtype, where, decisions, trust_remote_code)
     return tree(policy.core)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,12 +19,12 @@ ROUNDS_STOCHASTICALLY = "adamw_bf16"
 
 
 def make_optimizer(
-    training: TrainingConfig, policy: Policy, loraplus_lr_ratio: float | None = None, seed: int = 0
+    training: TrainingConfig, policy: Policy, rates: Mapping[str, float] | None = None, seed: int = 0
 ) -> torch.optim.Optimizer:
     """The optimizer that `training.optim` names; biases and norms (tensors of one dimension) are not decayed.
 
     Args:
-        loraplus_lr_ratio: how many times faster than the rest LoRA's B learns (arXiv:2402.12354).
+        rates: parts of the names of parameters, and how many times the learning rate they learn at (`Tuned.rates`).
         seed: of the optimizer that rounds by chance.
 
     Raises:
@@ -32,7 +32,7 @@ def make_optimizer(
     """
     _refuse_unread_keys(training)
     refuse_lost_steps(training.optim, policy)
-    groups = parameter_groups(training, policy, loraplus_lr_ratio or 1.0)
+    groups = parameter_groups(training, policy, rates or {})
     rate, betas, eps = training.learning_rate or 0.0, (training.adam_beta1, training.adam_beta2), training.adam_epsilon
     match training.optim:
         case "adamw":
@@ -131,13 +131,13 @@ def _muon(
     return Together(parts)
 
 
-def parameter_groups(training: TrainingConfig, policy: nn.Module, ratio: float) -> list[dict[str, Any]]:
+def parameter_groups(training: TrainingConfig, policy: nn.Module, rates: Mapping[str, float]) -> list[dict[str, Any]]:
     """Trained parameters by weight decay and peak learning rate; the first group has the rate of the configuration."""
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     rate, decay = training.learning_rate or 0.0, training.weight_decay or 0.0
     for name, parameter in policy.named_parameters():
         if parameter.requires_grad:
-            faster = ratio if ".lora_B." in name else 1.0
+            faster = next((times for part, times in rates.items() if part in name), 1.0)
             groups.setdefault((faster, decay if parameter.ndim >= 2 else 0.0), []).append(parameter)
     ordered = sorted(groups.items(), key=lambda item: (item[0][0] != 1.0, -item[0][1]))
     return [{"params": held, "weight_decay": decay, "peak_lr": rate * faster} for (faster, decay), held in ordered]

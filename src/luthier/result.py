@@ -18,7 +18,6 @@ from luthier.loop import Job, put_weights
 from luthier.models.adapters import save_adapter, write_origin
 from luthier.models.flat import stock_attention
 from luthier.optimization import ROUNDS_STOCHASTICALLY
-from luthier.policy import Policy
 from luthier.reporting.recorder import SAMPLES, read_lines
 from luthier.reporting.report import write_report
 from luthier.types import Message
@@ -39,8 +38,16 @@ def write_result(config: RunConfig, built: Built, base: dict[str, Any]) -> None:
 
     def fill(target: Path) -> None:
         if tuning.makes_adapter:
-            begins = _starts_at_base(config, job.policy)
-            save_adapter(job.policy.model, target, base, begins, data.system, built.source.plain)
+            save_adapter(
+                job.policy.model,
+                target,
+                base,
+                starts_at_base=built.tuned.off_is_start != "no",
+                system=data.system,
+                plain=built.source.plain,
+                new_tokens=built.new_tokens,
+                adapter_path=built.tuned.adapter_path,
+            )
         else:
             if config.training.optim != ROUNDS_STOCHASTICALLY:
                 job.policy.core.float()  # what is not trained may be held in fewer bits
@@ -71,12 +78,6 @@ def _take_best(config: RunConfig, job: Job) -> int:
         )
     put_weights(job.policy, job.checkpoints.load(step)["weights"])
     return step
-
-
-def _starts_at_base(config: RunConfig, policy: Policy) -> bool:
-    """Whether the saved adapter switched off is the policy at step 0: a product that is zero but for rounding counts too."""
-    fresh = getattr(config.tuning, "adapter_path", None) is None
-    return policy.starts_at_base or (fresh and getattr(config.tuning, "init_lora_weights", None) == "orthogonal")
 
 
 def _write_answers(config: RunConfig, built: Built) -> None:

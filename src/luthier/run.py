@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from luthier import run_folder
+from luthier import beginning, run_folder
 from luthier.building import base_record, build, dtype_name, silent
 from luthier.config import RunConfig
 from luthier.engine import Engine, deterministic, hardware, is_main_process, make_engine
@@ -76,12 +76,17 @@ def _train(
     job, data, decisions = built.job, built.data, built.decisions
     base = base_record(config, built.source, data)
     manifest = run_folder.manifest(
-        config, data, base, decisions, hardware(engine.device), job.steps.total, engine.processes, built.trained
+        config, data, base, decisions, hardware(engine.device), job.steps.total, engine.processes, built.tuned.trained
     )
     manifest["trained_tensors"] = job.policy.trained_tensors()
+    manifest["fingerprints"]["adapter"] = built.adapter_hash
     job.manifest = {name: manifest[name] for name in ("luthier", "versions", "fingerprints", "decisions")}
     if engine.main:
         run_folder.begin(folder, config, data, manifest, before, say)
+        if not built.restored:
+            beginning.keep(folder, job.policy)
+    engine.barrier()
+    beginning.put(folder, job.policy)
     if before is not None:
         _resume(job, folder, say)
         engine.barrier()

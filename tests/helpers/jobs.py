@@ -22,7 +22,7 @@ from luthier.optimization import make_optimizer, make_schedule
 from luthier.policy import Policy
 from luthier.randomness import key
 from luthier.reporting.recorder import Recorder
-from luthier.types import NO_TARGET, Sample
+from luthier.types import NO_TARGET, Sample, Start
 from tests.helpers.tiny_models import VOCAB, twin
 
 
@@ -56,9 +56,8 @@ def make_policy(
     """A tiny twin with LoRA; `warm` gives lora_B random values, so that every gradient is non-zero from the first step."""
     keys = DropoutKeys(config.seed)
     with seeded(key(config.seed, "initial weights") % 2**63):
-        model, _ = component.load("tuning", config.tuning.kind)(config.tuning).apply(
-            twin(name, **changes).to(dtype), keys
-        )
+        tuning = component.load("tuning", config.tuning.kind)(config.tuning)
+        model = tuning.apply(twin(name, **changes).to(dtype), Start(keys)).model
         if warm:
             for parameter_name, parameter in model.named_parameters():
                 if "lora_B" in parameter_name:

@@ -15,6 +15,7 @@ from luthier import component, config, run
 from luthier.dropout import DropoutKeys
 from luthier.errors import UserError
 from luthier.models.opened import open_model
+from luthier.types import Start
 from tests.helpers.tiny_models import TWINS, tiny_llama, twin
 
 ROWS = [{"prompt": f"Say {number}.", "completion": f"{number}!"} for number in range(8)]
@@ -22,8 +23,8 @@ ROWS = [{"prompt": f"Say {number}.", "completion": f"{number}!"} for number in r
 
 def trained_of(model: Any, **settings: Any) -> tuple[set[str], str]:
     freeze = component.load("tuning", "freeze")
-    model, said = freeze(freeze.Config(**settings)).apply(model, DropoutKeys(0))
-    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}, said
+    tuned = freeze(freeze.Config(**settings)).apply(model, Start(DropoutKeys(0)))
+    return {name for name, parameter in tuned.model.named_parameters() if parameter.requires_grad}, tuned.trained
 
 
 def names_of(model: Any, *parts: str) -> set[str]:

@@ -12,13 +12,16 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from luthier import building, component, config, run
+from luthier.beginning import RunStart
 from luthier.data.batching import micro_batches
 from luthier.dropout import DropoutKeys
 from luthier.errors import UserError
-from luthier.models.adapters import load_adapter, save_adapter, starts_where_off
+from luthier.models.adapters import load_adapter, save_adapter
 from luthier.models.load import fingerprint, load_model
+from luthier.models.sources import ModelSource, resolve
 from luthier.policy import Policy
 from luthier.tuning._starts import lora_layers
+from luthier.types import Start
 from tests.helpers.jobs import make_samples
 from tests.helpers.tiny_models import save_twin, tiny_llama, twin
 
@@ -27,15 +30,14 @@ SAMPLES = make_samples([24, 17, 9])
 ROWS = [{"prompt": f"Say {number}.", "completion": f"{number}!"} for number in range(8)]
 
 
-def adapted(model: Any, **settings: Any) -> Policy:
-    """A policy as run.py makes it."""
-    lora = component.load("tuning", "lora")
-    tuning, keys = lora(lora.Config(**settings)), DropoutKeys(0)
+def adapted(model: Any, folder: Path = Path("none"), **settings: Any) -> Policy:
+    """A policy as building.py makes it; `folder` is the model's."""
+    lora, keys = component.load("tuning", "lora"), DropoutKeys(0)
+    source = ModelSource(folder, "model", None, "folder")
+    start = RunStart(keys, source=source, base={}, samples=SAMPLES, new={}, tell=lambda text: None)
     torch.manual_seed(0)
-    tuned, _ = tuning.apply(model, keys)
-    if tuning.rows_to_begin:
-        tuning.begin_at_rows(tuned, [torch.as_tensor(sample.input_ids) for sample in SAMPLES])
-    return Policy(tuned, keys, starts_at_base=starts_where_off(tuned))
+    tuned = lora(lora.Config(**settings)).apply(model, start)
+    return Policy(tuned.model, keys, starts_at_base=tuned.off_is_start == "to the bit")
 
 
 def layer_of(policy: Policy, name: str = "self_attn.q_proj") -> Any:
@@ -169,7 +171,7 @@ def test_loftq_gives_back_what_quantization_lost(tmp_path: Path) -> None:
     held = load_model(tmp_path / "model", dtype=torch.float32, device="cpu", quantization=nf4(nf4.Config()))
     whole = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     quantized = logits(held)
-    policy = adapted(held, r=16, init_lora_weights="loftq")
+    policy = adapted(held, tmp_path / "model", r=16, init_lora_weights="loftq")
     assert (logits(policy.core) - logits(whole)).norm() < 0.9 * (quantized - logits(whole)).norm()
     assert not policy.starts_at_base
     policy.keep_reference()
@@ -257,7 +259,7 @@ def test_b_learns_faster_by_the_ratio(tmp_path: Path) -> None:
     policy = adapted(twin("llama"), r=4)
     move(policy)
     keys = ["model=m", "data=d", f"output_dir={tmp_path}", "learning_rate=1e-3"]
-    optimizer = make_optimizer(config.load(None, keys).training, policy, 16.0)
+    optimizer = make_optimizer(config.load(None, keys).training, policy, {".lora_B.": 16.0})
     before = {name: parameter.detach().clone() for name, parameter in policy.named_parameters()}
     (-logps_with_gradient(policy)).backward()  # type: ignore[no-untyped-call]
     for group in optimizer.param_groups:
@@ -312,7 +314,7 @@ def test_the_reference_of_a_run_that_goes_on_is_the_adapter(tmp_path: Path) -> N
         [f"model={tmp_path / 'model'}", "data=d", f"output_dir={tmp_path}", f"adapter_path={tmp_path / 'adapter'}"],
     )
     decisions = {"activation_checkpointing": False, "layout": "padded"}
-    source = building.resolve(str(tmp_path / "model"))
+    source = resolve(str(tmp_path / "model"))
     later, _ = building.build_policy(given, source, torch.float32, torch.device("cpu"), decisions)
     later.keep_reference()
     wanted = logps(policy)
@@ -335,6 +337,5 @@ def test_an_update_of_a_head_that_could_not_be_merged_is_refused(
 ) -> None:
     tuning = component.load("tuning", "lora")
     made = tuning(tuning.Config(target_modules=("lm_head",) if not rows else "all-linear"))
-    made.new_rows = rows
     with pytest.raises(UserError, match=said):
-        made.apply(twin(name, **more), DropoutKeys(0))
+        made.apply(twin(name, **more), Start(DropoutKeys(0), rows))

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from luthier import config, exporting, run
 from luthier.cli import main
 from luthier.errors import UserError
+from luthier.models.adapters import new_tokens
 from luthier.models.new_tokens import add_tokens
 from luthier.models.opened import open_model
 from tests.helpers.tiny_models import save_twin, tiny_tokenizer
@@ -31,6 +32,12 @@ def trained(folder: Path, tuning: str, tied: bool) -> Path:
     keys += ["data.add_tokens=[<violin>, <lute>]", f"tuning={tuning}", "max_steps=3", "learning_rate=1e-2"]
     run.train(config.load(None, [*keys, "dtype=float32"]), say=lambda text: None)
     return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def spare(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that trained new tokens, on a model with unused rows."""
+    return trained(tmp_path_factory.mktemp("spare"), "lora", False).parent
 
 
 def logits(model: Any) -> torch.Tensor:
@@ -82,6 +89,52 @@ def test_a_run_that_goes_on_has_them_too(tmp_path: Path) -> None:
         run.train(config.load(None, keys), say=lambda text: None)
     run.train(config.load(None, [*keys, "data.add_tokens=[<violin>, <lute>]"]), say=lambda text: None)
     assert "<lute>" in AutoTokenizer.from_pretrained(tmp_path / "next" / "adapter").get_vocab()
+
+
+@pytest.mark.parametrize(
+    ("tokens", "said", "fix"),
+    [
+        ("[<violin>]", r"new tokens, of which data\.add_tokens lacks '<lute>'", '["<violin>", "<lute>"]'),
+        ("[<lute>, <violin>]", "in another order: '<violin>' was 457 and is 458", '["<violin>", "<lute>"]'),
+        ("[<drum>, <violin>, <lute>]", "in another order", '["<violin>", "<lute>", "<drum>"]'),
+        ("[<violin>, <lute>, <drum>]", "does not train the row of '<drum>'", "leave '<drum>' out"),
+    ],
+)
+def test_other_tokens_than_the_adapter_knows_are_refused(
+    spare: Path, tmp_path: Path, tokens: str, said: str, fix: str
+) -> None:
+    """Where the embeddings have rows to spare, every shape fits."""
+    with pytest.raises(UserError, match=said) as caught:
+        run.train(config.load(None, [*goes_on(spare, tmp_path), f"data.add_tokens={tokens}"]), say=lambda text: None)
+    assert fix in str(caught.value)
+    assert not (tmp_path / "next").exists()
+
+
+def goes_on(spare: Path, place: Path, run_name: str = "run") -> list[str]:
+    keys = [f"model={spare / 'model'}", f"data={spare / 'train.jsonl'}", f"adapter_path={spare / run_name}"]
+    return [*keys, "max_steps=1", "dtype=float32", f"output_dir={place / 'next'}"]
+
+
+def test_the_same_tokens_go_on_and_so_does_their_record(spare: Path, tmp_path: Path) -> None:
+    run.train(
+        config.load(None, [*goes_on(spare, tmp_path), "data.add_tokens=[<violin>, <lute>]"]), say=lambda text: None
+    )
+    assert new_tokens(tmp_path / "next" / "adapter") == {"<violin>": FIRST, "<lute>": SECOND}
+
+
+def test_an_adapter_without_new_tokens_learns_none_later(spare: Path, tmp_path: Path) -> None:
+    keys = [f"model={spare / 'model'}", f"data={spare / 'train.jsonl'}", "max_steps=1", "dtype=float32"]
+    run.train(config.load(None, [*keys, f"output_dir={tmp_path / 'plain'}"]), say=lambda text: None)
+    keys += [f"adapter_path={tmp_path / 'plain'}", "data.add_tokens=[<violin>]", f"output_dir={tmp_path / 'next'}"]
+    with pytest.raises(UserError, match="the adapter to go on from does not train the row of '<violin>'"):
+        run.train(config.load(None, keys), say=lambda text: None)
+
+
+def test_one_token_more_is_learned_where_all_rows_are_trained(tmp_path: Path) -> None:
+    folder = trained(tmp_path, "{kind: lora, modules_to_save: [embed_tokens, lm_head]}", False)
+    given = [*goes_on(tmp_path, tmp_path, folder.name), "data.add_tokens=[<violin>, <lute>, <drum>]"]
+    run.train(config.load(None, given), say=lambda text: None)
+    assert list(new_tokens(tmp_path / "next" / "adapter")) == ["<violin>", "<lute>", "<drum>"]
 
 
 def test_what_is_not_trained_is_refused(tmp_path: Path) -> None:

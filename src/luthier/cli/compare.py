@@ -36,9 +36,9 @@ def compare(
 ) -> None:
     """Base and tuned model side by side.
 
-    The base is the tuned model with what was learned switched off. Where the file has reference answers, their negative
-    log-likelihood and the exact matches are compared with paired 95 % intervals, and
-    "no detectable difference" is a verdict.
+    The base is what the run began from: the tuned model with what was learned switched off, or with the adapter that it
+    went on from. Where the file has reference answers, their negative log-likelihood and the exact matches are compared
+    with paired 95 % intervals, and "no detectable difference" is a verdict.
 
     Example:
       luthier compare runs/mine --prompt "Who are you?" --prompt "What can you do?"

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from luthier.errors import UserError
 from luthier.models._loaded import check_adapter_config
 from luthier.models.new_tokens import grow
+from luthier.tuning._starts import ADAPTER, FromStart, lora_layers, tie_edges
 
 STARTS_AT_ZERO = (True, "gaussian", "eva", "orthogonal")
 """PEFT's ways to begin that leave the base as it is; others (PiSSA, OLoRA, ...) change its weights."""
@@ -28,15 +31,19 @@ def save_adapter(
     starts_at_base: bool = True,
     system: str | None = None,
     plain: tuple[str, str | None] | None = None,
+    new_tokens: Mapping[str, int] | None = None,
+    adapter_path: str | None = None,
 ) -> None:
     """Writes a PEFT model's active adapter into an existing folder.
 
     Args:
         model: a PeftModel.
         base: what is known of the model underneath (`name`, `commit`, fingerprints, `quantization`); kept in luthier.json.
-        starts_at_base: whether the adapter began as zero.
+        starts_at_base: whether the adapter began as zero, to rounding.
         system: the system text that all training conversations had.
         plain: `ModelSource.plain` of the base, for peft's own file; by default the name and commit in `base`.
+        new_tokens: tokens that the base did not have, and their ids.
+        adapter_path: the adapter that this one went on from.
     """
     weights, config = _on_the_base(model)
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
@@ -47,7 +54,8 @@ def save_adapter(
     begins = model.peft_config[model.active_adapter].init_lora_weights
     rows = model.get_base_model().get_input_embeddings().weight.shape[0]
     origin = {"base": dict(base), "starts_at_base": starts_at_base, "begins": begins, "system": system}
-    write_origin(folder, origin | {"embedding_rows": rows})
+    tokens = {"embedding_rows": rows, "new_tokens": dict(new_tokens or {})}
+    write_origin(folder, origin | tokens | {"adapter_path": adapter_path})
 
 
 def _on_the_base(model: Any) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -55,8 +63,6 @@ def _on_the_base(model: Any) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 
     One that is trained from a start other than zero (`FromStart`) becomes one of twice the rank, [A; A0] and [B, -B0].
     """
-    from luthier.tuning._starts import ADAPTER, FromStart, lora_layers
-
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in _adapter_weights(model).items()}
     seen = set[int]()
     for name, tensor in weights.items():  # a shared weight stands under each of its names, as peft writes it
@@ -68,9 +74,8 @@ def _on_the_base(model: Any) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         name: layer for name, layer in lora_layers(model) if isinstance(layer.lora_variant.get(ADAPTER), FromStart)
     }
     for name, layer in moved.items():
-        start, prefix = layer.lora_variant[ADAPTER], f"base_model.model.{name}"
-        for part, own, axis in (("lora_A", start.a, 0), ("lora_B", -start.b, 1)):
-            key = f"{prefix}.{part}.weight"
+        for part, own, axis in (("lora_A", layer.start_A, 0), ("lora_B", -layer.start_B, 1)):
+            key = f"base_model.model.{name}.{part}.weight"
             weights[key] = torch.cat([weights[key], own.cpu()], axis).contiguous()
     if moved:
         config |= {"r": 2 * config["r"], "rank_pattern": {k: 2 * r for k, r in config["rank_pattern"].items()}}
@@ -82,16 +87,6 @@ def _on_the_base(model: Any) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         }
     config["init_lora_weights"] = config["init_lora_weights"] in STARTS_AT_ZERO or bool(moved)
     return weights, config
-
-
-def starts_where_off(model: Any) -> bool:
-    """Whether an adapter as it is now, at its beginning, is the same as none: its B is zero, or counted from its start."""
-    from luthier.tuning._starts import ADAPTER, FromStart, lora_layers
-
-    return all(
-        isinstance(layer.lora_variant.get(ADAPTER), FromStart) or not bool(layer.lora_B[ADAPTER].weight.any())
-        for _, layer in lora_layers(model)
-    )
 
 
 def adapter_folder(path: str) -> Path:
@@ -108,6 +103,15 @@ def adapter_folder(path: str) -> Path:
     )
 
 
+def adapter_hash(folder: Path) -> str:
+    """What tells an adapter from another: of its weights and peft's configuration."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in (CONFIG, WEIGHTS):
+        with (folder / name).open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
 def write_origin(folder: Path, origin: Mapping[str, Any]) -> None:
     """Writes where a result comes from beside it, as luthier.json."""
     (folder / OURS).write_text(
@@ -116,8 +120,6 @@ def write_origin(folder: Path, origin: Mapping[str, Any]) -> None:
 
 
 def _adapter_weights(model: Any) -> dict[str, torch.Tensor]:
-    from peft import get_peft_model_state_dict
-
     found: dict[str, torch.Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
     return found
 
@@ -132,10 +134,6 @@ def load_adapter(model: Any, folder: Path, trainable: bool = False, base: Mappin
     Raises:
         UserError: pickled weights, missing or unexpected keys, wrong shapes, or another base.
     """
-    from peft import LoraConfig, PeftModel, get_peft_model
-
-    from luthier.tuning._starts import tie_edges
-
     _refuse_other_base(folder, base)
     weights = _read_weights(folder)
     check_adapter_config(folder / CONFIG)
@@ -266,13 +264,26 @@ def embedding_rows(folder: Path) -> int:
     return found if isinstance(found, int) else 0
 
 
+def new_tokens(folder: Path) -> dict[str, int]:
+    """Tokens that the base did not have, and the ids that they had in training, in their order; none where nothing says
+    it."""
+    found = _origin(folder).get("new_tokens", {})
+    return dict(sorted(found.items(), key=lambda item: item[1])) if isinstance(found, dict) else {}
+
+
 def begins(folder: Path) -> Any:
     """`init_lora_weights` of the adapter's training; None where nothing says it."""
     return _origin(folder).get("begins")
 
 
+def went_on_from(folder: Path) -> str | None:
+    """The adapter that this one went on from; None where it began anew, or nothing says it."""
+    found = _origin(folder).get("adapter_path")
+    return found if isinstance(found, str) else None
+
+
 def starts_at_base(folder: Path) -> bool:
-    """Whether the adapter began as zero, so that switching it off gives its base."""
+    """Whether the adapter began as zero, so that switching it off gives what it began as."""
     if (folder / OURS).is_file():
         return bool(_origin(folder).get("starts_at_base", True))
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,8 +13,8 @@ from torch import nn
 from luthier.errors import UserError, excerpt
 
 
-def add_tokens(tokenizer: Any, tokens: Sequence[str]) -> list[int]:
-    """The ids that the tokenizer now has for `tokens`, which it reads whole wherever they stand in a text.
+def add_tokens(tokenizer: Any, tokens: Sequence[str]) -> dict[str, int]:
+    """`tokens` and the ids that the tokenizer now has for them; it reads them whole wherever they stand in a text.
 
     Raises:
         UserError: one is no new token.
@@ -28,8 +29,7 @@ def add_tokens(tokenizer: Any, tokens: Sequence[str]) -> list[int]:
                 f"leave {excerpt(token)} out",
             )
     tokenizer.add_tokens([AddedToken(token, normalized=False) for token in tokens])
-    ids: list[int] = tokenizer.convert_tokens_to_ids(list(tokens))
-    return ids
+    return {token: tokenizer.convert_tokens_to_ids(token) for token in tokens}
 
 
 @torch.no_grad()
@@ -53,13 +53,54 @@ def names_of_edges(model: nn.Module) -> list[str]:
     return [name for name, module in model.named_modules() if any(module is edge for edge in edges)]
 
 
-def refuse_untrained(model: Any, ids: Sequence[int]) -> None:
-    """Raises UserError where nothing would teach the model what new tokens mean."""
-    core = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if ids and not any(parameter.requires_grad for parameter in core.get_input_embeddings().parameters()):
+def refuse_untrained(model: Any, new: Mapping[str, int]) -> None:
+    """Raises UserError where nothing would teach the model what a new token means: its row of the embeddings is frozen."""
+    has_adapter = hasattr(model, "get_base_model")
+    core = model.get_base_model() if has_adapter else model
+    given = core.get_input_embeddings()
+    trained = any(parameter.requires_grad for parameter in given.parameters())
+    single_rows = getattr(given, "token_adapter", None)  # peft's, where it trains some rows of a module
+    if trained and single_rows is not None:
+        known = {number for numbers in single_rows.token_indices.values() for number in numbers}
+        left = [token for token, number in new.items() if number not in known]
+    else:
+        left = [] if trained else list(new)
+    if left and has_adapter:  # a new one would train them
+        raise UserError(
+            "data.add_tokens",
+            f"the adapter to go on from does not train the row of {excerpt(left[0])}, which would stay without meaning",
+            "the tokens that it was trained with",
+            f"leave {excerpt(left[0])} out; or luthier export RUN --to merged, then model=DIR without tuning.adapter_path",
+        )
+    if left:
         raise UserError(
             "data.add_tokens",
             "the embeddings are not trained, so the new tokens would stay without meaning",
             "tuning: lora or full, or patterns with the embeddings",
             "tuning=lora",
+        )
+
+
+def refuse_other_tokens(path: str, then: Mapping[str, int], now: Mapping[str, int]) -> None:
+    """Raises UserError where an adapter's new tokens are not those of this run, or have other ids.
+
+    Args:
+        path: the adapter to go on from.
+        then: its tokens and their ids.
+        now: those of this run; it may have more.
+    """
+    dropped = [token for token in then if token not in now]
+    moved = [token for token, number in then.items() if token in now and now[token] != number]
+    if dropped or moved:
+        more = [token for token in now if token not in then]
+        which = (
+            f"new tokens, of which data.add_tokens lacks {excerpt(dropped[0])}"
+            if dropped
+            else f"new tokens in another order: {excerpt(moved[0])} was {then[moved[0]]} and is {now[moved[0]]}"
+        )
+        raise UserError(
+            "tuning.adapter_path",
+            f"{path} was trained with {which}",
+            "the same tokens in data.add_tokens, in the same order",
+            f"data.add_tokens={json.dumps([*then, *more], ensure_ascii=False)}",
         )

@@ -10,8 +10,8 @@ from typing import Any, Literal
 import torch
 from peft import PeftModel
 
+from luthier import beginning, engine
 from luthier import config as configuration
-from luthier import engine
 from luthier.component import ComponentConfig
 from luthier.component import load as load_component
 from luthier.config import RunConfig
@@ -19,7 +19,14 @@ from luthier.data.render import ChatRenderer
 from luthier.data.template import Template
 from luthier.dropout import DropoutKeys
 from luthier.errors import UserError
-from luthier.models.adapters import load_adapter, starts_at_base, trained_quantization, trained_system
+from luthier.models.adapters import (
+    begins,
+    load_adapter,
+    starts_at_base,
+    trained_quantization,
+    trained_system,
+    went_on_from,
+)
 from luthier.models.load import choose_dtype, context_length, fingerprint, load_model, load_tokenizer
 from luthier.models.new_tokens import grow
 from luthier.models.sources import ModelSource, resolve
@@ -66,6 +73,16 @@ class Opened:
         """Whether there is something to compare with: what it was before it was tuned."""
         return self.adapter is not None or self.config is not None
 
+    @property
+    def before(self) -> str:
+        """What it was before it was tuned: its base, and what its adapter began with."""
+        name = self.config.model.path if self.config is not None else self.source.name
+        if self.adapter is None:
+            return name
+        if (path := went_on_from(self.adapter)) is not None:
+            return f"{name} with the adapter of {path}"
+        return name if starts_at_base(self.adapter) else f"{name} as its adapter began ({begins(self.adapter)})"
+
     def policy(self, with_reference: bool = False) -> Policy:
         """The model in scoring form, for padded batches and the stock attention: exact on every architecture.
 
@@ -85,11 +102,14 @@ class Opened:
 
     def _weights_at_step_0(self) -> dict[str, torch.Tensor]:
         """Of all that was trained, by the names of the policy's parameters."""
-        if self.config is None or self.adapter is not None:
+        if self.adapter is not None and self.config is not None:
+            device = next(self.model.parameters()).device
+            return {name: tensor.to(device) for name, tensor in beginning.read(self.adapter.parent).items()}
+        if self.config is None:
             raise UserError(
                 self.target,
                 "nothing is known of what it was before it was tuned",
-                "the folder of a run, or an adapter on its base",
+                "the folder of a run, or an adapter that began as its base",
                 "luthier compare RUN --prompt TEXT",
             )
         before = resolve(self.config.model.path, self.config.model.revision, self.trust_remote_code)

@@ -1,7 +1,7 @@
 """What tuning changed: base and tuned model on the same questions, with intervals, and the verdicts that these allow.
 
-The base is the tuned policy with what was learned switched off (`policy.reference()`), never another merge, so that
-the difference is the tuning and nothing else.
+The base is the tuned policy as it began (`policy.reference()`), never another merge, so that the difference is the tuning
+and nothing else.
 """
 
 from __future__ import annotations
@@ -164,14 +164,13 @@ def compare_target(
     questions = [asked(opened, text, system) for text in prompts]
     if path is not None:
         questions += read_questions(opened, path, system=system, drop_bad_rows=drop_bad_rows, limit=limit)
-    base = opened.config.model.path if opened.config is not None else opened.source.name
     return compare(
         policy,
         opened.tokenizer,
         questions,
         stop_ids=opened.renderer.stop_ids,
         target=target,
-        base=base,
+        base=opened.before,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         seed=seed,

@@ -9,11 +9,10 @@ from pydantic import Field
 
 from luthier.component import ComponentConfig
 from luthier.errors import UserError, excerpt
+from luthier.types import Start, Tuned
 
 if TYPE_CHECKING:
     from torch import nn
-
-    from luthier.dropout import DropoutKeys
 
 __all__ = ["Freeze"]
 
@@ -38,8 +37,8 @@ class Freeze:
     def __init__(self, config: Config) -> None:
         self.config = config
 
-    def apply(self, model: nn.Module, keys: DropoutKeys) -> tuple[nn.Module, str]:
-        """The model with some parameters trainable, and a line that says which.
+    def apply(self, model: nn.Module, start: Start) -> Tuned:
+        """The model with some parameters trainable.
 
         Raises:
             UserError: there are not so many layers, a pattern is none or matches nothing.
@@ -64,7 +63,7 @@ class Freeze:
         trained = sum(parameters[name].numel() for name in chosen)
         total = sum(parameter.numel() for parameter in parameters.values())
         share = f"{trained:,} of {total:,} parameters are trained, in float32 ({100 * trained / total:.2f} %)"
-        return model, f"{', '.join(said)}: {share}"
+        return Tuned(model, f"{', '.join(said)}: {share}")
 
     def _of_layers(self, model: Any, key: str, count: int) -> set[str]:
         from luthier.tuning._anatomy import layers_of

@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from luthier.component import ComponentConfig
+from luthier.types import Start, Tuned
 
 if TYPE_CHECKING:
     from torch import nn
-
-    from luthier.dropout import DropoutKeys
 
 __all__ = ["Full"]
 
@@ -25,10 +24,10 @@ class Full:
     def __init__(self, config: Config) -> None:
         self.config = config
 
-    def apply(self, model: nn.Module, keys: DropoutKeys) -> tuple[nn.Module, str]:
-        """The model with its parameters trainable, and a line that says what is trained."""
+    def apply(self, model: nn.Module, start: Start) -> Tuned:
+        """The model with its parameters trainable."""
         model.float()
         for parameter in model.parameters():
             parameter.requires_grad_(True)
         count = sum(parameter.numel() for parameter in model.parameters())
-        return model, f"all {count:,} parameters are trained, in float32"
+        return Tuned(model, f"all {count:,} parameters are trained, in float32")

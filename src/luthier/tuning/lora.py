@@ -9,11 +9,11 @@ from pydantic import Field
 
 from luthier.component import ComponentConfig
 from luthier.errors import UserError
+from luthier.types import Start, Tuned
 
 if TYPE_CHECKING:  # torch takes seconds to import, and a configuration is read without it
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-    import torch
     from torch import nn
 
     from luthier.dropout import DropoutKeys
@@ -40,9 +40,6 @@ OF_THE_ADAPTER = (
 
 BY_PEFT = ("gaussian", "orthogonal")
 """Beginnings for which peft leaves the base alone."""
-
-EVA_ROWS = 64
-"""Rows whose inputs EVA looks at."""
 
 
 class Lora:
@@ -87,15 +84,18 @@ class Lora:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.new_rows: dict[str, list[int]] = {}
-        """Ids of new tokens by the name of the embeddings (and of a head of its own), whose rows are trained."""
 
-    def apply(self, model: nn.Module, keys: DropoutKeys) -> tuple[nn.Module, str]:
-        """The model with an adapter, and a line that says what is trained.
+    def apply(self, model: nn.Module, start: Start) -> Tuned:
+        """The model with an adapter: a new one, or the one to go on from.
 
         Raises:
             UserError: a pattern matches nothing, with what there is; or values that do not go together.
         """
+        if self.config.adapter_path is not None:
+            return self._go_on(start.load(model, self.config.adapter_path), start)
+        return self._new(model, start)
+
+    def _new(self, model: nn.Module, start: Start) -> Tuned:
         from peft import LoraConfig, get_peft_model
 
         from luthier.tuning._anatomy import anatomy
@@ -116,7 +116,8 @@ class Lora:
         transposed = any(type(module).__name__ == "Conv1D" for module in linear.values())
         by_peft = isinstance(config.init_lora_weights, bool) or config.init_lora_weights in BY_PEFT
         whole = with_tied(model, config.modules_to_save)
-        refuse_special_head(model, targets, self._rows(whole))
+        rows = _outside(whole, start.new_rows)
+        refuse_special_head(model, targets, rows)
         adapted = get_peft_model(
             model,
             LoraConfig(
@@ -134,14 +135,15 @@ class Lora:
                 rank_pattern=dict(config.rank_pattern),
                 alpha_pattern=dict(config.alpha_pattern),
                 modules_to_save=whole or None,
-                trainable_token_indices=self._rows(whole),
+                trainable_token_indices=rows,
             ),
         )
-        self._begin(adapted)
-        return adapted, self._ready(adapted, keys, parts)
+        _make_ready(adapted, start.keys)
+        self._begin(adapted, start)
+        return Tuned(adapted, self._coverage(adapted, parts), self._off_is_start(adapted), self._rates())
 
-    def go_on(self, adapted: Any, keys: DropoutKeys) -> str:
-        """Makes a loaded adapter one that is trained on; a line that says what is trained.
+    def _go_on(self, adapted: Any, start: Start) -> Tuned:
+        """A loaded adapter as one that is trained on.
 
         Raises:
             UserError: a key asks for something else than the adapter is.
@@ -170,53 +172,49 @@ class Lora:
         loaded.lora_dropout = self.config.lora_dropout
         for _, layer in lora_layers(adapted):
             layer.lora_dropout["default"] = nn.Dropout(loaded.lora_dropout) if loaded.lora_dropout else nn.Identity()
-        return f"goes on from {self.config.adapter_path}; {self._ready(adapted, keys, None)}"
+        _make_ready(adapted, start.keys)
+        said = f"goes on from {self.config.adapter_path}; {self._coverage(adapted, None)}"
+        return Tuned(adapted, said, rates=self._rates(), adapter_path=self.config.adapter_path)
 
-    @property
-    def rows_to_begin(self) -> int:
-        """How many rows `begin_at_rows` wants to see."""
-        return EVA_ROWS if self.config.init_lora_weights == "eva" and self.config.adapter_path is None else 0
-
-    def begin_at_rows(self, adapted: Any, rows: Sequence[torch.Tensor]) -> None:
-        """Begins at what is read: `rows` of ids [T]."""
-        from luthier.tuning._starts import begin_at_inputs
-
-        begin_at_inputs(adapted, rows)
-
-    def _begin(self, adapted: Any) -> None:
+    def _begin(self, adapted: Any, start: Start) -> None:
         """Beginnings that peft does not have, or not on a base that stays as it is."""
+        from luthier.tuning._inputs import begin_at_inputs
         from luthier.tuning._starts import begin_at_main_parts, begin_at_what_was_lost
 
         how = self.config.init_lora_weights
-        if how == "loftq":
-            begin_at_what_was_lost(adapted)
-            adapted.peft_config["default"].init_lora_weights = how
-        elif isinstance(how, str) and how.startswith(("pissa", "olora")):
-            begin_at_main_parts(adapted, how)
+        if isinstance(how, str) and how.startswith(("pissa", "olora")):
+            begin_at_main_parts(adapted, how, start)
+        elif how == "loftq":
+            begin_at_what_was_lost(adapted, start)
+        elif how == "eva":
+            begin_at_inputs(adapted, start)
 
-    def _rows(self, whole: list[str]) -> dict[str, list[int]] | None:
-        """What of `new_rows` is not in a module that is trained whole."""
-        left = {name: ids for name, ids in self.new_rows.items() if not any(name.endswith(part) for part in whole)}
-        return left or None
+    def _off_is_start(self, adapted: Any) -> Literal["to the bit", "to rounding", "no"]:
+        """Of a new adapter. B A = 0, or is counted from its start; `loftq` begins elsewhere on purpose."""
+        from luthier.tuning._starts import holds_copies_in_other_bits
 
-    def _ready(self, adapted: Any, keys: DropoutKeys, parts: Anatomy | None) -> str:
-        from luthier.tuning._starts import tie_edges
+        config = self.config
+        if config.init_lora_weights == "loftq":
+            return "no"
+        # A product of orthogonal factors, and DoRA's length over the length that is computed again, are 0 and 1 to rounding.
+        rounded = config.init_lora_weights == "orthogonal" or config.use_dora or holds_copies_in_other_bits(adapted)
+        return "to rounding" if rounded else "to the bit"
 
-        replace_dropout(adapted, keys)
-        tie_edges(adapted)
-        for parameter in adapted.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.float()
-        return self._coverage(adapted, parts)
+    def _rates(self) -> dict[str, float]:
+        ratio = self.config.loraplus_lr_ratio
+        return {".lora_B.": ratio} if ratio is not None else {}
 
     def _refuse_wrong(self, model: nn.Module, linear: dict[str, nn.Module], tensors: list[str]) -> None:
         """What peft would take without a word, or fail at with a message of its own."""
         config, how = self.config, self.config.init_lora_weights
         plain = isinstance(how, bool) or how == "gaussian"
+        # For each length peft moves the weight, and on a CPU bitsandbytes loses its scales by that.
+        int8_on_cpu = any(type(m).__name__ == "Linear8bitLt" and m.weight.device.type == "cpu" for m in linear.values())
         for wrong, found, fix in (
             (how is False, "init_lora_weights: false, which leaves B random", "init_lora_weights=true"),
             (bool(tensors) and config.lora_dropout > 0, "lora_dropout on experts, which have none", "lora_dropout=0"),
             (bool(tensors) and config.use_dora, "use_dora on experts in one tensor", "use_dora=false"),
+            (config.use_dora and int8_on_cpu, "use_dora on weights in int8 on a CPU", "quantization=nf4"),
             (bool(tensors) and not plain, f"init_lora_weights: {how} on experts", "init_lora_weights=true"),
             (
                 config.use_dora and not plain and how != "eva",
@@ -248,7 +246,24 @@ class Lora:
         return f"LoRA on {where}: {trained:,} trained parameters ({share})"
 
 
-def replace_dropout(adapted: Any, keys: DropoutKeys) -> None:
+def _outside(whole: Sequence[str], new_rows: Mapping[str, Sequence[int]]) -> dict[str, list[int]] | None:
+    """What of `new_rows` is not in a module that is trained whole."""
+    left = {name: list(ids) for name, ids in new_rows.items() if not any(name.endswith(part) for part in whole)}
+    return left or None
+
+
+def _make_ready(adapted: Any, keys: DropoutKeys) -> None:
+    """Keyed dropout, shared edges, and all that is trained in float32."""
+    from luthier.tuning._starts import tie_edges
+
+    _replace_dropout(adapted, keys)
+    tie_edges(adapted)
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
+def _replace_dropout(adapted: Any, keys: DropoutKeys) -> None:
     """Puts keyed dropout where peft put dropout with a generator's state."""
     from torch import nn
 
