@@ -40,6 +40,7 @@ LAYERS = [
         "machine",
         "errors_explained",
         "files",
+        "shards",
     },
     {
         "config_docs",
