@@ -71,7 +71,7 @@ def make_run(
             if "lora_B" in name:
                 parameter.normal_(0.0, 1.0).mul_(strength)
             elif lora and parameter.requires_grad and "lora_A" not in name:
-                parameter.mul_(1 + strength * torch.randn_like(parameter))
+                parameter.add_(strength * (parameter.abs() + 0.1) * torch.randn_like(parameter))
     tie_edges(model)
     adapter = folder / "adapter"
     adapter.mkdir(parents=True)

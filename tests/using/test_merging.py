@@ -30,7 +30,6 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "dora": ("llama", {}, {"use_dora": True}),
     "rslora": ("llama", {}, {"use_rslora": True}),
     "rank pattern": ("llama", {}, {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"v_proj": 3}}),
-    "bias": ("llama", {}, {"bias": "lora_only"}),
     "whole modules": ("llama", {}, WHOLE),
     "one whole module": ("llama", {}, WHOLE | {"modules_to_save": ["lm_head"]}),
     "norms": ("llama", {}, WHOLE | {"modules_to_save": ["norm"]}),
@@ -133,7 +132,7 @@ def test_in_fewer_bits_only_what_was_learned_is_rounded(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("family", ["llama", "qwen3_moe"])
 def test_one_shard_is_in_memory_and_no_more(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    base = save_twin(tmp_path / "base", family)
+    base = save_twin(tmp_path / "base", family, num_hidden_layers=6)
     experts = {"target_parameters": ["mlp.experts.gate_up_proj"]} if family == "qwen3_moe" else {}
     run = make_run(tmp_path / "run", base, target_modules=ATTENTION, **experts)
     largest = max(tensor.nbytes for tensor in load_file(base / "model.safetensors").values())
@@ -208,6 +207,17 @@ def test_what_cannot_be_found_by_name_is_merged_in_memory(tmp_path: Path, monkey
     exporting.export(str(run), "merged", tmp_path / "out", unproven=True, say=said.append)
     assert "in memory, as a whole: model.layers.0.self_attn.q_proj.weight is not stored" in "\n".join(said)
     assert all(torch.equal(tensor, wanted[name]) for name, tensor in files_of(tmp_path / "out").items())
+
+
+def test_trained_biases_are_no_update_of_a_weight(tmp_path: Path) -> None:
+    """Somebody else's adapter: peft holds trained biases in the base's own places, also of layers without an update."""
+    base = save_twin(tmp_path / "base", "gpt2")
+    run = make_run(tmp_path / "run", base, target_modules=["c_attn"], fan_in_fan_out=True, bias="all")
+    said: list[str] = []
+    exporting.export(str(run), "merged", tmp_path / "out", unproven=True, say=said.append)
+    assert any("in memory, as a whole: the adapter brings biases" in line for line in said)
+    before, after = files_of(base), files_of(tmp_path / "out")
+    assert not torch.equal(before["transformer.ln_f.bias"], after["transformer.ln_f.bias"])
 
 
 def test_embeddings_and_head_that_grew_apart_get_two_places(tmp_path: Path) -> None:

@@ -60,6 +60,8 @@ class Merged:
         try:
             if not parts.as_stored:
                 raise NotByName("its base's values are in no file")
+            if parts.adapter is not None and parts.model.active_peft_config.bias != "none":
+                raise NotByName("the adapter brings biases of the base's own")
             stored = Stored(core, parts.base, parts.base_name)
             changes = merging(stored, dtype)
         except NotByName as why:
