@@ -18,7 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from luthier import config, exporting, loop, run
+from luthier import building, config, exporting, loop, run
 from luthier.models import flat
 from luthier.models.flat import Verdict, stock_attention
 from tests.helpers.pairs import Trial, covering_trials
@@ -81,7 +81,7 @@ def trained(trial: Trial, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tupl
     with monkeypatch.context() as patch:
         patch.setattr(loop, "optimizer_step", lambda job, *rest: (jobs.append(job), step(job, *rest))[1])
         if trial["layout"] == "padded":
-            patch.setattr(run, "prove", lambda *_: Verdict(False, "a test asks for padding"))
+            patch.setattr(building, "prove", lambda *_: Verdict(False, "a test asks for padding"))
         finished = run.train(
             config.load(
                 None,
@@ -158,4 +158,4 @@ def test_each_two_values_meet() -> None:
         met = {(trial[first], trial[second]) for trial in PAIRS}
         assert met == set(itertools.product(VALUES[first], VALUES[second]))
     assert len(PAIRS) < 100
-    assert flat.prove is run.prove
+    assert flat.prove is building.prove

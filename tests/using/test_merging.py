@@ -16,9 +16,11 @@ from tests.helpers.tiny_models import save_twin
 from tests.using.conftest import make_run
 from transformers import AutoModelForCausalLM
 
-from luthier import exporting
+from luthier import component, exporting
 from luthier.export import merged
 from luthier.models import stored
+from luthier.models.dequantized import dequantize
+from luthier.models.load import load_model
 from luthier.models.opened import open_model
 
 CPU = torch.device("cpu")
@@ -230,3 +232,34 @@ def test_embeddings_and_head_that_grew_apart_get_two_places(tmp_path: Path) -> N
     shutil.rmtree(base)
     found = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert not torch.equal(found.lm_head.weight, found.model.embed_tokens.weight)
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "falcon"])
+def test_quantized_layers_are_unpacked_to_what_they_were(family: str, kind: str, tmp_path: Path) -> None:
+    """Also those that hold their weight transposed, and models of which nothing was quantized."""
+    base = save_twin(tmp_path / "base", family)
+    quantization = component.load("quantization", kind)
+    held = load_model(base, dtype=torch.float32, device=CPU, quantization=quantization(quantization.Config()))
+    wanted = logits(held)
+    unpacked = dequantize(held, torch.float32)
+    plain = load_model(base, dtype=torch.float32, device=CPU)
+    assert [type(module) for module in unpacked.modules()] == [type(module) for module in plain.modules()]
+    before, after = plain.state_dict(), unpacked.state_dict()
+    assert {name: tensor.shape for name, tensor in after.items()} == {name: t.shape for name, t in before.items()}
+    rounded = [name for name in before if not torch.equal(before[name], after[name])]
+    assert bool(rounded) == (family != "falcon")
+    assert all((before[name] - after[name]).abs().max() < 0.2 * before[name].abs().max() for name in rounded)
+    torch.testing.assert_close(logits(unpacked), wanted, atol=1e-4 if kind == "nf4" else 0.05, rtol=0)
+    unpacked.save_pretrained(tmp_path / "out")
+    torch.testing.assert_close(logits(load_model_of(tmp_path / "out")), logits(unpacked), atol=1e-6, rtol=0)
+
+
+def load_model_of(folder: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        found: torch.Tensor = model(torch.arange(3, 30)[None]).logits
+    return found
