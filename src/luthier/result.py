@@ -97,7 +97,7 @@ def _save_whole(core: Any, trained: Collection[str], source: ModelSource, target
 
 def _value(name: str, value: torch.Tensor, read: Read) -> dict[str, torch.Tensor]:
     del read  # it was trained
-    return {name: value}
+    return {name: value.cpu()}
 
 
 def _stored_value(name: str, read: Read) -> dict[str, torch.Tensor]:

@@ -323,7 +323,7 @@ def test_a_run_on_a_gguf_file_is_merged_at_the_size_of_its_weights(
     for dtype, width in (("auto", 4), ("bfloat16", 2)):
         with monkeypatch.context() as patch:
             patch.setattr(exporting.shutil, "disk_usage", lambda _path: shutil._ntuple_diskusage(10**6, 0, 1000))
-            with pytest.raises(EnvironmentProblem, match="1.0 kB are free") as caught:
+            with pytest.raises(EnvironmentProblem, match=r"1\.0 kB are free") as caught:
                 exporting.export(str(run), "merged", tmp_path / "out", settings={"dtype": dtype})
         assert caught.value.expected == human_bytes(width * weights)
     said: list[str] = []

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from safetensors import SafetensorError
 from tests.using.conftest import make_run
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
@@ -25,6 +26,11 @@ IDS = torch.tensor([[5, 9, 42, 77, 300, 12]])
 
 def quiet(_text: str) -> None:
     """Says nothing."""
+
+
+def full(*_args: Any, **_keys: Any) -> None:
+    """As safetensors says it."""
+    raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
 
 def logits(model: Any) -> torch.Tensor:
@@ -158,6 +164,10 @@ def test_a_full_disk_is_seen_before_and_a_failed_write_leaves_nothing(
     with monkeypatch.context() as patch:
         patch.setattr(exporting.shutil, "disk_usage", lambda _path: shutil._ntuple_diskusage(10, 10, 0))
         with pytest.raises(EnvironmentProblem, match="are free"):
+            exporting.export(str(run), "merged", tmp_path / "out", say=quiet)
+    with monkeypatch.context() as patch:
+        patch.setattr("safetensors.torch.save_file", full)
+        with pytest.raises(EnvironmentProblem, match=r"could not be written: .*No space left"):
             exporting.export(str(run), "merged", tmp_path / "out", say=quiet)
     (tmp_path / "file").write_text("")
     with pytest.raises(EnvironmentProblem, match="could not be written"):
