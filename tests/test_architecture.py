@@ -41,6 +41,7 @@ LAYERS = [
         "errors_explained",
         "files",
         "shards",
+        "memory",
     },
     {
         "config_docs",

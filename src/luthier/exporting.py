@@ -6,7 +6,6 @@ What an export writes and how it is read back is the component's own (`export/`)
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import shutil
@@ -26,6 +25,7 @@ from luthier.data.render import ChatRenderer
 from luthier.errors import EnvironmentProblem, LuthierError, UserError, excerpt
 from luthier.export._parts import Parts
 from luthier.files import as_readable_as, fsync
+from luthier.memory import give_back_memory
 from luthier.models._files import human_bytes
 from luthier.models.adapters import OURS, begins, origin_of, write_origin
 from luthier.models.load import fingerprint, quiet
@@ -160,7 +160,7 @@ def export(
     if opened.quantization is not None and not exporter.needs_adapter:
         held = _logits(opened.model, inputs)
         opened.model = None  # one model at a time
-        gc.collect()
+        give_back_memory()
         say("opening its base as it is merged into")
         opened = _open(target, cast("Base", base), trust_remote_code)
     parts = _parts(opened, as_stored=base != "dequantized" or opened.quantization is None)
@@ -211,7 +211,7 @@ def _write_and_compare(
             exporter.write(parts, temporary, say)
             write_origin(temporary, parts.origin)
             parts.model = None
-            gc.collect()  # adapters and what they wrap hold each other
+            give_back_memory()
             say("reading it back")
             found = drift(original, _logits(exporter.reload(parts, temporary), inputs))
         _refuse_lost(found, tuning, exporter.dtype(parts))

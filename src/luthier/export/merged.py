@@ -10,6 +10,7 @@ from typing import Any, Literal
 from luthier.component import ComponentConfig
 from luthier.export._one_by_one import merging
 from luthier.export._parts import Parts
+from luthier.memory import give_back_memory
 from luthier.models._files import human_bytes
 from luthier.models.folder import summarise
 from luthier.models.load import DTYPES
@@ -69,6 +70,7 @@ class Merged:
             self._write_whole(parts, folder)
         else:
             release(core)
+            give_back_memory()
             total = stored.size_bytes(dtype)
             write_shards(folder, stored.rewritten(changes, dtype), SHARD_BYTES, partial(_progress, total, say))
             save_settings(core, folder, parts.base_dtype if dtype is None else self.config.dtype)
@@ -109,5 +111,6 @@ class Merged:
 
 
 def _progress(total: int, say: Callable[[str], None], written: int) -> None:
+    give_back_memory()
     if total > SHARD_BYTES:
         say(f"{human_bytes(written)} of {human_bytes(total)} written")
