@@ -312,7 +312,7 @@ def test_the_reference_of_a_run_that_goes_on_is_the_adapter(tmp_path: Path) -> N
         [f"model={tmp_path / 'model'}", "data=d", f"output_dir={tmp_path}", f"adapter_path={tmp_path / 'adapter'}"],
     )
     decisions = {"activation_checkpointing": False, "layout": "padded"}
-    source = run.resolve(str(tmp_path / "model"))
+    source = building.resolve(str(tmp_path / "model"))
     later, _ = building.build_policy(given, source, torch.float32, torch.device("cpu"), decisions)
     later.keep_reference()
     wanted = logps(policy)
