@@ -40,6 +40,8 @@ LAYERS = [
         "machine",
         "errors_explained",
         "files",
+        "shards",
+        "memory",
     },
     {
         "config_docs",

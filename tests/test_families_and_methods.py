@@ -46,8 +46,6 @@ ALL = [dict(zip(VALUES, values, strict=True)) for values in itertools.product(*V
 NEVER_FLAT = {"bloom", "falcon", "gpt_oss", "lfm2"}
 RENAMED = {"gpt_neox", "qwen3_moe"}
 """transformers stores some of their weights under other names than the model has."""
-NOT_UNPACKED = {"falcon", "gpt2"}
-"""Merging into a base of 4 bits fails in transformers for these: it does not take their projections for linear layers."""
 STEPS = 8
 IDS = [[5, 9, 42, 77, 300, 12, 8, 101, 33]]
 RELOAD = """
@@ -136,7 +134,7 @@ def check(trials: list[Trial], folder: Path, monkeypatch: pytest.MonkeyPatch) ->
         if trial["method"] == "lora":
             merged = exporting.export(str(done), "merged", done / "merged", unproven=True, say=lambda text: None)
             assert merged.drift.max_logit_difference < 1e-4, trial
-        if trial["method"] == "lora nf4" and trial["family"] not in NOT_UNPACKED:
+        if trial["method"] == "lora nf4":
             merged = exporting.export(
                 str(done), "merged", done / "merged", base="dequantized", unproven=True, say=lambda text: None
             )

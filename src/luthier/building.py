@@ -25,6 +25,7 @@ from luthier.errors import EnvironmentProblem, UserError
 from luthier.loop import Job
 from luthier.models.adapters import adapter_folder, adapter_hash
 from luthier.models.flat import prove, use_flat_attention
+from luthier.models.folder import summarise
 from luthier.models.load import context_length, fingerprint, hold_frozen, load_config, load_model, load_tokenizer
 from luthier.models.new_tokens import add_tokens, grow, names_of_edges, refuse_untrained
 from luthier.models.opened import base_dtype
@@ -32,7 +33,7 @@ from luthier.models.own_losses import own_losses
 from luthier.models.sources import ModelSource, resolve
 from luthier.neftune import Noise
 from luthier.optimization import ROUNDS_STOCHASTICALLY, make_optimizer, make_schedule, notes_on
-from luthier.planning import activation_checkpointing, held_bytes, tokens_per_micro_batch
+from luthier.planning import activation_checkpointing, held_bytes, tokens_per_micro_batch, trained_parameters
 from luthier.policy import Policy, enable_activation_checkpointing
 from luthier.randomness import key
 from luthier.reporting.row_progress import RowProgress
@@ -98,7 +99,7 @@ def build(
         data = prepare(config, tokenizer, context_length=context, objective=objective, watch=progress)
     say("\n".join([f"model: {source.name}", _method(config), data.ledger.as_text(), *data.notes]))
 
-    decisions = decided or _decide(config, source, model_config, data, dtype, engine)
+    decisions = decided or _decide(config, source, model_config, data, dtype, engine, trust_remote_code)
     torch.set_num_threads(decisions["threads"])
     limit = decisions["max_tokens_per_micro_batch"]
     say(f"layout: {decisions['layout']} ({decisions['layout_reason']}), at most {limit:,} tokens in one forward pass")
@@ -160,13 +161,19 @@ def _method(config: RunConfig) -> str:
 
 
 def _decide(
-    config: RunConfig, source: ModelSource, model_config: Any, data: Prepared, dtype: torch.dtype, engine: Engine
+    config: RunConfig,
+    source: ModelSource,
+    model_config: Any,
+    data: Prepared,
+    dtype: torch.dtype,
+    engine: Engine,
+    trust_remote_code: bool = False,
 ) -> dict[str, Any]:
     """What is chosen by measurement, on the first process."""
     verdict = prove(model_config, dtype, engine.device)
     limit = tokens_per_micro_batch(config.training.max_tokens_per_micro_batch, engine.device)
     longest = max(limit, int(data.train.lengths.max()))
-    held = held_bytes(source.folder, all_weights=not component.load("tuning", config.tuning.kind).makes_adapter)
+    held = _held_bytes(config, source, model_config, dtype, trust_remote_code)
     found = {
         "layout": "flat" if verdict.flat else "padded",
         "layout_reason": verdict.why,
@@ -182,6 +189,20 @@ def _decide(
     # Processes with other amounts of work in a step would wait for each other for ever.
     decided: dict[str, Any] = engine.from_main(found)
     return decided
+
+
+def _held_bytes(
+    config: RunConfig, source: ModelSource, model_config: Any, dtype: torch.dtype, trust_remote_code: bool
+) -> int:
+    """Estimated, of weights and what belongs to those that are trained; a quantized base counts as it is stored, which is
+    more."""
+    stored = summarise(source.folder, source.name)
+    if config.model.quantization is not None:
+        return stored.bytes
+    tuning = component.load("tuning", config.tuning.kind)(config.tuning)
+    trained = 0 if tuning.makes_adapter else trained_parameters(model_config, tuning, trust_remote_code)
+    in_bfloat16 = config.training.optim == ROUNDS_STOCHASTICALLY
+    return held_bytes(stored.parameters, trained, dtype.itemsize, in_bfloat16)
 
 
 def build_policy(

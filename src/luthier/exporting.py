@@ -10,12 +10,13 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
 
 import torch
 from pydantic import ValidationError
+from safetensors import SafetensorError
 
 from luthier import component, served
 from luthier.component import ComponentConfig
@@ -24,6 +25,8 @@ from luthier.data.render import ChatRenderer
 from luthier.errors import EnvironmentProblem, LuthierError, UserError, excerpt
 from luthier.export._parts import Parts
 from luthier.files import as_readable_as, fsync
+from luthier.memory import give_back_memory
+from luthier.models._files import human_bytes
 from luthier.models.adapters import OURS, begins, origin_of, write_origin
 from luthier.models.load import fingerprint, quiet
 from luthier.models.opened import Base, Opened, base_dtype, open_model
@@ -150,20 +153,22 @@ def export(
     folder = Path(output)
     _refuse_used(folder)
     say(f"opening {target} in float32 on the CPU")
-    merged_into = cast("Base", "16bit" if exporter.needs_adapter else base)
-    opened = _open(target, merged_into, trust_remote_code)
+    opened = _open(target, "16bit" if exporter.needs_adapter else "as trained", trust_remote_code)
     _refuse_wrong(exporter, to, opened, base)
-    parts = _parts(opened)
-    if not exporter.needs_adapter:  # an adapter alone is small
-        _refuse_full_disk(folder, parts, exporter.dtype(parts))
     inputs = _inputs(opened)
-    original = _logits(parts.model, inputs)
-    choice = None
+    held = None
     if opened.quantization is not None and not exporter.needs_adapter:
-        say("comparing with the base as it was held in training")
-        choice = drift(_logits(_open(target, "as trained", trust_remote_code).model, inputs), original)
+        held = _logits(opened.model, inputs)
+        opened.model = None  # one model at a time
+        give_back_memory()
+        say("opening its base as it is merged into")
+        opened = _open(target, cast("Base", base), trust_remote_code)
+    parts = _parts(opened, as_stored=base != "dequantized" or opened.quantization is None)
+    _refuse_full_disk(folder, exporter.size_bytes(parts))
+    opened.model = None  # the parts alone hold it now, and let go of it
+    original = _logits(parts.model, inputs)
+    choice = drift(held, original) if held is not None else None
     tuning = _effect_of_tuning(parts, original, inputs)
-    opened.model = None
     asked = None if unproven or exporter.needs_adapter else opened.renderer
     found, prompts = _write_and_compare(exporter, parts, folder, original, inputs, tuning, asked, say)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
@@ -176,7 +181,7 @@ def _open(target: str, base: Base, trust_remote_code: bool) -> Opened:
     return open_model(target, dtype="float32", device=where, base=base, trust_remote_code=trust_remote_code)
 
 
-def _effect_of_tuning(parts: Parts, original: torch.Tensor, inputs: list[list[int]]) -> Drift | None:
+def _effect_of_tuning(parts: Parts, original: Sequence[torch.Tensor], inputs: list[list[int]]) -> Drift | None:
     if parts.adapter is None:
         return None
     with parts.model.disable_adapter():
@@ -187,7 +192,7 @@ def _write_and_compare(
     exporter: Any,
     parts: Parts,
     folder: Path,
-    original: torch.Tensor,
+    original: Sequence[torch.Tensor],
     inputs: list[list[int]],
     tuning: Drift | None,
     asked: ChatRenderer | None,
@@ -203,10 +208,11 @@ def _write_and_compare(
         temporary.mkdir(parents=True)
         say(f"writing {folder}")
         with quiet():
-            exporter.write(parts, temporary)
+            exporter.write(parts, temporary, say)
             write_origin(temporary, parts.origin)
+            parts.model = None
+            give_back_memory()
             say("reading it back")
-            parts = replace(parts, model=None)
             found = drift(original, _logits(exporter.reload(parts, temporary), inputs))
         _refuse_lost(found, tuning, exporter.dtype(parts))
         prompts = None
@@ -219,10 +225,9 @@ def _write_and_compare(
             fsync(path)
         temporary.rename(folder)
         fsync(folder.absolute().parent)
-    except OSError as error:
-        raise EnvironmentProblem(
-            str(folder), f"could not be written: {error.strerror or error}", "a writable folder with room"
-        ) from error
+    except (OSError, SafetensorError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise EnvironmentProblem(str(folder), f"could not be written: {why}", "a writable folder with room") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return found, prompts
@@ -282,18 +287,17 @@ def _refuse_wrong(exporter: Any, to: str, opened: Opened, base: str) -> None:
         )
 
 
-def _refuse_full_disk(folder: Path, parts: Parts, dtype: str) -> None:
+def _refuse_full_disk(folder: Path, need: int) -> None:
     """A model is as large as its weights."""
-    need = sum(parameter.numel() for parameter in parts.model.parameters()) * getattr(torch, dtype).itemsize
     place = next(parent for parent in folder.absolute().parents if parent.exists())
     free = shutil.disk_usage(place).free
     if free < need:
         raise EnvironmentProblem(
-            str(folder), f"{free / 1e9:.1f} GB are free", f"{need / 1e9:.1f} GB", "another --output, or free space"
+            str(folder), f"{human_bytes(free)} are free", human_bytes(need), "another --output, or free space"
         )
 
 
-def _parts(opened: Opened) -> Parts:
+def _parts(opened: Opened, as_stored: bool) -> Parts:
     name, revision = opened.source.plain
     base = fingerprint(opened.source).as_dict()
     return Parts(
@@ -305,6 +309,7 @@ def _parts(opened: Opened) -> Parts:
         name,
         revision,
         base_dtype(opened.source),
+        as_stored,
         opened.adapter,
         origin_of(opened.adapter or opened.source.folder, base),
     )
@@ -344,21 +349,28 @@ def _held_out(opened: Opened) -> list[list[int]]:
 
 
 @torch.no_grad()
-def _logits(model: Any, inputs: list[list[int]]) -> torch.Tensor:
-    """[positions, V] float32, each text alone under the stock attention."""
-    return torch.cat([model(input_ids=torch.tensor([ids]), use_cache=False).logits[0].float() for ids in inputs])
+def _logits(model: Any, inputs: list[list[int]]) -> list[torch.Tensor]:
+    """[T, V] float32 for each text, which is alone under the stock attention."""
+    return [model(input_ids=torch.tensor([ids]), use_cache=False).logits[0].float() for ids in inputs]
 
 
-def drift(original: torch.Tensor, written: torch.Tensor) -> Drift:
-    """Of logits [positions, V]."""
-    first, second = original.log_softmax(-1), written.log_softmax(-1)
-    kl = (first.exp() * (first - second)).sum(-1)
+def drift(original: Sequence[torch.Tensor], written: Sequence[torch.Tensor]) -> Drift:
+    """Of logits [T, V] of the same texts."""
+    found = []
+    for before, after in zip(original, written, strict=True):
+        first, second = before.log_softmax(-1), after.log_softmax(-1)
+        kl = (first.exp() * (first - second)).sum(-1).double().sum()
+        same = (before.argmax(-1) == after.argmax(-1)).double().sum()
+        found.append(torch.stack([(before - after).abs().max(), before.abs().max(), same, kl]))
+    (difference, largest), (same, kl) = torch.stack(found)[:, :2].amax(0), torch.stack(found)[:, 2:].sum(0)
+    positions = sum(map(len, original))
+    mean = float(kl) / positions
     return Drift(
-        max_logit_difference=float((original - written).abs().max()),
-        largest_logit=float(original.abs().max()),
-        top1_agreement=float((original.argmax(-1) == written.argmax(-1)).double().mean()),
-        mean_kl_nats=max(0.0, float(kl.mean())),
-        positions=len(original),
+        max_logit_difference=float(difference),
+        largest_logit=float(largest),
+        top1_agreement=float(same) / positions,
+        mean_kl_nats=0.0 if mean < 0 else mean,  # what is no number stays none
+        positions=positions,
     )
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from luthier.dropout import DropoutKeys
 from luthier.machine import look
+from luthier.types import Start, Tuning
 
 TOKENS = {"cpu": 512, "cuda": 8192, "mps": 2048}
 """Tokens of one forward pass where the user leaves it to us: enough to keep the hardware busy, few enough to stay in cache and memory."""
@@ -33,10 +34,28 @@ def activation_bytes(model_config: Any, tokens: int) -> int:
     return 2 * tokens * int(text.num_hidden_layers) * per_layer
 
 
-def held_bytes(folder: Path, all_weights: bool) -> int:
-    """Estimated bytes of weights, and where all are trained of their gradients and AdamW's two means (16 bytes each)."""
-    stored = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    return stored // 2 * 16 if all_weights else stored
+def trained_parameters(model_config: Any, tuning: Tuning, trust_remote_code: bool = False) -> int:
+    """How many of the model's own weights a tuning without an adapter trains; found on a model without data.
+
+    Raises:
+        UserError: as `tuning.apply`.
+    """
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(model_config, trust_remote_code=trust_remote_code)
+    tuned = tuning.apply(model, Start(DropoutKeys(0))).model
+    return sum(parameter.numel() for parameter in tuned.parameters() if parameter.requires_grad)
+
+
+def held_bytes(parameters: int, trained: int, frozen_bytes: int, in_bfloat16: bool = False) -> int:
+    """Estimated bytes of weights and, of those that are trained, of their gradients and AdamW's two means.
+
+    Args:
+        parameters: of the model, `trained` of which are trained: 16 bytes each in float32, 8 in bfloat16.
+        frozen_bytes: of one of the others.
+    """
+    return (parameters - trained) * frozen_bytes + trained * (8 if in_bfloat16 else 16)
 
 
 def free_bytes(device: torch.device) -> int | None:

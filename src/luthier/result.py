@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from luthier import component, run_folder
-from luthier.building import Built
+from luthier.building import Built, dtype_name
 from luthier.config import RunConfig
 from luthier.data.render import save_stop_ids
 from luthier.engine import seeded
@@ -17,9 +20,14 @@ from luthier.generation import generate
 from luthier.loop import Job, put_weights
 from luthier.models.adapters import save_adapter, write_origin
 from luthier.models.flat import stock_attention
+from luthier.models.load import load_model
+from luthier.models.new_tokens import grow
+from luthier.models.sources import ModelSource
+from luthier.models.stored import Change, NotByName, Read, Stored, save_settings
 from luthier.optimization import ROUNDS_STOCHASTICALLY
 from luthier.reporting.recorder import SAMPLES, read_lines
 from luthier.reporting.report import write_report
+from luthier.shards import write_shards
 from luthier.types import Message
 
 ANSWER_TOKENS = 200
@@ -49,9 +57,7 @@ def write_result(config: RunConfig, built: Built, base: dict[str, Any]) -> None:
                 adapter_path=built.tuned.adapter_path,
             )
         else:
-            if config.training.optim != ROUNDS_STOCHASTICALLY:
-                job.policy.core.float()  # what is not trained may be held in fewer bits
-            job.policy.core.save_pretrained(target)
+            _save_model(job.policy.core, built.source, target, config.training.optim != ROUNDS_STOCHASTICALLY)
             write_origin(target, {"base": base, "system": data.system})
         if data.template is not None:
             built.tokenizer.chat_template = data.template.saved_source
@@ -62,6 +68,47 @@ def write_result(config: RunConfig, built: Built, base: dict[str, Any]) -> None:
     _write_answers(config, built)
     write_report(folder)
     run_folder.set_state(folder, "finished")
+
+
+def _save_model(core: Any, source: ModelSource, target: Path, in_float32: bool) -> None:
+    """What was trained as it is, in float32 if asked for; what was not, to the bit as it is stored: it may be held in fewer
+    bits than that."""
+    trained = {name: parameter for name, parameter in core.named_parameters() if parameter.requires_grad}
+    try:
+        if len(trained) == len(list(core.parameters())):
+            raise NotByName("all of it was trained")
+        stored = Stored(core, source.folder, source.name)
+        changes = [Change((name,), partial(_value, name, parameter.detach())) for name, parameter in trained.items()]
+        rows = [Change((name,), partial(_stored_value, name)) for name in set(stored.grown_weights()) - trained.keys()]
+        stored.check([*trained, *(name for change in rows for name in change.names)])
+    except NotByName:
+        _save_whole(core, trained, source, target, in_float32)
+        return
+    write_shards(target, stored.rewritten([*changes, *rows], None))
+    save_settings(core, target, "float32" if in_float32 else dtype_name(core.dtype))
+
+
+def _save_whole(core: Any, trained: Collection[str], source: ModelSource, target: Path, in_float32: bool) -> None:
+    """By transformers; what was not trained and is held in fewer bits is loaded again."""
+    frozen = {name: parameter for name, parameter in core.named_parameters() if name not in trained}
+    if in_float32:
+        if any(parameter.dtype != torch.float32 for parameter in frozen.values()):
+            code = core.is_remote_code()
+            base = load_model(source, dtype=torch.float32, device=core.device, trust_remote_code=code)
+            grow(base, core.get_input_embeddings().weight.shape[0])
+            for name, parameter in frozen.items():
+                parameter.data = base.get_parameter(name).data
+        core.float()
+    core.save_pretrained(target)
+
+
+def _value(name: str, value: torch.Tensor, read: Read) -> dict[str, torch.Tensor]:
+    del read  # it was trained
+    return {name: value.cpu()}
+
+
+def _stored_value(name: str, read: Read) -> dict[str, torch.Tensor]:
+    return {name: read(name)}
 
 
 def _take_best(config: RunConfig, job: Job) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from luthier.errors import LuthierError
@@ -115,6 +116,10 @@ def indexed(folder: Path, file: str) -> None:
     (folder / pickled.BIN_INDEX).write_text(json.dumps({"weight_map": {"a": file}}))
 
 
+def quantized() -> torch.Tensor:
+    return torch.quantize_per_tensor(torch.ones(64), 0.1, 0, torch.qint8)
+
+
 REFUSED_BY_THE_READER: dict[str, tuple[Callable[[Path], None], str]] = {
     "canary": (lambda folder: changed(folder, x=Canary(Path("canary"))), "not run.*mkdir"),
     "whole object": (lambda folder: replaced(folder, torch.nn.Linear(2, 2)), "not run.*torch.nn"),
@@ -124,6 +129,18 @@ REFUSED_BY_THE_READER: dict[str, tuple[Callable[[Path], None], str]] = {
     "infinity": (lambda folder: changed(folder, norm=torch.full((64,), torch.inf)), "infinity in model.norm.weight"),
     "a number": (lambda folder: changed(folder, epoch=3), "epoch.*int"),
     "a list": (lambda folder: replaced(folder, [torch.ones(2)]), "list"),
+    "on meta": (
+        lambda folder: changed(folder, norm=torch.ones(64, device="meta")),
+        "model.norm.weight without its numb",
+    ),
+    "complex": (lambda folder: changed(folder, norm=torch.ones(64, dtype=torch.complex64)), "norm.weight as complex64"),
+    "quantized": (lambda folder: changed(folder, norm=quantized()), "model.norm.weight as qint8"),
+    "overlapping": (
+        lambda folder: changed(folder, norm=torch.ones(1).expand(10**9)),
+        "norm.weight as .1000000000. with few",
+    ),
+    "windows": (lambda folder: changed(folder, norm=torch.ones(9).unfold(0, 5, 1)), "norm.weight as .5, 5. with fewer"),
+    "one for all": (lambda folder: replaced(folder, dict.fromkeys("abcdefghij", torch.ones(10_000))), "share their n"),
     "sparse": (lambda folder: changed(folder, norm=torch.eye(3).to_sparse()), "model.norm.weight"),
 }
 
@@ -172,6 +189,35 @@ def test_what_is_wrong_is_named_and_nothing_is_left(
         convert(str(folder), None, False, say=lambda _text: None)
     assert files_of(folder) == before
     assert [path.name for path in tmp_path.iterdir()] == ["model"], "the canary sings, or something was left behind"
+
+
+def test_shared_and_cut_out_tensors_are_written_whole(tmp_path: Path) -> None:
+    """Tied weights stand under both names; a slice or a transposed view has its own numbers, and the rest stays out."""
+    from luthier.models.pickled_child import checked, main
+
+    wide = torch.arange(24.0).view(4, 6)
+    tree = {"embeddings": wide, "head": wide, "slice": wide[1:3, ::2], "turned": wide.T, "number": torch.tensor(3)}
+    torch.save(tree, tmp_path / "file.bin")
+    assert checked(tmp_path / "file.bin").keys() == tree.keys()
+    for most, files in ((10**6, 1), (100, 5)):
+        target = tmp_path / str(most)
+        target.mkdir()
+        main(tmp_path, target, ["file.bin"], most)
+        found = {name: tensor for file in target.glob("*.safetensors") for name, tensor in load_file(file).items()}
+        assert len(list(target.glob("*.safetensors"))) == files
+        assert found.keys() == tree.keys()
+        assert all(torch.equal(found[name], tensor) for name, tensor in tree.items())
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_code_goes_along_only_where_it_is_trusted(trusted: bool, sound: Path, tmp_path: Path) -> None:
+    """Into another folder, as for a hub's model; the code is that of an architecture of ours, which is not run."""
+    assert (sound / "modeling.py").is_file()
+    pickled.convert_folder(sound, tmp_path / "out", "a model", trusted, lambda _text: None)
+    kept = {path.name for path in (tmp_path / "out").iterdir()}
+    assert ("modeling.py" in kept) == trusted
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= kept
+    assert not [name for name in kept if name.endswith(".bin")]
 
 
 def test_the_canary_of_this_test_would_sing(tmp_path: Path) -> None:

@@ -21,9 +21,11 @@ import torch
 from peft import AutoPeftModelForCausalLM
 
 import luthier
+from luthier import exporting
 from luthier.errors import EnvironmentProblem, LuthierError, UserError
 from luthier.models import package_index
-from luthier.models.folder import INDEX, SINGLE
+from luthier.models._files import human_bytes
+from luthier.models.folder import INDEX, SINGLE, summarise
 from luthier.models.load import load_model, load_tokenizer
 from luthier.models.sources import ModelSource, at_hand, base_of, resolve
 from tests.helpers.tiny_models import CHATML, tiny_llama, tiny_tokenizer, twin
@@ -312,6 +314,38 @@ def test_an_adapter_on_a_gguf_file_loads_in_plain_peft(tmp_path: Path, cache: Pa
         assert torch.equal(plain(ids).logits, run.opened.model(ids).logits)
     assert json.loads((adapter / "luthier.json").read_text())["base"]["name"] == str(file)
     assert (adapter / "adapter_model.safetensors").stat().st_mode == (adapter / "luthier.json").stat().st_mode
+
+
+def test_a_run_on_a_gguf_file_is_merged_at_the_size_of_its_weights(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the converted folder's, whatever the file holds; where the file has another name now, the error says so."""
+    file = _to_gguf(tmp_path / "tiny.gguf")
+    rows = [{"instruction": "Hi", "output": "Hello."}] * 4
+    run = luthier.train(str(file), rows, max_steps=1, dtype="float32", output_dir=tmp_path / "run").folder
+    weights = summarise(resolve(str(file)).folder, "tiny").parameters
+    for dtype, width in (("auto", 4), ("bfloat16", 2)):
+        with monkeypatch.context() as patch:
+            patch.setattr(exporting.shutil, "disk_usage", lambda _path: shutil._ntuple_diskusage(10**6, 0, 1000))
+            with pytest.raises(EnvironmentProblem, match=r"1\.0 kB are free") as caught:
+                exporting.export(str(run), "merged", tmp_path / "out", settings={"dtype": dtype})
+        assert caught.value.expected == human_bytes(width * weights)
+    said: list[str] = []
+    exporting.export(str(run), "merged", tmp_path / "out", unproven=True, say=said.append)
+    assert not [line for line in said if "in memory" in line]
+    assert summarise(tmp_path / "out", "out").bytes == 4 * weights
+    file.rename(tmp_path / "other.gguf")
+    with pytest.raises(UserError, match="there is no such file") as missing:
+        exporting.export(str(run), "merged", tmp_path / "again")
+    assert str(file) in str(missing.value)
+    ours = run / "adapter" / "luthier.json"
+    assert f"new place as base.name into {ours}" in missing.value.fix
+    tree = json.loads(ours.read_text())
+    tree["base"]["name"] = str(tmp_path / "other.gguf")
+    ours.write_text(json.dumps(tree))
+    exporting.export(str(run), "merged", tmp_path / "again", unproven=True, say=said.append)
+    again, before = (tmp_path / name / "model.safetensors" for name in ("again", "out"))
+    assert again.read_bytes() == before.read_bytes()
 
 
 @pytest.mark.parametrize("pre", ["somebody-elses", None])

@@ -11,12 +11,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from luthier import component, config, run
+from luthier import component, config, planning, run
 from luthier.dropout import DropoutKeys
 from luthier.errors import UserError
+from luthier.models import stored
 from luthier.models.opened import open_model
 from luthier.types import Start
-from tests.helpers.tiny_models import TWINS, tiny_llama, twin
+from tests.helpers.tiny_models import TWINS, tiny_llama, tiny_tokenizer, twin
 
 ROWS = [{"prompt": f"Say {number}.", "completion": f"{number}!"} for number in range(8)]
 
@@ -72,25 +73,72 @@ def test_a_quantized_base_is_refused(tmp_path: Path) -> None:
         config.load(None, ["model={path: m, quantization: nf4}", "data=d", "tuning=freeze", f"output_dir={tmp_path}"])
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_run_trains_what_is_named_and_nothing_else(tmp_path: Path, dtype: str) -> None:
-    tiny_llama(tmp_path / "model")
-    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    keys = [f"model={tmp_path / 'model'}", f"data={tmp_path / 'train.jsonl'}", f"output_dir={tmp_path / 'run'}"]
-    keys += ["tuning={kind: freeze, last_layers: 1}", f"dtype={dtype}", "max_steps=3", "learning_rate=1e-2"]
-    run.train(config.load(None, keys), say=lambda text: None)
-    stored = json.loads((tmp_path / "run" / "manifest.json").read_text())["trained_tensors"]
-    assert stored.pop("model.layers.*.mlp.up_proj.weight") == 1
-    assert all(name.startswith("model.layers.*.") for name in stored)
+@pytest.mark.parametrize(
+    ("family", "held", "dtype"),
+    [
+        ("llama", "float32", "float32"),
+        ("llama", "float32", "bfloat16"),
+        ("llama", "bfloat16", "bfloat16"),
+        ("qwen3_moe", "bfloat16", "float32"),
+        ("gpt2", "float32", "bfloat16"),
+    ],
+)
+def test_what_is_frozen_is_written_as_it_was_stored(tmp_path: Path, family: str, held: str, dtype: str) -> None:
+    """Bit for bit, in whatever the base is held; what is trained is float32, and nothing else has moved."""
+    tied = family == "gpt2"
+    twin(family, tie_word_embeddings=tied).to(getattr(torch, held)).save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    folder = trained_run(tmp_path, dtype)
+    names = json.loads((folder / "manifest.json").read_text())["trained_tensors"]
+    assert names
+    assert all(".layers.*." in name or ".h.*." in name for name in names)
     before, after = (
         load_file(tmp_path / "model" / "model.safetensors"),
-        load_file(tmp_path / "run" / "model" / "model.safetensors"),
+        load_file(folder / "model" / "model.safetensors"),
     )
     assert before.keys() == after.keys()
-    moved = {name for name in before if not torch.equal(before[name].to(getattr(torch, dtype)).float(), after[name])}
-    assert moved == {name for name in before if ".layers.1." in name}
-    assert {tensor.dtype for tensor in after.values()} == {torch.float32}
-    opened = open_model(str(tmp_path / "run"))
-    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model", dtype=opened.compute_dtype)
+    trained = {name for name in before if ".layers.1." in name or "h.1." in name}
+    frozen = before.keys() - trained
+    assert [name for name in frozen if not torch.equal(before[name], after[name])] == []
+    assert {after[name].dtype for name in frozen} == {getattr(torch, held)}
+    assert {after[name].dtype for name in trained} == {torch.float32}
+    assert sum(not torch.equal(before[name].float(), after[name]) for name in trained) > 0.6 * len(trained)
+    opened = open_model(str(folder))
+    plain = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=opened.compute_dtype)
     ids = torch.arange(8)[None]
     assert torch.equal(opened.model(ids).logits, plain(ids).logits)
+    assert AutoModelForCausalLM.from_pretrained(folder / "model", dtype="auto").dtype == torch.float32
+
+
+def test_what_cannot_be_found_by_name_is_loaded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_llama(tmp_path / "model")
+    monkeypatch.setattr(stored, "tensors", lambda *_: iter(()))
+    folder = trained_run(tmp_path, "bfloat16")
+    before, after = (
+        load_file(tmp_path / "model" / "model.safetensors"),
+        load_file(folder / "model" / "model.safetensors"),
+    )
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {name for name in before if ".layers.1." in name}
+
+
+def trained_run(folder: Path, dtype: str) -> Path:
+    """The last layer of `folder`/model, for three steps."""
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    keys = [f"model={folder / 'model'}", f"data={folder / 'train.jsonl'}", f"output_dir={folder / 'run'}"]
+    keys += ["tuning={kind: freeze, last_layers: 1}", f"dtype={dtype}", "max_steps=3", "learning_rate=1e-2"]
+    run.train(config.load(None, keys), say=lambda text: None)
+    return folder / "run"
+
+
+def test_what_is_held_is_counted(tmp_path: Path) -> None:
+    """Of a frozen weight its own bytes; of a trained one its gradient and AdamW's means too."""
+    model = twin("llama")
+    total = sum(parameter.numel() for parameter in model.parameters())
+    layer = sum(parameter.numel() for parameter in model.model.layers[1].parameters())
+    for kind, settings, trained in (("full", {}, total), ("freeze", {"last_layers": 1}, layer)):
+        tuning = component.load("tuning", kind)
+        count = planning.trained_parameters(model.config, tuning(tuning.Config(**settings)))
+        assert count == trained
+        assert planning.held_bytes(total, count, 2) == 2 * (total - trained) + 16 * trained
+        assert planning.held_bytes(total, count, 2, in_bfloat16=True) == 2 * (total - trained) + 8 * trained

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ from tests.helpers.tiny_models import tiny_llama, tiny_tokenizer
 from luthier import config
 from luthier.models.adapters import save_adapter
 from luthier.models.load import fingerprint
+from luthier.models.new_tokens import grow
+from luthier.tuning._starts import tie_edges
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -49,19 +52,27 @@ def make_run(
     seed: int = 1,
     quantization: str | None = None,
     tokenizer: Path | None = None,
+    rows: int = 0,
+    **lora: Any,
 ) -> Path:
-    """A run's folder with a LoRA adapter of random weights on `base`; strength 0 leaves the base as it was."""
+    """A run's folder with a LoRA adapter of random weights on `base`; strength 0 leaves the base as it was.
+
+    `rows`: of the embeddings, where new tokens made them more. `lora`: keys of peft's LoraConfig.
+    """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     torch.manual_seed(seed)
-    model = get_peft_model(
-        AutoModelForCausalLM.from_pretrained(base),
-        LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules="all-linear"),
-    )
+    plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    grow(plain, rows)
+    settings = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"} | lora
+    model = get_peft_model(plain, LoraConfig(task_type="CAUSAL_LM", **settings))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(0.0, 1.0).mul_(strength)
+            elif lora and parameter.requires_grad and "lora_A" not in name:
+                parameter.add_(strength * (parameter.abs() + 0.1) * torch.randn_like(parameter))
+    tie_edges(model)
     adapter = folder / "adapter"
     adapter.mkdir(parents=True)
     save_adapter(model, adapter, fingerprint(base).as_dict())

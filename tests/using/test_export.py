@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from safetensors import SafetensorError
 from tests.using.conftest import make_run
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
@@ -25,6 +26,11 @@ IDS = torch.tensor([[5, 9, 42, 77, 300, 12]])
 
 def quiet(_text: str) -> None:
     """Says nothing."""
+
+
+def full(*_args: Any, **_keys: Any) -> None:
+    """As safetensors says it."""
+    raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
 
 def logits(model: Any) -> torch.Tensor:
@@ -157,7 +163,11 @@ def test_a_full_disk_is_seen_before_and_a_failed_write_leaves_nothing(
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(exporting.shutil, "disk_usage", lambda _path: shutil._ntuple_diskusage(10, 10, 0))
-        with pytest.raises(EnvironmentProblem, match="GB are free"):
+        with pytest.raises(EnvironmentProblem, match="are free"):
+            exporting.export(str(run), "merged", tmp_path / "out", say=quiet)
+    with monkeypatch.context() as patch:
+        patch.setattr("safetensors.torch.save_file", full)
+        with pytest.raises(EnvironmentProblem, match=r"could not be written: .*No space left"):
             exporting.export(str(run), "merged", tmp_path / "out", say=quiet)
     (tmp_path / "file").write_text("")
     with pytest.raises(EnvironmentProblem, match="could not be written"):
@@ -178,14 +188,19 @@ def test_unknown_kinds_and_settings_are_refused(run: Path, tmp_path: Path) -> No
 
 def test_drift_of_a_model_from_itself_is_nothing_and_grows_with_the_difference() -> None:
     first = torch.randn(20, 30, generator=torch.Generator().manual_seed(0))
-    assert exporting.drift(first, first) == exporting.Drift(0.0, float(first.abs().max()), 1.0, 0.0, 20)
-    shifted = exporting.drift(first, first + 3.0)
+    assert exporting.drift([first], [first]) == exporting.Drift(0.0, float(first.abs().max()), 1.0, 0.0, 20)
+    shifted = exporting.drift([first], [first + 3.0])
     assert shifted.mean_kl_nats < 1e-6  # a constant changes no probability
     other = first.clone()
     other[0] = -other[0]
-    found = exporting.drift(first, other)
+    found = exporting.drift(first.split(5), other.split(5))
+    assert found == exporting.drift([first], [other])
     assert found.top1_agreement == 0.95
     expected = (
         torch.nn.functional.kl_div(other.log_softmax(-1), first.log_softmax(-1), log_target=True, reduction="sum") / 20
     )
     assert found.mean_kl_nats == pytest.approx(float(expected), rel=1e-4)
+    other[3, 3] = torch.nan
+    broken = exporting.drift([first, first], [other, first])
+    assert broken.max_logit_difference != broken.max_logit_difference
+    assert broken.mean_kl_nats != broken.mean_kl_nats

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 
-@dataclass(frozen=True)
+@dataclass
 class Parts:
     """An opened run, adapter or model."""
 
     model: Any
-    """float32, on the CPU: a PEFT model where `adapter` is set, else a transformers model. An export may consume it."""
+    """float32, on the CPU: a PEFT model where `adapter` is set, else a transformers model. An export consumes it: whoever
+    exports lets go of it, and nothing else may hold it, so that the written model can be loaded in its place."""
     tokenizer: Any
     template: str | None
     """The chat template as it is served, without generation marks."""
@@ -26,7 +27,9 @@ class Parts:
     base_revision: str | None
     """The commit of a hub's base."""
     base_dtype: str
-    """The dtype in which the base's weights are stored, for example `bfloat16`."""
+    """The dtype in which the base is loaded where nobody asks for another, for example `bfloat16`."""
+    as_stored: bool
+    """Whether the base's weights are those of its files; not where they were quantized and unpacked again."""
     adapter: Path | None
     """The folder of the adapter, if there is one."""
     origin: Mapping[str, Any]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,8 +31,14 @@ class Adapter:
         del parts
         return "float32"
 
-    def write(self, parts: Parts, folder: Path) -> None:
+    def size_bytes(self, parts: Parts) -> int:
+        """Of the weights that are written."""
+        assert parts.adapter is not None
+        return (parts.adapter / WEIGHTS).stat().st_size
+
+    def write(self, parts: Parts, folder: Path, say: Callable[[str], None]) -> None:
         """adapter_model.safetensors, adapter_config.json, tokenizer, template, and the tokens that end an answer."""
+        del say  # it is written at once
         assert parts.adapter is not None
         shutil.copyfile(parts.adapter / WEIGHTS, folder / WEIGHTS)
         settings = json.loads((parts.adapter / CONFIG).read_text(encoding="utf-8"))

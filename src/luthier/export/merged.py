@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from luthier.component import ComponentConfig
+from luthier.export._one_by_one import merging
 from luthier.export._parts import Parts
+from luthier.memory import give_back_memory
+from luthier.models._files import human_bytes
+from luthier.models.folder import summarise
+from luthier.models.load import DTYPES
+from luthier.models.stored import NotByName, Stored, release, save_settings
+from luthier.shards import SHARD_BYTES, write_shards
 
 __all__ = ["Merged"]
+
+NAMES = {"BF16": "bfloat16", "F16": "float16"}
+"""Of types of 16 bits, in safetensors' words and in ours."""
 
 
 class Merged:
@@ -17,7 +29,7 @@ class Merged:
     class Config(ComponentConfig):
         kind: Literal["merged"] = "merged"
         dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-        """Of the written weights. `auto`: as the base's are stored."""
+        """Of the written weights. `auto`: each as the base's is stored."""
 
     needs_adapter = False
 
@@ -25,21 +37,53 @@ class Merged:
         self.config = config
 
     def dtype(self, parts: Parts) -> str:
-        return parts.base_dtype if self.config.dtype == "auto" else self.config.dtype
+        """The narrowest in which weights are written."""
+        if self.config.dtype != "auto":
+            return self.config.dtype
+        stored = summarise(parts.base, parts.base_name).dtypes
+        return next((NAMES[name] for name in stored if name in NAMES), "float32")
 
-    def write(self, parts: Parts, folder: Path) -> None:
-        """Weights, config, tokenizer, template and generation config; `parts.model` is consumed."""
-        import torch
+    def size_bytes(self, parts: Parts) -> int:
+        """Of the weights that are written."""
+        stored = summarise(parts.base, parts.base_name)
+        as_stored = self.config.dtype == "auto" and parts.as_stored
+        return stored.bytes if as_stored else stored.parameters * DTYPES[self.dtype(parts)].itemsize
 
+    def write(self, parts: Parts, folder: Path, say: Callable[[str], None]) -> None:
+        """Weights, config, tokenizer, template and generation config; `parts.model` is consumed.
+
+        The weights are taken from the base's files one by one, so no more than a file of them is in memory. Where they
+        cannot be, the model is merged in memory, as a whole.
+        """
+        core = parts.model.get_base_model() if parts.adapter is not None else parts.model
+        core.generation_config = self._generation_config(parts)
+        dtype = None if self.config.dtype == "auto" else DTYPES[self.config.dtype]
+        try:
+            if not parts.as_stored:
+                raise NotByName("its base's values are in no file")
+            if parts.adapter is not None and parts.model.active_peft_config.bias != "none":
+                raise NotByName("the adapter brings biases of the base's own")
+            stored = Stored(core, parts.base, parts.base_name)
+            changes = merging(stored, dtype)
+        except NotByName as why:
+            say(f"merging in memory, as a whole: {why}")
+            self._write_whole(parts, folder)
+        else:
+            release(core)
+            give_back_memory()
+            total = stored.size_bytes(dtype)
+            write_shards(folder, stored.rewritten(changes, dtype), SHARD_BYTES, partial(_progress, total, say))
+            save_settings(core, folder, parts.base_dtype if dtype is None else self.config.dtype)
+        parts.tokenizer.chat_template = parts.template
+        parts.tokenizer.save_pretrained(folder)
+
+    def _write_whole(self, parts: Parts, folder: Path) -> None:
         model = parts.model.merge_and_unload(safe_merge=True) if parts.adapter is not None else parts.model
         model.tie_weights()  # embeddings and head that were trained whole are two equal weights now
         for parameter in model.parameters():
             parameter.requires_grad_(False)
-        model.to(getattr(torch, self.dtype(parts)))
-        model.generation_config = self._generation_config(parts)
-        model.save_pretrained(folder)
-        parts.tokenizer.chat_template = parts.template
-        parts.tokenizer.save_pretrained(folder)
+        model.to(DTYPES[self.dtype(parts)])
+        model.save_pretrained(folder, max_shard_size=SHARD_BYTES)
 
     def _generation_config(self, parts: Parts) -> Any:
         """The base's own, with the tokens at which answers of the template end."""
@@ -64,3 +108,9 @@ class Merged:
 
         del parts
         return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False).eval()
+
+
+def _progress(total: int, say: Callable[[str], None], written: int) -> None:
+    give_back_memory()
+    if total > SHARD_BYTES:
+        say(f"{human_bytes(written)} of {human_bytes(total)} written")

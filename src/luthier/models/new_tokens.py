@@ -42,7 +42,17 @@ def grow(model: Any, rows: int) -> None:
     for edge in (model.get_input_embeddings(), model.get_output_embeddings()):
         for values in () if edge is None else (edge.weight.data, getattr(edge, "bias", None)):
             if values is not None and values.shape[0] == rows:
-                values[before:] = values[:before].float().mean(0).to(values.dtype)
+                values[before:] = _mean_row(values[:before])
+
+
+def grown(values: torch.Tensor, rows: int) -> torch.Tensor:
+    """A copy of embeddings, or of a head's weight or bias, with so many rows, as `grow` makes them."""
+    more = rows - values.shape[0]
+    return torch.cat([values, _mean_row(values).expand(more, *values.shape[1:])])
+
+
+def _mean_row(values: torch.Tensor) -> torch.Tensor:
+    return values.float().mean(0).to(values.dtype)
 
 
 def names_of_edges(model: nn.Module) -> list[str]:

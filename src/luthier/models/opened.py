@@ -27,6 +27,7 @@ from luthier.models.adapters import (
     trained_system,
     went_on_from,
 )
+from luthier.models.dequantized import dequantize
 from luthier.models.load import choose_dtype, context_length, fingerprint, load_model, load_tokenizer
 from luthier.models.new_tokens import grow
 from luthier.models.sources import ModelSource, resolve
@@ -155,7 +156,7 @@ def open_model(
         source, dtype=chosen, device=where, quantization=quantization, trust_remote_code=trust_remote_code
     )
     if quantization is not None and base == "dequantized":
-        model = model.dequantize().to(chosen)
+        model = dequantize(model, chosen)
     if source.adapter is not None:
         model = load_adapter(model, source.adapter, base=fingerprint(source).as_dict())
     tokenizer = load_tokenizer(result if (result / TOKENIZER).is_file() else source.folder, trust_remote_code)

@@ -24,6 +24,8 @@ BIN_FILES = "pytorch_model*.bin"
 SHARD_BYTES = 4_000_000_000
 """Of a file that is written; as much memory is needed."""
 
+_OTHERS = (".json", ".model", ".txt", ".jinja", ".tiktoken")
+"""Ends of the names of files that belong to a model beside its weights."""
 _CHILD = Path(__file__).with_name("pickled_child.py")
 _AGAIN = "download the model again, or another copy of it"
 
@@ -60,7 +62,7 @@ def convert_folder(source: Path, target: Path, name: str, trust_remote_code: boo
             )
         say(f"{name}: converting {human_bytes(size)} to safetensors")
         _run(source, made, files, name, say)
-        _copy_others(source, made)
+        _copy_others(source, made, trust_remote_code)
         _check(made, name, trust_remote_code)
         for file in sorted(made.iterdir(), key=lambda file: file.name == INDEX):  # the index last: it makes the model
             if target != source or file.suffix == ".safetensors" or file.name == INDEX:
@@ -125,10 +127,11 @@ def _run(source: Path, made: Path, files: list[Path], name: str, say: Say) -> No
         )
 
 
-def _copy_others(source: Path, made: Path) -> None:
-    """config.json, the tokenizer and whatever else is no weights and no code that was not asked for."""
+def _copy_others(source: Path, made: Path, trust_remote_code: bool) -> None:
+    """config.json, the tokenizer and whatever else is no weights; code where it was asked for."""
+    kinds = (*_OTHERS, ".py") if trust_remote_code else _OTHERS
     for file in source.iterdir():
-        wanted = file.suffix in (".json", ".model", ".txt", ".jinja", ".tiktoken", ".py") and file.name != BIN_INDEX
+        wanted = file.suffix in kinds and file.name != BIN_INDEX
         if wanted and file.is_file() and not (made / file.name).exists():
             shutil.copyfile(file, made / file.name)
 

@@ -20,6 +20,14 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+MOST_SHARING = 8
+"""Tied weights are stored once and written under each name; a file that would grow by more than this is none of a model."""
+
+NUMBERS = (
+    *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
+    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
+)
+
 
 class Refused(Exception):
     """What is wrong with a file."""
@@ -70,10 +78,23 @@ def checked(file: Path) -> dict[str, torch.Tensor]:
     for key, value in tree.items():
         if not isinstance(key, str) or not isinstance(value, torch.Tensor) or value.layout != torch.strided:
             raise Refused(f"holds under {str(key)[:100]!r} no weight, but {type(value).__name__}")
-        if value.is_floating_point() and not value.isfinite().all():
-            raise Refused(f"holds NaN or infinity in {key}")
+        refuse_strange(key, value)
         tensors[key] = value.detach()
+    if (size := sum(tensor.nbytes for tensor in tensors.values())) > MOST_SHARING * (stored := file.stat().st_size):
+        raise Refused(f"speaks of {size} bytes of weights, and has {stored}: they share their numbers")
     return tensors
+
+
+def refuse_strange(key: str, value: torch.Tensor) -> None:
+    """Raises Refused for a tensor that is not a weight with numbers of its own, all finite."""
+    if value.is_meta:
+        raise Refused(f"holds {key} without its numbers: it was on meta when it was saved")
+    if value.is_quantized or value.dtype not in NUMBERS:
+        raise Refused(f"holds {key} as {str(value.dtype).removeprefix('torch.')}, which is no type of weights")
+    if value.nbytes > value.untyped_storage().nbytes():
+        raise Refused(f"holds {key} as {list(value.shape)} with fewer numbers than that: they overlap")
+    if value.is_floating_point() and not value.isfinite().all():
+        raise Refused(f"holds NaN or infinity in {key}")
 
 
 def asked_for(message: str) -> str:

@@ -203,7 +203,7 @@ def _adapter(folder: Path, trust_remote_code: bool, say: Say, chain: tuple[Path,
             f"{where}, whose base is {name}",
             str(error.where + ": " if error.where else "") + error.found,
             error.expected,
-            error.fix or f"mend the base in {folder / 'adapter_config.json'}",
+            _moved(folder, name) or error.fix or f"mend the base in {folder / 'adapter_config.json'}",
         ) from None
     if base.adapter is not None:
         raise UserError(
@@ -213,6 +213,15 @@ def _adapter(folder: Path, trust_remote_code: bool, say: Say, chain: tuple[Path,
             f"luthier export {base.adapter} --to merged --output DIR, then name DIR as the base",
         )
     return replace(base, adapter=folder)
+
+
+def _moved(folder: Path, name: str) -> str:
+    """What to do about a base that does not lie any more where the adapter says; nothing for one that does."""
+    if not Path(name).is_absolute() or Path(name).exists():
+        return ""
+    ours, key = folder / "luthier.json", "base.name"
+    where = (ours, key) if ours.is_file() else (folder / "adapter_config.json", "base_model_name_or_path")
+    return f"put it back, or write its new place as {where[1]} into {where[0]}"
 
 
 def base_of(folder: Path) -> tuple[str, str | None]:

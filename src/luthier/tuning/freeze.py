@@ -21,7 +21,8 @@ LAST_LAYERS = 2
 
 
 class Freeze:
-    """The weights of some layers, or of some names, are trained in float32; the others are held in `model.dtype`."""
+    """The weights of some layers, or of some names, are trained in float32; the others are held in `model.dtype`, and
+    written as they were stored."""
 
     class Config(ComponentConfig):
         kind: Literal["freeze"] = "freeze"
