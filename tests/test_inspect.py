@@ -135,6 +135,18 @@ def test_an_adapter(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     shown(capsys, run, "quantization=int8", code=2)
 
 
+def test_new_tokens_on_an_adapter_that_has_them(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The tree of a configuration that can be trained, with the rows of its new tokens."""
+    keys = [f"model={place / 'model'}", f"data={place / 'train.jsonl'}", "data.add_tokens=[<violin>, <lute>]"]
+    assert main(["train", *keys, "max_steps=1", f"output_dir={tmp_path / 'run'}"]) == 0
+    capsys.readouterr()
+    fresh, later = (shown(capsys, *keys, *more) for more in ([], [f"adapter_path={tmp_path / 'run'}"]))
+    assert fresh == later
+    assert "TrainableTokens" in later
+
+
 def test_a_model_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
     shown(capsys, "./nothing-there", code=2)
 

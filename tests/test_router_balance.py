@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from transformers.models.qwen3_moe.modeling_qwen3_moe import load_balancing_loss_func
 
-from luthier import config, run
+from luthier import config, routers, run
 from luthier.data.batching import micro_batches
 from luthier.engine import DDPEngine, SingleEngine
 from luthier.errors import UserError
@@ -20,7 +20,7 @@ from luthier.objectives.router_balance import RouterBalance
 from luthier.objectives.weighted import Weighted
 from luthier.policy import enable_activation_checkpointing
 from luthier.reporting.recorder import METRICS, read_lines
-from luthier.routers import routers_of
+from luthier.routers import check_routers, routers_of
 from luthier.types import Sample
 from tests.helpers.jobs import make_config, make_job, make_policy, make_samples
 from tests.helpers.processes import torchrun
@@ -127,6 +127,43 @@ def test_checkpointed_activations_give_the_same(over: str, tmp_path: Path) -> No
     kept, again = (job_of(tmp_path / name, together(over), 150) for name in "ab")
     enable_activation_checkpointing(again.policy.core)
     assert apart(gradient(again), gradient(kept)) < 1e-6
+
+
+def test_routers_that_do_not_say_whom_they_chose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The K largest logits are those; with activation checkpointing too, whose second pass nobody listens to."""
+    want = gradient(job_of(tmp_path / "a", together("document"), 150))
+    whole = routers._said
+
+    def logits_alone(router: Any, output: Any, place: int) -> routers.Said:
+        return whole(router, (output[place],), 0)
+
+    monkeypatch.setattr(routers, "_said", logits_alone)
+    for name in ("kept", "again"):
+        job = job_of(tmp_path / name, together("document"), 150)
+        if name == "again":
+            enable_activation_checkpointing(job.policy.core)
+        assert apart(gradient(job), want) < 1e-6, name
+
+
+def test_routers_that_say_something_else_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    core = job_of(tmp_path, together("document")).policy.core
+    check_routers(core)
+    whole = routers._said
+    monkeypatch.setattr(routers, "_said", lambda *given: (torch.cat([whole(*given)[0]] * 2), whole(*given)[1]))
+    with pytest.raises(
+        UserError, match=r"logits and chosen experts of the shapes \[\[8, \d+\], \[4, 2\]\] for 4 tokens"
+    ):
+        check_routers(core)
+
+
+def test_the_step_is_surveyed_once(tmp_path: Path) -> None:
+    job = job_of(tmp_path, together("step"), 150)
+    calls = []
+    begin = job.objective.begin_step
+    job.objective.begin_step = lambda *given: (calls.append(1), begin(*given))[1]  # type: ignore[method-assign]
+    for _ in range(2):
+        train_step(job, LearningCheck(job.policy))
+    assert len(calls) == 2
 
 
 @pytest.mark.processes

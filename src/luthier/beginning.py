@@ -112,9 +112,10 @@ def put(run: Path, policy: Policy) -> None:
     Raises:
         UserError: it is damaged, or of another configuration.
     """
+    starts = starts_of(policy)
+    if not starts and policy.initial is None:
+        return  # nobody looks back
     wanted = beginning_of(policy)
-    if not wanted:
-        return
     held = read(run)
     if held.keys() != wanted.keys():
         raise UserError(
@@ -123,7 +124,6 @@ def put(run: Path, policy: Policy) -> None:
             "what this run began with",
             "resume with the config.yaml of the run's folder",
         )
-    starts = starts_of(policy)
     for name, start in starts.items():
         start.copy_(held[name])
     if policy.initial is not None:

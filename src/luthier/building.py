@@ -37,9 +37,9 @@ from luthier.planning import activation_checkpointing, held_bytes, tokens_per_mi
 from luthier.policy import Policy, enable_activation_checkpointing
 from luthier.randomness import key
 from luthier.reporting.row_progress import RowProgress
-from luthier.routers import routers_of
+from luthier.routers import check_routers
 from luthier.tuning._starts import starts_of
-from luthier.types import Tuned, Tuning
+from luthier.types import Objective, Tuned, Tuning
 from luthier.words import counted, noun
 
 
@@ -89,7 +89,7 @@ def build(
         UserError, EnvironmentProblem: the input or the machine does not allow the run.
     """
     engine.scale_losses(dtype == torch.float16)
-    objective = component.load("objectives", config.objective.kind)(config.objective)
+    objective: Objective = component.load("objectives", config.objective.kind)(config.objective)
     with _main_process_first(engine), RowProgress() as progress:
         source = base_of(config, trust_remote_code)
         tokenizer = load_tokenizer(source.folder, trust_remote_code=trust_remote_code)
@@ -112,8 +112,8 @@ def build(
     say(tuned.trained)
     for note in (*own_losses(model_config, config.objective), *notes_on(config.training.optim, engine.device)):
         say(note)
-    if "routing" in getattr(objective, "wants", ()):
-        routers_of(policy.core)  # an error where there are none
+    if "routing" in objective.wants:
+        check_routers(policy.core)
     if objective.needs_reference:
         policy.keep_reference()
     job = _job(config, policy, tuned, data, objective, engine, decisions, checkpoints)

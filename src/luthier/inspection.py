@@ -13,7 +13,8 @@ from luthier.config import RunConfig
 from luthier.config_yaml import Document
 from luthier.engine import device
 from luthier.errors import UserError
-from luthier.models.load import choose_dtype, load_model
+from luthier.models.load import choose_dtype, load_model, load_tokenizer
+from luthier.models.new_tokens import add_tokens
 from luthier.models.opened import open_model
 from luthier.models.sources import resolve
 from luthier.reporting.module_tree import Node, tree
@@ -57,7 +58,10 @@ def look_at(checked: RunConfig, trust_remote_code: bool = False) -> Node:
     dtype, _why = choose_dtype(checked.model.dtype, where)
     decisions = {"activation_checkpointing": False, "layout": "padded"}
     source = base_of(checked, trust_remote_code)
-    policy, _tuned = build_policy(checked, source, dtype, where, decisions, trust_remote_code)
+    tokenizer = load_tokenizer(source.folder, trust_remote_code=trust_remote_code)
+    new = add_tokens(tokenizer, checked.data.add_tokens)
+    # As if it went on: what it would begin with is not worked out, for no value is shown.
+    policy, _tuned = build_policy(checked, source, dtype, where, decisions, trust_remote_code, new=new, restored=True)
     return tree(policy.core)
 
 

@@ -70,6 +70,8 @@ class Job:
     """step (from 0) -> share of the peak learning rate"""
     checkpoints: Checkpoints
     progress: Progress = field(default_factory=Progress)
+    surveyed: int | None = None
+    """the step whose totals the objective has"""
     recorder: Recorder = field(init=False)
     """made when the step that the run starts from is known, as the next two"""
     manifest: Mapping[str, Any] = field(init=False)
@@ -211,7 +213,7 @@ def gradient_shares(job: Job, step: int, samples: Sequence[Sample], indices: Seq
 
     Costs a forward and a backward pass a term. Nothing is changed by it.
     """
-    parts: Mapping[str, Any] = job.objective.parts() if hasattr(job.objective, "parts") else {}
+    parts = job.objective.parts()
     if not parts:
         return {}
     weight, norms = job.objective.weight(list(samples)), dict[str, float]()
@@ -244,16 +246,17 @@ def _micro_batches(job: Job, step: int, samples: Sequence[Sample], indices: Sequ
 
 
 def survey(job: Job, step: int, samples: Sequence[Sample], batches: Sequence[MicroBatch]) -> None:
-    """Lets an objective whose loss needs totals of the whole step count them first (see types.Objective)."""
-    if not getattr(job.objective, "surveys", False):
+    """Lets an objective whose loss needs totals of the whole step count them first, once a step (see types.Objective)."""
+    objective = job.objective
+    if not objective.surveys or job.surveyed == step:
         return
-    objective: Any = job.objective
     totals: list[float] = []
     for position, batch in enumerate(batches):
         with torch.no_grad(), forward_of(job, step, position, last=False):
             found = objective.survey(job.wrapped, batch)
         totals = [one + other for one, other in zip(totals, found, strict=True)] if totals else found
     objective.begin_step(job.engine.sum(totals), list(samples))
+    job.surveyed = step
 
 
 @contextmanager

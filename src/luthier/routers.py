@@ -15,6 +15,7 @@ from torch import nn
 from transformers.utils.output_capturing import OutputRecorder
 
 from luthier.errors import UserError
+from luthier.models.flat import stock_attention
 from luthier.types import Routing
 
 Said = tuple[torch.Tensor, torch.Tensor]
@@ -45,6 +46,32 @@ def routers_of(core: Any) -> list[tuple[nn.Module, int]]:
             "leave router_balance out",
         )
     return found
+
+
+@torch.no_grad()
+def check_routers(core: Any) -> None:
+    """Listens to a few tokens.
+
+    Raises:
+        UserError: the model has no routers, or they do not say what they are taken to say.
+    """
+    ids = torch.arange(4, device=core.device)[None] % core.config.get_text_config().vocab_size
+    was_training = core.training
+    core.eval()
+    try:
+        with stock_attention(core), listening(core) as heard:
+            core(input_ids=ids, use_cache=False)
+    finally:
+        core.train(was_training)
+    for (router, _), (logits, chosen) in zip(routers_of(core), heard, strict=True):
+        told = [list(logits.shape), list(chosen.shape)]
+        if not (len(logits) == len(chosen) == ids.numel() and chosen.shape[1] <= logits.shape[1] > int(chosen.max())):
+            raise UserError(
+                "objective",
+                f"{type(router).__name__} gives logits and chosen experts of the shapes {told} for {ids.numel()} tokens",
+                "of each token: a logit for every expert, and the numbers of those that are chosen",
+                "leave router_balance out",
+            )
 
 
 def _is_recorder(declared: Any) -> bool:
@@ -84,7 +111,7 @@ def _said(router: nn.Module, output: Any, place: int) -> Said:
             "a router that returns their numbers, or has top_k",
             "leave router_balance out",
         )
-    return logits, logits.topk(count, dim=-1).indices
+    return logits, logits.detach().topk(count, dim=-1).indices  # no node that a checkpointed layer would miss
 
 
 def of_documents(heard: list[Said], inside: torch.Tensor) -> Routing:

@@ -83,17 +83,18 @@ def _train(
     job.manifest = {name: manifest[name] for name in ("luthier", "versions", "fingerprints", "decisions")}
     if engine.main:
         run_folder.begin(folder, config, data, manifest, before, say)
-        if not built.restored:
-            beginning.keep(folder, job.policy)
-    engine.barrier()
-    beginning.put(folder, job.policy)
-    if before is not None:
-        _resume(job, folder, say)
-        engine.barrier()
-    job.recorder = Recorder(folder, config, total_steps=job.steps.total, start_step=job.progress.step, main=engine.main)
-    job.answer_samples = sampler(config, built)
-    state = "failed"
+    state, recorder = "failed", None
     try:
+        if engine.main and not built.restored:
+            beginning.keep(folder, job.policy)
+        engine.barrier()
+        beginning.put(folder, job.policy)
+        if before is not None:
+            _resume(job, folder, say)
+            engine.barrier()
+        at = job.progress.step
+        job.recorder = recorder = Recorder(folder, config, total_steps=job.steps.total, start_step=at, main=engine.main)
+        job.answer_samples = sampler(config, built)
         run_loop(job)
         state = "trained"
     except (Stopped, KeyboardInterrupt, SystemExit):
@@ -102,7 +103,8 @@ def _train(
     except torch.OutOfMemoryError as error:
         raise _out_of_memory(job.progress.step, decisions["max_tokens_per_micro_batch"], str(error)) from error
     finally:
-        job.recorder.close()
+        if recorder is not None:
+            recorder.close()
         run_folder.set_state(folder, state, enabled=engine.main)
     if engine.main:
         write_result(config, built, base)

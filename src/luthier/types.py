@@ -235,20 +235,38 @@ class Renderer(Protocol):
 
 
 class Objective(Protocol):
-    """What is minimised. One file in `objectives/`.
-
-    One whose loss needs totals of the whole step has two methods more: `survey(policy, batch) -> list[float]` counts in a
-    micro-batch, without gradient, and `begin_step(totals, samples)` gets the sums over micro-batches and processes. They are
-    called before the losses of the step, if `surveys` is true.
-    """
+    """What is minimised. One file in `objectives/`, whose class inherits from this one: what it leaves out is as here."""
 
     takes: tuple[type, ...]
     """The types of example that it can learn from."""
-    needs_reference: bool
+    needs_reference: bool = False
+    """Whether its loss looks at the policy of step 0."""
+    wants: tuple[str, ...] = ()
+    """What its loss asks of the policy beside log-probabilities."""
+    surveys: bool = False
+    """Whether its loss needs totals of the whole step, which `survey` and `begin_step` see to."""
 
     def encode(self, example: Example, index: int, renderer: Renderer) -> list[Sample]: ...
 
     def weight(self, samples: list[Sample]) -> float: ...
+
+    def loss(self, policy: Policy, batch: MicroBatch) -> LossOut: ...
+
+    def survey(self, policy: Policy, batch: MicroBatch) -> list[float]:
+        """Counts in a micro-batch, without gradient, before the losses of the step."""
+        raise NotImplementedError
+
+    def begin_step(self, totals: list[float], samples: list[Sample]) -> None:
+        """Gets the sums of what was counted, over micro-batches and processes."""
+        raise NotImplementedError
+
+    def parts(self) -> Mapping[str, Term]:
+        """Losses whose shares of the gradient are to be logged."""
+        return {}
+
+
+class Term(Protocol):
+    """A part of an objective's loss."""
 
     def loss(self, policy: Policy, batch: MicroBatch) -> LossOut: ...
 

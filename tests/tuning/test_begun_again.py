@@ -161,6 +161,21 @@ def test_a_damaged_beginning_is_named(keys: list[str], tmp_path: Path) -> None:
         run.train(config.load(None, [*given, f"output_dir={stopped}"]), resume=True, say=quiet)
 
 
+def test_a_beginning_that_nobody_looks_back_to_may_be_missing(keys: list[str], first: Path, tmp_path: Path) -> None:
+    given = [*keys, f"adapter_path={first}"]
+    goes_on_to_the_same(given, tmp_path, lambda: shutil.rmtree(tmp_path / "stopped" / beginning.FOLDER))
+
+
+def test_a_resume_that_fails_before_its_first_step_says_so(keys: list[str], tmp_path: Path) -> None:
+    given = [*keys, "r=4", "init_lora_weights=pissa"]
+    run.train(config.load(None, [*given, f"output_dir={tmp_path / 'whole'}"]), say=quiet)
+    stopped = stopped_at_2(tmp_path / "whole", tmp_path / "stopped")
+    shutil.rmtree(stopped / beginning.FOLDER)
+    with pytest.raises(UserError, match="what the run began with"):
+        run.train(config.load(None, [*given, f"output_dir={stopped}"]), resume=True, say=quiet)
+    assert json.loads((stopped / "manifest.json").read_text())["state"] == "failed"
+
+
 def test_nothing_is_kept_of_what_begins_as_its_base(first: Path) -> None:
     assert not (first / beginning.FOLDER).exists()
 

@@ -30,7 +30,8 @@ def train(
 
     path, overrides = split_config_and_overrides(arguments or [])
     checked = config.load(path, overrides)
-    early.check(checked)
+    if not resume:  # a run that goes on, or is finished, says itself what it lacks
+        early.check(checked)
     from luthier import run  # only now: a mistake in the configuration need not wait for it
 
     run.train(checked, resume=resume, trust_remote_code=trust_remote_code)

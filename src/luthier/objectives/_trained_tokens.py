@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from luthier.component import ComponentConfig
-from luthier.types import Conversation, Example, Renderer, Sample, Text
+from luthier.types import Conversation, Example, Objective, Renderer, Sample, Text
 
 
-class TrainedTokens:
+class TrainedTokens(Objective):
     """An objective without its loss; weight = number of trained tokens."""
 
     takes = (Conversation, Text)
-    needs_reference = False
 
     def __init__(self, config: ComponentConfig) -> None:
         self.config = config

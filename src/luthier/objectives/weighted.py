@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field, ValidationError, field_validator
 from luthier import component
 from luthier.component import ComponentConfig
 from luthier.errors import UserError
-from luthier.types import Example, LossOut, MicroBatch, Policy, Renderer, Sample, Scores
+from luthier.types import Example, LossOut, MicroBatch, Objective, Policy, Renderer, Sample, Scores
 
 __all__ = ["Weighted"]
 
@@ -24,7 +24,7 @@ class Term(ComponentConfig):
     """What its loss is multiplied with."""
 
 
-class Weighted:
+class Weighted(Objective):
     """The weighted sum of other objectives' losses; each term's own loss is recorded as `loss_KIND`.
 
     Terms must be divided by the same weight of the batch, as all that count trained tokens are: otherwise a term's share would
@@ -50,8 +50,6 @@ class Weighted:
                 raise ValueError("terms that are not weighted sums themselves: write their terms into this list")
             return tuple(_filled(term) for term in terms)
 
-    needs_reference = False
-
     def __init__(self, config: Config) -> None:
         self.config = config
         self.terms: dict[str, Any] = {}
@@ -69,9 +67,9 @@ class Weighted:
                 "terms that take the same examples and no reference",
                 "objective={kind: weighted, terms: [{kind: sft, weight: 1.0}, {kind: z_loss, weight: 1e-4}]}",
             )
-        self.wants = tuple(sorted({want for term in self.terms.values() for want in getattr(term, "wants", ())}))
+        self.wants = tuple(sorted({want for term in self.terms.values() for want in term.wants}))
 
-        self._surveyors = {kind: term for kind, term in self.terms.items() if getattr(term, "surveys", False)}
+        self._surveyors = {kind: term for kind, term in self.terms.items() if term.surveys}
         self.surveys = bool(self._surveyors)
         self._counts: dict[str, int] = {}
         """how many totals each of them asks for"""

@@ -30,9 +30,9 @@ class ZLoss(TrainedTokens):
 
     config: Config
 
-    @property
-    def wants(self) -> tuple[str, ...]:
-        return (self.config.form,)
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.wants = (config.form,)
 
     def loss(self, policy: Policy, batch: MicroBatch) -> LossOut:
         scores = policy(batch, want=self.wants)
