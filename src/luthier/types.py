@@ -240,6 +240,9 @@ class Objective(Protocol):
     One whose loss needs totals of the whole step has two methods more: `survey(policy, batch) -> list[float]` counts in a
     micro-batch, without gradient, and `begin_step(totals, samples)` gets the sums over micro-batches and processes. They are
     called before the losses of the step, if `surveys` is true.
+
+    One that says nothing of the answers has an `only_as_term`, its usual weight: it is refused outside a sum (`weighted`) with
+    one that does.
     """
 
     takes: tuple[type, ...]
