@@ -88,7 +88,7 @@ def _expected(message: str) -> str:
 
 
 def _did_you_mean(loc: tuple[str | int, ...], schema: type[Config], tree: Mapping[str, Any]) -> str:
-    """The key nearest to one that is unknown: by its name where it is of the same section, else with its section."""
+    """The key that an unknown one may stand for: with its section if that is another one, and then only if much like it."""
     sections = {**SECTIONS, **{name: type(part) for name, part in tree.items() if isinstance(part, ComponentConfig)}}
     here = ".".join(part for part in loc[:-1] if isinstance(part, str))
     own = sections.get(here) if schema is RunConfig else schema
@@ -97,9 +97,11 @@ def _did_you_mean(loc: tuple[str | int, ...], schema: type[Config], tree: Mappin
         if part is not own:
             for key in _keys(part):
                 places.setdefault(key, []).append(f'"{section}.{key}"' if section else f'"{key}" at the top')
-    places |= {key: [f'"{key}"'] for key in (_keys(own) if own else ())}
-    near = difflib.get_close_matches(str(loc[-1]), places, n=1, cutoff=0.6)
-    return f"did you mean {' or '.join(places[near[0]])}?" if near else ""
+    word = str(loc[-1])
+    if word not in places and own and (near := component.did_you_mean(word, _keys(own))):
+        return near
+    meant = difflib.get_close_matches(word, places, n=1, cutoff=0.75)
+    return f"did you mean {' or '.join(places[meant[0]])}?" if meant else ""
 
 
 def _keys(schema: type[Config]) -> list[str]:
