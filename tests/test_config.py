@@ -297,7 +297,7 @@ def test_an_override_reaches_into_a_file_but_not_into_a_list_of_files() -> None:
     alpaca = config.DataFile(path="train.jsonl", format=format_of("alpaca"))
     assert load(SMALL, "data.train.format=alpaca").data.train == (alpaca,)
     message = refusal("model: m\ndata: [a.jsonl, b.jsonl]\noutput_dir: o\n", "data.train.format=alpaca")
-    assert "write data as a whole" in message
+    assert "write data.train as a whole" in message
 
 
 def test_no_file_is_needed() -> None:

@@ -140,7 +140,9 @@ CASES = {
     "tuning.modules_to_save": Case(None, "modules_to_save=[lm_head]", "metrics"),
     "tuning.loraplus_lr_ratio": Case(None, "loraplus_lr_ratio=16", "metrics"),
     "tuning.adapter_path": Case(None, "adapter_path=adapter", "metrics"),
-    "objective": Case("objective=sft", "objective=z_loss", "metrics"),
+    "objective": Case(
+        "objective=sft", "objective={kind: weighted, terms: [{kind: sft}, {kind: z_loss, weight: 0.1}]}", "metrics"
+    ),
     "objective.terms": Case(
         "objective={kind: weighted, terms: [{kind: sft}]}",
         "objective={kind: weighted, terms: [{kind: sft}, {kind: z_loss, weight: 0.1}]}",
@@ -152,7 +154,11 @@ CASES = {
         "metrics",
         ("objective={kind: weighted, terms: [{kind: sft}, {kind: z_loss, weight: 0.1}]}",),
     ),
-    "objective.form": Case("form=logsumexp", "form=largest", "metrics", ("objective=z_loss",)),
+    "objective.form": Case(
+        "objective={kind: weighted, terms: [{kind: sft}, {kind: z_loss, form: logsumexp}]}",
+        "objective={kind: weighted, terms: [{kind: sft}, {kind: z_loss, form: largest}]}",
+        "metrics",
+    ),
     "objective.over": Case(
         "objective={kind: weighted, terms: [{kind: sft}, {kind: router_balance, over: document}]}",
         "objective={kind: weighted, terms: [{kind: sft}, {kind: router_balance, over: step}]}",

@@ -21,12 +21,13 @@ from luthier.config_problems import (
     FOREIGN,
     Problem,
     as_user_error,
+    checked,
     foreign_keys,
     problems_of,
     refuse_wrong_combinations,
 )
 from luthier.config_sections import DataConfig, DataFile, ModelConfig, RunConfig, TrainingConfig
-from luthier.config_yaml import Document, read_yaml
+from luthier.config_yaml import Document, read_yaml, to_line
 from luthier.defaults import method_defaults
 from luthier.errors import UserError, excerpt
 
@@ -111,20 +112,13 @@ def _component_places(tree: dict[str, Any]) -> Iterator[tuple[tuple[str | int, .
 
 def _build_component(path: tuple[str | int, ...], family: str, value: Any) -> tuple[ComponentConfig, list[Problem]]:
     """The component's own Config; a placeholder and the problems where it is not valid."""
-    kinds = "one of " + ", ".join(component.listing(family))
     kind = value.get("kind") if isinstance(value, Mapping) else None
     if not isinstance(kind, str):
+        kinds = "one of " + ", ".join(component.listing(family))
         wrong = "missing" if isinstance(value, Mapping) and kind is None else "wrong value"
         return ComponentConfig(kind=""), [((*path, "kind"), wrong, value, kinds)]
-    try:
-        schema = component.load(family, kind).Config
-    except UserError as error:
-        wanted = "; ".join(filter(None, (error.expected, error.fix)))
-        return ComponentConfig(kind=kind), [((*path, "kind"), error.found, kind, wanted)]
-    try:
-        return schema.model_validate(dict(value)), []
-    except ValidationError as error:
-        return ComponentConfig(kind=kind), [((*path, *loc), *rest) for loc, *rest in problems_of(error, schema, value)]
+    built, problems = checked(family, kind, value)
+    return built or ComponentConfig(kind=kind), [((*path, *loc), *rest) for loc, *rest in problems]
 
 
 def normalise(tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -213,7 +207,7 @@ def _unique_leaf(document: Document, key: str, text: str, value: Any) -> list[st
             f"command line: {key}",
             "a key of each file, not of the data as a whole",
             "the file that it belongs to",
-            _of_a_file(document, key, text),
+            _of_a_file(document, key, text, value),
         )
     known = [name for schema in sections.values() for name in schema.model_fields]
     raise UserError(
@@ -238,16 +232,18 @@ def _in_our_words(document: Document, message: str, text: str, value: Any) -> tu
     return ".".join(path), f"{short}={text}"
 
 
-def _of_a_file(document: Document, key: str, text: str) -> str:
-    """The override that gives a key to a file of `data.train`."""
+def _of_a_file(document: Document, key: str, text: str, value: Any) -> str:
+    """What gives a key to a file of `data.train`: to the first of several."""
     data = document.tree.get("data")
     train = data.get("train") if isinstance(data, Mapping) else data
-    if not isinstance(train, list):
-        return f"data.train.{key}={text}"
-    first = train[0] if train else ""
-    name = first.get("path") if isinstance(first, Mapping) else first
-    more = ", ..." if len(train) > 1 else ""
-    return f"data.train=[{{path: {name or 'FILE'}, {key}: {text}}}{more}]"
+    files = train if isinstance(train, list) else [train or "FILE"]
+    first, *others = files or ["FILE"]
+    first = {**(first if isinstance(first, Mapping) else {"path": first}), key: value}
+    if key != "weight":
+        return f"data.train={to_line([first, *others])}" if isinstance(train, list) else f"data.train.{key}={text}"
+    mixed = isinstance(data, Mapping) and data.get("mixing", "concatenate") != "concatenate"
+    line = f"data.train={to_line([first, *(others or ['OTHER'])])}" + ("" if mixed else " data.mixing=first_exhausted")
+    return line if others else f"leave weight out; it needs several files and data.mixing: {line}"
 
 
 def _with_method_defaults(config: RunConfig) -> RunConfig:

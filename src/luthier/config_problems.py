@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic_core import PydanticCustomError
 
 from luthier import component
-from luthier.component import Config
+from luthier.component import ComponentConfig, Config
 from luthier.config_names import RENAMED_VALUES, foreign_key
 from luthier.config_sections import DataConfig, DataFile, ModelConfig, RunConfig, TrainingConfig
-from luthier.config_yaml import Document
+from luthier.config_yaml import Document, to_line
 from luthier.errors import UserError, excerpt
 
 Problem = tuple[tuple[str | int, ...], str, Any, str]
@@ -26,10 +28,25 @@ EXPECTED = {
     "number": "a number",
     "tuple": "a list",
     "dictionary or instance of DataFile": "a path, or a map",
+    "dictionary or instance of DataConfig": "a path, a list of files, or a map",
+    "dictionary or instance of ModelConfig": "a path, or a map",
     "String should have at least 1 character": "a text that is not empty",
     "Tuple should have at least 1 item after validation, not 0": "a list that is not empty",
 }
 """pydantic's words: ours."""
+
+SECTIONS: dict[str, type[Config]] = {
+    "": RunConfig,
+    "model": ModelConfig,
+    "data": DataConfig,
+    "data.train": DataFile,
+    "data.eval": DataFile,
+    "training": TrainingConfig,
+}
+"""The classes of the sections whose keys are always the same."""
+
+HANDED_ON = "handed_on"
+"""pydantic's type of an error that has our words already."""
 
 
 def problems_of(error: ValidationError, schema: type[Config], tree: Mapping[str, Any]) -> list[Problem]:
@@ -37,13 +54,14 @@ def problems_of(error: ValidationError, schema: type[Config], tree: Mapping[str,
     out: dict[tuple[str | int, ...], tuple[str, Any, str]] = {}
     for item in error.errors(include_url=False):
         wrong = {"missing": "missing", "extra_forbidden": "unknown key"}.get(item["type"], "wrong value")
+        expected = _expected(item["msg"])
+        if item["type"] == HANDED_ON:
+            wrong, expected = item["ctx"]["wrong"], item["ctx"]["expected"]
         loc = _location(item["loc"], tree)
         if wrong == "missing":
             loc = (*loc, item["loc"][-1])
-        expected = item["msg"].removeprefix("Input should be ").removeprefix("a valid ")
-        expected = EXPECTED.get(expected, expected)
-        if wrong == "unknown key":
-            expected = component.did_you_mean(str(loc[-1]), sorted(_all_keys(schema)))
+        if item["type"] == "extra_forbidden":
+            expected = _did_you_mean(loc, schema, tree)
         known = out.get(loc)
         out[loc] = (wrong, item["input"], f"{known[2]}, or {expected}" if known and known[2] != expected else expected)
     # A value is not blamed for what is wrong with one of its parts.
@@ -64,12 +82,57 @@ def _location(parts: Sequence[str | int], tree: Mapping[str, Any]) -> tuple[str 
     return tuple(out)
 
 
-def _all_keys(schema: type[Config]) -> set[str]:
-    keys = {field.alias or name for name, field in schema.model_fields.items()}
-    if schema is RunConfig:
-        for part in (ModelConfig, DataConfig, DataFile, TrainingConfig):
-            keys |= set(part.model_fields)
-    return keys
+def _expected(message: str) -> str:
+    words = message.removeprefix("Value error, ").removeprefix("Input should be ").removeprefix("a valid ")
+    return EXPECTED.get(words, "a map" if words.startswith("dictionary") else words)
+
+
+def _did_you_mean(loc: tuple[str | int, ...], schema: type[Config], tree: Mapping[str, Any]) -> str:
+    """The key that an unknown one may stand for: with its section if that is another one, and then only if much like it."""
+    sections = {**SECTIONS, **{name: type(part) for name, part in tree.items() if isinstance(part, ComponentConfig)}}
+    here = ".".join(part for part in loc[:-1] if isinstance(part, str))
+    own = sections.get(here) if schema is RunConfig else schema
+    places: dict[str, list[str]] = {}
+    for section, part in sections.items():
+        if part is not own:
+            for key in _keys(part):
+                places.setdefault(key, []).append(f'"{section}.{key}"' if section else f'"{key}" at the top')
+    word = str(loc[-1])
+    if word not in places and own and (near := component.did_you_mean(word, _keys(own))):
+        return near
+    meant = difflib.get_close_matches(word, places, n=1, cutoff=0.75)
+    return f"did you mean {' or '.join(places[meant[0]])}?" if meant else ""
+
+
+def _keys(schema: type[Config]) -> list[str]:
+    return [field.alias or name for name, field in schema.model_fields.items()]
+
+
+def checked(family: str, kind: str, value: Mapping[str, Any]) -> tuple[ComponentConfig | None, list[Problem]]:
+    """The Config of the component `kind`, and what is wrong with it, placed within `value`."""
+    try:
+        schema = component.load(family, kind).Config
+    except UserError as error:
+        return None, [(("kind",), error.found, kind, "; ".join(filter(None, (error.expected, error.fix))))]
+    try:
+        return schema.model_validate(dict(value)), []
+    except ValidationError as error:
+        return None, problems_of(error, schema, value)
+
+
+def handed_on(problems: list[Problem]) -> ValidationError:
+    """Problems that a validator found in parts of its value, for pydantic to carry to `problems_of` with their places."""
+    return ValidationError.from_exception_data(
+        "",
+        [
+            {
+                "type": PydanticCustomError(HANDED_ON, "{expected}", {"wrong": wrong, "expected": expected}),
+                "loc": loc,
+                "input": found,
+            }
+            for loc, wrong, found, expected in problems
+        ],
+    )
 
 
 def foreign_keys(document: Document) -> list[Problem]:
@@ -100,10 +163,11 @@ def _without_echoes(problems: list[Problem]) -> list[Problem]:
     foreign = {loc for loc, wrong, *_ in problems if wrong == FOREIGN}
     answered = {message.removeprefix("write ") for _, wrong, _, message in problems if wrong == FOREIGN}
     answered |= {name.partition(".")[0] for name in answered & {"model.path", "data.train"}}
+    answered |= {f"{name}.path" for name in answered & {"model"}}
     return [
         (loc, wrong, found, expected)
         for loc, wrong, found, expected in problems
-        if wrong == FOREIGN or not (loc in foreign or (wrong == "missing" and loc[-1] in answered))
+        if wrong == FOREIGN or not (loc in foreign or (wrong == "missing" and ".".join(map(str, loc)) in answered))
     ]
 
 
@@ -113,7 +177,7 @@ def _in_words(problem: Problem) -> str:
         return f"{loc[-1]} is another tool's name: {expected}"
     text = f"{'.'.join(map(str, loc))}: {wrong}"
     if wrong == "wrong value":
-        text += f", found {excerpt(found)}"
+        text += f", found {excerpt(_with_lists(found))}"
     if isinstance(found, str) and (ours := RENAMED_VALUES.get(".".join(map(str, loc)), {}).get(found)):
         return f"{text}, another tool's name: write {ours}"
     if wrong == "missing":
@@ -121,6 +185,26 @@ def _in_words(problem: Problem) -> str:
     if not expected:
         return text
     return f"{text}; {expected}" if wrong == "unknown key" else f"{text}, expected {expected}"
+
+
+def _with_lists(value: Any) -> Any:
+    """The value as it was written: the file has lists where the checked tree has tuples."""
+    if isinstance(value, Mapping):
+        return {key: _with_lists(item) for key, item in value.items()}
+    return [_with_lists(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def terms_of(objective: ComponentConfig) -> tuple[ComponentConfig, ...]:
+    """The terms of a weighted sum; of any other objective, itself."""
+    return objective.terms if objective.kind == "weighted" else (objective,)  # type: ignore[attr-defined]
+
+
+def weighted_sum(objective: ComponentConfig, before: Sequence[Any] = (), after: Sequence[Any] = ()) -> str:
+    """The override for a weighted sum of an objective, or of its terms, with more terms before and after them."""
+    terms = [term.model_dump(exclude_unset=True) for term in terms_of(objective)]
+    terms = [{key: value for key, value in term.items() if (key, value) != ("weight", 1)} for term in terms]
+    own = objective.model_dump(exclude_unset=True, exclude={"kind", "terms"}) if objective.kind == "weighted" else {}
+    return f"objective={to_line({'kind': 'weighted', 'terms': [*before, *terms, *after], **own})}"
 
 
 def refuse_wrong_combinations(document: Document, config: RunConfig) -> None:
@@ -137,6 +221,7 @@ def _wrong_combinations(config: RunConfig) -> Iterator[tuple[tuple[str | int, ..
     """(where, what was found, what was expected, the remedy)"""
     training = config.training
     yield from _idle_weights(config.data)
+    yield from _nothing_to_learn_from(config.objective)
     if config.data.eval is None:
         for key, value in (
             ("eval_steps", training.eval_steps),
@@ -168,6 +253,21 @@ def _wrong_combinations(config: RunConfig) -> Iterator[tuple[tuple[str | int, ..
             "fewer warm-up steps than steps",
             "warmup_steps=0.03",
         )
+
+
+def _nothing_to_learn_from(objective: ComponentConfig) -> Iterator[tuple[tuple[str | int, ...], str, str, str]]:
+    """Objectives that say nothing of the answers, with none beside them that does."""
+    kinds = [term.kind for term in terms_of(objective)]
+    usual = [getattr(component.load("objectives", kind), "only_as_term", None) for kind in kinds]
+    if None in usual:
+        return
+    found = f"{' and '.join(kinds)} alone: nothing would be learned from the answers"
+    if objective.kind == "weighted":
+        fix = weighted_sum(objective, before=[{"kind": "sft"}])
+    else:
+        term = objective.model_dump(exclude_unset=True) | {"weight": usual[0]}
+        fix = weighted_sum(ComponentConfig(kind="sft"), after=[term])
+    yield ("objective",), found, "a term beside sft", fix
 
 
 def _idle_weights(data: DataConfig) -> Iterator[tuple[tuple[str | int, ...], str, str, str]]:

@@ -171,7 +171,7 @@ class RunConfig(Config):
     tuning: SerializeAsAny[ComponentConfig]
     """What is trained: `lora` (default), `freeze` or `full`, with the keys of its own."""
     objective: SerializeAsAny[ComponentConfig]
-    """What is minimised: `sft` (default)."""
+    """What is minimised: `sft` (default). `router_balance` and `z_loss` only as terms of `weighted`."""
     training: TrainingConfig = Field(default_factory=TrainingConfig)
     """How it is learned."""
     distributed: Literal["auto", "ddp"] = "auto"

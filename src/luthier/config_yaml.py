@@ -80,7 +80,7 @@ class Document:
             ) from None
 
     def set(self, path: Sequence[str], value: Any) -> None:
-        """Puts a value into the tree, turning a bare string on the way (`model: x`) into its map."""
+        """Puts a value into the tree, turning a bare string or list on the way (`model: x`, `data: [a, b]`) into its map."""
         shorthand = {
             "model": "path",
             "data": "train",
@@ -91,16 +91,22 @@ class Document:
             "format": "kind",
         }
         node = self.tree
-        for key in path[:-1]:
+        for depth, key in enumerate(path[:-1], 1):
             child = node.get(key)
+            if key == "data" and isinstance(child, list):
+                child = {"train": child}
+                self.lines |= {
+                    ("data", "train", *at[1:]): line for at, line in self.lines.items() if at[:1] == ("data",)
+                }
             if key in shorthand and isinstance(child, str):
                 child = {shorthand[key]: child}
             if child is not None and not isinstance(child, dict):
+                parent = ".".join(path[:depth])
                 raise UserError(
                     "command line",
-                    f"{'.'.join(path)} reaches into {key}, which is no map",
+                    f"{'.'.join(path)} reaches into {parent}, which is no map",
                     "a key whose parent is a map",
-                    f"write {key} as a whole",
+                    f"write {parent} as a whole",
                 )
             child = child or {}
             node[key] = child
@@ -235,11 +241,21 @@ _Representer.add_representer(str, _Representer.represent_str)
 
 def to_yaml(tree: Mapping[str, Any]) -> str:
     """YAML text of a plain tree, keys in their order; floats in the short form that reads back as floats."""
+    return _written(tree, in_a_line=False)
+
+
+def to_line(value: Mapping[str, Any] | Sequence[Any]) -> str:
+    """A map or list in one line, `{kind: sft, weight: 0.7}`, as an override takes it."""
+    return _written(value, in_a_line=True).strip()
+
+
+def _written(value: Any, in_a_line: bool) -> str:
     writer = YAML(typ="safe", pure=True)
     writer.Representer = _Representer
-    writer.default_flow_style = False
+    writer.default_flow_style = in_a_line
+    writer.brace_single_entry_mapping_in_flow_sequence = True
     writer.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
-    writer.width = 4096
+    writer.width = 1_000_000 if in_a_line else 4096
     out = StringIO()
-    writer.dump(tree, out)
+    writer.dump(value, out)
     return out.getvalue()

@@ -243,6 +243,8 @@ class Objective(Protocol):
     """Whether its loss looks at the policy of step 0."""
     wants: tuple[str, ...] = ()
     """What its loss asks of the policy beside log-probabilities."""
+    only_as_term: float | None = None
+    """Of one that says nothing of the answers: its usual weight. It is refused outside a sum (`weighted`) with one that does."""
     surveys: bool = False
     """Whether its loss needs totals of the whole step, which `survey` and `begin_step` see to."""
 

@@ -43,6 +43,8 @@ class RouterBalance(TrainedTokens):
         """Over what experts are to be used evenly: each `document`, or the whole `step`, which costs one more forward pass."""
 
     config: Config
+    only_as_term = 0.01
+    """the weight of Fedus et al."""
     wants = ("routing",)
 
     def __init__(self, config: Config) -> None:

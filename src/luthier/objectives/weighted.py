@@ -5,10 +5,11 @@ from __future__ import annotations
 from itertools import islice
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, ValidationError, field_validator
+from pydantic import ConfigDict, Field, field_validator
 
 from luthier import component
 from luthier.component import ComponentConfig
+from luthier.config_problems import Problem, checked, handed_on
 from luthier.errors import UserError
 from luthier.types import Example, LossOut, MicroBatch, Objective, Policy, Renderer, Sample, Scores
 
@@ -45,10 +46,13 @@ class Weighted(Objective):
         def _known(cls, terms: tuple[Term, ...]) -> tuple[Term, ...]:
             kinds = [term.kind for term in terms]
             if twice := {kind for kind in kinds if kinds.count(kind) > 1}:
-                raise ValueError(f"each kind once, but {', '.join(sorted(twice))} is there twice")
+                raise ValueError(f"each kind once; {', '.join(sorted(twice))} is there twice")
             if "weighted" in kinds:
                 raise ValueError("terms that are not weighted sums themselves: write their terms into this list")
-            return tuple(_filled(term) for term in terms)
+            filled = [_filled(index, term) for index, term in enumerate(terms)]
+            if problems := [problem for _, found in filled for problem in found]:
+                raise handed_on(problems)
+            return tuple(term for term, _ in filled)
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -158,18 +162,9 @@ def _own_keys(term: Term) -> dict[str, Any]:
     return {"kind": term.kind, **(term.model_extra or {})}
 
 
-def _filled(term: Term) -> Term:
-    """The term with the defaults of its kind filled in.
-
-    Raises:
-        ValueError: there is no such kind, or its keys are wrong.
-    """
-    try:
-        checked = component.load("objectives", term.kind).Config.model_validate(_own_keys(term))
-    except UserError as error:
-        raise ValueError(f"{error.expected}; there is no {term.kind!r} {error.fix}".strip()) from None
-    except ValidationError as error:
-        wrong = error.errors(include_url=False)[0]
-        where = ".".join(map(str, wrong["loc"]))
-        raise ValueError(f"keys of {term.kind}: {where}: {wrong['msg']}") from None
-    return Term(weight=term.weight, **checked.model_dump())
+def _filled(index: int, term: Term) -> tuple[Term, list[Problem]]:
+    """The term with the defaults of its kind filled in, and what is wrong with its kind or keys, placed in the list."""
+    config, problems = checked("objectives", term.kind, _own_keys(term))
+    if config is None:
+        return term, [((index, *loc), *rest) for loc, *rest in problems]
+    return Term(weight=term.weight, **config.model_dump()), []

@@ -29,6 +29,8 @@ class ZLoss(TrainedTokens):
         a `z_loss_weight` in their config.json were trained with."""
 
     config: Config
+    only_as_term = 1e-4
+    """the weight of Chowdhery et al."""
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
