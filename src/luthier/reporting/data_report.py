@@ -175,7 +175,7 @@ def _tokens(prepared: Prepared) -> dict[str, Any]:
 def _distribution(lengths: Ints) -> dict[str, Any]:
     shares = {"min": 0, "median": 50, "p90": 90, "p99": 99, "max": 100}
     return {
-        **{name: int(np.percentile(lengths, share, method="lower")) for name, share in shares.items()},
+        **{name: int(np.percentile(lengths, share, method="inverted_cdf")) for name, share in shares.items()},
         "mean": float(lengths.mean()),
         "histogram": [{"from": low, "to": high, "rows": count} for low, high, count in histogram(lengths, 20)],
     }

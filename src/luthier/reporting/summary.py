@@ -58,11 +58,11 @@ def _held_out(run: RunFigures) -> str:
 def _trained(run: RunFigures) -> str:
     if not run.steps:
         return ""
-    parts = [f"{counted(run.trained_tokens, 'token')} in {counted(len(run.steps), 'step')}"]
+    parts = [f"on {counted(run.trained_tokens, 'token')} in {counted(len(run.steps), 'step')}"]
     if run.seconds:
         parts.append(duration(run.seconds))
     if run.tokens_per_s:
-        parts.append(f"{run.tokens_per_s:,.0f} tokens/s")
+        parts.append(f"{run.tokens_per_s:,.0f} tokens/s with their context")
     if run.peak_memory_bytes is not None:
         parts.append(f"peak memory {memory(run.peak_memory_bytes)}")
     return ", ".join(parts)
