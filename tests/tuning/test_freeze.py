@@ -121,8 +121,9 @@ def test_what_cannot_be_found_by_name_is_loaded_again(tmp_path: Path, monkeypatc
     monkeypatch.setattr(
         result, "load_model", lambda *args, **keys: (places.append(str(keys["device"])), load(*args, **keys))[1]
     )
-    folder = trained_run(tmp_path, "bfloat16")
+    folder = trained_run(tmp_path, "bfloat16", "sample_prompts=[Say 3.]")
     assert places == ["cpu"]
+    assert [line["prompt"] for line in json.loads((folder / "answers.json").read_text())] == ["Say 3."]
     before, after = (
         load_file(tmp_path / "model" / "model.safetensors"),
         load_file(folder / "model" / "model.safetensors"),
