@@ -28,7 +28,6 @@ from luthier.models.flat import prove, use_flat_attention
 from luthier.models.folder import summarise
 from luthier.models.load import context_length, fingerprint, hold_frozen, load_config, load_model, load_tokenizer
 from luthier.models.new_tokens import add_tokens, grow, names_of_edges, refuse_untrained
-from luthier.models.opened import base_dtype
 from luthier.models.own_losses import own_losses
 from luthier.models.sources import ModelSource, resolve
 from luthier.neftune import Noise
@@ -173,15 +172,14 @@ def _decide(
     verdict = prove(model_config, dtype, engine.device)
     limit = tokens_per_micro_batch(config.training.max_tokens_per_micro_batch, engine.device)
     longest = max(limit, int(data.train.lengths.max()))
-    held = _held_bytes(config, source, model_config, dtype, trust_remote_code)
+    asked = config.training.activation_checkpointing
+    held = _held_bytes(config, source, model_config, dtype, trust_remote_code) if asked == "auto" else 0
     found = {
         "layout": "flat" if verdict.flat else "padded",
         "layout_reason": verdict.why,
         "proof": asdict(verdict),
         "max_tokens_per_micro_batch": limit,
-        "activation_checkpointing": activation_checkpointing(
-            config.training.activation_checkpointing, model_config, longest, held, engine.device
-        ),
+        "activation_checkpointing": activation_checkpointing(asked, model_config, longest, held, engine.device),
         "dtype": dtype_name(dtype),
         "threads": torch.get_num_threads(),
         "processes": engine.processes,
@@ -200,7 +198,12 @@ def _held_bytes(
     if config.model.quantization is not None:
         return stored.bytes
     tuning = component.load("tuning", config.tuning.kind)(config.tuning)
-    trained = 0 if tuning.makes_adapter else trained_parameters(model_config, tuning, trust_remote_code)
+    if tuning.makes_adapter:
+        trained = 0
+    elif config.tuning.kind == "full":
+        trained = stored.parameters
+    else:
+        trained = trained_parameters(model_config, tuning, trust_remote_code)
     in_bfloat16 = config.training.optim == ROUNDS_STOCHASTICALLY
     return held_bytes(stored.parameters, trained, dtype.itemsize, in_bfloat16)
 
@@ -231,7 +234,8 @@ def build_policy(
     keys = DropoutKeys(config.seed)
     tuning: Tuning = component.load("tuning", config.tuning.kind)(config.tuning)
     # Weights that are trained are float32 from the start: loaded in fewer bits than are stored they would begin rounded.
-    loaded = dtype if tuning.makes_adapter or base_dtype(source) == dtype_name(dtype) else torch.float32
+    as_stored = set(summarise(source.folder, source.name).floating) <= {dtype_name(dtype)}
+    loaded = dtype if tuning.makes_adapter or as_stored else torch.float32
     model = load_model(source, dtype=loaded, device=device, quantization=held, trust_remote_code=trust_remote_code)
     grow(model, max(new.values(), default=-1) + 1)
     start = RunStart(

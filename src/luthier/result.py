@@ -89,17 +89,17 @@ def _save_model(core: Any, source: ModelSource, target: Path, in_float32: bool) 
 
 
 def _save_whole(core: Any, trained: Collection[str], source: ModelSource, target: Path, in_float32: bool) -> None:
-    """By transformers; what was not trained and is held in fewer bits is loaded again."""
-    frozen = {name: parameter for name, parameter in core.named_parameters() if name not in trained}
-    if in_float32:
-        if any(parameter.dtype != torch.float32 for parameter in frozen.values()):
-            code = core.is_remote_code()
-            base = load_model(source, dtype=torch.float32, device=core.device, trust_remote_code=code)
-            grow(base, core.get_input_embeddings().weight.shape[0])
-            for name, parameter in frozen.items():
-                parameter.data = base.get_parameter(name).data
-        core.float()
-    core.save_pretrained(target)
+    """By transformers; what was not trained and is held in fewer bits is taken from the base, loaded again."""
+    core.zero_grad(set_to_none=True)
+    whole = core
+    if in_float32 and any(parameter.dtype != torch.float32 for parameter in core.parameters()):
+        # On the CPU: beside the model and its optimizer, a card may have no room for another.
+        code = core.is_remote_code()
+        whole = load_model(source, dtype=torch.float32, device="cpu", trust_remote_code=code)
+        grow(whole, core.get_input_embeddings().weight.shape[0])
+        for name in trained:
+            whole.get_parameter(name).data = core.get_parameter(name).detach().float().cpu()
+    whole.save_pretrained(target)
 
 
 def _value(name: str, value: torch.Tensor, read: Read) -> dict[str, torch.Tensor]:

@@ -11,11 +11,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from luthier import component, config, planning, run
+from luthier import building, component, config, planning, result, run
 from luthier.dropout import DropoutKeys
 from luthier.errors import UserError
 from luthier.models import stored
+from luthier.models.load import load_model
 from luthier.models.opened import open_model
+from luthier.models.sources import ModelSource
 from luthier.types import Start
 from tests.helpers.tiny_models import TWINS, tiny_llama, tiny_tokenizer, twin
 
@@ -111,9 +113,17 @@ def test_what_is_frozen_is_written_as_it_was_stored(tmp_path: Path, family: str,
 
 
 def test_what_cannot_be_found_by_name_is_loaded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the CPU, where there is room beside the model that was trained."""
     tiny_llama(tmp_path / "model")
     monkeypatch.setattr(stored, "tensors", lambda *_: iter(()))
-    folder = trained_run(tmp_path, "bfloat16")
+    places: list[str] = []
+    load = result.load_model
+    monkeypatch.setattr(
+        result, "load_model", lambda *args, **keys: (places.append(str(keys["device"])), load(*args, **keys))[1]
+    )
+    folder = trained_run(tmp_path, "bfloat16", "sample_prompts=[Say 3.]")
+    assert places == ["cpu"]
+    assert [line["prompt"] for line in json.loads((folder / "answers.json").read_text())] == ["Say 3."]
     before, after = (
         load_file(tmp_path / "model" / "model.safetensors"),
         load_file(folder / "model" / "model.safetensors"),
@@ -122,11 +132,67 @@ def test_what_cannot_be_found_by_name_is_loaded_again(tmp_path: Path, monkeypatc
     assert moved == {name for name in before if ".layers.1." in name}
 
 
-def trained_run(folder: Path, dtype: str) -> Path:
+def test_gradients_and_a_second_model_are_not_held_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_llama(tmp_path / "model")
+    monkeypatch.setattr(stored, "tensors", lambda *_: iter(()))
+    core = load_model(model, dtype=torch.bfloat16, device="cpu")
+    trained_of(core, last_layers=1)
+    for parameter in core.parameters():
+        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+    load = result.load_model
+
+    def watched(*args: Any, **keys: Any) -> Any:
+        assert all(parameter.grad is None for parameter in core.parameters())
+        return load(*args, **keys)
+
+    monkeypatch.setattr(result, "load_model", watched)
+    result._save_model(core, ModelSource(model, "tiny", None, "folder"), tmp_path / "out", in_float32=True)
+    assert {tensor.dtype for tensor in load_file(tmp_path / "out" / "model.safetensors").values()} == {torch.float32}
+
+
+@pytest.mark.parametrize(("mixed", "wanted"), [(False, torch.bfloat16), (True, torch.float32)])
+def test_what_is_trained_begins_as_it_is_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mixed: bool, wanted: torch.dtype
+) -> None:
+    """A base of 16 bits is loaded in 16 bits, also if its config.json does not say so; one with wider weights is not."""
+    model = twin("llama").bfloat16()
+    if mixed:
+        model.model.layers[1].input_layernorm.float()
+    model.save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    settings = json.loads((tmp_path / "model" / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(
+        json.dumps({key: value for key, value in settings.items() if key != "dtype"})
+    )
+    found: list[torch.dtype] = []
+    load = building.load_model
+    monkeypatch.setattr(
+        building, "load_model", lambda *args, **keys: (found.append(keys["dtype"]), load(*args, **keys))[1]
+    )
+    trained_run(tmp_path, "bfloat16")
+    assert found == [wanted]
+
+
+@pytest.mark.parametrize(
+    ("tuning", "checkpointing", "counted"),
+    [("freeze", "true", 0), ("freeze", "false", 0), ("full", "auto", 0), ("freeze", "auto", 1)],
+)
+def test_a_model_is_made_for_counting_only_where_it_must(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tuning: str, checkpointing: str, counted: int
+) -> None:
+    calls: list[Any] = []
+    count = building.trained_parameters
+    monkeypatch.setattr(building, "trained_parameters", lambda *args: (calls.append(args), count(*args))[1])
+    tiny_llama(tmp_path / "model")
+    trained_run(tmp_path, "float32", f"tuning={tuning}", f"activation_checkpointing={checkpointing}", "max_steps=1")
+    assert len(calls) == counted
+
+
+def trained_run(folder: Path, dtype: str, *more: str) -> Path:
     """The last layer of `folder`/model, for three steps."""
     (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     keys = [f"model={folder / 'model'}", f"data={folder / 'train.jsonl'}", f"output_dir={folder / 'run'}"]
-    keys += ["tuning={kind: freeze, last_layers: 1}", f"dtype={dtype}", "max_steps=3", "learning_rate=1e-2"]
+    keys += ["tuning={kind: freeze, last_layers: 1}", f"dtype={dtype}", "max_steps=3", "learning_rate=1e-2", *more]
     run.train(config.load(None, keys), say=lambda text: None)
     return folder / "run"
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from luthier import config, exporting, run
@@ -24,12 +25,14 @@ FIRST, SECOND = 457, 458
 ROWS = [{"prompt": f"<violin> {number}.", "completion": f"{number} <lute>!"} for number in range(12)]
 
 
-def trained(folder: Path, tuning: str, tied: bool) -> Path:
-    """Of a model with a row for each old token; or, where the head has its own weight, with unused rows as large ones have."""
-    save_twin(folder / "model", "llama", tie_word_embeddings=tied, vocab_size=FIRST if tied else 512)
+def trained(folder: Path, tuning: str, tied: bool, rows: int | None = None, tokens: str = "[<violin>, <lute>]") -> Path:
+    """Of a model with a row for each old token; or, where the head has its own weight, with unused rows as large ones have.
+
+    `rows`: another number of them."""
+    save_twin(folder / "model", "llama", tie_word_embeddings=tied, vocab_size=rows or (FIRST if tied else 512))
     (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     keys = [f"model={folder / 'model'}", f"data={folder / 'train.jsonl'}", f"output_dir={folder / 'run'}"]
-    keys += ["data.add_tokens=[<violin>, <lute>]", f"tuning={tuning}", "max_steps=3", "learning_rate=1e-2"]
+    keys += [f"data.add_tokens={tokens}", f"tuning={tuning}", "max_steps=3", "learning_rate=1e-2"]
     run.train(config.load(None, [*keys, "dtype=float32"]), say=lambda text: None)
     return folder / "run"
 
@@ -137,9 +140,54 @@ def test_one_token_more_is_learned_where_all_rows_are_trained(tmp_path: Path) ->
     assert list(new_tokens(tmp_path / "next" / "adapter")) == ["<violin>", "<lute>", "<drum>"]
 
 
+@pytest.mark.parametrize(
+    ("tuning", "tokens"),
+    [
+        ("{kind: lora, modules_to_save: [embed_tokens, lm_head]}", "[<violin>, <lute>]"),
+        ("{kind: lora, modules_to_save: [embed_tokens], target_modules: [q_proj, lm_head]}", "[]"),
+    ],
+)
+def test_one_token_more_makes_the_copies_of_an_adapter_larger(tmp_path: Path, tuning: str, tokens: str) -> None:
+    """Where the model has no rows to spare. The new row is the mean of what the adapter has for the others."""
+    folder = trained(tmp_path, tuning, False, FIRST, tokens)
+    more = "[<violin>, <lute>, <drum>]" if tokens != "[]" else "[<drum>]"
+    given = [*goes_on(tmp_path, tmp_path, folder.name), f"data.add_tokens={more}", "learning_rate=1e-9"]
+    run.train(config.load(None, given), say=lambda text: None)
+    before, after = (
+        load_file(place / "adapter" / "adapter_model.safetensors") for place in (folder, tmp_path / "next")
+    )
+    larger = [name for name in before if before[name].shape != after[name].shape]
+    assert len(larger) == 2
+    for name in larger:
+        assert after[name].shape[0] == before[name].shape[0] + 1
+        torch.testing.assert_close(after[name][:-1], before[name])
+        torch.testing.assert_close(after[name][-1], before[name].mean(0))
+
+
+def test_rows_of_another_number_are_named_as_such(tmp_path: Path) -> None:
+    """Of an adapter that does not say how many rows its base had."""
+    folder = trained(tmp_path, "{kind: lora, modules_to_save: [embed_tokens, lm_head]}", False, rows=FIRST)
+    (folder / "adapter" / "luthier.json").unlink()
+    given = [*goes_on(tmp_path, tmp_path, "run/adapter"), "data.add_tokens=[<violin>, <lute>, <drum>]"]
+    with pytest.raises(UserError, match=r"with the data\.add_tokens of then"):
+        run.train(config.load(None, given), say=lambda text: None)
+
+
 def test_what_is_not_trained_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="the embeddings are not trained"):
         trained(tmp_path, "freeze", True)
+
+
+@pytest.mark.parametrize("trained_part", ["embed_tokens", "lm_head"])
+def test_a_head_of_its_own_must_be_trained_too(tmp_path: Path, trained_part: str) -> None:
+    tuning = f"{{kind: freeze, patterns: ['.*{trained_part}.*']}}"
+    said = "the head is not trained" if trained_part == "embed_tokens" else "the embeddings are not trained"
+    with pytest.raises(UserError, match=said):
+        trained(tmp_path, tuning, False)
+
+
+def test_one_weight_for_both_is_enough(tmp_path: Path) -> None:
+    trained(tmp_path, "{kind: freeze, patterns: ['.*embed_tokens.*']}", True)
 
 
 @pytest.mark.parametrize(

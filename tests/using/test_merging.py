@@ -132,6 +132,48 @@ def test_in_fewer_bits_only_what_was_learned_is_rounded(tmp_path: Path) -> None:
     assert merged.Merged(merged.Merged.Config()).size_bytes(parts) == sum(tensor.nbytes for tensor in weights.values())
 
 
+def in_bfloat16_but_the_norms(base: Path, named: str | None) -> dict[str, torch.Tensor]:
+    """Rounds the weights of a folder, of which config.json then names the dtype `named`, or none."""
+    weights = {
+        name: tensor * 1.0001 if "norm" in name else tensor.bfloat16()
+        for name, tensor in load_file(base / "model.safetensors").items()
+    }
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((base / "config.json").read_text())
+    del config["dtype"]
+    (base / "config.json").write_text(json.dumps(config | ({"dtype": named} if named else {})))
+    return weights
+
+
+def test_a_base_that_names_no_dtype_has_that_of_its_weights(tmp_path: Path) -> None:
+    base = save_twin(tmp_path / "base", "llama")
+    in_bfloat16_but_the_norms(base, None)
+    run = make_run(tmp_path / "run", base, target_modules=ATTENTION)
+    exporting.export(str(run), "merged", tmp_path / "out", unproven=True, say=lambda _text: None)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto").dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_neox"])
+def test_in_memory_each_weight_is_rounded_as_it_was_stored(family: str, tmp_path: Path) -> None:
+    """Also where it is stored under another name than the model's."""
+    base = save_twin(tmp_path / "base", family)
+    weights = in_bfloat16_but_the_norms(base, "bfloat16")
+    run = make_run(tmp_path / "run", base, quantization="nf4")
+    said: list[str] = []
+    exporting.export(str(run), "merged", tmp_path / "out", base="dequantized", unproven=True, say=said.append)
+    assert any("in memory, as a whole" in line for line in said)
+    found = files_of(tmp_path / "out")
+    assert {name: tensor.dtype for name, tensor in found.items()} == {name: t.dtype for name, t in weights.items()}
+    norms = [name for name in weights if "norm" in name]
+    assert norms
+    assert all(torch.equal(found[name], weights[name]) for name in norms)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
+    parts = exporting._parts(open_model(str(run), dtype="float32", device=CPU, base="16bit"), as_stored=False)
+    size = merged.Merged(merged.Merged.Config()).size_bytes(parts)
+    assert size == sum(tensor.nbytes for tensor in found.values())
+
+
 @pytest.mark.parametrize("family", ["llama", "qwen3_moe"])
 def test_one_shard_is_in_memory_and_no_more(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = save_twin(tmp_path / "base", family, num_hidden_layers=6)

@@ -14,13 +14,10 @@ from luthier.memory import give_back_memory
 from luthier.models._files import human_bytes
 from luthier.models.folder import summarise
 from luthier.models.load import DTYPES
-from luthier.models.stored import NotByName, Stored, release, save_settings
+from luthier.models.stored import NotByName, Stored, hold_as_stored, release, save_settings
 from luthier.shards import SHARD_BYTES, write_shards
 
 __all__ = ["Merged"]
-
-NAMES = {"BF16": "bfloat16", "F16": "float16"}
-"""Of types of 16 bits, in safetensors' words and in ours."""
 
 
 class Merged:
@@ -40,14 +37,14 @@ class Merged:
         """The narrowest in which weights are written."""
         if self.config.dtype != "auto":
             return self.config.dtype
-        stored = summarise(parts.base, parts.base_name).dtypes
-        return next((NAMES[name] for name in stored if name in NAMES), "float32")
+        stored = summarise(parts.base, parts.base_name).floating
+        return next((name for name in stored if name in ("bfloat16", "float16")), "float32")
 
     def size_bytes(self, parts: Parts) -> int:
         """Of the weights that are written."""
         stored = summarise(parts.base, parts.base_name)
-        as_stored = self.config.dtype == "auto" and parts.as_stored
-        return stored.bytes if as_stored else stored.parameters * DTYPES[self.dtype(parts)].itemsize
+        auto = self.config.dtype == "auto"
+        return stored.bytes if auto else stored.parameters * DTYPES[self.config.dtype].itemsize
 
     def write(self, parts: Parts, folder: Path, say: Callable[[str], None]) -> None:
         """Weights, config, tokenizer, template and generation config; `parts.model` is consumed.
@@ -73,7 +70,7 @@ class Merged:
             give_back_memory()
             total = stored.size_bytes(dtype)
             write_shards(folder, stored.rewritten(changes, dtype), SHARD_BYTES, partial(_progress, total, say))
-            save_settings(core, folder, parts.base_dtype if dtype is None else self.config.dtype)
+            save_settings(core, folder, self._label(parts))
         parts.tokenizer.chat_template = parts.template
         parts.tokenizer.save_pretrained(folder)
 
@@ -82,8 +79,17 @@ class Merged:
         model.tie_weights()  # embeddings and head that were trained whole are two equal weights now
         for parameter in model.parameters():
             parameter.requires_grad_(False)
-        model.to(DTYPES[self.dtype(parts)])
+        narrowest = DTYPES[self.dtype(parts)]
+        if self.config.dtype == "auto":
+            hold_as_stored(model, parts.base, parts.base_name, narrowest)
+        else:
+            model.to(narrowest)
         model.save_pretrained(folder, max_shard_size=SHARD_BYTES)
+        save_settings(model, folder, self._label(parts))  # transformers names the dtype of the first weight
+
+    def _label(self, parts: Parts) -> str:
+        """The dtype that config.json names, in which whoever asks for none loads the weights."""
+        return parts.base_dtype if self.config.dtype == "auto" else self.config.dtype
 
     def _generation_config(self, parts: Parts) -> Any:
         """The base's own, with the tokens at which answers of the template end."""

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from luthier.errors import UserError
 from luthier.models._loaded import check_adapter_config
-from luthier.models.new_tokens import grow
+from luthier.models.new_tokens import grow, grown
 from luthier.tuning._starts import ADAPTER, FromStart, lora_layers, tie_edges
 
 STARTS_AT_ZERO = (True, "gaussian", "eva", "orthogonal")
@@ -164,13 +164,18 @@ def load_adapter(model: Any, folder: Path, trainable: bool = False, base: Mappin
             "an adapter for this model",
             "load it on the model that it was trained on",
         )
+    weights = {
+        name: _with_new_rows(value, wanted[name].shape, embedding_rows(folder)) for name, value in weights.items()
+    }
     wrong = [name for name, value in weights.items() if value.shape != wanted[name].shape]
     if wrong:
         raise UserError(
             str(folder / WEIGHTS),
             f"{wrong[0]} has the shape {list(weights[wrong[0]].shape)}",
             f"{list(wanted[wrong[0]].shape)}",
-            f"r in {CONFIG} as it was trained, and the base that it was trained on",
+            f"r in {CONFIG} as it was trained, and the base that it was trained on"
+            if ".lora_" in wrong[0]
+            else "the base that it was trained on, with the data.add_tokens of then",
         )
     broken = [name for name, value in weights.items() if not bool(torch.isfinite(value).all())]
     if broken:
@@ -191,6 +196,20 @@ def load_adapter(model: Any, folder: Path, trainable: bool = False, base: Mappin
     if (began := begins(folder)) is not None:
         config.init_lora_weights = began  # peft's own file cannot say it
     return adapted
+
+
+def _with_new_rows(value: torch.Tensor, wanted: torch.Size, rows: int) -> torch.Tensor:
+    """What an adapter has for each row of the embeddings or of the head, also for rows that are new since: its mean.
+
+    Args:
+        rows: of the embeddings, when the adapter was trained.
+    """
+    if value.ndim != len(wanted):
+        return value
+    other = [axis for axis, (then, now) in enumerate(zip(value.shape, wanted, strict=True)) if then != now]
+    if len(other) != 1 or not value.shape[other[0]] == rows < wanted[other[0]]:
+        return value
+    return grown(value.transpose(0, other[0]), wanted[other[0]]).transpose(0, other[0])
 
 
 def _refuse_another_beginning(folder: Path, how: Any) -> None:

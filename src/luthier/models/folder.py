@@ -31,6 +31,8 @@ SINGLE = "model.safetensors"
 _LFS_POINTER = b"version https://git-lfs"
 _ANNEX_POINTER = "annex/objects/"
 _HTML = (b"<!doctype html", b"<html")
+FLOATING = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+"""Of types that weights are computed with, in safetensors' words and in torch's."""
 _READ = (".safetensors", ".json", ".model", ".jinja", ".txt", ".tiktoken")
 """Ends of the names of files that are read, if they are there."""
 _MAX_HEADER_BYTES = 100_000_000
@@ -354,6 +356,11 @@ class WeightSummary:
     bytes: int
     dtypes: dict[str, int]
     """safetensors' name of a type, and how many parameters have it; the commonest first"""
+
+    @property
+    def floating(self) -> list[str]:
+        """torch's names of the types that weights are computed with; the commonest first."""
+        return [FLOATING[name] for name in self.dtypes if name in FLOATING]
 
 
 def summarise(folder: Path, name: str) -> WeightSummary:

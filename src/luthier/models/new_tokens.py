@@ -64,31 +64,51 @@ def names_of_edges(model: nn.Module) -> list[str]:
 
 
 def refuse_untrained(model: Any, new: Mapping[str, int]) -> None:
-    """Raises UserError where nothing would teach the model what a new token means: its row of the embeddings is frozen."""
+    """Raises UserError where nothing would teach the model what a new token means, or when to say it: its row of the
+    embeddings, or of a head with a weight of its own, is frozen."""
     has_adapter = hasattr(model, "get_base_model")
     core = model.get_base_model() if has_adapter else model
-    given = core.get_input_embeddings()
-    trained = any(parameter.requires_grad for parameter in given.parameters())
-    single_rows = getattr(given, "token_adapter", None)  # peft's, where it trains some rows of a module
-    if trained and single_rows is not None:
-        known = {number for numbers in single_rows.token_indices.values() for number in numbers}
-        left = [token for token, number in new.items() if number not in known]
-    else:
-        left = [] if trained else list(new)
-    if left and has_adapter:  # a new one would train them
-        raise UserError(
-            "data.add_tokens",
-            f"the adapter to go on from does not train the row of {excerpt(left[0])}, which would stay without meaning",
-            "the tokens that it was trained with",
-            f"leave {excerpt(left[0])} out; or luthier export RUN --to merged, then model=DIR without tuning.adapter_path",
-        )
-    if left:
-        raise UserError(
-            "data.add_tokens",
-            "the embeddings are not trained, so the new tokens would stay without meaning",
-            "tuning: lora or full, or patterns with the embeddings",
-            "tuning=lora",
-        )
+    given, head = core.get_input_embeddings(), core.get_output_embeddings()
+    edges = {"embeddings": given}
+    if head is not None and _own_weight(head) is not _own_weight(given):
+        edges["head"] = head
+    for what, edge in edges.items():
+        left = _untrained(edge, new)
+        lost = "stay without meaning" if edge is given else "never be said"
+        if left and has_adapter:  # a new one would train them
+            raise UserError(
+                "data.add_tokens",
+                f"the adapter to go on from does not train the row of {excerpt(left[0])} of the {what}: it would {lost}",
+                "the tokens that it was trained with",
+                f"leave {excerpt(left[0])} out; or luthier export RUN --to merged, then model=DIR without "
+                "tuning.adapter_path",
+            )
+        if left:
+            are = "are" if edge is given else "is"
+            raise UserError(
+                "data.add_tokens",
+                f"the {what} {are} not trained, so the new tokens would {lost}",
+                "tuning: lora or full, or patterns with the embeddings and the head",
+                "tuning=lora",
+            )
+
+
+def _own_weight(edge: Any) -> Any:
+    """Of embeddings or a head, without what peft puts around them."""
+    while (inner := getattr(edge, "original_module", None) or getattr(edge, "base_layer", None)) is not None:
+        edge = inner
+    return edge.weight
+
+
+def _untrained(edge: Any, new: Mapping[str, int]) -> list[str]:
+    """New tokens whose row is frozen."""
+    if not any(parameter.requires_grad for parameter in edge.parameters()):
+        return list(new)
+    single_rows = getattr(edge, "token_adapter", None)  # peft's, where it trains some rows of a module
+    if single_rows is None:
+        return []
+    known = {number for numbers in single_rows.token_indices.values() for number in numbers}
+    return [token for token, number in new.items() if number not in known]
 
 
 def refuse_other_tokens(path: str, then: Mapping[str, int], now: Mapping[str, int]) -> None:

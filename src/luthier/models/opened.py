@@ -28,6 +28,7 @@ from luthier.models.adapters import (
     went_on_from,
 )
 from luthier.models.dequantized import dequantize
+from luthier.models.folder import summarise
 from luthier.models.load import choose_dtype, context_length, fingerprint, load_model, load_tokenizer
 from luthier.models.new_tokens import grow
 from luthier.models.sources import ModelSource, resolve
@@ -204,8 +205,11 @@ def _config_of_run(result: Path) -> RunConfig | None:
 
 
 def base_dtype(source: ModelSource) -> str:
-    """The dtype in which the base's weights are stored, for example `bfloat16`."""
+    """The dtype in which the base is loaded where nobody asks for another, for example `bfloat16`: what its config.json
+    names, else the commonest of its weights."""
     tree = json.loads((source.folder / "config.json").read_text(encoding="utf-8"))
     text = tree.get("text_config", {})
     found = tree.get("dtype") or tree.get("torch_dtype") or text.get("dtype") or text.get("torch_dtype")
-    return str(found).removeprefix("torch.") if found else "float32"
+    if found:
+        return str(found).removeprefix("torch.")
+    return next(iter(summarise(source.folder, source.name).floating), "float32")

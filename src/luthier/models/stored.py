@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from luthier.models.folder import Tensor, tensors
+from luthier.models.folder import FLOATING, Tensor, tensors
 from luthier.models.new_tokens import grown
 
 _WRAPPED = re.compile(r"\.(base_layer|original_module|token_adapter)(?=\.)")
@@ -191,40 +191,61 @@ class Stored:
         return pieces
 
     def _find(self) -> dict[str, _Place]:
-        """As `transformers.core_model_loading.convert_and_load_state_dict_in_model` finds the weight for a stored tensor."""
-        from transformers.core_model_loading import (
-            WeightConverter,
-            WeightRenaming,
-            dot_natural_key,
-            rename_source_key,
-        )
-
-        conversions = getattr(self.model, "_weight_conversions", None) or []
-        renamings = [entry for entry in conversions if isinstance(entry, WeightRenaming)]
-        converters = [entry for entry in conversions if isinstance(entry, WeightConverter)]
-        by_pattern = {pattern: entry for entry in converters for pattern in entry.source_patterns}
-        prefix, known = self.model.base_model_prefix, dict.fromkeys(self.shapes, True)
         found: dict[str, _Place] = {}
         unclear = set[str]()
-        for stored in sorted(self.tensors, key=dot_natural_key):
-            name, pattern = rename_source_key(stored, renamings, converters, prefix, known)
-            if name not in known and stored in known:
-                name, pattern = rename_source_key(stored, [], [], prefix, known)
-            if name not in known:
-                continue  # it has no place in the model, and goes along
-            name = self._tied[name]
+        for stored, first, pattern, converter in _known_names(self.model, self.tensors, self.shapes):
+            name = self._tied[first]
             before = found.get(name)
-            if pattern is None:
+            if converter is None:
                 if before is not None and before.converter is not None:
                     unclear.add(name)
                 found[name] = _Place((*(before.names if before else ()), stored))
             else:
-                converter = by_pattern[pattern]
                 if len(converter.target_patterns) != 1 or (before is not None and before.converter is None):
                     unclear.add(name)
                 names, patterns = (before.names, before.patterns) if before else ((), ())
                 found[name] = _Place((*names, stored), converter, (*patterns, pattern))
         return {name: place for name, place in found.items() if name not in unclear}
+
+
+def _known_names(model: Any, stored: Iterable[str], known: Iterable[str]) -> Iterator[tuple[str, str, str, Any]]:
+    """Stored names, and the weights that they belong to, as
+    `transformers.core_model_loading.convert_and_load_state_dict_in_model` finds them; without what has no place in the model.
+
+    Yields:
+        the stored name, the model's, and the pattern and the converter by which pieces are joined; "" and None: it is whole.
+    """
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
+
+    conversions = getattr(model, "_weight_conversions", None) or []
+    renamings = [entry for entry in conversions if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in conversions if isinstance(entry, WeightConverter)]
+    by_pattern = {pattern: entry for entry in converters for pattern in entry.source_patterns}
+    prefix, places = model.base_model_prefix, dict.fromkeys(known, True)
+    for key in sorted(stored, key=dot_natural_key):
+        name, pattern = rename_source_key(key, renamings, converters, prefix, places)
+        if name not in places and key in places:
+            name, pattern = rename_source_key(key, [], [], prefix, places)
+        if name in places:
+            yield key, name, pattern or "", by_pattern[pattern] if pattern is not None else None
+
+
+def hold_as_stored(model: Any, folder: Path, name: str, otherwise: torch.dtype) -> None:
+    """Holds each weight and buffer of a model without adapters in the dtype in which it is stored.
+
+    Args:
+        otherwise: the dtype of those that are not found by name, or are stored in a type that is not computed with.
+    """
+    values: dict[str, torch.Tensor] = {**own_weights(model), **dict(model.named_buffers(remove_duplicate=False))}
+    there = {tensor.name: tensor.dtype for tensor in tensors(folder, name)}
+    found: dict[int, set[str]] = {}
+    for stored, own, _pattern, _converter in _known_names(model, there, values):
+        found.setdefault(id(values[own]), set()).add(there[stored])
+    for value in values.values():
+        if value.is_floating_point():
+            kinds = found.get(id(value), set())
+            known = FLOATING.get(next(iter(kinds))) if len(kinds) == 1 else None
+            value.data = value.data.to(getattr(torch, known) if known else otherwise)
 
 
 def save_settings(model: Any, folder: Path, dtype: str) -> None:
