@@ -154,7 +154,7 @@ def _refuse_mistyped(path: str, local: Path) -> None:
     siblings = (
         [str(Path(path).with_name(each.name)) for each in local.parent.iterdir()] if local.parent.is_dir() else []
     )
-    if hub.kept(path) is None and (near := did_you_mean(path, siblings)):
+    if (near := did_you_mean(path, siblings)) and hub.kept(path) is None:
         raise UserError(f"model {path}", "there is no such folder", near, f"model=hf:{path}, if it is of the hub")
 
 
