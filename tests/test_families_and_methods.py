@@ -9,8 +9,6 @@ import itertools
 import json
 import math
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from safetensors.torch import load_file
 from luthier import building, config, exporting, loop, run
 from luthier.models import flat
 from luthier.models.flat import Verdict, stock_attention
+from tests.helpers.elsewhere import LOGITS, read_elsewhere
 from tests.helpers.pairs import Trial, covering_trials
 from tests.helpers.tiny_models import save_twin
 
@@ -48,17 +47,6 @@ RENAMED = {"gpt_neox", "qwen3_moe"}
 """transformers stores some of their weights under other names than the model has."""
 STEPS = 8
 IDS = [[5, 9, 42, 77, 300, 12, 8, 101, 33]]
-RELOAD = """
-import sys, torch
-from pathlib import Path
-from safetensors.torch import save_file
-from luthier.models.opened import open_model
-ids, *folders = sys.argv[1:]
-for folder in map(Path, folders):
-    with torch.no_grad():
-        found = open_model(str(folder)).model(torch.tensor(eval(ids))).logits
-    save_file({"logits": found.float()}, folder / "again.safetensors")
-"""
 
 
 def logits(model: Any) -> torch.Tensor:
@@ -124,10 +112,10 @@ def refuse_unmoved(folder: Path, base: Path) -> None:
 def check(trials: list[Trial], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Trains all trials of a family, then reads all results in one other process."""
     found = {done: (trial, behind) for trial in trials for done, behind in [trained(trial, folder, monkeypatch)]}
-    subprocess.run([sys.executable, "-c", RELOAD, json.dumps(IDS), *map(str, found)], check=True, timeout=300)
+    read_elsewhere(list(found), IDS)
     for done, (trial, behind) in found.items():
         refuse_unmoved(done, folder / trial["family"])
-        again = load_file(done / "again.safetensors")["logits"]
+        again = load_file(done / LOGITS)["logits"]
         assert torch.allclose(again, behind, atol=1e-5), (trial, (again - behind).abs().max())
         layout = json.loads((done / "manifest.json").read_text(encoding="utf-8"))["decisions"]["layout"]
         assert layout == ("padded" if trial["layout"] == "padded" or trial["family"] in NEVER_FLAT else "flat")
