@@ -14,6 +14,7 @@ from luthier.config_schema import json_schema
 from luthier.config_yaml import parse_yaml
 from luthier.data.reading import format_of
 from luthier.errors import UserError
+from tests.helpers.configs import load, refusal
 
 SMALL = "model: org/name\ndata: train.jsonl\noutput_dir: runs/mine\n"
 
@@ -22,19 +23,6 @@ def write(folder: Path, text: str | bytes) -> Path:
     path = folder / "mine.yaml"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     return path
-
-
-def load(text: str, *overrides: str) -> config.RunConfig:
-    document = parse_yaml(text, "mine.yaml")
-    for override in overrides:
-        config.apply_override(document, override)
-    return config.build(document)
-
-
-def refusal(text: str, *overrides: str) -> str:
-    with pytest.raises(UserError) as caught:
-        load(text, *overrides)
-    return str(caught.value)
 
 
 # What is accepted

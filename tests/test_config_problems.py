@@ -6,25 +6,10 @@ from typing import Any
 
 import pytest
 
-from luthier import config
-from luthier.config_yaml import parse_yaml
-from luthier.errors import UserError
+from tests.helpers.configs import load, refusal
 
 SMALL = "model: org/name\ndata: train.jsonl\n"
 TWO_FILES = "model: m\ndata:\n  train:\n  - a.jsonl\n  - path: b.jsonl\n    weight: 2\n"
-
-
-def load(text: str, *overrides: str) -> config.RunConfig:
-    document = parse_yaml(text, "mine.yaml")
-    for override in overrides:
-        config.apply_override(document, override)
-    return config.build(document)
-
-
-def refusal(text: str, *overrides: str) -> str:
-    with pytest.raises(UserError) as caught:
-        load(text, *overrides)
-    return str(caught.value)
 
 
 def test_all_problems_come_at_once_in_the_order_of_the_file_and_then_the_command_line() -> None:

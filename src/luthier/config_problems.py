@@ -195,8 +195,9 @@ def _with_lists(value: Any) -> Any:
 
 
 def terms_of(objective: ComponentConfig) -> tuple[ComponentConfig, ...]:
-    """The terms of a weighted sum; of any other objective, itself."""
-    return objective.terms if objective.kind == "weighted" else (objective,)  # type: ignore[attr-defined]
+    """The terms of a sum of objectives; of any other, itself."""
+    terms: tuple[ComponentConfig, ...] = getattr(objective, "terms", (objective,))
+    return terms
 
 
 def weighted_sum(objective: ComponentConfig, before: Sequence[Any] = (), after: Sequence[Any] = ()) -> str:

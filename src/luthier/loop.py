@@ -248,14 +248,15 @@ def _micro_batches(job: Job, step: int, samples: Sequence[Sample], indices: Sequ
 def survey(job: Job, step: int, samples: Sequence[Sample], batches: Sequence[MicroBatch]) -> None:
     """Lets an objective whose loss needs totals of the whole step count them first, once a step (see types.Objective)."""
     objective = job.objective
-    if not objective.surveys or job.surveyed == step:
+    if job.surveyed == step:
         return
     totals: list[float] = []
     for position, batch in enumerate(batches):
         with torch.no_grad(), forward_of(job, step, position, last=False):
             found = objective.survey(job.wrapped, batch)
         totals = [one + other for one, other in zip(totals, found, strict=True)] if totals else found
-    objective.begin_step(job.engine.sum(totals), list(samples))
+    if totals:
+        objective.begin_step(job.engine.sum(totals), list(samples))
     job.surveyed = step
 
 

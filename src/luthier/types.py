@@ -245,8 +245,6 @@ class Objective(Protocol):
     """What its loss asks of the policy beside log-probabilities."""
     only_as_term: float | None = None
     """Of one that says nothing of the answers: its usual weight. It is refused outside a sum (`weighted`) with one that does."""
-    surveys: bool = False
-    """Whether its loss needs totals of the whole step, which `survey` and `begin_step` see to."""
 
     def encode(self, example: Example, index: int, renderer: Renderer) -> list[Sample]: ...
 
@@ -255,12 +253,11 @@ class Objective(Protocol):
     def loss(self, policy: Policy, batch: MicroBatch) -> LossOut: ...
 
     def survey(self, policy: Policy, batch: MicroBatch) -> list[float]:
-        """Counts in a micro-batch, without gradient, before the losses of the step."""
-        raise NotImplementedError
+        """For a loss that needs totals of the whole step: counts in a micro-batch, without gradient, before the step's losses."""
+        return []
 
     def begin_step(self, totals: list[float], samples: list[Sample]) -> None:
-        """Gets the sums of what was counted, over micro-batches and processes."""
-        raise NotImplementedError
+        """Gets the sums of what was counted, over micro-batches and processes; not called where nothing was."""
 
     def parts(self) -> Mapping[str, Term]:
         """Losses whose shares of the gradient are to be logged."""

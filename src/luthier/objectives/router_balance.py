@@ -49,7 +49,7 @@ class RouterBalance(TrainedTokens):
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        self.surveys = config.over == "step"
+        self.over_step = config.over == "step"
         self.often: list[torch.Tensor] = []
         """of each router: f [E] of the step"""
         self.weight_of_a_token = 0.0
@@ -57,7 +57,9 @@ class RouterBalance(TrainedTokens):
         self._experts: list[int] = []
 
     def survey(self, policy: Policy, batch: MicroBatch) -> list[float]:
-        """How often each expert of each router is chosen in a micro-batch, router after router."""
+        """How often each expert of each router is chosen in a micro-batch, router after router; over documents, nothing."""
+        if not self.over_step:
+            return []
         routing = policy(batch, want=self.wants).routing
         assert routing is not None
         counts = [_taken(*said).sum(0) for said in zip(routing.logits, routing.chosen, strict=True)]
@@ -76,7 +78,7 @@ class RouterBalance(TrainedTokens):
         scores = policy(batch, want=self.wants)
         assert scores.routing is not None
         trained = batch.by_document(torch.ones_like(scores.logps)).to(scores.logps)
-        if self.surveys:
+        if self.over_step:
             real = float(bool(batch.row_ids))
             weights = real * self.weight_of_a_token * torch.tensor(batch.lengths).to(trained)
         else:
@@ -90,7 +92,7 @@ class RouterBalance(TrainedTokens):
         found = []
         for number, (logits, chosen) in enumerate(zip(routing.logits, routing.chosen, strict=True)):
             probable = _means(logits.softmax(-1), lengths)
-            often = self.often[number].to(logits) if self.surveys else _means(_taken(logits, chosen), lengths)
+            often = self.often[number].to(logits) if self.over_step else _means(_taken(logits, chosen), lengths)
             found.append(logits.shape[-1] * (often * probable).sum(-1))
         return torch.stack(found).mean(0)
 

@@ -72,11 +72,8 @@ class Weighted(Objective):
                 "objective={kind: weighted, terms: [{kind: sft, weight: 1.0}, {kind: z_loss, weight: 1e-4}]}",
             )
         self.wants = tuple(sorted({want for term in self.terms.values() for want in term.wants}))
-
-        self._surveyors = {kind: term for kind, term in self.terms.items() if term.surveys}
-        self.surveys = bool(self._surveyors)
         self._counts: dict[str, int] = {}
-        """how many totals each of them asks for"""
+        """how many totals of the step each term asks for"""
 
     @property
     def _first(self) -> Any:
@@ -105,14 +102,15 @@ class Weighted(Objective):
     def survey(self, policy: Policy, batch: MicroBatch) -> list[float]:
         """What the terms count that need totals of the step, one after the other."""
         once = _Once(policy, self.wants)
-        found: dict[str, list[float]] = {kind: term.survey(once, batch) for kind, term in self._surveyors.items()}
+        found: dict[str, list[float]] = {kind: term.survey(once, batch) for kind, term in self.terms.items()}
         self._counts = {kind: len(values) for kind, values in found.items()}
         return [value for values in found.values() for value in values]
 
     def begin_step(self, totals: list[float], samples: list[Sample]) -> None:
         rest = iter(totals)
-        for kind, term in self._surveyors.items():
-            term.begin_step(list(islice(rest, self._counts[kind])), samples)
+        for kind, count in self._counts.items():
+            if count:
+                self.terms[kind].begin_step(list(islice(rest, count)), samples)
 
     def loss(self, policy: Policy, batch: MicroBatch) -> LossOut:
         once = _Once(policy, self.wants)

@@ -1,17 +1,19 @@
-"""The frame of a decoder that the models of this folder share: a layer, all layers, and the language model around them."""
+"""The frame of a decoder that the models of this folder share: a layer, the decoder, and the language model around it."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
-from luthier.models.architectures._parts import RMSNorm, kept
+from luthier.models.architectures._parts import NativeModel, RMSNorm, kept, rotary_tables
 
 
 class DecoderLayer(GradientCheckpointingLayer):  # type: ignore[misc]
@@ -33,36 +35,71 @@ class DecoderLayer(GradientCheckpointingLayer):  # type: ignore[misc]
         return hidden + self.mlp(self.post_attention_layernorm(hidden)), weights
 
 
-def through_layers(
-    decoder: Any,
-    hidden: torch.Tensor,
-    *places: Any,
-    past_key_values: Cache | None,
-    output_hidden_states: bool | None,
-    output_attentions: bool | None,
-    **keywords: Any,
-) -> BaseModelOutputWithPast:
-    """Embeddings [B, T, C] through the layers and the norm of a decoder.
+class Decoder(NativeModel):
+    """Embeddings, layers of one kind, and the last norm. What tells one model from another is `places`."""
 
-    Args:
-        places: what attention takes of masks and positions.
-        keywords: what attention takes beside them.
-    """
-    wants_all = decoder.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-    states, weights = [hidden], []
-    for layer in decoder.layers:
-        hidden, found = layer(hidden, *places, past_key_values=past_key_values, **keywords)
-        if wants_all:
-            states.append(hidden)
-        if output_attentions:
-            weights.append(found)
-    hidden = decoder.norm(hidden)
-    return BaseModelOutputWithPast(
-        last_hidden_state=hidden,
-        past_key_values=past_key_values,
-        hidden_states=(*states[:-1], hidden) if wants_all else None,
-        attentions=tuple(weights) if output_attentions else None,
-    )
+    def __init__(self, config: Any, layer: Callable[[Any, int], nn.Module]) -> None:
+        """layer: makes one of the config and its number."""
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
+        self.layers = nn.ModuleList([layer(config, number) for number in range(config.num_hidden_layers)])
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @abstractmethod
+    def places(
+        self,
+        hidden: torch.Tensor,
+        input_ids: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+        position_ids: torch.Tensor | None,
+        cache: Cache | None,
+        keywords: dict[str, Any],
+    ) -> tuple[Any, ...]:
+        """What attention takes of masks and positions; what it takes by name is put into `keywords`."""
+
+    @can_return_tuple  # type: ignore[untyped-decorator]
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        **keywords: Any,
+    ) -> BaseModelOutputWithPast:
+        hidden = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        use_cache = self.config.use_cache and not self.training if use_cache is None else use_cache
+        if past_key_values is None and use_cache:
+            past_key_values = DynamicCache()
+        places = self.places(hidden, input_ids, attention_mask, position_ids, past_key_values, keywords)
+        wants_all = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        states, weights = [hidden], []
+        for layer in self.layers:
+            hidden, found = layer(hidden, *places, past_key_values=past_key_values, **keywords)
+            if wants_all:
+                states.append(hidden)
+            if output_attentions:
+                weights.append(found)
+        hidden = self.norm(hidden)
+        return BaseModelOutputWithPast(
+            last_hidden_state=hidden,
+            past_key_values=past_key_values,
+            hidden_states=(*states[:-1], hidden) if wants_all else None,
+            attentions=tuple(weights) if output_attentions else None,
+        )
+
+    def rotary_tables(
+        self, hidden: torch.Tensor, position_ids: torch.Tensor | None, past: int, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of the positions given, else of those behind `past` tokens."""
+        if position_ids is None:
+            position_ids = torch.arange(past, past + hidden.shape[1], device=hidden.device)[None]
+        return rotary_tables(position_ids, self.config.head_dim, dtype)
 
 
 class LanguageModel:

@@ -13,20 +13,16 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
-from transformers.modeling_outputs import BaseModelOutputWithPast
-from transformers.utils import can_return_tuple
 
-from luthier.models.architectures._decoder import DecoderLayer, LanguageModel, through_layers
+from luthier.models.architectures._decoder import Decoder, DecoderLayer, LanguageModel
 from luthier.models.architectures._parts import (
     DENSE,
     NativeModel,
-    RMSNorm,
     additive,
     attend,
     documents_of,
-    rotary_tables,
     rotate,
     visible,
 )
@@ -104,55 +100,30 @@ class BaichuanPreTrainedModel(NativeModel):
     _no_split_modules = ("BaichuanDecoderLayer",)
 
 
-class BaichuanModel(BaichuanPreTrainedModel):
-    """The decoder: embeddings, layers, final norm."""
-
+class BaichuanModel(Decoder, BaichuanPreTrainedModel):
     def __init__(self, config: BaichuanConfig) -> None:
-        super().__init__(config)
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
-        self.layers = nn.ModuleList([BaichuanDecoderLayer(config, layer) for layer in range(config.num_hidden_layers)])
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.gradient_checkpointing = False
-        self.post_init()
+        super().__init__(config, BaichuanDecoderLayer)
 
-    @can_return_tuple  # type: ignore[untyped-decorator]
-    def forward(
+    def places(
         self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        use_cache: bool | None = None,
-        output_hidden_states: bool | None = None,
-        output_attentions: bool | None = None,
-        **keywords: Any,
-    ) -> BaseModelOutputWithPast:
-        """attention_mask: [B, K], 0 for padding and else the number of a token's document; or who sees whom as
-        [B, T, K], of 0 and 1, or, with the order of tokens in it, as [B, 1, T, K], of bools or to be added to scores."""
-        hidden = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        use_cache = self.config.use_cache and not self.training if use_cache is None else use_cache
-        if past_key_values is None and use_cache:
-            past_key_values = DynamicCache(config=self.config)
-        past = int(past_key_values.get_seq_length()) if past_key_values is not None else 0
+        hidden: torch.Tensor,
+        input_ids: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+        position_ids: torch.Tensor | None,
+        cache: Cache | None,
+        keywords: dict[str, Any],
+    ) -> tuple[torch.Tensor | None, tuple[torch.Tensor, torch.Tensor] | None]:
+        """The mask, and the tables of rotation.
+
+        attention_mask: [B, K], 0 for padding and else the number of a token's document; or who sees whom as
+        [B, T, K], of 0 and 1, or, with the order of tokens in it, as [B, 1, T, K], of bools or to be added to scores.
+        """
+        past = int(cache.get_seq_length()) if cache is not None else 0
         mask = self._mask(hidden, attention_mask, position_ids, past, keywords.get("cu_seq_lens_q"))
-        tables = None
         if self.config.uses_alibi:
             keywords["alibi_slopes"] = self._slopes(hidden.device)
-        else:
-            if position_ids is None:
-                position_ids = torch.arange(past, past + hidden.shape[1], device=hidden.device)[None]
-            tables = rotary_tables(position_ids, self.config.head_dim, torch.float32)
-        return through_layers(
-            self,
-            hidden,
-            mask,
-            tables,
-            past_key_values=past_key_values,
-            output_hidden_states=output_hidden_states,
-            output_attentions=output_attentions,
-            **keywords,
-        )
+            return mask, None
+        return mask, self.rotary_tables(hidden, position_ids, past, torch.float32)
 
     def _slopes(self, device: torch.device) -> torch.Tensor:
         return torch.tensor(alibi_slopes(self.config.num_attention_heads), dtype=torch.float32, device=device)

@@ -16,12 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import initialization
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicLayer
 from transformers.generation import GenerationMixin
-from transformers.modeling_outputs import BaseModelOutputWithPast
-from transformers.utils import can_return_tuple
 
-from luthier.models.architectures._decoder import DecoderLayer, LanguageModel, through_layers
+from luthier.models.architectures._decoder import Decoder, DecoderLayer, LanguageModel
 from luthier.models.architectures._parts import (
     DENSE,
     NativeModel,
@@ -29,7 +27,6 @@ from luthier.models.architectures._parts import (
     additive,
     attend,
     documents_of,
-    rotary_tables,
     rotate,
     visible,
 )
@@ -90,18 +87,17 @@ class LayerCache(DynamicLayer):  # type: ignore[misc]
             raise ValueError("this cache cannot forget tokens: the inputs of the filter before them are gone")
 
 
-def prepared(cache: Cache, layers: int) -> Cache:
-    """The cache with layers of the kind above; an empty ordinary one gets them.
+def prepare_cache(cache: Cache, layers: int) -> None:
+    """Gives an empty ordinary cache layers of the kind above.
 
     Raises:
         ValueError: it is of another kind, or was filled by another model.
     """
     if len(cache.layers) == layers and all(isinstance(layer, LayerCache) for layer in cache.layers):
-        return cache
+        return
     if any(type(layer) is not DynamicLayer for layer in cache.layers) or cache.get_seq_length():
         raise ValueError(f"this model keeps inputs of its filter: {type(cache).__name__} has no place for them")
     cache.layers[:] = [LayerCache() for _ in range(layers)]
-    return cache
 
 
 class LocalizedFiltering(nn.Module):
@@ -222,56 +218,29 @@ class YuanPreTrainedModel(NativeModel):
             initialization.zeros_(module.qk_bias)
 
 
-class YuanModel(YuanPreTrainedModel):
-    """The decoder: embeddings, layers, final norm."""
-
+class YuanModel(Decoder, YuanPreTrainedModel):
     def __init__(self, config: YuanConfig) -> None:
-        super().__init__(config)
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
-        self.layers = nn.ModuleList([YuanDecoderLayer(config, layer) for layer in range(config.num_hidden_layers)])
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.gradient_checkpointing = False
-        self.post_init()
+        super().__init__(config, YuanDecoderLayer)
 
-    @can_return_tuple  # type: ignore[untyped-decorator]
-    def forward(
+    def places(
         self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        use_cache: bool | None = None,
-        output_hidden_states: bool | None = None,
-        output_attentions: bool | None = None,
-        **keywords: Any,
-    ) -> BaseModelOutputWithPast:
-        hidden = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        use_cache = self.config.use_cache and not self.training if use_cache is None else use_cache
-        if past_key_values is None and use_cache:
-            past_key_values = DynamicCache()
-        if past_key_values is not None:
-            past_key_values = prepared(past_key_values, self.config.num_hidden_layers)
+        hidden: torch.Tensor,
+        input_ids: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+        position_ids: torch.Tensor | None,
+        cache: Cache | None,
+        keywords: dict[str, Any],
+    ) -> tuple[torch.Tensor | None, tuple[torch.Tensor, torch.Tensor], torch.Tensor | None]:
+        """The mask, the tables of rotation, and the links of the filter."""
+        if cache is not None:
+            prepare_cache(cache, self.config.num_hidden_layers)
+        past = int(cache.get_seq_length()) if cache is not None else 0
         mask, linked, edges = self._who_sees_whom(
-            hidden, input_ids, attention_mask, position_ids, past_key_values, keywords.get("cu_seq_lens_q")
+            hidden, input_ids, attention_mask, position_ids, cache, keywords.get("cu_seq_lens_q")
         )
         if edges is not None:
             keywords |= {"cu_seq_lens_q": edges, "cu_seq_lens_k": edges}
-        if position_ids is None:
-            past = past_key_values.get_seq_length() if past_key_values is not None else 0
-            position_ids = torch.arange(past, past + hidden.shape[1], device=hidden.device)[None]
-        tables = rotary_tables(position_ids, self.config.head_dim, hidden.dtype)
-        return through_layers(
-            self,
-            hidden,
-            mask,
-            tables,
-            linked,
-            past_key_values=past_key_values,
-            output_hidden_states=output_hidden_states,
-            output_attentions=output_attentions,
-            **keywords,
-        )
+        return mask, self.rotary_tables(hidden, position_ids, past, hidden.dtype), linked
 
     def _who_sees_whom(
         self,
