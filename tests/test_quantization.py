@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,15 @@ from luthier.chatting import Chat, Settings
 from luthier.data.batching import micro_batches
 from luthier.dropout import DropoutKeys
 from luthier.engine import LossScale
+from luthier.errors import UserError
+from luthier.models import load
+from luthier.models._loaded import quantized_layers
 from luthier.models.load import load_model
 from luthier.models.opened import open_model
 from luthier.policy import Policy
 from luthier.reporting.recorder import read_lines
 from tests.helpers.jobs import make_samples
-from tests.helpers.tiny_models import tiny_llama
+from tests.helpers.tiny_models import save_twin, tiny_llama
 
 KINDS = ("int8", "nf4", "fp4")
 LARGEST_ERROR = {"int8": 0.01, "nf4": 0.11, "fp4": 0.15}
@@ -72,6 +76,21 @@ def test_what_four_bits_are_computed_in(dtype: str, model: Path) -> None:
         with torch.no_grad():
             layer(torch.ones(2, 64, dtype=torch.float32))
         assert layer.compute_dtype == asked
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_linear_layers_of_a_class_of_their_own_are_held_too(kind: str, tmp_path: Path) -> None:
+    base = save_twin(tmp_path / "falcon", "falcon")
+    loaded = held(base, kind)
+    assert len(quantized_layers(loaded)) == 4 * loaded.config.num_hidden_layers
+    plain = load_model(base, dtype=torch.float32, device="cpu")
+    assert {type(m).__name__ for m in plain.modules() if isinstance(m, nn.Linear)} == {"FalconLinear", "Linear"}
+
+
+def test_a_model_of_which_nothing_can_be_held_so_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load, "plain_linear", lambda _: nullcontext())
+    with pytest.raises(UserError, match="none of its layers can be held in fewer bits; it has FalconLinear, Linear"):
+        held(save_twin(tmp_path / "falcon", "falcon"), "nf4")
 
 
 def test_int8_has_no_outliers_unless_asked(model: Path) -> None:

@@ -23,6 +23,7 @@ from luthier.dropout import DropoutKeys
 from luthier.engine import Engine, seeded
 from luthier.errors import EnvironmentProblem, UserError
 from luthier.loop import Job
+from luthier.models._loaded import quantized_layers
 from luthier.models.adapters import adapter_folder, adapter_hash
 from luthier.models.flat import prove, use_flat_attention
 from luthier.models.folder import summarise
@@ -237,6 +238,8 @@ def build_policy(
     as_stored = set(summarise(source.folder, source.name).floating) <= {dtype_name(dtype)}
     loaded = dtype if tuning.makes_adapter or as_stored else torch.float32
     model = load_model(source, dtype=loaded, device=device, quantization=held, trust_remote_code=trust_remote_code)
+    if quantization is not None:
+        say(f"held in {quantization.kind}: {counted(len(quantized_layers(model)), 'layer')} of the base")
     grow(model, max(new.values(), default=-1) + 1)
     start = RunStart(
         keys,
@@ -253,22 +256,23 @@ def build_policy(
     refuse_untrained(tuned.model, new)
     if not tuning.makes_adapter:
         hold_frozen(tuned.model, dtype)
-    core, what = tuned.model.get_base_model() if tuning.makes_adapter else tuned.model, tuned.trained
+    core = tuned.model.get_base_model() if tuning.makes_adapter else tuned.model
+    by_chance = config.training.optim == ROUNDS_STOCHASTICALLY
+    said = [f"{tuned.trained}, in {'bfloat16, rounded by chance' if by_chance else 'float32'}"]
     if decisions["activation_checkpointing"]:
         enable_activation_checkpointing(core)
-        what += "; activation checkpointing"
-    if config.training.optim == ROUNDS_STOCHASTICALLY:
-        what = what.replace("in float32", "in bfloat16") + "; rounded by chance"
+        said.append("activation checkpointing")
+    if by_chance:
         _train_in_bfloat16(tuned.model, dtype)
     policy = Policy(tuned.model, keys, compute_dtype=dtype, starts_at_base=tuned.off_is_start == "to the bit")
     if (alpha := config.training.neftune_noise_alpha) is not None:
         Noise(policy, alpha)
-        what += f"; noise of {alpha:g} on the embeddings"
+        said.append(f"noise of {alpha:g} on the embeddings")
     if not policy.verify_head():
-        what += "; the head is computed whole, not in chunks"
+        said.append("the head is computed whole, not in chunks")
     if decisions["layout"] == "flat":
         use_flat_attention(core)
-    return policy, replace(tuned, trained=what)
+    return policy, replace(tuned, trained="; ".join(said))
 
 
 def _train_in_bfloat16(model: Any, dtype: torch.dtype) -> None:

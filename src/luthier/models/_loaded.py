@@ -5,11 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from torch import nn
+
 from luthier.errors import UserError, excerpt
 from luthier.models.folder import read_json, tensors
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+QUANTIZED = ("Linear4bit", "Linear8bitLt")
+"""Classes of bitsandbytes, which is not imported to ask."""
 
 FLOATING = ("F", "BF")
 """How safetensors' names of types with a point begin: F32, BF16, F8_E4M3."""
@@ -33,6 +38,27 @@ def refuse_misread(model: PreTrainedModel, folder: Path, name: str) -> None:
                     "download the model again",
                 )
     _refuse_untied(model, set(stored), name)
+
+
+def quantized_layers(model: nn.Module) -> list[str]:
+    """Names of the layers that bitsandbytes holds."""
+    return [name for name, module in model.named_modules() if type(module).__name__ in QUANTIZED]
+
+
+def refuse_unquantized(model: PreTrainedModel, name: str) -> None:
+    """A model that was to be held in fewer bits, of which nothing is.
+
+    Raises:
+        UserError: it has no layer of a kind that can be.
+    """
+    if not quantized_layers(model):
+        kinds = sorted({type(module).__name__ for module in model.modules() if isinstance(module, nn.Linear)})
+        raise UserError(
+            name,
+            f"none of its layers can be held in fewer bits; it has {', '.join(kinds) or 'no linear ones'}",
+            "layers of the class nn.Linear",
+            "leave model.quantization out",
+        )
 
 
 def _refuse_untied(model: PreTrainedModel, stored: set[str], name: str) -> None:

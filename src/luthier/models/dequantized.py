@@ -11,8 +11,7 @@ from torch import nn
 def dequantize(model: Any, dtype: torch.dtype) -> Any:
     """The model with plain layers, of the kind that they were before they were quantized, in the place of the quantized.
 
-    transformers' own `dequantize` makes a linear layer of each, also of those that hold their weight transposed, and fails
-    where no layer was quantized because the model's projections are of a class of their own.
+    transformers' own `dequantize` makes a linear layer of each, also of those that hold their weight transposed.
     """
     import bitsandbytes
     from peft.utils.integrations import dequantize_module_weight

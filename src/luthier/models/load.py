@@ -9,7 +9,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
@@ -19,8 +19,9 @@ from torch import nn
 
 from luthier.errors import EnvironmentProblem, UserError, excerpt
 from luthier.models import architectures
-from luthier.models._loaded import check_vocabulary, refuse_misread
+from luthier.models._loaded import check_vocabulary, refuse_misread, refuse_unquantized
 from luthier.models.folder import TOKENIZER_FILES, check_folder, native_type, read_json, tensors
+from luthier.models.patches.plain_linear import plain_linear
 from luthier.models.sources import ModelSource
 
 if TYPE_CHECKING:
@@ -187,7 +188,7 @@ def load_model(
         options["device_map"] = {"": torch.device(device)}
     config = load_config(folder, trust_remote_code)
     try:
-        with quiet():
+        with quiet(), plain_linear(config.model_type) if quantization is not None else nullcontext():
             model, report = AutoModelForCausalLM.from_pretrained(
                 folder,
                 config=config,
@@ -220,6 +221,8 @@ def load_model(
     refuse_misfits(report, name)
     _refuse_non_finite(model, name)
     refuse_misread(model, folder, name)
+    if quantization is not None:
+        refuse_unquantized(model, name)
     return model.eval()
 
 

@@ -63,7 +63,7 @@ class Freeze:
                 parameter.data = parameter.data.float()
         trained = sum(parameters[name].numel() for name in chosen)
         total = sum(parameter.numel() for parameter in parameters.values())
-        share = f"{trained:,} of {total:,} parameters are trained, in float32 ({100 * trained / total:.2f} %)"
+        share = f"{trained:,} of {total:,} parameters are trained ({100 * trained / total:.2f} %)"
         return Tuned(model, f"{', '.join(said)}: {share}")
 
     def _of_layers(self, model: Any, key: str, count: int) -> set[str]:

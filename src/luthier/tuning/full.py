@@ -30,4 +30,4 @@ class Full:
         for parameter in model.parameters():
             parameter.requires_grad_(True)
         count = sum(parameter.numel() for parameter in model.parameters())
-        return Tuned(model, f"all {count:,} parameters are trained, in float32")
+        return Tuned(model, f"all {count:,} parameters are trained")
