@@ -325,17 +325,18 @@ def test_the_reference_of_a_run_that_goes_on_is_the_adapter(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("name", "more", "rows", "said"),
+    ("name", "more", "targets", "rows", "said"),
     [
-        ("llama", {"tie_word_embeddings": True}, {}, "shares its weight with the embeddings"),
-        ("baichuan", {}, {}, "is a NormHead, no plain linear layer"),
-        ("baichuan", {}, {"lm_head": [5]}, "cannot train single rows of this model's head lm_head, a NormHead"),
+        ("llama", {"tie_word_embeddings": True}, ("lm_head",), {}, "shares its weight with the embeddings"),
+        ("baichuan", {}, ("lm_head",), {}, "is a NormHead, no plain linear layer"),
+        ("baichuan", {}, "all-linear", {"lm_head": [5]}, "cannot train single rows of .* head lm_head, a NormHead"),
+        ("llama", {}, ("q_proj", "lm_head"), {"lm_head": [5]}, "of this model's head lm_head, which gets an adapter"),
     ],
 )
 def test_an_update_of_a_head_that_could_not_be_merged_is_refused(
-    name: str, more: dict[str, Any], rows: dict[str, list[int]], said: str
+    name: str, more: dict[str, Any], targets: str | tuple[str, ...], rows: dict[str, list[int]], said: str
 ) -> None:
     tuning = component.load("tuning", "lora")
-    made = tuning(tuning.Config(target_modules=("lm_head",) if not rows else "all-linear"))
+    made = tuning(tuning.Config(target_modules=targets))
     with pytest.raises(UserError, match=said):
         made.apply(twin(name, **more), Start(DropoutKeys(0), rows))

@@ -197,7 +197,8 @@ def refuse_special_head(model: Any, targets: str | Sequence[str], rows: Collecti
     plain = type(head) is nn.Linear or type(head).__name__ in LINEAR
     tied = head.weight is model.get_input_embeddings().weight
     named = bool(re.fullmatch(targets, name)) if isinstance(targets, str) else name.rpartition(".")[2] in targets
-    if (named or name in targets) and (tied or not plain):
+    named = named or name in targets
+    if named and (tied or not plain):
         found = (
             "shares its weight with the embeddings" if tied else f"is a {type(head).__name__}, no plain linear layer"
         )
@@ -207,11 +208,12 @@ def refuse_special_head(model: Any, targets: str | Sequence[str], rows: Collecti
             "layers without the head",
             f"tuning.modules_to_save=[{name.rpartition('.')[2]}] trains it whole",
         )
-    if rows and name in rows and (not plain or getattr(head, "bias", None) is not None):
+    if rows and name in rows and (named or not plain or getattr(head, "bias", None) is not None):
+        because = "which gets an adapter" if named else f"a {type(head).__name__}"
         raise UserError(
             "data.add_tokens",
-            f"peft cannot train single rows of this model's head {name}, a {type(head).__name__}",
-            "a head that is a plain linear layer without bias",
+            f"peft cannot train single rows of this model's head {name}, {because}",
+            "a head that is a plain linear layer without bias, and no adapter on it",
             "tuning.modules_to_save=["
             + ", ".join(sorted({row.rpartition(".")[2] for row in rows}))
             + "] trains all rows",
