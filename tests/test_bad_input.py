@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+from luthier import loop
 from luthier.cli import main
+from luthier.tuning.lora import Lora
 from tests.helpers.tiny_models import tiny_llama
 
 GOOD = [{"instruction": f"Say {n}", "output": f"number {n}"} for n in range(12)]
@@ -153,3 +157,29 @@ def test_a_bad_row_with_a_resume_loses_nothing(model: Path, tmp_path: Path) -> N
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     assert main(["train", *overrides]) == 2
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        ((Lora, "apply"), ["before the first step", "quantization=nf4"]),
+        ((loop, "optimizer_step"), ["step 1", "max_tokens_per_micro_batch=", "activation_checkpointing=true"]),
+    ],
+)
+def test_a_card_that_is_full_is_no_traceback(
+    place: tuple[Any, str],
+    words: list[str],
+    model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
+
+    monkeypatch.setattr(*place, full)
+    write_rows(tmp_path / "train.jsonl", list(GOOD))
+    assert main(["train", f"model={model}", f"data={tmp_path / 'train.jsonl'}", f"output_dir={tmp_path / 'run'}"]) == 3
+    shown = capsys.readouterr().err
+    for word in [*words, "out of memory: CUDA out of memory. Tried to allocate 2.00 GiB.", "fix:"]:
+        assert word in shown

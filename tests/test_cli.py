@@ -215,6 +215,7 @@ def test_init_writes_a_configuration_that_loads(
         0.05,
     )
     assert run_config.training.global_batch_size == 4
+    assert config.load("mine.yaml", ["tuning=full"]).training.learning_rate < run_config.training.learning_rate
 
 
 def test_init_overwrites_nothing_and_writes_nothing_where_it_fails(

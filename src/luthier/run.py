@@ -73,7 +73,11 @@ def _train(
     """From the model's source to the result; `before` is the manifest of the run that is resumed."""
     folder = Path(config.output_dir)
     decided = before["decisions"] if before else None
-    built = build(config, engine, dtype, decided=decided, trust_remote_code=trust_remote_code, say=say)
+    try:
+        built = build(config, engine, dtype, decided=decided, trust_remote_code=trust_remote_code, say=say)
+    except torch.OutOfMemoryError as error:
+        fix = "model.quantization=nf4, tuning=lora with init_lora_weights=true, or a smaller model"
+        raise _out_of_memory("before the first step", error, fix) from error
     job, data, decisions = built.job, built.data, built.decisions
     base = base_record(config, built.source, data)
     manifest = run_folder.manifest(
@@ -102,7 +106,9 @@ def _train(
         state = "stopped"
         raise
     except torch.OutOfMemoryError as error:
-        raise _out_of_memory(job.progress.step, decisions["max_tokens_per_micro_batch"], str(error)) from error
+        smaller = max(1, decisions["max_tokens_per_micro_batch"] // 2)
+        fix = f"max_tokens_per_micro_batch={smaller}, or activation_checkpointing=true"
+        raise _out_of_memory(f"step {job.progress.step + 1}", error, fix) from error
     finally:
         if recorder is not None:
             recorder.close()
@@ -120,11 +126,8 @@ def _dtype(config: RunConfig, engine: Engine, before: dict[str, Any] | None) -> 
     return DTYPES[engine.from_main(dtype_name(dtype))], why
 
 
-def _out_of_memory(step: int, limit: int, found: str) -> EnvironmentProblem:
-    fix = f"max_tokens_per_micro_batch={max(1, limit // 2)}, or activation_checkpointing=true"
-    return EnvironmentProblem(
-        f"step {step + 1}", f"out of memory: {found.splitlines()[0][:160]}", "room for a step", fix
-    )
+def _out_of_memory(when: str, error: torch.OutOfMemoryError, fix: str) -> EnvironmentProblem:
+    return EnvironmentProblem(when, f"out of memory: {str(error).splitlines()[0][:160]}", "room for it", fix)
 
 
 def _resume(job: Job, folder: Path, say: Callable[[str], None]) -> None:

@@ -184,13 +184,12 @@ def draft(
     )
     training = {
         "global_batch_size": _batch(rows),
-        "learning_rate": filled.training.learning_rate,
         "num_train_epochs": filled.training.num_train_epochs,
     }
     comments |= {
-        "tuning": "or " + ", ".join(kind for kind in component.listing("tuning") if kind != tuning),
+        "tuning": f"or {', '.join(kind for kind in component.listing('tuning') if kind != tuning)}; "
+        f"sets the learning rate, here {filled.training.learning_rate:g}",
         "global_batch_size": "examples of one optimizer step",
-        "learning_rate": f"the default of {tuning}",
         "num_train_epochs": "passes over the data",
         "output_dir": "everything that the run writes",
     }
