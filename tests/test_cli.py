@@ -246,6 +246,11 @@ def test_init_of_a_small_file_with_bad_rows_says_so(tmp_path: Path) -> None:
         None,
     )
     assert drafted.training.global_batch_size == 1
+    named = write_rows(tmp_path / "qa.jsonl", [{"q": "x", "a": "y"}])
+    entry = f"{{path: {named}, format: {{kind: alpaca, instruction: q, output: a}}}}"
+    drafted = config.build(starting.parse_yaml(starting.draft("no", starting.look_at_data(entry), [entry]), "x"))
+    assert drafted.data.train == (config.data_file(entry),)
+    assert drafted.output_dir.startswith("runs/qa")
     with pytest.raises(UserError, match="none of its"):
         starting.look_at_data(str(write_rows(tmp_path / "bad.jsonl", [{"instruction": "x", "output": ""}])))
 

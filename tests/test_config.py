@@ -68,6 +68,9 @@ def test_several_files_are_a_list() -> None:
     run = load("model: m\ndata: [a.jsonl, {path: b.csv, format: alpaca}]\noutput_dir: o\n")
     expected = [("a.jsonl", "auto"), ("b.csv", format_of("alpaca"))]
     assert [(file.path, file.format) for file in run.data.train] == expected
+    assert [config.data_file(text) for text in ("a.jsonl", "{path: b.csv, format: alpaca}")] == list(run.data.train)
+    with pytest.raises(UserError, match='frmat: unknown key; did you mean "format"'):
+        config.data_file("{path: b.csv, frmat: alpaca}")
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,21 @@ def from_dict(tree: Mapping[str, Any]) -> RunConfig:
     return build(Document(dict(tree), "train()"))
 
 
+def data_entry(text: str) -> Any:
+    """What stands for a file in a configuration, as a command names it: a path, or the map `{path: ..., format: ...}`."""
+    return Document({}, "command line").parse_value(text, text) if text.lstrip().startswith("{") else text
+
+
+def data_file(text: str) -> DataFile:
+    """The file that a command names.
+
+    Raises:
+        UserError: the map is none of a file.
+    """
+    tree = {"model": "unused", "output_dir": "unused", "data": {"train": [data_entry(text)]}}
+    return build(Document(tree, "command line")).data.train[0]
+
+
 def build(document: Document) -> RunConfig:
     """Checks the tree of a document and makes the RunConfig of it."""
     config, problems = _validated(document.tree)

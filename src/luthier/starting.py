@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from luthier import component, config, fitting, machine
-from luthier.config import DataFile
 from luthier.config_yaml import parse_yaml, to_yaml
-from luthier.data.reading import format_of, reader_of
+from luthier.data.reading import reader_of
 from luthier.data.source import Source, sources
 from luthier.errors import EnvironmentProblem, UserError
 from luthier.fitting import Fit, varied
@@ -69,13 +68,13 @@ def _spread(what: str, lengths: Sequence[int]) -> str:
     return f"{what} of {min(lengths):,} to {counted(max(lengths), 'character')}, half of them up to {half:,}"
 
 
-def look_at_data(path: str, format: str = "auto") -> list[DataLook]:
-    """What is in a file, in the files of a pattern, or in a hub data set.
+def look_at_data(path: str) -> list[DataLook]:
+    """What is in a file, in the files of a pattern, or in a hub data set; `{path: ..., format: ...}` says how to read it.
 
     Raises:
         UserError: nothing is there, it cannot be read, its format is not recognised, or no row can be used.
     """
-    return [_look(source) for source in sources(DataFile(path=path, format=format_of(format)), "data.train")]
+    return [_look(source) for source in sources(config.data_file(path), "data.train")]
 
 
 def _look(source: Source) -> DataLook:
@@ -167,7 +166,8 @@ def draft(
         UserError: the model or the tuning method is none.
     """
     rows = sum(look.rows for look in looks)
-    data: dict[str, Any] = {"train": paths[0] if len(paths) == 1 else list(paths)}
+    entries = [config.data_entry(path) for path in paths]
+    data: dict[str, Any] = {"train": entries[0] if len(entries) == 1 else entries}
     comments = {"train": f"{counted(rows, 'row')}, {' and '.join(sorted({look.format for look in looks}))}"}
     for key, (value, why) in (fit.keys if fit is not None else {}).items():
         data[key], comments[key] = value, " ".join(why.split())
@@ -180,7 +180,12 @@ def draft(
         )
         data["on_bad_row"] = "error"
     filled = config.from_dict(
-        {"model": model, "data": data, "tuning": tuning, "output_dir": output_dir or _new_folder(paths[0])}
+        {
+            "model": model,
+            "data": data,
+            "tuning": tuning,
+            "output_dir": output_dir or _new_folder(config.data_file(paths[0]).path),
+        }
     )
     training = {
         "global_batch_size": _batch(rows),

@@ -298,6 +298,7 @@ def test_a_run_goes_on_from_an_adapter(tmp_path: Path) -> None:
         (["r=8"], "beside tuning.adapter_path, which has its own"),
         ([f"model={tmp_path / 'other'}"], "was trained on .*model, this is .*other"),
         ([f"adapter_path={tmp_path}"], "holds no adapter_config.json"),
+        ([f"adapter_path={tmp_path / 'none'}"], "there is no folder"),
     ):
         with pytest.raises(UserError, match=text):
             run.train(config.load(None, [*go_on, f"adapter_path={first}", *wrong, f"output_dir={tmp_path / 'x'}"]))

@@ -141,8 +141,8 @@ def test_train_from_python_then_use_the_result_everywhere(
     assert main(["merge", str(run.folder), "--output", str(tmp_path / "merged2"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["drift"]["top1_agreement"] == 1.0
     figures = []
-    for target in (str(run.folder), str(tmp_path / "merged")):
-        assert main(["eval", target, "--data", str(data), "--json"]) == 0
+    for target, file in ((run.folder, str(data)), (tmp_path / "merged", f"{{path: {data}, format: alpaca}}")):
+        assert main(["eval", str(target), "--data", file, "--json"]) == 0
         figures.append(json.loads(capsys.readouterr().out))
     assert figures[0]["nll_per_token"]["value"] == pytest.approx(figures[1]["nll_per_token"]["value"], abs=2e-2)
     assert figures[0]["nll_per_token"]["value"] == pytest.approx(

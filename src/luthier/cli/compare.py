@@ -19,7 +19,7 @@ def compare(
         typer.Option(
             metavar="FILE",
             help="A text file (a request a line), or rows in any format of training data, "
-            "whose last answers are the references.",
+            "whose last answers are the references; or '{path: FILE, format: ...}'.",
         ),
     ] = None,
     system: Annotated[

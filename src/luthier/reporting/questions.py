@@ -11,7 +11,6 @@ import numpy as np
 
 from luthier import component
 from luthier import config as configuration
-from luthier.config import DataFile
 from luthier.data.prepare import Prepared, prepare
 from luthier.data.source import sources
 from luthier.errors import UserError, excerpt
@@ -119,7 +118,10 @@ def _lines(path: str) -> list[str]:
 def _prompts_alone(path: str) -> list[tuple[str, str, str | None]] | None:
     """(row, prompt, system) of rows that hold a request and no answer; None where the first row is anything else."""
     out: list[tuple[str, str, str | None]] = []
-    for source in sources(DataFile(path=path), "--prompts"):
+    file = configuration.data_file(path)
+    if file.format != "auto":
+        return None
+    for source in sources(file, "--prompts"):
         for row in source.rows():
             if not isinstance(row, Row):
                 if not out:
@@ -152,7 +154,7 @@ def read_samples(opened: Opened, path: str, *, drop_bad_rows: bool = False) -> P
             "model": opened.target,
             "output_dir": "unused",
             "data": {
-                "train": [{"path": path}],
+                "train": [configuration.data_entry(path)],
                 "system": opened.system or None,
                 "on_bad_row": policy,
                 "on_long_row": policy,
