@@ -91,7 +91,7 @@ def build(
     engine.scale_losses(dtype == torch.float16)
     objective: Objective = component.load("objectives", config.objective.kind)(config.objective)
     with _main_process_first(engine), RowProgress() as progress:
-        source = base_of(config, trust_remote_code)
+        source = model_to_tune(config, trust_remote_code)
         tokenizer = load_tokenizer(source.folder, trust_remote_code=trust_remote_code)
         new = add_tokens(tokenizer, config.data.add_tokens)
         model_config = load_config(source.folder, trust_remote_code)
@@ -120,7 +120,7 @@ def build(
     return Built(source, tokenizer, data, decisions, tuned, new, restored, job)
 
 
-def base_of(config: RunConfig, trust_remote_code: bool) -> ModelSource:
+def model_to_tune(config: RunConfig, trust_remote_code: bool) -> ModelSource:
     source = resolve(config.model.path, config.model.revision, trust_remote_code)
     if source.adapter is not None:
         raise UserError(

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from luthier import component, config
-from luthier.building import base_of, build_policy
+from luthier.building import build_policy, model_to_tune
 from luthier.config import RunConfig
 from luthier.config_yaml import Document
 from luthier.engine import device
@@ -57,7 +57,7 @@ def look_at(checked: RunConfig, trust_remote_code: bool = False) -> Node:
     where = device()
     dtype, _why = choose_dtype(checked.model.dtype, where)
     decisions = {"activation_checkpointing": False, "layout": "padded"}
-    source = base_of(checked, trust_remote_code)
+    source = model_to_tune(checked, trust_remote_code)
     tokenizer = load_tokenizer(source.folder, trust_remote_code=trust_remote_code)
     new = add_tokens(tokenizer, checked.data.add_tokens)
     # As if it went on: what it would begin with is not worked out, for no value is shown.

@@ -16,6 +16,7 @@ from typing import Any
 
 from luthier.errors import UserError, excerpt
 from luthier.models import architectures
+from luthier.shards import INDEX, SINGLE
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 TOKENIZER_FILES = (
@@ -26,8 +27,6 @@ TOKENIZER_FILES = (
     "spiece.model",
     "sentencepiece.bpe.model",
 )
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
 _LFS_POINTER = b"version https://git-lfs"
 _ANNEX_POINTER = "annex/objects/"
 _HTML = (b"<!doctype html", b"<html")

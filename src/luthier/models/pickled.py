@@ -17,12 +17,11 @@ from typing import Any
 
 from luthier.errors import EnvironmentProblem, UserError, excerpt
 from luthier.models._files import Say, human_bytes
-from luthier.models.folder import INDEX, SINGLE, check_config, check_tokenizer, read_json, refuse_stub, weight_files
+from luthier.models.folder import check_config, check_tokenizer, read_json, refuse_stub, weight_files
+from luthier.shards import INDEX, SHARD_BYTES, SINGLE
 
 BIN_INDEX = "pytorch_model.bin.index.json"
 BIN_FILES = "pytorch_model*.bin"
-SHARD_BYTES = 4_000_000_000
-"""Of a file that is written; as much memory is needed."""
 
 _OTHERS = (".json", ".model", ".txt", ".jinja", ".tiktoken")
 """Ends of the names of files that belong to a model beside its weights."""
