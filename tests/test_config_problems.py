@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from luthier.config_docs import explain
 from tests.helpers.configs import load, refusal
 
 SMALL = "model: org/name\ndata: train.jsonl\n"
@@ -22,7 +23,32 @@ def test_all_problems_come_at_once_in_the_order_of_the_file_and_then_the_command
     places += ["mine.yaml:7: data.train.0.fromat", "mine.yaml:8: tuning.kind", "mine.yaml:10: training.learning_rate"]
     places += ["command line: seed"]
     assert [line[: len(place)] for line, place in zip(lines, places, strict=True)] == places
-    assert fix == "fix: luthier explain KEY says what a key takes"
+    assert fix == "fix: luthier explain tuning"
+
+
+@pytest.mark.parametrize(
+    ("override", "expected", "explained"),
+    [
+        ("r=0", "expected at least 1", "tuning.r"),
+        ("lora_dropout=1.5", "expected less than 1", "tuning.lora_dropout"),
+        ("init_lora_weights=pizza", "or a text like 'pissa_niter_", "tuning.init_lora_weights"),
+        ("tuning=qlora", "write lora, with model.quantization: nf4", "tuning"),
+        ("quantization=4bit", "write nf4", "model.quantization"),
+        ("data.train=[{path: a, format: {kind: alpaca, input: 3}}]", "wrong value, found 3", "data.train.format.input"),
+        ("objective={kind: weighted, terms: [{kind: sft, weight: -1}]}", "more than 0", "objective.terms"),
+    ],
+)
+def test_a_wrong_value_is_met_with_the_key_that_explains_it(override: str, expected: str, explained: str) -> None:
+    message = refusal(SMALL, override)
+    assert expected in message
+    assert message.endswith(f"fix: luthier explain {explained}")
+    assert explain(explained)
+
+
+@pytest.mark.parametrize("override", ["deepspeed=ds.json", "flash_attn=fa2"])
+def test_what_is_not_needed_here_is_answered(override: str) -> None:
+    assert "another tool's name" in refusal(SMALL, override)
+    assert "no such key" in refusal(SMALL, "zzz=1")
 
 
 def test_what_another_tools_key_stands_for_is_not_missing_as_well() -> None:

@@ -87,5 +87,5 @@ def nearest(word: str, known: list[str], most: int = 5) -> list[str]:
 
 def did_you_mean(word: str, known: list[str]) -> str:
     """'did you mean "lora"?', or nothing where no known word is near."""
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.65)
     return f'did you mean "{near[0]}"?' if near else ""

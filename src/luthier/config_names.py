@@ -108,7 +108,9 @@ RENAMED_VALUES = {
         "PagedAdamW32bit": "paged_adamw",
         "PagedAdamW8bit": "paged_adamw_8bit",
         "lion_32bit": "lion",
-    }
+    },
+    "tuning.kind": {"qlora": "lora, with model.quantization: nf4"},
+    "model.quantization.kind": {"4bit": "nf4", "int4": "nf4", "8bit": "int8"},
 }
 """Another tool's value of a key of ours: our value."""
 
@@ -119,6 +121,10 @@ NOT_NEEDED = {
     "sample_packing": "samples always lie one after the other without padding, kept apart exactly; leave it out",
     "neat_packing": "samples always lie one after the other without padding, kept apart exactly; leave it out",
     "sft_packing": "samples always lie one after the other without padding, kept apart exactly; leave it out",
+    "flash_attn": "the fastest attention that is proven exact for the model is taken; leave it out",
+    "flash_attention": "the fastest attention that is proven exact for the model is taken; leave it out",
+    "attn_implementation": "the fastest attention that is proven exact for the model is taken; leave it out",
+    "deepspeed": "torchrun -m luthier train mine.yaml spreads each batch over processes (distributed: ddp); leave it out",
     "do_train": "luthier train trains; leave it out",
     "bf16": "write model: {path: ..., dtype: bfloat16}, or leave it out: dtype auto",
     "fp16": "write model: {path: ..., dtype: float16}; trained weights stay float32",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import takewhile
 from typing import Any
 
 from pydantic import ValidationError
@@ -34,6 +35,14 @@ EXPECTED = {
     "Tuple should have at least 1 item after validation, not 0": "a list that is not empty",
 }
 """pydantic's words: ours."""
+
+BOUNDS = {
+    "greater than or equal to": "at least",
+    "less than or equal to": "at most",
+    "greater than": "more than",
+    "String should match pattern": "a text like",
+}
+"""The same for what stands before a value."""
 
 SECTIONS: dict[str, type[Config]] = {
     "": RunConfig,
@@ -84,6 +93,8 @@ def _location(parts: Sequence[str | int], tree: Mapping[str, Any]) -> tuple[str 
 
 def _expected(message: str) -> str:
     words = message.removeprefix("Value error, ").removeprefix("Input should be ").removeprefix("a valid ")
+    for theirs, ours in BOUNDS.items():
+        words = words.replace(theirs, ours)
     return EXPECTED.get(words, "a map" if words.startswith("dictionary") else words)
 
 
@@ -151,11 +162,18 @@ def foreign_keys(document: Document) -> list[Problem]:
 
 def as_user_error(document: Document, problems: list[Problem]) -> UserError:
     """One error for all problems, in the order of the file's lines."""
-    lines, own = [], False
-    for problem in sorted(_without_echoes(problems), key=lambda problem: document.order(problem[0])):
-        lines.append(f"{document.place(problem[0])}: {_in_words(problem)}")
-        own |= problem[1] != FOREIGN
-    return UserError("", "\n".join(lines), "", "luthier explain KEY says what a key takes" if own else "")
+    ordered = sorted(_without_echoes(problems), key=lambda problem: document.order(problem[0]))
+    lines = [f"{document.place(problem[0])}: {_in_words(problem)}" for problem in ordered]
+    keys = [_dotted(loc) for loc, wrong, *_ in ordered if wrong not in (FOREIGN, "missing", "unknown key")]
+    unknown = any(wrong == "unknown key" for _, wrong, *_ in ordered)
+    fix = f"luthier explain {keys[0]}" if keys else "luthier explain lists all keys" if unknown else ""
+    return UserError("", "\n".join(lines), "", fix)
+
+
+def _dotted(loc: tuple[str | int, ...]) -> str:
+    """The key as `luthier explain` takes it: of a file without its place, of another list the list, a component by its key."""
+    parts = loc if loc[:1] == ("data",) else tuple(takewhile(lambda part: isinstance(part, str), loc))
+    return ".".join(part for part in parts if isinstance(part, str)).removesuffix(".kind")
 
 
 def _without_echoes(problems: list[Problem]) -> list[Problem]:
@@ -181,7 +199,7 @@ def _in_words(problem: Problem) -> str:
     if isinstance(found, str) and (ours := RENAMED_VALUES.get(".".join(map(str, loc)), {}).get(found)):
         return f"{text}, another tool's name: write {ours}"
     if wrong == "missing":
-        return f"{text}; luthier explain {'.'.join(part for part in loc if isinstance(part, str))} says what it is"
+        return f"{text}; luthier explain {_dotted(loc)} says what it is"
     if not expected:
         return text
     return f"{text}; {expected}" if wrong == "unknown key" else f"{text}, expected {expected}"
