@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
@@ -84,9 +85,10 @@ def choose_dtype(name: str, device: torch.device | str) -> tuple[torch.dtype, st
     return torch.float32, f"nothing is known of half precision on {device.type}"
 
 
+@cache
 def _cpu_speed(dtype: torch.dtype) -> float:
     """Seconds of one matrix product, the best of a few: an emulated type is 5 times slower or more, so noise cannot
-    decide."""
+    decide. Measured once a process, which then decides the same every time."""
     tokens, inputs, outputs = _BENCH_SHAPE
     left, right = torch.ones(tokens, inputs, dtype=dtype), torch.ones(outputs, inputs, dtype=dtype)
     best = float("inf")
