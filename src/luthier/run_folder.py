@@ -172,10 +172,11 @@ def manifest(
 ) -> dict[str, Any]:
     """What a run says of itself: versions, fingerprints, hardware, decisions."""
     held_out = data.eval.fingerprint if data.eval is not None else None
+    on = f" on {config.model.quantization.kind}" if config.model.quantization is not None else ""
     return {
         "luthier": __version__,
         "state": "running",
-        "method": f"{config.objective.kind}, {config.tuning.kind}",
+        "method": f"{config.objective.kind}, {config.tuning.kind}{on}",
         "trained": trained,
         "base": dict(base),
         "total_steps": total_steps,

@@ -173,7 +173,7 @@ class Lora:
         for _, layer in lora_layers(adapted):
             layer.lora_dropout["default"] = nn.Dropout(loaded.lora_dropout) if loaded.lora_dropout else nn.Identity()
         _make_ready(adapted, start.keys)
-        said = f"goes on from {self.config.adapter_path}; {self._coverage(adapted, None)}"
+        said = f"goes on from {self.config.adapter_path}, rank {loaded.r}; {self._coverage(adapted, None)}"
         return Tuned(adapted, said, rates=self._rates(), adapter_path=self.config.adapter_path)
 
     def _begin(self, adapted: Any, start: Start) -> None:
