@@ -30,12 +30,16 @@ def test_all_problems_come_at_once_in_the_order_of_the_file_and_then_the_command
     ("override", "expected", "explained"),
     [
         ("r=0", "expected at least 1", "tuning.r"),
-        ("lora_dropout=1.5", "expected less than 1", "tuning.lora_dropout"),
-        ("init_lora_weights=pizza", "or a text like 'pissa_niter_", "tuning.init_lora_weights"),
+        ("lora_dropout=1.5", "expected below 1", "tuning.lora_dropout"),
+        ("init_lora_weights=pizza", "or a text of the pattern 'pissa_niter_", "tuning.init_lora_weights"),
         ("tuning=qlora", "write lora, with model.quantization: nf4", "tuning"),
         ("quantization=4bit", "write nf4", "model.quantization"),
         ("data.train=[{path: a, format: {kind: alpaca, input: 3}}]", "wrong value, found 3", "data.train.format.input"),
-        ("objective={kind: weighted, terms: [{kind: sft, weight: -1}]}", "more than 0", "objective.terms"),
+        ("objective={kind: weighted, terms: [{kind: sft, weight: -1}]}", "above 0", "objective.terms"),
+        ("objective={kind: weighted, terms: [{kind: z_loss, form: q}]}", "expected 'logsumexp'", "objective.form"),
+        ("data.eval=[{path: 3}]", "wrong value, found 3", "data.train.path"),
+        ("rank_pattern={q: x}", "a whole number", "tuning.rank_pattern"),
+        ("data.train=[{path: a, format: {kind: messages, roles: {x: y}}}]", "found 'y'", "data.train.format.roles"),
     ],
 )
 def test_a_wrong_value_is_met_with_the_key_that_explains_it(override: str, expected: str, explained: str) -> None:
@@ -45,10 +49,14 @@ def test_a_wrong_value_is_met_with_the_key_that_explains_it(override: str, expec
     assert explain(explained)
 
 
-@pytest.mark.parametrize("override", ["deepspeed=ds.json", "flash_attn=fa2"])
-def test_what_is_not_needed_here_is_answered(override: str) -> None:
-    assert "another tool's name" in refusal(SMALL, override)
-    assert "no such key" in refusal(SMALL, "zzz=1")
+@pytest.mark.parametrize(("override", "said"), [("deepspeed=ds.json", "torchrun"), ("flash_attn=fa2", "fastest")])
+def test_what_is_not_needed_here_is_answered(override: str, said: str) -> None:
+    assert said in refusal(SMALL, override)
+
+
+def test_what_is_missing_is_explained_too() -> None:
+    message = refusal(SMALL, "data.eval=[{format: alpaca}]")
+    assert "data.eval.0.path: missing; luthier explain data.train.path says" in message
 
 
 def test_what_another_tools_key_stands_for_is_not_missing_as_well() -> None:

@@ -19,7 +19,7 @@ from luthier.dropout import DropoutKeys
 from luthier.engine import LossScale
 from luthier.errors import UserError
 from luthier.models import load
-from luthier.models._loaded import quantized_layers
+from luthier.models._loaded import QUANTIZED, quantized
 from luthier.models.load import load_model
 from luthier.models.opened import open_model
 from luthier.policy import Policy
@@ -82,14 +82,18 @@ def test_what_four_bits_are_computed_in(dtype: str, model: Path) -> None:
 def test_linear_layers_of_a_class_of_their_own_are_held_too(kind: str, tmp_path: Path) -> None:
     base = save_twin(tmp_path / "falcon", "falcon")
     loaded = held(base, kind)
-    assert len(quantized_layers(loaded)) == 4 * loaded.config.num_hidden_layers
+    layers, share = quantized(loaded)
+    assert layers == 4 * loaded.config.num_hidden_layers
+    whole = sum(weight.numel() for weight in load_model(base, dtype=torch.float32, device="cpu").parameters())
+    inside = sum(m.in_features * m.out_features for m in loaded.modules() if type(m).__name__ in QUANTIZED)
+    assert share == pytest.approx(inside / whole)
     plain = load_model(base, dtype=torch.float32, device="cpu")
     assert {type(m).__name__ for m in plain.modules() if isinstance(m, nn.Linear)} == {"FalconLinear", "Linear"}
 
 
 def test_a_model_of_which_nothing_can_be_held_so_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(load, "plain_linear", lambda _: nullcontext())
-    with pytest.raises(UserError, match="none of its layers can be held in fewer bits; it has FalconLinear, Linear"):
+    with pytest.raises(UserError, match="none of its layers can be held in fewer bits: FalconLinear"):
         held(save_twin(tmp_path / "falcon", "falcon"), "nf4")
 
 

@@ -23,7 +23,7 @@ from luthier.dropout import DropoutKeys
 from luthier.engine import Engine, seeded
 from luthier.errors import EnvironmentProblem, UserError
 from luthier.loop import Job
-from luthier.models._loaded import quantized_layers
+from luthier.models._loaded import quantized
 from luthier.models.adapters import adapter_folder, adapter_hash
 from luthier.models.flat import prove, use_flat_attention
 from luthier.models.folder import summarise
@@ -238,8 +238,9 @@ def build_policy(
     as_stored = set(summarise(source.folder, source.name).floating) <= {dtype_name(dtype)}
     loaded = dtype if tuning.makes_adapter or as_stored else torch.float32
     model = load_model(source, dtype=loaded, device=device, quantization=held, trust_remote_code=trust_remote_code)
-    if quantization is not None:
-        say(f"held in {quantization.kind}: {counted(len(quantized_layers(model)), 'layer')} of the base")
+    layers, share = quantized(model)
+    if quantization is not None and layers:
+        say(f"held in {quantization.kind}: {counted(layers, 'layer')}, {100 * share:.0f} % of the base's weights")
     grow(model, max(new.values(), default=-1) + 1)
     start = RunStart(
         keys,

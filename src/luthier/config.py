@@ -66,13 +66,22 @@ def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> RunCo
 
 
 def from_dict(tree: Mapping[str, Any]) -> RunConfig:
-    """The same checks for a configuration that is already a tree (Python API)."""
-    return build(Document(dict(tree), "train()"))
+    """The same checks for what a command makes of its arguments."""
+    return build(Document(dict(tree), "command line"))
 
 
 def data_entry(text: str) -> Any:
-    """What stands for a file in a configuration, as a command names it: a path, or the map `{path: ..., format: ...}`."""
-    return Document({}, "command line").parse_value(text, text) if text.lstrip().startswith("{") else text
+    """What stands for a file in a configuration, as a command names it: a path, or the map `{path: ..., format: ...}`.
+
+    Raises:
+        UserError: the map cannot be read.
+    """
+    if not (text.lstrip().startswith("{") and text.rstrip().endswith("}")):
+        return text
+    try:
+        return Document({}, "command line").parse_value(text, text)
+    except UserError as error:
+        raise UserError(error.where, error.found, "a path, or {path: FILE, format: ...}") from None
 
 
 def data_file(text: str) -> DataFile:
@@ -81,8 +90,7 @@ def data_file(text: str) -> DataFile:
     Raises:
         UserError: the map is none of a file.
     """
-    tree = {"model": "unused", "output_dir": "unused", "data": {"train": [data_entry(text)]}}
-    return build(Document(tree, "command line")).data.train[0]
+    return from_dict({"model": "unused", "output_dir": "unused", "data": {"train": [data_entry(text)]}}).data.train[0]
 
 
 def build(document: Document) -> RunConfig:

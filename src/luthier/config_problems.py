@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import takewhile
-from typing import Any
+from typing import Any, cast
 
 from pydantic import ValidationError
 from pydantic_core import PydanticCustomError
@@ -39,10 +38,14 @@ EXPECTED = {
 BOUNDS = {
     "greater than or equal to": "at least",
     "less than or equal to": "at most",
-    "greater than": "more than",
-    "String should match pattern": "a text like",
+    "greater than": "above",
+    "less than": "below",
+    "String should match pattern": "a text of the pattern",
 }
 """The same for what stands before a value."""
+
+DEEP = ("data.train", "model.quantization")
+"""What has keys of its own one level below the keys of a section."""
 
 SECTIONS: dict[str, type[Config]] = {
     "": RunConfig,
@@ -171,9 +174,14 @@ def as_user_error(document: Document, problems: list[Problem]) -> UserError:
 
 
 def _dotted(loc: tuple[str | int, ...]) -> str:
-    """The key as `luthier explain` takes it: of a file without its place, of another list the list, a component by its key."""
-    parts = loc if loc[:1] == ("data",) else tuple(takewhile(lambda part: isinstance(part, str), loc))
-    return ".".join(part for part in parts if isinstance(part, str)).removesuffix(".kind")
+    """The declared key that holds a place, as `luthier explain` takes it."""
+    parts = [part for part in loc if isinstance(part, str)]
+    if parts[:2] == ["data", "eval"] and len(parts) > 2:
+        parts[1] = "train"
+    if parts[:2] == ["objective", "terms"] and len(parts) > 2 and parts[2] not in ("kind", "weight"):
+        parts = ["objective", parts[2]]
+    depth = 4 if parts[:3] == ["data", "train", "format"] else 3 if ".".join(parts[:2]) in DEEP else 2
+    return ".".join(parts[:depth]).removesuffix(".kind")
 
 
 def _without_echoes(problems: list[Problem]) -> list[Problem]:
@@ -214,15 +222,19 @@ def _with_lists(value: Any) -> Any:
 
 def terms_of(objective: ComponentConfig) -> tuple[ComponentConfig, ...]:
     """The terms of a sum of objectives; of any other, itself."""
-    terms: tuple[ComponentConfig, ...] = getattr(objective, "terms", (objective,))
+    terms: tuple[ComponentConfig, ...] = cast("Any", objective).terms if _is_sum(objective) else (objective,)
     return terms
+
+
+def _is_sum(objective: ComponentConfig) -> bool:
+    return objective.kind == "weighted"
 
 
 def weighted_sum(objective: ComponentConfig, before: Sequence[Any] = (), after: Sequence[Any] = ()) -> str:
     """The override for a weighted sum of an objective, or of its terms, with more terms before and after them."""
     terms = [term.model_dump(exclude_unset=True) for term in terms_of(objective)]
     terms = [{key: value for key, value in term.items() if (key, value) != ("weight", 1)} for term in terms]
-    own = objective.model_dump(exclude_unset=True, exclude={"kind", "terms"}) if objective.kind == "weighted" else {}
+    own = objective.model_dump(exclude_unset=True, exclude={"kind", "terms"}) if _is_sum(objective) else {}
     return f"objective={to_line({'kind': 'weighted', 'terms': [*before, *terms, *after], **own})}"
 
 

@@ -27,7 +27,7 @@ from luthier.models.stored import Change, NotByName, Read, Stored, save_settings
 from luthier.optimization import ROUNDS_STOCHASTICALLY
 from luthier.reporting.recorder import SAMPLES, read_lines
 from luthier.reporting.report import write_report
-from luthier.shards import write_shards
+from luthier.shards import SHARD_BYTES, write_shards
 from luthier.types import Message
 
 ANSWER_TOKENS = 200
@@ -84,7 +84,7 @@ def _save_model(core: Any, source: ModelSource, target: Path, in_float32: bool) 
     except NotByName:
         _save_whole(core, trained, source, target, in_float32)
         return
-    write_shards(target, stored.rewritten([*changes, *rows], None))
+    write_shards(target, stored.rewritten([*changes, *rows], None), SHARD_BYTES)
     save_settings(core, target, "float32" if in_float32 else dtype_name(core.dtype))
 
 

@@ -76,7 +76,8 @@ def _train(
     try:
         built = build(config, engine, dtype, decided=decided, trust_remote_code=trust_remote_code, say=say)
     except torch.OutOfMemoryError as error:
-        fix = "model.quantization=nf4, tuning=lora with init_lora_weights=true, or a smaller model"
+        ways = {"tuning=lora": config.tuning.kind != "lora", "quantization=nf4": config.model.quantization is None}
+        fix = ", ".join([*(way for way, helps in ways.items() if helps), "or a smaller model"]).removeprefix("or ")
         raise _out_of_memory("before the first step", error, fix) from error
     job, data, decisions = built.job, built.data, built.decisions
     base = base_record(config, built.source, data)

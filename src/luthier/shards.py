@@ -19,7 +19,7 @@ INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 def write_shards(
     folder: Path,
     tensors: Iterable[tuple[str, torch.Tensor]],
-    most_bytes: int = SHARD_BYTES,
+    most_bytes: int,
     wrote: Callable[[int], None] | None = None,
 ) -> None:
     """Writes `model.safetensors`, or `model-00001-of-0000N.safetensors` and their index.

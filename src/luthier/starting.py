@@ -210,7 +210,9 @@ def draft(
 def _commented(text: str, comments: dict[str, str]) -> str:
     lines = []
     for line in text.splitlines():
-        comment = comments.get(line.split(":")[0].strip(), "")
+        key = line.split(":")[0]
+        nested = key.startswith("    ")  # of a file's own map, whose keys are others
+        comment = "" if nested else comments.get(key.strip(), "")
         lines.append(f"{line:<34} # {comment}" if comment else line)
     return "\n".join(lines) + "\n"
 

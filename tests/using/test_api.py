@@ -141,7 +141,11 @@ def test_train_from_python_then_use_the_result_everywhere(
     assert main(["merge", str(run.folder), "--output", str(tmp_path / "merged2"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["drift"]["top1_agreement"] == 1.0
     figures = []
-    for target, file in ((run.folder, str(data)), (tmp_path / "merged", f"{{path: {data}, format: alpaca}}")):
+    named = tmp_path / "named.jsonl"
+    other = [{"q": row["instruction"], "a": row["output"]} for row in ROWS]
+    named.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in other), encoding="utf-8")
+    with_format = f"{{path: {named}, format: {{kind: alpaca, instruction: q, output: a}}}}"
+    for target, file in ((run.folder, str(data)), (tmp_path / "merged", with_format)):
         assert main(["eval", str(target), "--data", file, "--json"]) == 0
         figures.append(json.loads(capsys.readouterr().out))
     assert figures[0]["nll_per_token"]["value"] == pytest.approx(figures[1]["nll_per_token"]["value"], abs=2e-2)

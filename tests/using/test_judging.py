@@ -82,6 +82,15 @@ def test_prompts_alone_from_text_and_rows(opened: Opened, tmp_path: Path) -> Non
     found = read_questions(opened, str(rows), limit=2)
     assert [item.prompt for item in found] == ["A?", "B?"]
     assert found[1].prompt_ids == opened.renderer.prompt_ids([Message("system", "Be long."), Message("user", "B?")])
+    named = tmp_path / "named.jsonl"
+    named.write_text('{"q": "A?", "note": 1}\n{"q": "B?", "note": 2}\n')
+    assert [
+        item.prompt for item in read_questions(opened, f"{{path: {named}, format: {{kind: prompts, prompt: q}}}}")
+    ] == [
+        "A?",
+        "B?",
+    ]
+    assert [item.row for item in read_questions(opened, f"{{path: {plain}}}")] == [f"{plain}:1", f"{plain}:3"]
     rows.write_text('{"prompt": "A?"}\n{"prompt": " "}\n')
     with pytest.raises(UserError, match=r"p\.jsonl:2"):
         read_questions(opened, str(rows))

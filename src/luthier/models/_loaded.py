@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
 
@@ -40,23 +40,30 @@ def refuse_misread(model: PreTrainedModel, folder: Path, name: str) -> None:
     _refuse_untied(model, set(stored), name)
 
 
-def quantized_layers(model: nn.Module) -> list[str]:
-    """Names of the layers that bitsandbytes holds."""
-    return [name for name, module in model.named_modules() if type(module).__name__ in QUANTIZED]
+def quantized(model: nn.Module) -> tuple[int, float]:
+    """How many layers bitsandbytes holds, and their share of the model's weights."""
+    layers = [module for module in model.modules() if type(module).__name__ in QUANTIZED]
+    held: list[Any] = [layer.weight for layer in layers]
+    inside = sum(layer.in_features * layer.out_features for layer in cast("list[Any]", layers))
+    packed = {id(weight) for weight in held}
+    outside = sum(weight.numel() for weight in model.parameters() if id(weight) not in packed)
+    return len(layers), inside / (inside + outside)
 
 
 def refuse_unquantized(model: PreTrainedModel, name: str) -> None:
-    """A model that was to be held in fewer bits, of which nothing is.
+    """A model that bitsandbytes was to hold, of which it holds nothing.
 
     Raises:
-        UserError: it has no layer of a kind that can be.
+        UserError: no layer is of a kind that it knows.
     """
-    if not quantized_layers(model):
-        kinds = sorted({type(module).__name__ for module in model.modules() if isinstance(module, nn.Linear)})
+    if not quantized(model)[0]:
+        head = model.get_output_embeddings()
+        linear = (module for module in model.modules() if isinstance(module, nn.Linear) and module is not head)
+        kinds = sorted({type(module).__name__ for module in linear})
         raise UserError(
             name,
-            f"none of its layers can be held in fewer bits; it has {', '.join(kinds) or 'no linear ones'}",
-            "layers of the class nn.Linear",
+            f"none of its layers can be held in fewer bits: {', '.join(kinds) or 'they are not linear ones'}",
+            "layers of the class nn.Linear beside the head",
             "leave model.quantization out",
         )
 

@@ -223,7 +223,7 @@ def load_model(
     refuse_misfits(report, name)
     _refuse_non_finite(model, name)
     refuse_misread(model, folder, name)
-    if quantization is not None:
+    if type(options.get("quantization_config")).__name__ == "BitsAndBytesConfig":
         refuse_unquantized(model, name)
     return model.eval()
 

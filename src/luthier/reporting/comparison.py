@@ -15,6 +15,7 @@ from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
+from luthier.config import data_file
 from luthier.errors import UserError
 from luthier.evaluation import RowScores, score_rows
 from luthier.generation import Generation, generate
@@ -159,6 +160,8 @@ def compare_target(
             "--prompt TEXT or --prompts FILE",
             f'luthier compare {target} --prompt "Who are you?"',
         )
+    if path is not None:
+        data_file(path)  # what is wrong with its map is told before the model is loaded
     opened = open_model(target, trust_remote_code=trust_remote_code)
     policy = opened.policy(with_reference=True)
     questions = [asked(opened, text, system) for text in prompts]

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
+from luthier.config import data_file
 from luthier.evaluation import Rows, perplexity, score_rows
 from luthier.generation import generate
 from luthier.models.opened import open_model
@@ -110,6 +111,7 @@ def measure_target(
     trust_remote_code: bool = False,
 ) -> Measured:
     """What `luthier eval` does: opens the target, reads the file, measures. Raises UserError, EnvironmentProblem."""
+    data_file(path)  # what is wrong with its map is told before the model is loaded
     opened = open_model(target, trust_remote_code=trust_remote_code)
     prepared = read_samples(opened, path, drop_bad_rows=drop_bad_rows)
     measured = measure(

@@ -11,15 +11,16 @@ import numpy as np
 
 from luthier import component
 from luthier import config as configuration
+from luthier.config import DataFile
 from luthier.data.prepare import Prepared, prepare
 from luthier.data.source import sources
 from luthier.errors import UserError, excerpt
 from luthier.generation import Generation
 from luthier.models.opened import Opened
-from luthier.types import NO_TARGET, Message, Row, Sample
+from luthier.types import NO_TARGET, Message, Prompt, Row, Sample
 
 ANSWER_COLUMNS = {"output", "completion", "response", "messages", "conversations", "text", "chosen"}
-REQUEST_COLUMNS = ("prompt", "instruction")
+REQUEST_COLUMNS = {"prompt", "instruction"}
 
 
 @dataclass(frozen=True)
@@ -69,9 +70,16 @@ def matches(answer: Generation, question: Question) -> bool:
 
 def asked(opened: Opened, prompt: str, system: str | None = None, row: str | None = None) -> Question:
     """A plain request as a question without a reference. Raises UserError where the model has no chat template."""
+    return _of_prompt(opened, Prompt((Message("user", prompt),), row or ""), system)
+
+
+def _of_prompt(opened: Opened, prompt: Prompt, system: str | None) -> Question:
+    """With `system`, else that of the training, before messages that have none of their own."""
     spoken = opened.system if system is None else system
-    messages = [Message("system", spoken)] if spoken else []
-    return Question(prompt, opened.renderer.prompt_ids([*messages, Message("user", prompt)]), row=row)
+    own = prompt.messages[0].role == "system"
+    messages = [Message("system", spoken), *prompt.messages] if spoken and not own else prompt.messages
+    ids = opened.renderer.prompt_ids(messages, prompt.tools)
+    return Question(prompt.messages[-1].content, ids, row=prompt.row or None)
 
 
 def read_questions(
@@ -88,14 +96,15 @@ def read_questions(
     Raises:
         UserError: the file cannot be used, or holds no question.
     """
-    if path.endswith(".txt"):
+    file = configuration.data_file(path)
+    if file.path.endswith(".txt") and file.format == "auto":
         questions = [
-            asked(opened, line.strip(), system, f"{path}:{number}")
-            for number, line in enumerate(_lines(path), start=1)
+            asked(opened, line.strip(), system, f"{file.path}:{number}")
+            for number, line in enumerate(_lines(file.path), start=1)
             if line.strip()
         ]
-    elif (prompts := _prompts_alone(path)) is not None:
-        questions = [asked(opened, text, own or system, row) for row, text, own in prompts[:limit]]
+    elif (prompts := _prompts_alone(file)) is not None:
+        questions = [_of_prompt(opened, prompt, system) for prompt in prompts[:limit]]
     else:
         prepared = read_samples(opened, path, drop_bad_rows=drop_bad_rows)
         count = len(prepared.train) if limit is None else min(limit, len(prepared.train))
@@ -115,29 +124,27 @@ def _lines(path: str) -> list[str]:
         raise UserError(path, f"cannot be read: {error}", "a text file in UTF-8, a prompt a line") from None
 
 
-def _prompts_alone(path: str) -> list[tuple[str, str, str | None]] | None:
-    """(row, prompt, system) of rows that hold a request and no answer; None where the first row is anything else."""
-    out: list[tuple[str, str, str | None]] = []
-    file = configuration.data_file(path)
-    if file.format != "auto":
+def _prompts_alone(file: DataFile) -> list[Prompt] | None:
+    """What rows ask that hold no answer; None where the file names another format, or its first row is anything else."""
+    kind = component.load("formats", "prompts")
+    named = isinstance(file.format, kind.Config)
+    if not named and file.format != "auto":
         return None
+    reader = kind(file.format if named else kind.Config())
+    out: list[Prompt] = []
     for source in sources(file, "--prompts"):
         for row in source.rows():
             if not isinstance(row, Row):
-                if not out:
+                if not out and not named:
                     return None  # the way of training data lists all bad rows
                 raise row
-            key = next((name for name in REQUEST_COLUMNS if name in row.values), None)
-            if key is None or row.values.keys() & ANSWER_COLUMNS:
+            if not named and not (row.values.keys() & REQUEST_COLUMNS and not row.values.keys() & ANSWER_COLUMNS):
                 if not out:
                     return None
                 raise UserError(
                     row.place, f"has the columns {excerpt(sorted(row.values))}", "a prompt alone, as the rows before it"
                 )
-            text, system = row.values[key], row.values.get("system")
-            if not isinstance(text, str) or not text.strip():
-                raise UserError(row.place, f"{key} is {excerpt(text)}", "a request as text")
-            out.append((row.id, text, system if isinstance(system, str) else None))
+            out.append(reader.parse(row))
     return out
 
 

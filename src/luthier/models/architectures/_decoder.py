@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -35,7 +35,7 @@ class DecoderLayer(GradientCheckpointingLayer):  # type: ignore[misc]
         return hidden + self.mlp(self.post_attention_layernorm(hidden)), weights
 
 
-class Decoder(NativeModel):
+class Decoder(NativeModel, ABC):
     """Embeddings, layers of one kind, and the last norm. What tells one model from another is `places`."""
 
     def __init__(self, config: Any, layer: Callable[[Any, int], nn.Module]) -> None:
@@ -55,9 +55,12 @@ class Decoder(NativeModel):
         attention_mask: torch.Tensor | None,
         position_ids: torch.Tensor | None,
         cache: Cache | None,
-        keywords: dict[str, Any],
-    ) -> tuple[Any, ...]:
-        """What attention takes of masks and positions; what it takes by name is put into `keywords`."""
+        edges: torch.Tensor | None,
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """What attention takes of masks and positions, and what it takes by name beside the keywords of the call.
+
+        edges: `cu_seq_lens_q` of a flat batch: where its documents begin and end, from 0.
+        """
 
     @can_return_tuple  # type: ignore[untyped-decorator]
     def forward(
@@ -76,7 +79,9 @@ class Decoder(NativeModel):
         use_cache = self.config.use_cache and not self.training if use_cache is None else use_cache
         if past_key_values is None and use_cache:
             past_key_values = DynamicCache()
-        places = self.places(hidden, input_ids, attention_mask, position_ids, past_key_values, keywords)
+        edges = keywords.get("cu_seq_lens_q")
+        places, named = self.places(hidden, input_ids, attention_mask, position_ids, past_key_values, edges)
+        keywords |= named
         wants_all = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         states, weights = [hidden], []
         for layer in self.layers:
@@ -93,7 +98,7 @@ class Decoder(NativeModel):
             attentions=tuple(weights) if output_attentions else None,
         )
 
-    def rotary_tables(
+    def rotation(
         self, hidden: torch.Tensor, position_ids: torch.Tensor | None, past: int, dtype: torch.dtype
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Of the positions given, else of those behind `past` tokens."""

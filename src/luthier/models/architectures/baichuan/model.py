@@ -111,19 +111,18 @@ class BaichuanModel(Decoder, BaichuanPreTrainedModel):
         attention_mask: torch.Tensor | None,
         position_ids: torch.Tensor | None,
         cache: Cache | None,
-        keywords: dict[str, Any],
-    ) -> tuple[torch.Tensor | None, tuple[torch.Tensor, torch.Tensor] | None]:
+        edges: torch.Tensor | None,
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The mask, and the tables of rotation.
 
         attention_mask: [B, K], 0 for padding and else the number of a token's document; or who sees whom as
         [B, T, K], of 0 and 1, or, with the order of tokens in it, as [B, 1, T, K], of bools or to be added to scores.
         """
         past = int(cache.get_seq_length()) if cache is not None else 0
-        mask = self._mask(hidden, attention_mask, position_ids, past, keywords.get("cu_seq_lens_q"))
+        mask = self._mask(hidden, attention_mask, position_ids, past, edges)
         if self.config.uses_alibi:
-            keywords["alibi_slopes"] = self._slopes(hidden.device)
-            return mask, None
-        return mask, self.rotary_tables(hidden, position_ids, past, torch.float32)
+            return (mask, None), {"alibi_slopes": self._slopes(hidden.device)}
+        return (mask, self.rotation(hidden, position_ids, past, torch.float32)), {}
 
     def _slopes(self, device: torch.device) -> torch.Tensor:
         return torch.tensor(alibi_slopes(self.config.num_attention_heads), dtype=torch.float32, device=device)

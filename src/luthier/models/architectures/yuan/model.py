@@ -229,18 +229,15 @@ class YuanModel(Decoder, YuanPreTrainedModel):
         attention_mask: torch.Tensor | None,
         position_ids: torch.Tensor | None,
         cache: Cache | None,
-        keywords: dict[str, Any],
-    ) -> tuple[torch.Tensor | None, tuple[torch.Tensor, torch.Tensor], torch.Tensor | None]:
+        edges: torch.Tensor | None,
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The mask, the tables of rotation, and the links of the filter."""
         if cache is not None:
             prepare_cache(cache, self.config.num_hidden_layers)
         past = int(cache.get_seq_length()) if cache is not None else 0
-        mask, linked, edges = self._who_sees_whom(
-            hidden, input_ids, attention_mask, position_ids, cache, keywords.get("cu_seq_lens_q")
-        )
-        if edges is not None:
-            keywords |= {"cu_seq_lens_q": edges, "cu_seq_lens_k": edges}
-        return mask, self.rotary_tables(hidden, position_ids, past, hidden.dtype), linked
+        mask, linked, edges = self._who_sees_whom(hidden, input_ids, attention_mask, position_ids, cache, past, edges)
+        named = {"cu_seq_lens_q": edges, "cu_seq_lens_k": edges} if edges is not None else {}
+        return (mask, self.rotation(hidden, position_ids, past, hidden.dtype), linked), named
 
     def _who_sees_whom(
         self,
@@ -249,12 +246,13 @@ class YuanModel(Decoder, YuanPreTrainedModel):
         attention_mask: torch.Tensor | None,
         position_ids: torch.Tensor | None,
         cache: Cache | None,
+        past: int,
         edges: torch.Tensor | None,
     ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
         """The mask of attention, the links of the filter, and the edges for attention without a mask."""
         if attention_mask is not None and attention_mask.dim() != 2:
             raise ValueError(f"attention_mask has {attention_mask.dim()} dimensions; its filter needs one of [B, K]")
-        (rows, length), past = hidden.shape[:2], cache.get_seq_length() if cache is not None else 0
+        rows, length = hidden.shape[:2]
         documents = None
         if not past and attention_mask is None:
             documents = documents_of((rows, length), position_ids, edges)
