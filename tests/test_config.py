@@ -396,6 +396,10 @@ def test_explain_finds_keys_by_name_and_by_path_and_other_tools_names() -> None:
     assert "2e-5 (full)" in explain("learning_rate")
     assert "tuning.r" in explain("lora_rank")
     assert "exit code 4" in explain("exit 4")
+    assert explain("nan").startswith("NaN: ")
+    assert "max_tokens_per_micro_batch" in explain("out of memory")
+    assert explain("pissa").startswith("pissa is a value of tuning.init_lora_weights")
+    assert explain("nf4").startswith("nf4 is a value of model.quantization")
     with pytest.raises(UserError, match="learning_rate"):
         explain("learnig_rate")
 

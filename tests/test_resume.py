@@ -6,11 +6,14 @@ import json
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
-from luthier import config, run
-from luthier.errors import UserError
+from luthier import config, loop, run
+from luthier.errors import EnvironmentProblem, UserError
 from tests.helpers.killing import (
     STEPS,
     STEPS_PER_EPOCH,
@@ -79,6 +82,34 @@ def test_a_changed_configuration_is_refused_with_each_difference(config_file: Pa
     with pytest.raises(UserError, match="learning_rate") as caught:
         run.train(changed, resume=True)
     assert "seed" in str(caught.value)
+
+
+def test_a_run_that_had_no_room_goes_on_in_smaller_passes(
+    config_file: Path, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = loop.optimizer_step
+
+    def full(job: loop.Job, step: int, *rest: Any) -> Any:
+        if step == 20:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return whole(job, step, *rest)
+
+    given = [f"output_dir={tmp_path / 'run'}"]
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "optimizer_step", full)
+        with pytest.raises(EnvironmentProblem, match="step 21: out of memory"):
+            run.train(config.load(config_file, given), say=lambda text: None)
+    said: list[str] = []
+    smaller = [*given, "max_tokens_per_micro_batch=30", "activation_checkpointing=true"]
+    run.train(config.load(config_file, smaller), resume=True, say=said.append)
+    assert "max_tokens_per_micro_batch 30 instead of 60: the same mathematics, other bits" in said
+    assert "resumed at step 18 of 36" in said
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert (manifest["decisions"]["max_tokens_per_micro_batch"], manifest["state"]) == (30, "finished")
+    ours, theirs = (
+        load_file(folder / "adapter" / "adapter_model.safetensors") for folder in (tmp_path / "run", uninterrupted)
+    )
+    assert max(float((ours[name] - theirs[name]).abs().max()) for name in theirs) < 5e-5
 
 
 def test_changed_data_are_refused(config_file: Path, worker: Worker, tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ from luthier.policy import Policy, enable_activation_checkpointing
 from luthier.randomness import key
 from luthier.reporting.row_progress import RowProgress
 from luthier.routers import check_routers
+from luthier.run_folder import ASKED_ANEW
 from luthier.tuning._starts import starts_of
 from luthier.types import Objective, Tuned, Tuning
 from luthier.words import counted, noun
@@ -82,7 +83,7 @@ def build(
     """From the model's source to a job that can begin. Nothing is written to `output_dir`.
 
     Args:
-        decided: the decisions of the run that goes on; by default they are made here.
+        decided: the decisions of the run that goes on, of which some may be asked for anew; by default they are made here.
         say: gets each line for the person who watches.
 
     Raises:
@@ -99,7 +100,11 @@ def build(
         data = prepare(config, tokenizer, context_length=context, objective=objective, watch=progress)
     say("\n".join([f"model: {source.name}", _method(config), data.ledger.as_text(), *data.notes]))
 
-    decisions = decided or _decide(config, source, model_config, data, dtype, engine, trust_remote_code)
+    if decided is not None:
+        asked = {name: getattr(config.training, name) for name in ASKED_ANEW}
+        decisions = decided | {name: value for name, value in asked.items() if value != "auto"}
+    else:
+        decisions = _decide(config, source, model_config, data, dtype, engine, trust_remote_code)
     torch.set_num_threads(decisions["threads"])
     limit = decisions["max_tokens_per_micro_batch"]
     say(f"layout: {decisions['layout']} ({decisions['layout_reason']}), at most {limit:,} tokens in one forward pass")

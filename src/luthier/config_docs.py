@@ -5,6 +5,7 @@ The meaning of a key is the docstring under it; its type and default are those t
 
 from __future__ import annotations
 
+import re
 import types
 import typing
 from collections.abc import Iterator
@@ -56,6 +57,11 @@ class Key:
 
     def as_dict(self) -> dict[str, Any]:
         return {"key": self.dotted, **asdict(self)}
+
+    @property
+    def values(self) -> list[str]:
+        """The names that it takes."""
+        return re.findall(r"[\w-]+", self.takes.partition("one of ")[2].partition(";")[0].partition(", or ")[0])
 
     @property
     def dotted(self) -> str:
@@ -173,7 +179,7 @@ def find(name: str) -> list[Key]:
 
 
 def explain(word: str) -> str:
-    """What a key, another tool's key or an error means, as a screen of text.
+    """What a key, another tool's key, an error or a named value means, as a screen of text.
 
     Raises:
         UserError: it is none of them; names the nearest key.
@@ -187,6 +193,8 @@ def explain(word: str) -> str:
             return f"{word} is another tool's name: write {key}: {values[word]}"
     if message := errors_explained.find(word):
         return message
+    if holders := [key for key in keys() if word in key.values]:
+        return f"{word} is a value of {holders[0].dotted}\n\n" + "\n\n".join(map(_paragraph, holders))
     known = sorted({name for key in keys() for name in (key.name, key.dotted)} | set(errors_explained.ERRORS))
     raise UserError(
         f"luthier explain {word}",

@@ -59,6 +59,17 @@ ERRORS = {
         "The file does not parse: often a tab, or lines of one map that are not indented alike.",
         "Indent with spaces, all keys of one map alike.",
     ),
+    "out of memory": Explained(
+        "out of memory",
+        "The device had no room for the model, or for a step. What was saved before is whole.",
+        "Lower max_tokens_per_micro_batch, which changes no result, or activation_checkpointing=true, or "
+        "model.quantization=nf4; then luthier train mine.yaml --resume goes on.",
+    ),
+    "NaN": Explained(
+        "is not finite; nothing was updated with it",
+        "A loss or a gradient was NaN or infinite. The message names the rows of the step; the weights are those before it.",
+        "Look at the rows (luthier data CONFIG --row FILE:N), lower learning_rate, or use model.dtype=bfloat16 or float32.",
+    ),
 }
 """Name of an error: its explanation."""
 

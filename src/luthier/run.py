@@ -108,7 +108,7 @@ def _train(
         raise
     except torch.OutOfMemoryError as error:
         smaller = max(1, decisions["max_tokens_per_micro_batch"] // 2)
-        fix = f"max_tokens_per_micro_batch={smaller}, or activation_checkpointing=true"
+        fix = f"--resume max_tokens_per_micro_batch={smaller}, or --resume activation_checkpointing=true"
         raise _out_of_memory(f"step {job.progress.step + 1}", error, fix) from error
     finally:
         if recorder is not None:

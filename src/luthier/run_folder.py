@@ -26,6 +26,9 @@ CONFIG, LEDGER, REJECTED, LOCK = "config.yaml", "ledger.json", "rejected.jsonl",
 BEFORE_THE_MANIFEST = {CONFIG, LEDGER, REJECTED, LOCK, f".{MANIFEST}.tmp"}
 """What may lie in the folder of a run that was killed before it began."""
 
+ASKED_ANEW = ("max_tokens_per_micro_batch", "activation_checkpointing")
+"""Decisions that a resume may ask for anew, where there was no room for the old ones: they change rounding only."""
+
 MAY_CHANGE = (
     "output_dir",
     "report_to",
@@ -33,6 +36,7 @@ MAY_CHANGE = (
     "training.save_steps",
     "training.save_total_limit",
     "training.sample_prompts",
+    *(f"training.{name}" for name in ASKED_ANEW),
 )
 """Keys that a resume may have other values of: they do not touch the mathematics."""
 
@@ -225,10 +229,10 @@ def begin(
             say(
                 f"the environment changed ({', '.join(other) or 'other hardware'}): the run goes on, but not to the same bits"
             )
-        if before["decisions"]["processes"] != new["processes"]:
-            say(
-                f"{new['processes']} processes instead of {before['decisions']['processes']}: the same mathematics, other bits"
-            )
+        now = {**new["decisions"], "processes": new["processes"]}
+        for name in ("processes", *ASKED_ANEW):
+            if before["decisions"][name] != now[name]:
+                say(f"{name} {now[name]} instead of {before['decisions'][name]}: the same mathematics, other bits")
         for leftover in (*folder.glob(".tmp-*"), *folder.glob("checkpoints/.tmp-*")):
             shutil.rmtree(leftover)
     else:
