@@ -286,7 +286,7 @@ def test_a_run_goes_on_from_an_adapter(tmp_path: Path) -> None:
     go_on = [*keys, f"model={tmp_path / 'model'}", f"output_dir={second}"]
     said: list[str] = []
     run.train(config.load(None, [*go_on, f"adapter_path={first}", "lora_dropout=0.1"]), say=said.append)
-    assert any(line.startswith(f"goes on from {first}; LoRA on 14 layers") for line in said)
+    assert any(line.startswith(f"goes on from {first}, rank 6; LoRA on 14 layers") for line in said)
     ends, begins = (
         [json.loads(line) for line in (f / "metrics.jsonl").read_text().splitlines()] for f in (first, second)
     )
