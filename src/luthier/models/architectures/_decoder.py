@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -35,6 +36,33 @@ class DecoderLayer(GradientCheckpointingLayer):  # type: ignore[misc]
         return hidden + self.mlp(self.post_attention_layernorm(hidden)), weights
 
 
+@dataclass(frozen=True)
+class Given:
+    """What a decoder is called with."""
+
+    hidden: torch.Tensor
+    """[B, T, C]: the embeddings"""
+    input_ids: torch.Tensor | None
+    attention_mask: torch.Tensor | None
+    position_ids: torch.Tensor | None
+    cache: Cache | None
+    edges: torch.Tensor | None
+    """`cu_seq_lens_q` of a flat batch: where its documents begin and end, from 0"""
+
+    @property
+    def past(self) -> int:
+        """Tokens that the cache holds."""
+        return int(self.cache.get_seq_length()) if self.cache is not None else 0
+
+    def rotation(self, head_dim: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        """The tables that turn queries and keys: of the positions given, else of those behind the cache."""
+        positions = self.position_ids
+        if positions is None:
+            end = self.past + self.hidden.shape[1]
+            positions = torch.arange(self.past, end, device=self.hidden.device)[None]
+        return rotary_tables(positions, head_dim, dtype)
+
+
 class Decoder(NativeModel, ABC):
     """Embeddings, layers of one kind, and the last norm. What tells one model from another is `places`."""
 
@@ -48,19 +76,8 @@ class Decoder(NativeModel, ABC):
         self.post_init()
 
     @abstractmethod
-    def places(
-        self,
-        hidden: torch.Tensor,
-        input_ids: torch.Tensor | None,
-        attention_mask: torch.Tensor | None,
-        position_ids: torch.Tensor | None,
-        cache: Cache | None,
-        edges: torch.Tensor | None,
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """What attention takes of masks and positions, and what it takes by name beside the keywords of the call.
-
-        edges: `cu_seq_lens_q` of a flat batch: where its documents begin and end, from 0.
-        """
+    def places(self, given: Given) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """What attention takes of masks and positions, and what it takes by name beside the keywords of the call."""
 
     @can_return_tuple  # type: ignore[untyped-decorator]
     def forward(
@@ -80,7 +97,7 @@ class Decoder(NativeModel, ABC):
         if past_key_values is None and use_cache:
             past_key_values = DynamicCache()
         edges = keywords.get("cu_seq_lens_q")
-        places, named = self.places(hidden, input_ids, attention_mask, position_ids, past_key_values, edges)
+        places, named = self.places(Given(hidden, input_ids, attention_mask, position_ids, past_key_values, edges))
         keywords |= named
         wants_all = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         states, weights = [hidden], []
@@ -97,14 +114,6 @@ class Decoder(NativeModel, ABC):
             hidden_states=(*states[:-1], hidden) if wants_all else None,
             attentions=tuple(weights) if output_attentions else None,
         )
-
-    def rotation(
-        self, hidden: torch.Tensor, position_ids: torch.Tensor | None, past: int, dtype: torch.dtype
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of the positions given, else of those behind `past` tokens."""
-        if position_ids is None:
-            position_ids = torch.arange(past, past + hidden.shape[1], device=hidden.device)[None]
-        return rotary_tables(position_ids, self.config.head_dim, dtype)
 
 
 class LanguageModel:

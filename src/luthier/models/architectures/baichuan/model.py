@@ -16,7 +16,7 @@ from torch import nn
 from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
 
-from luthier.models.architectures._decoder import Decoder, DecoderLayer, LanguageModel
+from luthier.models.architectures._decoder import Decoder, DecoderLayer, Given, LanguageModel
 from luthier.models.architectures._parts import (
     DENSE,
     NativeModel,
@@ -104,43 +104,28 @@ class BaichuanModel(Decoder, BaichuanPreTrainedModel):
     def __init__(self, config: BaichuanConfig) -> None:
         super().__init__(config, BaichuanDecoderLayer)
 
-    def places(
-        self,
-        hidden: torch.Tensor,
-        input_ids: torch.Tensor | None,
-        attention_mask: torch.Tensor | None,
-        position_ids: torch.Tensor | None,
-        cache: Cache | None,
-        edges: torch.Tensor | None,
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def places(self, given: Given) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The mask, and the tables of rotation.
 
         attention_mask: [B, K], 0 for padding and else the number of a token's document; or who sees whom as
         [B, T, K], of 0 and 1, or, with the order of tokens in it, as [B, 1, T, K], of bools or to be added to scores.
         """
-        past = int(cache.get_seq_length()) if cache is not None else 0
-        mask = self._mask(hidden, attention_mask, position_ids, past, edges)
+        mask = self._mask(given)
         if self.config.uses_alibi:
-            return (mask, None), {"alibi_slopes": self._slopes(hidden.device)}
-        return (mask, self.rotation(hidden, position_ids, past, torch.float32)), {}
+            return (mask, None), {"alibi_slopes": self._slopes(given.hidden.device)}
+        return (mask, given.rotation(self.config.head_dim, torch.float32)), {}
 
     def _slopes(self, device: torch.device) -> torch.Tensor:
         return torch.tensor(alibi_slopes(self.config.num_attention_heads), dtype=torch.float32, device=device)
 
-    def _mask(
-        self,
-        hidden: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        position_ids: torch.Tensor | None,
-        past: int,
-        edges: torch.Tensor | None,
-    ) -> torch.Tensor | None:
+    def _mask(self, given: Given) -> torch.Tensor | None:
         """What is added to scores, [B or 1, 1 or H, T, K], or bools; None where plain causal attention is meant, or
         where attention goes by the lengths of documents."""
-        (rows, length), name = hidden.shape[:2], self.config._attn_implementation
+        hidden, past, name = given.hidden, given.past, self.config._attn_implementation
+        length = hidden.shape[1]
         if name not in DENSE:
-            return attention_mask
-        seen = self._seen(rows, length, attention_mask, position_ids, past, edges)
+            return given.attention_mask
+        seen = self._seen(given)
         if not self.config.uses_alibi and name == "sdpa":
             return seen if seen is not None or not past or length == 1 else _causal(length, past, hidden.device)
         if seen is None:
@@ -154,18 +139,11 @@ class BaichuanModel(Decoder, BaichuanPreTrainedModel):
         wide = torch.promote_types(hidden.dtype, torch.float32)
         return (mask.to(wide) + bias).clamp(min=torch.finfo(hidden.dtype).min).to(hidden.dtype)
 
-    def _seen(
-        self,
-        rows: int,
-        length: int,
-        attention_mask: torch.Tensor | None,
-        position_ids: torch.Tensor | None,
-        past: int,
-        edges: torch.Tensor | None,
-    ) -> torch.Tensor | None:
+    def _seen(self, given: Given) -> torch.Tensor | None:
         """Who sees whom, without ALiBi; None where plain causal attention is meant."""
+        (rows, length), past, attention_mask = given.hidden.shape[:2], given.past, given.attention_mask
         if attention_mask is None:
-            documents = documents_of((rows, length), position_ids, edges) if not past else None
+            documents = documents_of((rows, length), given.position_ids, given.edges) if not past else None
             return None if documents is None else visible(documents, length)
         if attention_mask.dim() == 2:
             if bool((attention_mask == 1).all()):

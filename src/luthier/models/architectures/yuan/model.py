@@ -19,7 +19,7 @@ from transformers import initialization
 from transformers.cache_utils import Cache, DynamicLayer
 from transformers.generation import GenerationMixin
 
-from luthier.models.architectures._decoder import Decoder, DecoderLayer, LanguageModel
+from luthier.models.architectures._decoder import Decoder, DecoderLayer, Given, LanguageModel
 from luthier.models.architectures._parts import (
     DENSE,
     NativeModel,
@@ -222,47 +222,30 @@ class YuanModel(Decoder, YuanPreTrainedModel):
     def __init__(self, config: YuanConfig) -> None:
         super().__init__(config, YuanDecoderLayer)
 
-    def places(
-        self,
-        hidden: torch.Tensor,
-        input_ids: torch.Tensor | None,
-        attention_mask: torch.Tensor | None,
-        position_ids: torch.Tensor | None,
-        cache: Cache | None,
-        edges: torch.Tensor | None,
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def places(self, given: Given) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The mask, the tables of rotation, and the links of the filter."""
-        if cache is not None:
-            prepare_cache(cache, self.config.num_hidden_layers)
-        past = int(cache.get_seq_length()) if cache is not None else 0
-        mask, linked, edges = self._who_sees_whom(hidden, input_ids, attention_mask, position_ids, cache, past, edges)
+        if given.cache is not None:
+            prepare_cache(given.cache, self.config.num_hidden_layers)
+        mask, linked, edges = self._who_sees_whom(given)
         named = {"cu_seq_lens_q": edges, "cu_seq_lens_k": edges} if edges is not None else {}
-        return (mask, self.rotation(hidden, position_ids, past, hidden.dtype), linked), named
+        return (mask, given.rotation(self.config.head_dim, given.hidden.dtype), linked), named
 
-    def _who_sees_whom(
-        self,
-        hidden: torch.Tensor,
-        input_ids: torch.Tensor | None,
-        attention_mask: torch.Tensor | None,
-        position_ids: torch.Tensor | None,
-        cache: Cache | None,
-        past: int,
-        edges: torch.Tensor | None,
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+    def _who_sees_whom(self, given: Given) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
         """The mask of attention, the links of the filter, and the edges for attention without a mask."""
+        hidden, attention_mask, past, edges = given.hidden, given.attention_mask, given.past, given.edges
         if attention_mask is not None and attention_mask.dim() != 2:
             raise ValueError(f"attention_mask has {attention_mask.dim()} dimensions; its filter needs one of [B, K]")
         rows, length = hidden.shape[:2]
         documents = None
         if not past and attention_mask is None:
-            documents = documents_of((rows, length), position_ids, edges)
+            documents = documents_of((rows, length), given.position_ids, edges)
         real = None if attention_mask is None else attention_mask.bool()
         if real is not None and bool(real.all()):
             real = None
         if real is not None and real.shape[1] != past + length:
             raise ValueError(f"attention_mask is of {real.shape[1]} tokens, cache and input of {past + length}")
         linked = _links(real, documents, past, length)
-        segments = self._segments(input_ids, documents, cache)
+        segments = self._segments(given.input_ids, documents, given.cache)
         name = self.config._attn_implementation
         if name not in DENSE:
             return attention_mask, linked, edges if segments is documents or edges is None else _edges(segments)
