@@ -235,17 +235,12 @@ def build_policy(
         restored: whether a checkpoint, and what the run began with, are put in afterwards.
     """
     new = new or {}
-    quantization = config.model.quantization
-    held = component.load("quantization", quantization.kind)(quantization) if quantization is not None else None
     keys = DropoutKeys(config.seed)
     tuning: Tuning = component.load("tuning", config.tuning.kind)(config.tuning)
     # Weights that are trained are float32 from the start: loaded in fewer bits than are stored they would begin rounded.
     as_stored = set(summarise(source.folder, source.name).floating) <= {dtype_name(dtype)}
     loaded = dtype if tuning.makes_adapter or as_stored else torch.float32
-    model = load_model(source, dtype=loaded, device=device, quantization=held, trust_remote_code=trust_remote_code)
-    layers, share = quantized(model)
-    if quantization is not None and layers:
-        say(f"held in {quantization.kind}: {counted(layers, 'layer')}, {100 * share:.0f} % of the base's weights")
+    model = _hold_base(config, source, loaded, device, trust_remote_code, say)
     grow(model, max(new.values(), default=-1) + 1)
     start = RunStart(
         keys,
@@ -279,6 +274,24 @@ def build_policy(
     if decisions["layout"] == "flat":
         use_flat_attention(core)
     return policy, replace(tuned, trained="; ".join(said))
+
+
+def _hold_base(
+    config: RunConfig,
+    source: ModelSource,
+    dtype: torch.dtype,
+    device: torch.device,
+    trust_remote_code: bool,
+    say: Callable[[str], None],
+) -> Any:
+    """The model before anything is tuned, in `dtype` or in the bits that `model.quantization` asks for."""
+    quantization = config.model.quantization
+    held = component.load("quantization", quantization.kind)(quantization) if quantization is not None else None
+    model = load_model(source, dtype=dtype, device=device, quantization=held, trust_remote_code=trust_remote_code)
+    layers, share = quantized(model)
+    if quantization is not None and layers:
+        say(f"held in {quantization.kind}: {counted(layers, 'layer')}, {100 * share:.0f} % of the base's weights")
+    return model
 
 
 def _train_in_bfloat16(model: Any, dtype: torch.dtype) -> None:

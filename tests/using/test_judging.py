@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from tests.using.conftest import make_run
 
 from luthier.cli import main
@@ -228,6 +230,22 @@ def test_commands_print_tables_and_json(run: Path, rows_file: Path, capsys: pyte
     shown = capsys.readouterr().out
     assert "[bold]" in shown
     assert "verdict" in shown
+
+
+def test_what_all_prompts_begin_with_is_shown_once() -> None:
+    system = "You are terse.\nAnswer in one word.\n"
+    nothing = Generation("x", [], True)
+    asked = [f"{system}{text}" for text in ("Hi", "Hello", "Hell")]
+    found = comparison.Comparison(
+        "runs/a", "org/base", [Answered(Question(text, [1]), nothing, nothing, None, None, 0) for text in asked], []
+    )
+    console = Console(width=100, record=True, file=StringIO())
+    console.print(comparison.render(found))
+    shown = console.export_text()
+    assert shown.count("You are terse.") == 1
+    assert all(f"│ {text} " in shown for text in ("Hi", "Hello", "Hell"))
+    assert comparison.shared_beginning(asked[:1]) == ""
+    assert comparison.shared_beginning(["Hell", "Hello"]) == ""
 
 
 def test_wrong_use_ends_with_one_screen(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -233,8 +234,9 @@ def render(comparison: Comparison) -> RenderableType:
     answers = Table(show_lines=True, expand=True)
     for title in ("prompt", f"base: {comparison.base}", f"tuned: {comparison.target}"):
         answers.add_column(escape(title), overflow="fold", ratio=1)
+    shared = shared_beginning([item.question.prompt for item in comparison.answered])
     for item in comparison.answered[:SHOWN]:
-        prompt = item.question.prompt + (
+        prompt = item.question.prompt.removeprefix(shared) + (
             f"\n\nreference: {item.question.reference}" if item.question.reference is not None else ""
         )
         answers.add_row(
@@ -243,12 +245,22 @@ def render(comparison: Comparison) -> RenderableType:
             _answer(item.tuned, item.tuned_nll, item.tokens),
         )
     parts: list[RenderableType] = [answers]
+    if shared:
+        parts.insert(0, escape(f"every prompt begins with:\n{shared}"))
     if len(comparison.answered) > SHOWN:
         parts.append(f"... and {len(comparison.answered) - SHOWN} more; --json has all")
     if comparison.measures:
         rows = sum(item.base_nll is not None for item in comparison.answered)
         parts.append(_measures_table(comparison.measures, rows))
     return Group(*parts)
+
+
+def shared_beginning(prompts: Sequence[str]) -> str:
+    """The lines with which all of several prompts begin, a system text for one, so that a table need not repeat them."""
+    if len(prompts) < 2:
+        return ""
+    lines = zip(*(prompt.splitlines(keepends=True)[:-1] for prompt in prompts), strict=False)
+    return "".join(group[0] for group in takewhile(lambda group: len(set(group)) == 1, lines))
 
 
 def _answer(answer: Generation, nll: float | None, tokens: int) -> str:
