@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from luthier import loop
+from luthier import loop, result
 from luthier.cli import main
+from luthier.files import verify
 from luthier.tuning.lora import Lora
 from tests.helpers.tiny_models import tiny_llama
 
@@ -157,6 +158,25 @@ def test_a_bad_row_with_a_resume_loses_nothing(model: Path, tmp_path: Path) -> N
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     assert main(["train", *overrides]) == 2
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+
+
+def test_a_damaged_best_checkpoint_is_no_dead_end(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_rows(tmp_path / "train.jsonl", list(GOOD))
+    given = [f"model={model}", f"data={tmp_path / 'train.jsonl'}", f"output_dir={tmp_path / 'run'}"]
+    given += ["dtype=float32", "data.eval=0.3", "eval_steps=1", "max_steps=3", "load_best_checkpoint=true"]
+
+    def damaged(folder: Path) -> str:
+        (folder / "tensors.safetensors").write_bytes(b"damaged")
+        return verify(folder)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(result, "verify", damaged)
+        assert main(["train", *given]) == 2
+    assert "load_best_checkpoint=false, with --resume" in capsys.readouterr().err
+    assert main(["train", *given[:-1], "load_best_checkpoint=false", "--resume"]) == 0
+    assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").is_file()
 
 
 @pytest.mark.parametrize(

@@ -251,6 +251,7 @@ def test_another_tools_name_is_answered_with_ours(key: str, ours: str) -> None:
         (("load_best_checkpoint=true",), "data.eval"),
         (("quantization=nf4", "tuning=full"), "tuning=lora"),
         (("max_steps=5", "warmup_steps=5"), "warmup_steps"),
+        (("lr_scheduler_type=constant", "warmup_steps=10"), "constant_with_warmup"),
     ],
 )
 def test_wrong_combinations_are_refused_with_the_remedy(overrides: tuple[str, ...], part: str) -> None:

@@ -253,13 +253,22 @@ def test_a_sequence_of_period_seven_is_learned(tmp_path: Path) -> None:
     assert read_lines(tmp_path / "metrics.jsonl")[-1]["loss"] < 0.1
 
 
+def test_a_warm_up_to_the_very_end_is_refused(tmp_path: Path) -> None:
+    """Also where epochs, not max_steps, say how many steps there are."""
+    training = make_config(tmp_path, "warmup_steps=100", "num_train_epochs=3").training
+    with pytest.raises(UserError, match="100 warm-up steps of 60 steps"):
+        make_schedule(training, 60)
+    assert make_schedule(training, 101)(99) == pytest.approx(1.0)
+
+
 @pytest.mark.parametrize(
     "name",
     ["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"],
 )
 def test_schedules_are_those_of_transformers(name: str, tmp_path: Path) -> None:
     """Equal from the end of the warm-up on; within it one step ahead, so that no step is spent at a rate of zero."""
-    ours = make_schedule(make_config(tmp_path, f"lr_scheduler_type={name}", "warmup_steps=10").training, 100)
+    warmup = "null" if name == "constant" else "10"
+    ours = make_schedule(make_config(tmp_path, f"lr_scheduler_type={name}", f"warmup_steps={warmup}").training, 100)
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
     theirs = get_scheduler(name, optimizer, num_warmup_steps=10, num_training_steps=100)
     for step in range(100):

@@ -89,6 +89,7 @@ def test_every_matrix_is_counted_once(name: str) -> None:
 def test_a_part_of_a_part_is_a_share_of_its_parameters() -> None:
     line = applied(twin("llama"), target_modules=("q_proj", "lm_head"))[1]
     assert line.startswith("LoRA on 33.3 % of attention, 0 % of MLP, 50 % of embeddings and head: ")
+    assert line.endswith(" in 3 layers: q_proj, lm_head")
 
 
 def test_shares_are_rounded_down() -> None:

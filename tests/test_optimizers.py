@@ -178,6 +178,16 @@ def test_keys_that_an_optimizer_does_not_read_are_refused(tmp_path: Path) -> Non
         make_optimizer(given.training, make_policy(given))
 
 
+def test_muon_reads_the_keys_of_adamw_where_it_leaves_it_something(tmp_path: Path) -> None:
+    matrices = make_config(tmp_path, "optim=muon", "adam_beta1=0.5")
+    with pytest.raises(UserError, match="no such number for matrices, and nothing else is trained"):
+        make_optimizer(matrices.training, make_policy(matrices))
+    whole = make_config(tmp_path, "optim=muon", "adam_beta1=0.5", "tuning=full")
+    assert any(
+        group.get("betas") == (0.5, 0.999) for group in make_optimizer(whole.training, make_policy(whole)).param_groups
+    )
+
+
 @pytest.mark.parametrize("tuning", ["full", "lora"])
 def test_a_run_in_bfloat16(tmp_path: Path, tuning: str) -> None:
     tiny_llama(tmp_path / "model")

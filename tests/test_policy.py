@@ -67,7 +67,8 @@ def test_logits_flat_are_logits_alone(family: str, tmp_path: Path) -> None:
     (batch,) = micro_batches(samples, [0, 1, 2, 3, 4], layout="flat", max_tokens=512, step=0)
     order = [sample for row in batch.row_ids for sample in samples if sample.row == row]
     with torch.no_grad():
-        flat = policy.head(policy.hidden(batch)[0]).split([len(sample) for sample in order])
+        hidden = policy._hidden(batch, torch.device("cpu"), policy.keys.of(batch))
+        flat = policy.head(hidden[0]).split([len(sample) for sample in order])
         with stock_attention(policy.model):
             for sample, got in zip(order, flat, strict=True):
                 want = policy.core(input_ids=torch.from_numpy(sample.input_ids)[None]).logits[0]

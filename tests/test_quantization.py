@@ -97,6 +97,22 @@ def test_a_model_of_which_nothing_can_be_held_so_is_refused(tmp_path: Path, monk
         held(save_twin(tmp_path / "falcon", "falcon"), "nf4")
 
 
+@pytest.mark.parametrize("kind", ["nf4", "fp4"])
+def test_weights_stay_as_they_were_packed(kind: str, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU with bfloat16 arithmetic bitsandbytes packs them anew while nothing is trained, for a product without a gradient."""
+    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: True)
+    loaded = held(model, kind)
+    with torch.no_grad():
+        loaded.eval()(torch.arange(5)[None])
+    states = [module.weight.quant_state for module in loaded.modules() if type(module).__name__ == "Linear4bit"]
+    assert states
+    assert not any(getattr(state, "packing_format_for_cpu", False) for state in states)
+    wide = torch.ones(1, 3, 64, requires_grad=True)
+    projection(loaded)(wide).sum().backward()
+    assert wide.grad is not None
+    assert float(wide.grad.abs().max()) > 0
+
+
 def test_int8_has_no_outliers_unless_asked(model: Path) -> None:
     assert projection(held(model, "int8")).state.threshold == 0.0  # type: ignore[union-attr]
     assert projection(held(model, "int8", outlier_threshold=6.0)).state.threshold == 6.0  # type: ignore[union-attr]

@@ -116,6 +116,8 @@ def put(run: Path, policy: Policy) -> None:
     if not starts and policy.initial is None:
         return  # nobody looks back
     wanted = beginning_of(policy)
+    if not wanted:
+        return  # it began as the base's own files say
     held = read(run)
     if held.keys() != wanted.keys():
         raise UserError(

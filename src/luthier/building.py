@@ -32,7 +32,7 @@ from luthier.models.new_tokens import add_tokens, grow, names_of_edges, refuse_u
 from luthier.models.own_losses import own_losses
 from luthier.models.sources import ModelSource, resolve
 from luthier.neftune import Noise
-from luthier.optimization import ROUNDS_STOCHASTICALLY, make_optimizer, make_schedule, notes_on
+from luthier.optimization import ROUNDS_STOCHASTICALLY, make_optimizer, make_schedule, notes_on, warmup_steps
 from luthier.planning import activation_checkpointing, held_bytes, tokens_per_micro_batch, trained_parameters
 from luthier.policy import Policy, enable_activation_checkpointing
 from luthier.randomness import key
@@ -99,6 +99,7 @@ def build(
         context = context_length(model_config)
         data = prepare(config, tokenizer, context_length=context, objective=objective, watch=progress)
     say("\n".join([f"model: {source.name}", _method(config), data.ledger.as_text(), *data.notes]))
+    warmup_steps(config.training, data.steps(config).total)  # before the model is loaded
 
     if decided is not None:
         asked = {name: getattr(config.training, name) for name in ASKED_ANEW}
@@ -160,7 +161,7 @@ def _method(config: RunConfig) -> str:
         length = counted(training.max_steps, "step")
     return (
         f"method: {config.objective.kind}, {config.tuning.kind}; learning rate {training.learning_rate:g}, "
-        f"{training.lr_scheduler_type}, warm-up {training.warmup_steps:g}, weight decay {training.weight_decay:g}; "
+        f"{training.lr_scheduler_type}, warm-up {training.warmup_steps or 0:g}, weight decay {training.weight_decay:g}; "
         f"{length}, global batch {training.global_batch_size}"
     )
 
@@ -247,7 +248,7 @@ def build_policy(
         {name: list(new.values()) for name in names_of_edges(model)} if new else {},
         restored,
         source=source,
-        base=base_record(config, source, data),
+        base=base_record(config, source, data, dtype),
         samples=data.train if data is not None else (),
         new=new,
         tell=say,
@@ -309,12 +310,13 @@ def _train_in_bfloat16(model: Any, dtype: torch.dtype) -> None:
         start.data = start.data.to(dtype)
 
 
-def base_record(config: RunConfig, source: ModelSource, data: Prepared | None) -> dict[str, Any]:
-    """What a result says of the model underneath, so that it is put on no other one."""
+def base_record(config: RunConfig, source: ModelSource, data: Prepared | None, dtype: torch.dtype) -> dict[str, Any]:
+    """What a result says of the model underneath, so that it is put on no other one, and held as it was."""
     quantization = config.model.quantization
     held = quantization.model_dump(mode="json") if quantization is not None else None
     template = data.template.fingerprint if data is not None and data.template is not None else None
-    return {**fingerprint(source).as_dict(), "quantization": held, "template": template}
+    rounded = {"quantized_from": dtype_name(dtype)} if held is not None else {}
+    return {**fingerprint(source).as_dict(), "quantization": held, "template": template, **rounded}
 
 
 def _job(

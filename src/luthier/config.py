@@ -270,7 +270,7 @@ def _of_a_file(document: Document, key: str, text: str, value: Any) -> str:
 
 
 def _with_method_defaults(config: RunConfig) -> RunConfig:
-    chosen = method_defaults(config.tuning.kind)
+    chosen = method_defaults(config.tuning.kind, config.training.lr_scheduler_type)
     if config.data.eval is not None:
         chosen["eval_steps"] = 0.1
     filled = {key: value for key, value in chosen.items() if getattr(config.training, key) is None}

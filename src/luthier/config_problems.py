@@ -14,6 +14,7 @@ from luthier.component import ComponentConfig, Config
 from luthier.config_names import RENAMED_VALUES, foreign_key
 from luthier.config_sections import DataConfig, DataFile, ModelConfig, RunConfig, TrainingConfig
 from luthier.config_yaml import Document, to_line
+from luthier.defaults import WITHOUT_WARMUP
 from luthier.errors import UserError, excerpt
 
 Problem = tuple[tuple[str | int, ...], str, Any, str]
@@ -272,6 +273,13 @@ def _wrong_combinations(config: RunConfig) -> Iterator[tuple[tuple[str | int, ..
             f"tuning: {config.tuning.kind} of a quantized model",
             "weights that can be trained",
             "tuning=lora, or leave model.quantization out",
+        )
+    if training.lr_scheduler_type == WITHOUT_WARMUP and training.warmup_steps:
+        yield (
+            ("training", "warmup_steps"),
+            f"warmup_steps: {training.warmup_steps:g} with lr_scheduler_type: {WITHOUT_WARMUP}, which has no warm-up",
+            "a schedule that has one",
+            "lr_scheduler_type=constant_with_warmup, or leave warmup_steps out",
         )
     if (
         isinstance(training.warmup_steps, int)

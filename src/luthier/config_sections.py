@@ -129,8 +129,8 @@ class TrainingConfig(Config):
         "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"
     ] = "cosine"
     """Schedule of the learning rate, as in transformers."""
-    warmup_steps: Annotated[float, Field(ge=0, lt=1)] | Annotated[int, Field(ge=0)] = 0.03
-    """Steps over which the learning rate rises from 0; below 1 a share of all steps."""
+    warmup_steps: Annotated[float, Field(ge=0, lt=1)] | Annotated[int, Field(ge=0)] | None = None
+    """Steps over which the learning rate rises from 0; below 1 a share of all steps. Default: 0.03; `constant` has none."""
     weight_decay: Annotated[float, Field(ge=0)] | None = None
     """AdamW's decoupled weight decay. Default: 0 for LoRA, 0.01 when the model's own weights are tuned. Biases
     and norms are spared."""

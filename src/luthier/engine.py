@@ -1,6 +1,6 @@
 """Device, precision, processes: the one place that knows about backends.
 
-Each engine has the same interface: wrap, accumulating, backward, clip_and_step, state. In every one the loss that is differentiated is
+Each engine has the same interface: wrap, accumulating, backward, clip_and_step. In every one the loss that is differentiated is
 sum * processes / global weight, because every engine averages gradients over processes.
 """
 
@@ -59,7 +59,6 @@ class LossScale:
 class SingleEngine:
     """One process."""
 
-    kind = "single"
     processes = 1
     rank = 0
 
@@ -118,8 +117,6 @@ class SingleEngine:
 
 class DDPEngine(SingleEngine):
     """Several processes with a copy of the model each, by torch's DistributedDataParallel."""
-
-    kind = "ddp"
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(device)
@@ -232,6 +229,6 @@ def hardware(where: torch.device) -> dict[str, Any]:
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Inside, torch's default generators start from `seed`; afterwards they are as they were."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
         torch.manual_seed(seed)
         yield

@@ -155,7 +155,7 @@ def export(
     say(f"opening {target} in float32 on the CPU")
     opened = _open(target, "16bit" if exporter.needs_adapter else "as trained", trust_remote_code)
     _refuse_wrong(exporter, to, opened, base)
-    inputs = _inputs(opened)
+    inputs = _inputs(opened, say)
     held = None
     if opened.quantization is not None and not exporter.needs_adapter:
         held = _logits(opened.model, inputs)
@@ -311,11 +311,12 @@ def _parts(opened: Opened, as_stored: bool) -> Parts:
         base_dtype(opened.source),
         as_stored,
         opened.adapter,
+        opened.trust_remote_code,
         origin_of(opened.adapter or opened.source.folder, base),
     )
 
 
-def _inputs(opened: Opened) -> list[list[int]]:
+def _inputs(opened: Opened, say: Callable[[str], None]) -> list[list[int]]:
     """Ids of the texts of the comparison: fixed ones, prompts of the run itself, and rows that it held out."""
     prompts = list(QUESTIONS)
     if opened.config is not None:
@@ -329,20 +330,22 @@ def _inputs(opened: Opened) -> list[list[int]]:
         if opened.template is not None
         else []
     )
-    ids += _held_out(opened)
+    ids += _held_out(opened, say)
     ids += [opened.tokenizer(text, add_special_tokens=False)["input_ids"] for text in TEXTS]
     limit = min(MOST_TOKENS, opened.context_tokens or MOST_TOKENS)
     return [found[:limit] for found in ids]
 
 
-def _held_out(opened: Opened) -> list[list[int]]:
-    """The first rows that the run held out; none where it held out none, or its data are not there any more."""
+def _held_out(opened: Opened, say: Callable[[str], None]) -> list[list[int]]:
+    """The first rows that the run held out; none where it held out none, or, which is said, its data are not there any
+    more."""
     if opened.config is None or opened.config.data.eval is None:
         return []
     objective = component.load("objectives", opened.config.objective.kind)(opened.config.objective)
     try:
         data = prepare(opened.config, opened.tokenizer, context_length=opened.context_tokens, objective=objective)
-    except LuthierError:
+    except LuthierError as error:
+        say(f"compared without rows that the run held out: {error.where}: {error.found}")
         return []
     rows: Sequence[Sample] = data.eval or ()
     return [list(map(int, rows[index].input_ids)) for index in range(min(HELD_OUT_ROWS, len(rows)))]

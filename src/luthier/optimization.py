@@ -14,6 +14,7 @@ from luthier.config import TrainingConfig
 from luthier.errors import UserError
 from luthier.policy import Policy
 from luthier.stochastic_adamw import StochasticAdamW
+from luthier.words import counted
 
 ROUNDS_STOCHASTICALLY = "adamw_bf16"
 
@@ -30,7 +31,7 @@ def make_optimizer(
     Raises:
         UserError: parameters of 16 bits, and an optimizer that would lose small steps in them; or keys that it does not read.
     """
-    _refuse_unread_keys(training)
+    _refuse_unread_keys(training, policy)
     refuse_lost_steps(training.optim, policy)
     groups = parameter_groups(training, policy, rates or {})
     rate, betas, eps = training.learning_rate or 0.0, (training.adam_beta1, training.adam_beta2), training.adam_epsilon
@@ -65,12 +66,23 @@ def notes_on(optim: str, device: torch.device) -> list[str]:
     return []
 
 
-def _refuse_unread_keys(training: TrainingConfig) -> None:
-    for key in ("adam_beta1", "adam_beta2", "adam_epsilon") if training.optim in ("adafactor", "lion") else ():
+def _refuse_unread_keys(training: TrainingConfig, policy: Policy) -> None:
+    trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    if training.optim == "muon" and not all(map(_is_for_muon(policy), trained)):
+        return  # AdamW reads them for the rest
+    for key in ("adam_beta1", "adam_beta2", "adam_epsilon") if training.optim in ("adafactor", "lion", "muon") else ():
         if getattr(training, key) != type(training).model_fields[key].default:
+            why = " for matrices, and nothing else is trained" if training.optim == "muon" else ""
             raise UserError(
-                f"training.{key}", f"{training.optim} has no such number", "an AdamW, or muon", f"leave {key} out"
+                f"training.{key}", f"{training.optim} has no such number{why}", "an AdamW", f"leave {key} out"
             )
+
+
+def _is_for_muon(policy: Policy) -> Callable[[nn.Parameter], bool]:
+    """Which parameters Muon is made for: matrices between embeddings and head."""
+    edges = (policy.core.get_input_embeddings(), policy.core.get_output_embeddings())
+    outside = {id(parameter) for edge in edges if edge is not None for parameter in edge.parameters()}
+    return lambda parameter: parameter.ndim == 2 and id(parameter) not in outside
 
 
 def refuse_lost_steps(optim: str, policy: nn.Module) -> None:
@@ -115,12 +127,11 @@ def _muon(
 
     Muon's steps are scaled to the length of AdamW's (Moonshot AI, 2025, arXiv:2502.16982), so one learning rate does for both.
     """
-    edges = (policy.core.get_input_embeddings(), policy.core.get_output_embeddings())
-    outside = {id(parameter) for edge in edges if edge is not None for parameter in edge.parameters()}
+    is_hidden = _is_for_muon(policy)
     inner, rest = list[dict[str, Any]](), list[dict[str, Any]]()
     for group in groups:
-        hidden = [p for p in group["params"] if p.ndim == 2 and id(p) not in outside]
-        other = [p for p in group["params"] if p.ndim != 2 or id(p) in outside]
+        hidden = [p for p in group["params"] if is_hidden(p)]
+        other = [p for p in group["params"] if not is_hidden(p)]
         inner += [{**group, "params": hidden}] if hidden else []
         rest += [{**group, "params": other}] if other else []
     parts = list[torch.optim.Optimizer]()
@@ -143,10 +154,28 @@ def parameter_groups(training: TrainingConfig, policy: nn.Module, rates: Mapping
     return [{"params": held, "weight_decay": decay, "peak_lr": rate * faster} for (faster, decay), held in ordered]
 
 
+def warmup_steps(training: TrainingConfig, total: int) -> int:
+    """Of `total` steps.
+
+    Raises:
+        UserError: the learning rate would rise to the very end, or further.
+    """
+    asked = training.warmup_steps or 0
+    if isinstance(asked, float) and asked < 1:
+        return round(asked * total)
+    if asked >= total:
+        raise UserError(
+            "training.warmup_steps",
+            f"{asked:g} warm-up steps of {counted(total, 'step')}",
+            "fewer warm-up steps than steps",
+            "warmup_steps=0.03",
+        )
+    return int(asked)
+
+
 def make_schedule(training: TrainingConfig, total: int) -> Callable[[int], float]:
     """step (from 0) -> share of the peak learning rate, by the schedule of transformers. A pure function: nothing to save."""
-    warmup = training.warmup_steps
-    steps = round(warmup * total) if isinstance(warmup, float) and warmup < 1 else int(warmup)
+    steps = warmup_steps(training, total)
     probe = torch.optim.SGD([torch.zeros(1)], lr=1.0)
     scheduler = get_scheduler(training.lr_scheduler_type, probe, num_warmup_steps=steps, num_training_steps=total)
     share: Callable[[int], float] = scheduler.lr_lambdas[0]

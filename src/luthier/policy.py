@@ -122,13 +122,8 @@ class Policy(nn.Module):
             found = [_present(self._checkpointed(h, t, k, want)) for h, t, k in pieces]
         return Scores(**{name: torch.cat([scores[name] for scores in found]) for name in found[0]})
 
-    def hidden(self, batch: MicroBatch) -> torch.Tensor:
-        """The decoder's last hidden states, [B, T, D]."""
-        device = self.core.device
-        with torch.autocast(device.type, dtype=self.compute_dtype, enabled=self.compute_dtype != torch.float32):
-            return self._hidden(batch, device, self.keys.of(batch).to(device))
-
     def _hidden(self, batch: MicroBatch, device: torch.device, batch_keys: torch.Tensor) -> torch.Tensor:
+        """The decoder's last hidden states, [B, T, D]."""
         caught: list[Any] = []
         hook = self.core.get_decoder().register_forward_hook(lambda _module, _args, output: caught.append(output))
         # The keys stay in place after the forward pass: activation checkpointing runs it again during the backward pass.

@@ -80,7 +80,7 @@ def _train(
         fix = ", ".join([*(way for way, helps in ways.items() if helps), "or a smaller model"]).removeprefix("or ")
         raise _out_of_memory("before the first step", error, fix) from error
     job, data, decisions = built.job, built.data, built.decisions
-    base = base_record(config, built.source, data)
+    base = base_record(config, built.source, data, dtype)
     manifest = run_folder.manifest(
         config, data, base, decisions, hardware(engine.device), job.steps.total, engine.processes, built.tuned.trained
     )

@@ -35,12 +35,13 @@ MAY_CHANGE = (
     "training.logging_steps",
     "training.save_steps",
     "training.save_total_limit",
+    "training.load_best_checkpoint",
     "training.sample_prompts",
     *(f"training.{name}" for name in ASKED_ANEW),
 )
-"""Keys that a resume may have other values of: they do not touch the mathematics."""
+"""Keys that a resume may have other values of: they do not touch the mathematics of a step."""
 
-PACKAGES = ("torch", "transformers", "peft", "tokenizers", "safetensors", "numpy")
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "tokenizers", "safetensors", "numpy")
 
 
 @contextmanager

@@ -9,14 +9,14 @@ import torch
 from safetensors.torch import save_file
 
 from luthier.data.batching import micro_batches
-from luthier.engine import make_engine
+from luthier.engine import DDPEngine, make_engine
 from tests.helpers.jobs import make_config, make_job, make_policy, make_samples
 from tests.test_invariance import LENGTHS, OVERRIDES, first_gradient, trained
 
 
 def main(folder: Path, max_tokens: int, result: Path) -> None:
     engine = make_engine("auto")
-    assert (engine.kind, engine.processes) == ("ddp", 2)
+    assert (type(engine), engine.processes) == (DDPEngine, 2)
 
     def job(name: str) -> object:
         config = make_config(folder / name, *OVERRIDES)

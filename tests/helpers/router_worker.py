@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from luthier.data.batching import micro_batches
-from luthier.engine import make_engine
+from luthier.engine import DDPEngine, make_engine
 from luthier.loop import LearningCheck, train_step
 from tests.test_router_balance import OVER, job_of, together
 from tests.test_weighted import gradient
@@ -19,7 +19,7 @@ MAX_TOKENS = 118
 
 def main(folder: Path, result: Path) -> None:
     engine = make_engine("auto")
-    assert (engine.kind, engine.processes) == ("ddp", 2)
+    assert (type(engine), engine.processes) == (DDPEngine, 2)
     found = {}
     for over in OVER:
         found[over] = gradient(job_of(folder / over, together(over), MAX_TOKENS, engine=engine))

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BitsAndBytesConfig
 
+from luthier import component
 from luthier.errors import UserError
 from luthier.models.folder import SINGLE, summarise
 from luthier.models.load import BaseInfo, choose_dtype, context_length, fingerprint, load_model, load_tokenizer
@@ -59,7 +60,7 @@ def test_many_files_are_one_model(folder: Path, tmp_path: Path) -> None:
     assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 2
     cut = _load(tmp_path / "shards")
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), cut.parameters(), strict=True))
-    assert fingerprint(folder).differences(fingerprint(tmp_path / "shards")) == []
+    assert differing(fingerprint(folder), fingerprint(tmp_path / "shards")) == []
     assert summarise(folder, "x") == summarise(tmp_path / "shards", "x")
 
 
@@ -93,11 +94,27 @@ def test_a_weight_of_another_shape(folder: Path) -> None:
         _load(folder)
 
 
+def differing(one: BaseInfo, other: BaseInfo) -> list[str]:
+    """In what two bases are not the same model."""
+    pairs = zip(one.as_dict().items(), other.as_dict().values(), strict=True)
+    return [key.removesuffix("_hash") for (key, own), their in pairs if key.endswith("_hash") and own != their]
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_a_weight_that_is_not_finite(folder: Path, value: float) -> None:
     _change(folder, lambda weights: weights["model.layers.0.mlp.up_proj.weight"].view(-1)[7:8].fill_(value))
     with pytest.raises(UserError, match=r"NaN or infinity, the first is model.layers.0.mlp.up_proj.weight"):
         _load(folder)
+
+
+@pytest.mark.parametrize("kind", ["int8", "nf4", "fp4"])
+def test_a_weight_that_is_not_finite_is_seen_before_it_is_quantized(folder: Path, kind: str) -> None:
+    held = component.load("quantization", kind)
+    quantization = held(held.Config())
+    load_model(folder, dtype=torch.float32, device="cpu", quantization=quantization)
+    _change(folder, lambda weights: weights["model.layers.0.mlp.up_proj.weight"].view(-1)[7:8].fill_(float("nan")))
+    with pytest.raises(UserError, match=r"NaN or infinity, the first is model.layers.0.mlp.up_proj.weight"):
+        load_model(folder, dtype=torch.float32, device="cpu", quantization=quantization)
 
 
 def test_large_finite_weights_are_fine(folder: Path) -> None:
@@ -146,12 +163,11 @@ def test_context_length(name: str, length: int | None) -> None:
 
 def test_a_fingerprint_tells_models_apart(original: Path, folder: Path, tmp_path: Path) -> None:
     base = fingerprint(original)
-    assert fingerprint(folder).differences(base) == []
-    assert BaseInfo.from_dict(json.loads(json.dumps(base.as_dict()))) == base
-    assert base.differences(fingerprint(tiny_llama(tmp_path / "seed", seed=1))) == ["weights"]
-    assert base.differences(fingerprint(tiny_llama(tmp_path / "theta", rope_theta=500.0))) != []
+    assert differing(fingerprint(folder), base) == []
+    assert differing(base, fingerprint(tiny_llama(tmp_path / "seed", seed=1))) == ["weights"]
+    assert differing(base, fingerprint(tiny_llama(tmp_path / "theta", rope_theta=500.0))) != []
     (folder / "tokenizer.json").write_text((folder / "tokenizer.json").read_text() + " ")
-    assert base.differences(fingerprint(folder)) == ["tokenizer"]
+    assert differing(base, fingerprint(folder)) == ["tokenizer"]
     named = fingerprint(ModelSource(original, "hf:org/name", "abc", "hub"))
     assert (named.name, named.commit) == ("hf:org/name", "abc")
-    assert named.differences(base) == []
+    assert differing(named, base) == []

@@ -70,7 +70,7 @@ def first(keys: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
 def stopped_at_2(whole: Path, folder: Path) -> Path:
     """The folder of a finished run of four steps, as it was when it was killed after the second."""
     shutil.copytree(whole, folder)
-    shutil.rmtree(folder / "adapter")
+    shutil.rmtree(folder / ("adapter" if (folder / "adapter").is_dir() else "model"))
     shutil.rmtree(folder / "checkpoints" / "step-000004")
     (folder / "report.html").unlink()
     manifest = json.loads((folder / "manifest.json").read_text())
@@ -99,6 +99,12 @@ def other_values(patch: pytest.MonkeyPatch, owner: Any, name: str) -> None:
         return found
 
     patch.setattr(owner, name, moved)
+
+
+@pytest.mark.parametrize("tuning", ["full", "freeze"])
+def test_an_objective_may_look_back_where_no_adapter_is(keys: list[str], tmp_path: Path, tuning: str) -> None:
+    """The reference is the base itself, whose files are there at the resume too."""
+    goes_on_to_the_same([*keys, f"tuning={tuning}", AGAINST], tmp_path, lambda: None)
 
 
 @pytest.mark.parametrize("objective", ["objective=sft", AGAINST])

@@ -285,7 +285,8 @@ def test_a_run_goes_on_from_an_adapter(tmp_path: Path) -> None:
     run.train(config.load(None, [*begin, "tuning={kind: lora, r: 3, init_lora_weights: pissa}"]), say=lambda text: None)
     go_on = [*keys, f"model={tmp_path / 'model'}", f"output_dir={second}"]
     said: list[str] = []
-    run.train(config.load(None, [*go_on, f"adapter_path={first}", "lora_dropout=0.1"]), say=said.append)
+    same = "target_modules=[q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj]"
+    run.train(config.load(None, [*go_on, f"adapter_path={first}", "lora_dropout=0.1", same]), say=said.append)
     assert any(line.startswith(f"goes on from {first}, rank 6; LoRA on 14 layers") for line in said)
     ends, begins = (
         [json.loads(line) for line in (f / "metrics.jsonl").read_text().splitlines()] for f in (first, second)
@@ -296,6 +297,7 @@ def test_a_run_goes_on_from_an_adapter(tmp_path: Path) -> None:
     assert json.loads((second / "adapter" / "adapter_config.json").read_text())["r"] == 6
     for wrong, text in (
         (["r=8"], "beside tuning.adapter_path, which has its own"),
+        (["target_modules=[q_proj]"], "beside tuning.adapter_path, which has its own"),
         ([f"model={tmp_path / 'other'}"], "was trained on .*model, this is .*other"),
         ([f"adapter_path={tmp_path}"], "holds no adapter_config.json"),
         ([f"adapter_path={tmp_path / 'none'}"], "there is no folder"),

@@ -12,13 +12,15 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors import SafetensorError
+from tests.helpers.tiny_models import tiny_llama
 from tests.using.conftest import make_run
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from luthier import exporting
+from luthier import config, exporting
 from luthier.chatting import Chat
 from luthier.errors import EnvironmentProblem, UserError
 from luthier.models.opened import open_model
+from luthier.run import train
 from luthier.types import Message
 
 IDS = torch.tensor([[5, 9, 42, 77, 300, 12]])
@@ -36,6 +38,38 @@ def full(*_args: Any, **_keys: Any) -> None:
 def logits(model: Any) -> torch.Tensor:
     with torch.no_grad():
         return model.eval()(IDS).logits
+
+
+OWN_CODE = """from transformers import LlamaConfig, LlamaForCausalLM
+
+
+class OwnConfig(LlamaConfig):
+    model_type = "own_llama"
+
+
+class OwnModel(LlamaForCausalLM):
+    config_class = OwnConfig
+"""
+
+
+@pytest.mark.parametrize("kind", ["merged", "adapter"])
+def test_a_model_whose_code_comes_with_it(tmp_path: Path, kind: str) -> None:
+    model = tiny_llama(tmp_path / "model")
+    (model / "own.py").write_text(OWN_CODE)
+    tree = json.loads((model / "config.json").read_text())
+    tree |= {"model_type": "own_llama", "architectures": ["OwnModel"]}
+    tree["auto_map"] = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
+    (model / "config.json").write_text(json.dumps(tree))
+    (tmp_path / "train.jsonl").write_text('{"prompt": "Hello.", "completion": "Hello to you."}\n' * 3)
+    keys = [f"model={model}", f"data={tmp_path / 'train.jsonl'}", "dtype=float32", "max_steps=1"]
+    train(config.load(None, [*keys, f"output_dir={tmp_path / 'run'}"]), trust_remote_code=True, say=quiet)
+    with pytest.raises(UserError, match="--trust-remote-code"):
+        exporting.export(str(tmp_path / "run"), kind, tmp_path / "out", say=quiet)
+    done = exporting.export(
+        str(tmp_path / "run"), kind, tmp_path / "out", unproven=True, trust_remote_code=True, say=quiet
+    )
+    assert done.drift.max_logit_difference < 1e-4
+    assert (tmp_path / "out" / "own.py").is_file() == (kind == "merged")
 
 
 def test_merged_is_a_plain_folder_that_answers_as_the_run(run: Path, tmp_path: Path) -> None:

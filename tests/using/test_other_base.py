@@ -12,9 +12,10 @@ from safetensors.torch import load_file, save_file
 from tests.helpers.tiny_models import tiny_llama
 from tests.using.conftest import make_run, sharpened
 
-from luthier import config, exporting, run
+from luthier import component, config, exporting, run
 from luthier.errors import UserError
-from luthier.models.load import fingerprint
+from luthier.models.dequantized import dequantize
+from luthier.models.load import fingerprint, load_model
 from luthier.models.opened import open_model
 from luthier.models.sources import ModelSource
 
@@ -98,6 +99,33 @@ def test_merged_into_the_values_that_it_was_trained_on(base: Path, tmp_path: Pat
         torch.testing.assert_close(merged, wanted, atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.parametrize("copied", [False, True], ids=["run", "copied adapter"])
+def test_dequantized_is_what_was_trained_on_in_another_dtype_too(base: Path, tmp_path: Path, copied: bool) -> None:
+    """A run in bfloat16 rounds the base's float32 weights before it quantizes them, which changes some codes."""
+    rows = [{"prompt": f"Say {number}.", "completion": f"{number}!"} for number in range(12)]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    keys = [
+        f"model={{path: {base}, quantization: nf4, dtype: bfloat16}}",
+        f"data={tmp_path / 'train.jsonl'}",
+        "max_steps=1",
+    ]
+    run.train(config.load(None, [*keys, f"output_dir={tmp_path / 'run'}"]), say=quiet)
+    target = tmp_path / "run"
+    if copied:
+        target = Path(shutil.copytree(tmp_path / "run" / "adapter", tmp_path / "copy"))
+    held = component.load("quantization", "nf4")
+    exact, rounded = (
+        dequantize(load_model(base, dtype=dtype, device="cpu", quantization=held(held.Config())), torch.float32)
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    opened = open_model(str(target), dtype="float32", device=torch.device("cpu"), base="dequantized")
+    name = "model.layers.0.mlp.up_proj"
+    found = opened.model.get_base_model().get_submodule(name).base_layer.weight
+    assert found.dtype == torch.float32
+    assert torch.equal(found, rounded.get_submodule(name).weight)
+    assert not torch.equal(found, exact.get_submodule(name).weight)
+
+
 def test_a_copied_adapter_knows_how_its_base_was_held(base: Path, tmp_path: Path) -> None:
     rows = [{"prompt": f"Say {number}.", "completion": f"{number}!"} for number in range(12)]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -111,7 +139,7 @@ def test_a_copied_adapter_knows_how_its_base_was_held(base: Path, tmp_path: Path
     assert any(type(module).__name__ == "Linear4bit" for module in opened.model.modules())
     with pytest.raises(UserError, match="began at what quantization lost"):
         exporting.export(str(tmp_path / "run"), "merged", tmp_path / "out", base="16bit", say=quiet)
-    assert len(exporting._held_out(open_model(str(tmp_path / "run")))) > 0
+    assert len(exporting._held_out(open_model(str(tmp_path / "run")), quiet)) > 0
     done = exporting.export(str(tmp_path / "run"), "merged", tmp_path / "out", base="dequantized", say=quiet)
     assert done.choice is not None
     assert done.choice.mean_kl_nats < 1e-5

@@ -32,5 +32,7 @@ class Parts:
     """Whether the base's weights are those of its files; not where they were quantized and unpacked again."""
     adapter: Path | None
     """The folder of the adapter, if there is one."""
+    trust_remote_code: bool
+    """Whether code that comes with the base may run, as it was allowed for opening it."""
     origin: Mapping[str, Any]
     """What stands in `luthier.json` beside every result: where it comes from, and the system text that it learned under."""

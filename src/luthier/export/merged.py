@@ -112,8 +112,8 @@ class Merged:
         import torch
         from transformers import AutoModelForCausalLM
 
-        del parts
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False).eval()
+        code = parts.trust_remote_code
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=code).eval()
 
 
 def _progress(total: int, say: Callable[[str], None], written: int) -> None:

@@ -93,6 +93,11 @@ def flat_attention(
         )
     if cu_seq_lens_q is None or max_length_q is None or query.shape[0] != 1 or query.shape[2] != key.shape[2]:
         raise UnsupportedAttention("flat attention needs one row, no cache and the lengths of its documents")
+    kind = query.device.type
+    if torch.is_autocast_enabled(
+        kind
+    ):  # as torch's own attention does; a rotation in float32 has widened query and key
+        query, key, value = (tensor.to(torch.get_autocast_dtype(kind)) for tensor in (query, key, value))
     scale = scaling if scaling is not None else float(query.shape[-1]) ** -0.5
     plain = dropout == 0.0 and alibi_slopes is None
     if plain and choose_path(query.device, query.dtype, query.shape[-1], value.shape[-1]) == "varlen":

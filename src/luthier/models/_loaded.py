@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
 
 from luthier.errors import UserError, excerpt
-from luthier.models.folder import read_json, tensors
+from luthier.models.folder import read_json, tensors, weight_files
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 QUANTIZED = ("Linear4bit", "Linear8bitLt")
@@ -40,6 +42,16 @@ def refuse_misread(model: PreTrainedModel, folder: Path, name: str) -> None:
     _refuse_untied(model, set(stored), name)
 
 
+def stored_weights(folder: Path, name: str) -> Iterator[tuple[str, torch.Tensor]]:
+    """Each tensor of a folder's files, mapped, not copied."""
+    from safetensors import safe_open
+
+    for file in weight_files(folder, name):
+        with safe_open(file, "pt") as opened:
+            for key in opened.keys():  # noqa: SIM118 - it is no dict
+                yield key, opened.get_tensor(key)
+
+
 def quantized(model: nn.Module) -> tuple[int, float]:
     """How many layers bitsandbytes holds, and their share of the model's weights."""
     layers = [module for module in model.modules() if type(module).__name__ in QUANTIZED]
@@ -48,6 +60,14 @@ def quantized(model: nn.Module) -> tuple[int, float]:
     packed = {id(weight) for weight in held}
     outside = sum(weight.numel() for weight in model.parameters() if id(weight) not in packed)
     return len(layers), inside / (inside + outside)
+
+
+def keep_packing(model: nn.Module) -> None:
+    """bitsandbytes would pack weights of four bits anew in the first forward pass without gradients, on a CPU with bfloat16
+    arithmetic: for a product that has no gradient and is computed in bfloat16, whatever is asked for."""
+    for module in cast("Iterator[Any]", model.modules()):
+        if type(module).__name__ == "Linear4bit":
+            module.support_avx512bf16_for_cpu = False
 
 
 def refuse_unquantized(model: PreTrainedModel, name: str) -> None:

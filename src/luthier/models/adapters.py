@@ -275,6 +275,12 @@ def trained_quantization(folder: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
+def quantized_from(folder: Path) -> str | None:
+    """The dtype that the base was rounded to before it was quantized; None: it was not, or nothing says it."""
+    found = _origin(folder).get("base", {}).get("quantized_from")
+    return found if isinstance(found, str) else None
+
+
 def embedding_rows(folder: Path) -> int:
     """How many rows of embeddings the model had that the adapter was trained on, new tokens included; 0 where nothing
     says it."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -20,7 +20,13 @@ from torch import nn
 
 from luthier.errors import EnvironmentProblem, UserError, excerpt
 from luthier.models import architectures
-from luthier.models._loaded import check_vocabulary, refuse_misread, refuse_unquantized
+from luthier.models._loaded import (
+    check_vocabulary,
+    keep_packing,
+    refuse_misread,
+    refuse_unquantized,
+    stored_weights,
+)
 from luthier.models.folder import TOKENIZER_FILES, check_folder, native_type, read_json, tensors
 from luthier.models.patches.plain_linear import plain_linear
 from luthier.models.sources import ModelSource
@@ -165,6 +171,7 @@ def load_model(
     dtype: torch.dtype,
     device: torch.device | str,
     quantization: Quantization | None = None,
+    quantized_from: torch.dtype | None = None,
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
     """A causal language model in eval mode, with exactly the weights of its folder.
@@ -174,6 +181,8 @@ def load_model(
         dtype: of the weights (with `quantization`: of what stays unquantized, and of the computation).
         device: where the weights go, without a detour over the CPU's memory.
         quantization: holds the linear layers in fewer bits.
+        quantized_from: with `quantization`, the dtype in which all weights are taken from the files first; by default
+            `dtype`. Codes and scales depend on it.
 
     Raises:
         UserError: the folder is incomplete, weights are missing, left over, of the wrong shape, or not finite.
@@ -194,7 +203,7 @@ def load_model(
             model, report = AutoModelForCausalLM.from_pretrained(
                 folder,
                 config=config,
-                dtype=dtype,
+                dtype=quantized_from or dtype,
                 use_safetensors=True,
                 local_files_only=True,
                 trust_remote_code=trust_remote_code,
@@ -221,10 +230,15 @@ def load_model(
             "download the model again, or another model",
         ) from error
     refuse_misfits(report, name)
-    _refuse_non_finite(model, name)
+    _refuse_non_finite(model.named_parameters() if quantization is None else stored_weights(folder, name), name)
     refuse_misread(model, folder, name)
     if type(options.get("quantization_config")).__name__ == "BitsAndBytesConfig":
         refuse_unquantized(model, name)
+        keep_packing(model)
+    if quantized_from not in (None, dtype):
+        for weight in (*model.parameters(), *model.buffers()):
+            if weight.dtype == quantized_from:
+                weight.data = weight.data.to(dtype)
     return model.eval()
 
 
@@ -269,18 +283,17 @@ def refuse_misfits(report: dict[str, Any], name: str) -> None:
 
 
 @torch.no_grad()
-def _refuse_non_finite(model: PreTrainedModel, name: str) -> None:
+def _refuse_non_finite(weights: Iterable[tuple[str, torch.Tensor]], name: str) -> None:
     """A sum is finite only if every summand is (a quarter of the cost of looking at each); an overflowing sum is
-    looked at again."""
-    bad = []
-    for key, weight in model.named_parameters():
-        if (
-            weight.is_floating_point()
-            and weight.itemsize > 1
-            and not weight.sum().isfinite()
-            and not weight.isfinite().all()
-        ):
-            bad.append(key)
+    looked at again. Of a base in fewer bits the files are looked at: codes are finite whatever they stand for."""
+    bad = [
+        key
+        for key, weight in weights
+        if weight.is_floating_point()
+        and weight.itemsize > 1
+        and not weight.sum().isfinite()
+        and not weight.isfinite().all()
+    ]
     if bad:
         raise UserError(
             name,
@@ -306,32 +319,6 @@ class BaseInfo:
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
-
-    @classmethod
-    def from_dict(cls, tree: dict[str, Any]) -> BaseInfo:
-        """The inverse of `as_dict`.
-
-        Raises:
-            UserError: a key is missing.
-        """
-        try:
-            return cls(**{key: tree[key] for key in cls.__dataclass_fields__})
-        except KeyError as error:
-            raise UserError(
-                "base",
-                f"no {error} in the record of an adapter's base",
-                "the record as it was written",
-                "copy the adapter again",
-            ) from None
-
-    def differences(self, other: BaseInfo) -> list[str]:
-        """In what two bases differ as models: `config`, `weights`, `tokenizer`. Where they came from does not
-        matter."""
-        return [
-            what
-            for what in ("config", "weights", "tokenizer")
-            if getattr(self, f"{what}_hash") != getattr(other, f"{what}_hash")
-        ]
 
 
 def fingerprint(source: ModelSource | Path) -> BaseInfo:

@@ -22,6 +22,7 @@ from luthier.errors import UserError
 from luthier.models.adapters import (
     begins,
     load_adapter,
+    quantized_from,
     starts_at_base,
     trained_quantization,
     trained_system,
@@ -29,7 +30,7 @@ from luthier.models.adapters import (
 )
 from luthier.models.dequantized import dequantize
 from luthier.models.folder import summarise
-from luthier.models.load import choose_dtype, context_length, fingerprint, load_model, load_tokenizer
+from luthier.models.load import DTYPES, choose_dtype, context_length, fingerprint, load_model, load_tokenizer
 from luthier.models.new_tokens import grow
 from luthier.models.sources import ModelSource, resolve
 from luthier.policy import Policy
@@ -150,11 +151,17 @@ def open_model(
     where = device if device is not None else engine.device()
     chosen, _why = choose_dtype(dtype, where)
     held = _trained_quantization(result, config) if source.adapter is not None else None
-    quantization = None
+    quantization, before = None, None
     if held is not None and base != "16bit":
         quantization = load_component("quantization", held.kind)(held)
+        before = quantized_from(result)
     model: Any = load_model(
-        source, dtype=chosen, device=where, quantization=quantization, trust_remote_code=trust_remote_code
+        source,
+        dtype=chosen,
+        device=where,
+        quantization=quantization,
+        quantized_from=DTYPES[before] if before is not None else None,
+        trust_remote_code=trust_remote_code,
     )
     if quantization is not None and base == "dequantized":
         model = dequantize(model, chosen)

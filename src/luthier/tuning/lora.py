@@ -10,6 +10,7 @@ from pydantic import Field
 from luthier.component import ComponentConfig
 from luthier.errors import UserError
 from luthier.types import Start, Tuned
+from luthier.words import counted
 
 if TYPE_CHECKING:  # torch takes seconds to import, and a configuration is read without it
     from collections.abc import Mapping, Sequence
@@ -158,7 +159,7 @@ class Lora:
                 getattr(self.config, name),
                 type(self.config).model_fields[name].get_default(call_default_factory=True),
             )
-            if asked != default and asked != getattr(loaded, name, None):
+            if asked != default and not _same(asked, getattr(loaded, name, None)):
                 raise UserError(
                     f"tuning.{name}",
                     f"{asked!r} beside tuning.adapter_path, which has its own",
@@ -238,12 +239,21 @@ class Lora:
         from luthier.tuning._anatomy import count_of
         from luthier.tuning._starts import lora_layers
 
-        covered = {name for name, _ in lora_layers(adapted)}
+        covered = [name for name, _ in lora_layers(adapted)]
+        kinds = dict.fromkeys(name.rpartition(".")[2] for name in covered)
         trained = sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
         total = sum(map(count_of, adapted.parameters()))
         share = f"{100 * trained / total:.2f} % of {total:,}"
-        where = parts.coverage(covered) if parts is not None else f"{len(covered)} layers"
-        return f"LoRA on {where}: {trained:,} trained parameters ({share})"
+        layers = counted(len(covered), "layer")
+        where = parts.coverage(set(covered)) if parts is not None else layers
+        return f"LoRA on {where}: {trained:,} trained parameters ({share}) in {layers}: {', '.join(kinds)}"
+
+
+def _same(asked: Any, own: Any) -> bool:
+    """Whether a key asks for what an adapter has; of peft's names of modules the last part is enough."""
+    if isinstance(asked, tuple) and isinstance(own, (list, set, tuple)):
+        return set(asked) in (set(own), {str(name).rpartition(".")[2] for name in own})
+    return bool(asked == own)
 
 
 def _outside(whole: Sequence[str], new_rows: Mapping[str, Sequence[int]]) -> dict[str, list[int]] | None:
