@@ -17,7 +17,6 @@ import torch
 from safetensors.torch import load_file
 
 from luthier import building, config, exporting, loop, run
-from luthier.models import flat
 from luthier.models.flat import Verdict, stock_attention
 from tests.helpers.elsewhere import LOGITS, read_elsewhere
 from tests.helpers.pairs import Trial, covering_trials
@@ -152,4 +151,3 @@ def test_each_two_values_meet() -> None:
         met = {(trial[first], trial[second]) for trial in PAIRS}
         assert met == set(itertools.product(VALUES[first], VALUES[second]))
     assert len(PAIRS) < 100
-    assert flat.prove is building.prove

@@ -113,6 +113,16 @@ def test_weights_stay_as_they_were_packed(kind: str, model: Path, monkeypatch: p
     assert float(wide.grad.abs().max()) > 0
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_computes_what_scoring_does(kind: str, model: Path) -> None:
+    loaded = held(model, kind)
+    ids = torch.arange(9)[None]
+    with torch.no_grad():
+        scored = loaded.eval()(ids).logits
+    trained = loaded.train()(ids).logits
+    assert torch.equal(trained, scored)
+
+
 def test_int8_has_no_outliers_unless_asked(model: Path) -> None:
     assert projection(held(model, "int8")).state.threshold == 0.0  # type: ignore[union-attr]
     assert projection(held(model, "int8", outlier_threshold=6.0)).state.threshold == 6.0  # type: ignore[union-attr]

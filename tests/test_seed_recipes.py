@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from luthier import docs_pages
+from luthier.config import load
 from tests.helpers.recipes import ARCHITECTURES, RECIPES, ROOT, STEPS, architecture_of, walk
 from tests.helpers.tiny_models import TWINS
 
@@ -19,13 +20,16 @@ ROUNDING = {"float32": 1e-5, "bfloat16": 2e-2, "float16": 2e-3}
 def test_a_recipe_from_training_to_the_merged_model(recipe: Path, tmp_path: Path) -> None:
     walked = walk(recipe, tmp_path)
     assert walked.steps == list(range(1, STEPS + 1))
+    assert walked.answer
+    assert load(recipe).model.dtype in ("auto", walked.dtype)
     assert not walked.differences, "a run that broke and went on is the unbroken one, to the bit"
     for merge in walked.merges:
         assert merge.reloads, merge
         assert merge.same_top_token > 0.9, merge
         assert merge.from_run <= ROUNDING[merge.dtype], merge
         if merge.base != "16bit":
-            assert merge.from_trained <= ROUNDING[merge.dtype], "dequantized weights are those that it was trained on"
+            computed = ROUNDING[walked.dtype]  # weights are unpacked to what is computed in
+            assert merge.from_trained <= computed, "dequantized weights are those that it was trained on"
     quantized = [merge for merge in walked.merges if merge.base == "16bit"]
     assert all(merge.from_trained > merge.from_run for merge in quantized), "another base is another model"
 

@@ -55,7 +55,10 @@ class Walked:
     steps: list[int]
     differences: list[str]
     """what of a run that broke and went on is not that of an unbroken one, to the bit"""
-    answer: str
+    dtype: str
+    """what was computed in"""
+    answer: list[int]
+    """tokens"""
     merges: list[Merge]
 
 
@@ -117,7 +120,8 @@ def walk(recipe: Path, folder: Path, model: str | Path | None = None) -> Walked:
     return Walked(
         [line["step"] for line in finished.metrics if "loss" in line],
         differences(whole.folder, finished.folder),
-        str(answer),
+        json.loads((finished.folder / "manifest.json").read_text())["decisions"]["dtype"],
+        answer.ids,
         [merged(trained, base, folder) for base in bases_of(loaded)],
     )
 

@@ -62,14 +62,6 @@ def quantized(model: nn.Module) -> tuple[int, float]:
     return len(layers), inside / (inside + outside)
 
 
-def keep_packing(model: nn.Module) -> None:
-    """bitsandbytes would pack weights of four bits anew in the first forward pass without gradients, on a CPU with bfloat16
-    arithmetic: for a product that has no gradient and is computed in bfloat16, whatever is asked for."""
-    for module in cast("Iterator[Any]", model.modules()):
-        if type(module).__name__ == "Linear4bit":
-            module.support_avx512bf16_for_cpu = False
-
-
 def refuse_unquantized(model: PreTrainedModel, name: str) -> None:
     """A model that bitsandbytes was to hold, of which it holds nothing.
 

@@ -22,12 +22,12 @@ from luthier.errors import EnvironmentProblem, UserError, excerpt
 from luthier.models import architectures
 from luthier.models._loaded import (
     check_vocabulary,
-    keep_packing,
     refuse_misread,
     refuse_unquantized,
     stored_weights,
 )
 from luthier.models.folder import TOKENIZER_FILES, check_folder, native_type, read_json, tensors
+from luthier.models.patches.bitsandbytes_on_cpu import alike_in_training_and_scoring
 from luthier.models.patches.plain_linear import plain_linear
 from luthier.models.sources import ModelSource
 
@@ -234,7 +234,7 @@ def load_model(
     refuse_misread(model, folder, name)
     if type(options.get("quantization_config")).__name__ == "BitsAndBytesConfig":
         refuse_unquantized(model, name)
-        keep_packing(model)
+        alike_in_training_and_scoring(model)
     if quantized_from not in (None, dtype):
         for weight in (*model.parameters(), *model.buffers()):
             if weight.dtype == quantized_from:

@@ -19,7 +19,7 @@ __all__ = ["Int8"]
 class Int8:
     """Frozen linear weights in 8 bits with a scale a row, by bitsandbytes (CPU and CUDA).
 
-    Activations are rounded to 8 bits as well, token by token, by way of float16: one above 65,504 becomes infinite.
+    On CUDA activations are rounded to 8 bits as well, token by token, by way of float16: one above 65,504 becomes infinite.
     """
 
     class Config(ComponentConfig):
