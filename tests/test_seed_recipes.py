@@ -21,7 +21,7 @@ def test_a_recipe_from_training_to_the_merged_model(recipe: Path, tmp_path: Path
     walked = walk(recipe, tmp_path)
     assert walked.steps == list(range(1, STEPS + 1))
     assert walked.answer
-    assert load(recipe).model.dtype in ("auto", walked.dtype)
+    assert load(recipe, [f"data.train={tmp_path / 'rows.jsonl'}"]).model.dtype in ("auto", walked.dtype)
     assert not walked.differences, "a run that broke and went on is the unbroken one, to the bit"
     for merge in walked.merges:
         assert merge.reloads, merge
