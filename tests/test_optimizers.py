@@ -76,6 +76,26 @@ def test_each_learns_and_resumes_to_the_bit(tmp_path: Path, optim: str) -> None:
     assert pack(state_of(whole)["optimizer"], {}) == pack(state_of(rest)["optimizer"], {})
 
 
+def test_what_is_paged_is_paged_again_at_a_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a card bitsandbytes hands out managed memory for it; here it is seen what it was asked for."""
+    half = job_of(tmp_path / "half", "paged_adamw", steps=1)
+    run_loop(half)
+    state = through_a_file(state_of(half))
+    rest = job_of(tmp_path / "rest", "paged_adamw", steps=2)
+    handed = list[torch.Tensor]()
+
+    def counted(parameter: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        handed.append(torch.zeros_like(parameter, dtype=dtype))
+        return handed[-1]
+
+    monkeypatch.setattr(rest.optimizer, "get_state_buffer", counted)
+    restore(rest, state)
+    parameters = [parameter for group in rest.optimizer.param_groups for parameter in group["params"]]
+    held = [rest.optimizer.state[parameter][name] for parameter in parameters for name in ("state1", "state2")]
+    assert {id(tensor) for tensor in held} == {id(tensor) for tensor in handed}
+    assert sum(float(tensor.abs().sum()) > 0 for tensor in held) > len(held) / 2
+
+
 def test_muon_moves_hidden_matrices_by_orthogonal_steps(tmp_path: Path) -> None:
     """Five steps of Newton and Schulz bring singular values near 1; a gradient's lie far apart."""
     job = job_of(tmp_path, "muon", steps=1)

@@ -267,7 +267,7 @@ def _wrong_combinations(config: RunConfig) -> Iterator[tuple[tuple[str | int, ..
                     "data.eval",
                     f"write data.eval: 0.05, or leave {key} out",
                 )
-    if config.model.quantization is not None and config.tuning.kind in ("full", "freeze"):
+    if config.model.quantization is not None and not component.load("tuning", config.tuning.kind).makes_adapter:
         yield (
             ("tuning",),
             f"tuning: {config.tuning.kind} of a quantized model",

@@ -26,6 +26,7 @@ from luthier.data.order import Steps
 from luthier.engine import Engine, memory_bytes
 from luthier.errors import NonFinite, Stopped, UserError
 from luthier.evaluation import score_rows
+from luthier.optimization import restore_state
 from luthier.policy import Policy
 from luthier.randomness import key
 from luthier.reporting.recorder import Recorder
@@ -374,7 +375,7 @@ def state_of(job: Job) -> dict[str, Any]:
 def restore(job: Job, state: Mapping[str, Any]) -> None:
     """Puts a checkpoint's state into a freshly built job."""
     put_weights(job.policy, state["weights"])
-    job.optimizer.load_state_dict(state["optimizer"])
+    restore_state(job.optimizer, state["optimizer"])
     job.engine.loss_scale.scale, job.engine.loss_scale.good_steps = (
         state["loss_scale"]["scale"],
         state["loss_scale"]["good_steps"],

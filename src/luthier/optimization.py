@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -55,6 +56,23 @@ def make_optimizer(
         adamw = {"adamw_8bit": "AdamW8bit", "paged_adamw": "PagedAdamW", "paged_adamw_8bit": "PagedAdamW8bit"}
         made = getattr(library, adamw[training.optim])(groups, lr=rate, betas=betas, eps=eps)
     return made
+
+
+def restore_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """As `load_state_dict`; what an optimizer of bitsandbytes pages is paged again, where its own loading puts it on the card."""
+    if not getattr(optimizer, "is_paged", False):
+        optimizer.load_state_dict(state)
+        return
+    paging: Any = optimizer
+    paging.load_state_dict(state, move_to_device=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # `notes_on` has said where nothing is paged
+        for parameter, held in paging.state.items():
+            for name, value in held.items():
+                if name in ("state1", "state2"):
+                    held[name] = paging.get_state_buffer(parameter, dtype=value.dtype).copy_(value)
+                elif isinstance(value, torch.Tensor):
+                    held[name] = value.to(parameter.device)
 
 
 def notes_on(optim: str, device: torch.device) -> list[str]:

@@ -27,7 +27,7 @@ def alike_in_training_and_scoring(model: nn.Module) -> None:
 def _always_as_in_training() -> type[Any]:
     from bitsandbytes.autograd._functions import MatmulLtState
 
-    class AlwaysAsInTraining(MatmulLtState):  # type: ignore[misc]
+    class AlwaysAsInTraining(MatmulLtState):
         """The state of a layer, which asks it how to multiply."""
 
         is_training = property(lambda _self: True, lambda _self, _value: None)
