@@ -1,12 +1,13 @@
 """QLoRA of SmolLM2-135M on a CPU: what 4 bits cost in held-out loss, and what they save in memory.
 
-    python benchmarks/qlora_cpu.py DATA.json [--rows 344] [--held-out 64] [--record]
+    python benchmarks/qlora_cpu.py DATA.json [--rows 344] [--held-out 64] [--loftq] [--record]
 
-LoRA r 64 on all linear layers: on the unquantized base, on the same base in nf4 with double quantization, and there once
-more from what the quantization lost (LoftQ). The same short rows of an alpaca file in the same order, two epochs, computed
+LoRA r 64 on all linear layers: on the unquantized base, and on the same base in nf4 with double quantization; with `--loftq`
+there once more from what the quantization lost. The same short rows of an alpaca file in the same order, two epochs, computed
 in float32; the loss is that of the held-out rows before and after. Memory is that of the base's tensors as `luthier inspect`
 counts them, beside bfloat16. SmolLM2 comes from the package index as a Q4_1 GGUF file, so all runs begin from weights that
-were rounded once already. `--record` writes the figures to benchmarks/results/, of which `make docs` makes docs/claims.md.
+were rounded once already, and nf4 rounds them again. `--record` writes the figures to benchmarks/results/, a file for each
+file of data, of which `make docs` makes docs/claims.md.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ NF4 = "quantization={kind: nf4, double_quant: true}"
 METHODS = {
     "unquantized": ("quantization=null",),
     "nf4": (NF4,),
-    "nf4 from LoftQ": (NF4, "tuning.init_lora_weights=loftq"),
 }
+LOFTQ = {"nf4 from LoftQ": (NF4, "tuning.init_lora_weights=loftq")}
 MOST_CHARACTERS = 400
 """Of a row: short ones keep the benchmark short."""
 
@@ -61,6 +62,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--rows", type=int, default=344)
     parser.add_argument("--held-out", type=int, default=64)
+    parser.add_argument("--loftq", action="store_true")
     parser.add_argument("--record", action="store_true")
     given = parser.parse_args()
     rows = json.loads(given.data.read_text(encoding="utf-8"))
@@ -72,7 +74,8 @@ def main() -> None:
         folder = Path(name)
         (folder / "train.json").write_text(json.dumps(rows[: given.rows]), encoding="utf-8")
         (folder / "eval.json").write_text(json.dumps(rows[given.rows : given.rows + given.held_out]), encoding="utf-8")
-        found = {name: losses(folder, name, *keys) for name, keys in METHODS.items()}
+        methods = METHODS | (LOFTQ if given.loftq else {})
+        found = {name: losses(folder, name, *keys) for name, keys in methods.items()}
     share = 100 * quantized["bytes"] / full["bytes"]
     linear = quantized["held_as"]["nf4"]
     of_linear = 100 * linear["bytes"] / (2 * linear["parameters"])
@@ -83,20 +86,21 @@ def main() -> None:
         print(f"{name}: {one['before']:.4f} -> {one['after']:.4f}, by {fell:.1f} %, in {took}; {above[name]:+.2f} %")
     print(f"base: {quantized['bytes']:,} of {full['bytes']:,} bytes, {share:.1f} %; linear layers {of_linear:.1f} %")
     if given.record:
-        what = f"QLoRA of SmolLM2-135M on a CPU, {given.rows} short alpaca rows"
+        what = f"QLoRA of SmolLM2-135M on a CPU, {given.rows} short rows of {given.data.stem}"
         figures: dict[str, tuple[Any, str]] = {}
         for name, one in found.items():
             figures[f"held-out loss, {name}, before and after"] = (f"{one['before']:.3f}, {one['after']:.3f}", "nats")
-        for name in list(METHODS)[1:]:
+        for name in list(methods)[1:]:
             figures[f"held-out loss after, {name} against unquantized"] = (f"{above[name]:+.1f}", "%")
         figures |= {
             "memory of the base, nf4 against bfloat16 (embeddings stay in 16 bits)": (round(share, 1), "%"),
             "memory of the linear layers alone, nf4 against bfloat16": (round(of_linear, 1), "%"),
         }
         record(
-            "qlora_cpu",
+            f"qlora_cpu_{given.data.stem}",
             [Figure(f"{what}: {claim}", *figure) for claim, figure in figures.items()],
-            command=f"python benchmarks/qlora_cpu.py DATA.json --rows {given.rows} --held-out {given.held_out}",
+            command=f"python benchmarks/qlora_cpu.py {given.data.name} --rows {given.rows} --held-out {given.held_out}"
+            + (" --loftq" if given.loftq else ""),
             device=plain["device"],
         )
 
