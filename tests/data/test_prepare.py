@@ -161,6 +161,14 @@ def test_formats_are_recognised_or_the_columns_are_named() -> None:
     assert "there is no 'alpacca'" in refused(None, "data=[{path: train.jsonl, format: alpacca}]")
 
 
+def test_answers_that_a_csv_file_calls_bad_are_not_learned() -> None:
+    for columns in ("instruction,output,label", "prompt,completion,label"):
+        Path("train.csv").write_text(f"{columns}\na,b,1\nc,d,0\n")
+        assert "found a feedback" in refused(None, "data=train.csv")
+    Path("train.csv").write_text("instruction,output,label\na,b,sports\nc,d,0\n")
+    assert "train.csv:3  label: found a verdict on an answer" in refused(None, "data=train.csv")
+
+
 def test_missing_templates_rows_and_files() -> None:
     text = refused(alpaca(1), tokenizer=tokenizers.base())
     assert "no chat template" in text
