@@ -193,6 +193,10 @@ def test_one_system_text_for_all_is_remembered() -> None:
     assert prepared.system == "Be Zhen Huan."
     assert "luthier chat serves with it" in prepared.notes[0]
     assert run([*same, *alpaca(1)]).system is None
+    Path("eval.jsonl").write_text(lines(alpaca(1)))
+    assert run(same, "data.eval=eval.jsonl").system == "Be Zhen Huan."
+    Path("eval.jsonl").write_text(lines(same))
+    assert run(alpaca(1), "data.eval=eval.jsonl").system is None
 
 
 def test_a_system_text_is_put_before_conversations_that_have_none() -> None:

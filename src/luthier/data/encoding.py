@@ -66,6 +66,7 @@ class Chunk:
     refused: list[Refused] = field(default_factory=list)
     rejected: list[dict[str, Any]] = field(default_factory=list)
     systems: set[str] = field(default_factory=set)
+    """the system texts of the conversations that are trained; "" where one has none"""
 
 
 class LongRow(BadRow):
@@ -140,7 +141,7 @@ class Encoding:
         for sample in samples:
             out.sets[purpose].add(sample, prompt_key)
         out.examples[purpose] += 1
-        if isinstance(example, Conversation):
+        if purpose == "train" and isinstance(example, Conversation):
             first = example.messages[0]
             out.systems.add(first.content if first.role == "system" else "")
         noticed = self.renderer.encoded_parts(example)

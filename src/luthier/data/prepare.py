@@ -60,7 +60,7 @@ class Prepared:
     template: Template | None
     """None where the tokenizer has none and the data need none (plain text)"""
     system: str | None
-    """the system text, where all conversations have the same one: an answer is served as it was trained only with it"""
+    """the system text, where all trained conversations have the same one: an answer is served as it was trained only with it"""
     from_cache: bool
     parts: list[Part]
     """the files that were read, in their order"""
@@ -270,7 +270,7 @@ def notes_of(system: str | None, template: Template | None, mixed: list[str], mi
     notes = []
     if system is not None:
         notes.append(
-            f"all conversations have the system text {excerpt(system, 60)}: "
+            f"all trained conversations have the system text {excerpt(system, 60)}: "
             "it is stored with the result, and luthier chat serves with it"
         )
     if template is not None and "strftime_now" in template.source:
