@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 from luthier.errors import excerpt
@@ -65,8 +66,8 @@ def _is_nested(value: Any, most: int) -> bool:
     """Whether anything stands inside more than `most` lists and maps."""
     level = [value]
     for _ in range(most + 1):
-        maps, lists = ([one for one in level if isinstance(one, kind)] for kind in (dict, list))
-        level = [item for one in maps for item in one.values()] + [item for one in lists for item in one]
+        maps = (one.values() for one in level if isinstance(one, dict))
+        level = list(chain(*maps, *(one for one in level if isinstance(one, list))))
     return bool(level)
 
 

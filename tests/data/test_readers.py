@@ -246,9 +246,9 @@ def test_csv_lines_may_end_with_a_carriage_return_alone() -> None:
 @pytest.mark.parametrize("last", ["x,y", 'x,"y"', '"x",y'])
 def test_an_open_quote_is_no_row_that_swallows_others(last: str) -> None:
     lines = ["a,b", "1,2", '3,"4', "5,6", "7,8", last]
-    with pytest.raises(UserError, match="a:3: broken CSV: .*an open quote takes in lines 3 to 6"):
+    with pytest.raises(UserError, match=r"a:3: broken CSV: .*an open quote takes in lines 3 to 6"):
         records("\n".join(lines), "a.csv")
-    rows = records("\n".join(lines[:2] + ['3,"4"x'] + lines[3:]), "a.csv")
+    rows = records("\n".join([*lines[:2], '3,"4"x', *lines[3:]]), "a.csv")
     assert [isinstance(row, BadRow) for row in rows] == [False, True, False, False, False]
 
 
