@@ -1,5 +1,5 @@
-"""JSON without what Python's parser lets pass in silence: a key that stands in a map twice (the last one wins there), and
-NaN and Infinity, which JSON does not have.
+"""JSON without what Python's parser lets pass in silence: a key that stands in a map twice (the last one wins there), NaN
+and Infinity, which JSON does not have, and values that are nested so deeply that whoever walks over them fails.
 
 A hook of Python sees each map. Parsing without it and walking over the value afterwards, to count what it lost, takes
 longer: the walk meets every map and text again.
@@ -10,9 +10,13 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 from luthier.errors import excerpt
+
+MOST_NESTED = 200
+"""Lists and maps in each other: half as many as can be given to another process."""
 
 Fault = tuple[str, str]
 """(what was found, what was expected)"""
@@ -20,7 +24,7 @@ Fault = tuple[str, str]
 
 @dataclass
 class StrictJSON:
-    """A parser; what JSON forbids and Python allows is noted in `faults`."""
+    """A parser; what JSON forbids and Python allows, and what is nested too deeply, is noted in `faults`."""
 
     faults: list[Fault] = field(default_factory=list)
     """of the value that was read last"""
@@ -32,14 +36,18 @@ class StrictJSON:
         """The value that begins at `start`, and where it ends.
 
         Raises:
-            ValueError: no JSON (then it is a JSONDecodeError, which has a position), nested too deeply, or a number of
-                thousands of digits.
+            ValueError: no JSON (then it is a JSONDecodeError, which has a position), nested far too deeply, or a number
+                of thousands of digits.
         """
         self.faults.clear()
         try:
-            return self._decoder.raw_decode(text, start)
+            value, end = self._decoder.raw_decode(text, start)
         except RecursionError:
             raise ValueError("nested too deeply") from None
+        brackets = text.count("[", start, end) + text.count("{", start, end)
+        if brackets > MOST_NESTED and _is_nested(value, MOST_NESTED):
+            self.faults.append(("lists and maps nested too deeply", f"at most {MOST_NESTED} in each other"))
+        return value, end
 
     def _map(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         out = dict(pairs)
@@ -52,6 +60,15 @@ class StrictJSON:
     def _constant(self, name: str) -> float:
         self.faults.append((f"the value {name}", "JSON, which has no such value"))
         return 0.0
+
+
+def _is_nested(value: Any, most: int) -> bool:
+    """Whether anything stands inside more than `most` lists and maps."""
+    level = [value]
+    for _ in range(most + 1):
+        maps = (one.values() for one in level if isinstance(one, dict))
+        level = list(chain(*maps, *(one for one in level if isinstance(one, list))))
+    return bool(level)
 
 
 def parse(text: str) -> Any:

@@ -60,6 +60,11 @@ def normalizing() -> Any:
     return tokenizer
 
 
+NO_SYSTEM = "{% set messages = messages | rejectattr('role', 'equalto', 'system') | list %}" + tokenizers.CHATML
+NO_ANSWERS = tokenizers.CHATML.replace(
+    "message['content']", "('' if message['role'] == 'assistant' else message['content'])"
+)
+
 CASES: dict[str, Case] = {
     laws.MARKS_CHANGE_NOTHING: Case(
         tokenizers.MARKED.replace("{{ message['content'] +", "{{ (message['content'] | length) ~ message['content'] +"),
@@ -92,11 +97,25 @@ CASES: dict[str, Case] = {
         normalizing,
     ),
     "every_message_is_shown": Case(
-        "{% set messages = messages | rejectattr('role', 'equalto', 'system') | list %}" + tokenizers.CHATML,
+        NO_SYSTEM,
         talk(Message("system", "Be brief."), ASKED, ANSWERED),
     ),
     "every_tool_call_and_thought_is_shown": Case(tokenizers.CHATML, talk(ASKED, ANSWERED, tools=TOOLS)),
 }
+
+
+MORE_CASES = [
+    (
+        "every_message_is_shown",
+        Case(
+            NO_SYSTEM,
+            talk(Message("system", "Translate to German."), Message("user", "Translate to German. Good day"), ANSWERED),
+        ),
+    ),
+    ("every_message_is_shown", Case(NO_SYSTEM, talk(Message("system", "user"), ASKED, ANSWERED))),
+    ("every_message_is_shown", Case(NO_ANSWERS, talk(ASKED, Message("assistant", "assistant")))),
+]
+"""What is dropped, though the same words stand elsewhere in the text."""
 
 
 GOOD = Case(tokenizers.CHATML, talk(ASKED, ANSWERED))

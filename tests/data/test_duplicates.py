@@ -35,7 +35,9 @@ def token_rows(rows: list[list[int]], split: int | None = None) -> TokenRows:
     )
 
 
-def write(folder: Path, rows: list[tuple[str, str]], groups: list[int] | None = None) -> Samples:
+def write(
+    folder: Path, rows: list[tuple[str, str]], groups: list[int] | None = None, lines: list[int] | None = None
+) -> Samples:
     """Samples of prompt and answer under the tiny tokenizer."""
     tokenizer, encoded, writer = tiny_tokenizer(), SampleBuffer(), SampleWriter(folder)
     for index, (prompt, answer) in enumerate(rows):
@@ -43,7 +45,8 @@ def write(folder: Path, rows: list[tuple[str, str]], groups: list[int] | None = 
         ids = np.array([*before, *tokenizer.encode(answer + "<|im_end|>")])
         targets = np.append(ids[1:], NO_TARGET)
         targets[: len(before) - 1] = NO_TARGET
-        encoded.add(Sample(ids, targets, f"x:{index + 1}", groups[index] if groups else index), index)
+        line = lines[index] if lines else index + 1
+        encoded.add(Sample(ids, targets, f"x:{line}", groups[index] if groups else index), index)
     writer.append(encoded.arrays())
     writer.close()
     return Samples(folder)
@@ -163,6 +166,7 @@ def test_every_degree_is_told_apart(tmp_path: Path) -> None:
         (long + "one new word", "Write a short list of numbers."),  # near 5
         ("", "no prompt at all"),
         ("", "no prompt again"),
+        ("Tell me", "A lute has fifteen strings in eight courses and a body like half a pear, made of thin ribs."),
     ]
     train = write(tmp_path / "train", rows)
     held_out = write(
@@ -173,6 +177,7 @@ def test_every_degree_is_told_apart(tmp_path: Path) -> None:
             (long + "one old word", "Write a short list of numbers."),
             ("say one", "2"),
             ("new", "1"),
+            ("Tell me", "A lute has fifteen strings in eight courses and a body like half a pear, made of fine ribs."),
         ],
     )
     found = find_duplicates(train, held_out, decoder(tiny_tokenizer()))
@@ -183,10 +188,25 @@ def test_every_degree_is_told_apart(tmp_path: Path) -> None:
     assert {degree: pairs.listed for degree, pairs in found.overlap.items()} == {
         "exact": [(0, 4)],
         "normalised": [(1, 4)],
-        "near": [(2, 5)],
+        "near": [(2, 5), (5, 9)],
         "prompt": [(3, 4)],
     }
     assert find_duplicates(train, None, decoder(tiny_tokenizer())).overlap == {}
+
+
+def test_a_row_is_no_duplicate_of_itself(tmp_path: Path) -> None:
+    """A row that gave a sample for each answer, and one that was drawn twice."""
+    said = "A lute has fifteen strings in eight courses and a body like half a pear, made of thin ribs. " * 3
+    split = [(said, "Yes."), (said + "Yes. And now?", "Yes, yes."), (said + "Yes. And now? Yes, yes. So?", "No.")]
+    train = write(tmp_path / "train", [*split, ("Hi", "Ho"), ("Hi", "Ho")], [0, 0, 0, 1, 2], [1, 1, 1, 2, 2])
+    alone = find_duplicates(train, None, decoder(tiny_tokenizer()))
+    assert [one.rows for one in (alone.exact, alone.normalised, alone.near, alone.conflicts)] == [0, 0, 0, 0]
+    twice = write(tmp_path / "twice", [*split, *split], [0, 0, 0, 1, 1, 1], [1, 1, 1, 2, 2, 2])
+    found = find_duplicates(twice, train, decoder(tiny_tokenizer()))
+    assert (found.exact.listed, found.exact.extra, found.near.rows) == ([[2, 5]], 1, 0)
+    assert {degree: pairs.listed for degree, pairs in found.overlap.items() if pairs.rows} == {"exact": [(2, 2)]}
+    listed_twice = write(tmp_path / "listed", [("Hi", "Ho"), ("Bye", "Ho"), ("Hi", "Ho")], None, [1, 2, 1])
+    assert find_duplicates(listed_twice, None, decoder(tiny_tokenizer())).exact.listed == [[0, 2]]
 
 
 def test_alternatives_of_one_group_are_no_conflict(tmp_path: Path) -> None:

@@ -257,3 +257,19 @@ def test_mixing_reads_weights_and_says_what_an_epoch_has() -> None:
     assert again.from_cache  # what is drawn does not change what is encoded
     assert again.mixture is not None
     assert again.mixture.counts == (300, 200)
+
+
+@pytest.mark.parametrize("streaming", ["false", "true"])
+def test_an_entry_is_mixed_as_one_whatever_its_files(streaming: str) -> None:
+    """Shards of other sizes than their neighbours', one of them without a row that can be used."""
+    Path("shards").mkdir()
+    for name, count in (("a", 200), ("c", 200), ("d", 17)):
+        write(f"shards/{name}.jsonl", count, every_bad=0)
+    write("b.jsonl", 500, every_bad=0)
+    Path("shards/b.jsonl").write_text('{"instruction": "asked", "output": ""}\n' * 6)
+    files = "[{path: shards}, {path: b.jsonl, weight: 2.0}]"
+    mixed = run("mixing=first_exhausted", f"streaming={streaming}", data=files)
+    assert mixed.mixture == Mixture((417, 500), (1.0, 2.0), "first_exhausted")
+    assert "250 of 417 from shards, 500 of 500 from b.jsonl" in mixed.notes[-1]
+    assert mixed.train.row(416).startswith("shards/d.jsonl")
+    assert mixed.train.row(417).startswith("b.jsonl")

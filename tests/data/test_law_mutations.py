@@ -17,7 +17,7 @@ import pytest
 from luthier.data import laws, ledger, render
 from luthier.data.laws import Evidence, LawBroken
 from luthier.data.ledger import Ledger
-from tests.data.law_cases import CASES, GOOD, TRIPS, Case
+from tests.data.law_cases import CASES, GOOD, MORE_CASES, TRIPS, Case
 
 RENDERING_CHECKS = {
     laws.MARKS_CHANGE_NOTHING: ("if text != plain:", "if False:"),
@@ -50,9 +50,9 @@ def test_every_law_has_its_case() -> None:
     assert RENDERING_CHECKS.keys() == set(laws.NAMES) - laws.LAWS.keys()
 
 
-@pytest.mark.parametrize("law", CASES)
-def test_a_law_refuses_what_it_is_for(law: str) -> None:
-    assert refused_by(CASES[law]) == law
+@pytest.mark.parametrize(("law", "case"), [*CASES.items(), *MORE_CASES])
+def test_a_law_refuses_what_it_is_for(law: str, case: Case) -> None:
+    assert refused_by(case) == law
 
 
 @pytest.mark.parametrize("law", laws.LAWS)

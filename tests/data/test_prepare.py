@@ -161,6 +161,14 @@ def test_formats_are_recognised_or_the_columns_are_named() -> None:
     assert "there is no 'alpacca'" in refused(None, "data=[{path: train.jsonl, format: alpacca}]")
 
 
+def test_answers_that_a_csv_file_calls_bad_are_not_learned() -> None:
+    for columns in ("instruction,output,label", "prompt,completion,label"):
+        Path("train.csv").write_text(f"{columns}\na,b,1\nc,d,0\n")
+        assert "found a feedback" in refused(None, "data=train.csv")
+    Path("train.csv").write_text("instruction,output,label\na,b,sports\nc,d,0\n")
+    assert "train.csv:3  label: found a verdict on an answer" in refused(None, "data=train.csv")
+
+
 def test_missing_templates_rows_and_files() -> None:
     text = refused(alpaca(1), tokenizer=tokenizers.base())
     assert "no chat template" in text
@@ -185,6 +193,10 @@ def test_one_system_text_for_all_is_remembered() -> None:
     assert prepared.system == "Be Zhen Huan."
     assert "luthier chat serves with it" in prepared.notes[0]
     assert run([*same, *alpaca(1)]).system is None
+    Path("eval.jsonl").write_text(lines(alpaca(1)))
+    assert run(same, "data.eval=eval.jsonl").system == "Be Zhen Huan."
+    Path("eval.jsonl").write_text(lines(same))
+    assert run(alpaca(1), "data.eval=eval.jsonl").system is None
 
 
 def test_a_system_text_is_put_before_conversations_that_have_none() -> None:

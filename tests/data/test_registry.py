@@ -135,7 +135,7 @@ def test_kto_tag_makes_feedback(tmp_path: Path) -> None:
     found = examples(tmp_path, chat, {"prompt": "other", "completion": SHARED, "label": True}, (Feedback,))
     assert (contents(found), found.good) == (["user: a", "assistant: b"], True)
     with pytest.raises(BadRow, match="label"):
-        examples(tmp_path, {"columns": columns}, {**row, "label": 1}, (Feedback,))
+        examples(tmp_path, {"columns": columns}, {**row, "label": "maybe"}, (Feedback,))
 
 
 def test_without_a_response_the_objective_says_what_a_prompt_is(tmp_path: Path) -> None:

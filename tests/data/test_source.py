@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import pickle
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from luthier import strict_json
 from luthier.config import DataFile
 from luthier.data.source import sources
 from luthier.errors import EnvironmentProblem, UserError
@@ -53,6 +55,15 @@ def test_an_array_an_object_and_lines_are_told_apart(tmp_path: Path) -> None:
     assert read(write(tmp_path / "none.json", "[]")) == []
 
 
+def nested(lists: int) -> str:
+    return '{"a": ' + "[" * lists + "1" + "]" * lists + "}"
+
+
+def test_what_is_nested_as_deeply_as_allowed_is_a_row_that_a_worker_can_be_given(tmp_path: Path) -> None:
+    (row,) = read(write(tmp_path / "a.jsonl", nested(strict_json.MOST_NESTED - 1)))
+    assert pickle.loads(pickle.dumps(row)) == row  # noqa: S301
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
     [
@@ -65,6 +76,7 @@ def test_an_array_an_object_and_lines_are_told_apart(tmp_path: Path) -> None:
         ('{"text": "a", "text": "b"}', "'text' stands in it twice"),
         ('{"a": {"b": 1, "b": 2}}', "'b' stands in it twice"),
         ("[" * 100_000, "nested too deeply"),
+        (nested(strict_json.MOST_NESTED), "nested too deeply"),
         ('{"a": ' + "9" * 5000 + "}", "broken JSON"),
         ('"only text"', "a map in braces"),
         ("3", "a map in braces"),

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from luthier import config
-from luthier.data.prepare import prepare
+from luthier.data.prepare import Prepared, prepare
 from luthier.data.render import ChatRenderer, one_answer_each
 from luthier.data.template import Request, Template, as_template_message
 from luthier.data.template_check import (
@@ -298,21 +298,52 @@ def test_one_answer_each() -> None:
     assert [message.train for message in second.messages if message.role == "assistant"] == [False, True]
 
 
-def test_a_split_row_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One row, a sample for each answer; rows and tokens still add up."""
-    monkeypatch.setenv("LUTHIER_CACHE", str(tmp_path / "cache"))
-    turns = [("user", "One?"), ("assistant", "1"), ("user", "Two?"), ("assistant", "2")]
-    messages = [{"role": role, "content": content} for role, content in turns]
-    (tmp_path / "train.jsonl").write_text(json.dumps({"messages": messages}) + "\n", encoding="utf-8")
+def prepared_split(tmp_path: Path, rows: list[list[str]], *overrides: str) -> Prepared:
+    """Rows of texts in turn, under a template that makes a sample of each answer."""
+    lines = [
+        json.dumps({"messages": [{"role": ("user", "assistant")[i % 2], "content": t} for i, t in enumerate(row)]})
+        for row in rows
+    ]
+    (tmp_path / "train.jsonl").write_text("\n".join(lines), encoding="utf-8")
     keys = [
         f"data={tmp_path / 'train.jsonl'}",
         "model=x",
         f"output_dir={tmp_path / 'run'}",
         "chat_template=yuan@fastchat",
     ]
-    run = config.load(None, keys)
-    prepared = prepare(run, made_tokenizer(["<sep>", "<eod>"]), context_length=None, objective=SFT(SFT.Config()))
+    run = config.load(None, [*keys, *overrides])
+    return prepare(run, made_tokenizer(["<sep>", "<eod>"]), context_length=None, objective=SFT(SFT.Config()))
+
+
+def test_a_split_row_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One row, a sample for each answer; rows and tokens still add up."""
+    monkeypatch.setenv("LUTHIER_CACHE", str(tmp_path / "cache"))
+    prepared = prepared_split(tmp_path, [["One?", "1", "Two?", "2"]])
     ledger = prepared.ledger
     assert (ledger.rows_in, ledger.rows_trained, ledger.rows_split, len(prepared.train)) == (1, 1, 1, 2)
     assert ledger.tokens_in == sum(len(prepared.train[index]) for index in range(2))
     assert any("a sample for each answer" in line for line in ledger.lines())
+
+
+def test_a_split_row_that_is_too_long_is_counted_whole_and_keeps_the_answers_that_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LUTHIER_CACHE", str(tmp_path / "cache"))
+    rows = [["Hello?", "Hi."], [text * 60 for text in "abcdefgh"]]
+    whole = prepared_split(tmp_path, rows)
+    lengths = whole.train.lengths.tolist()
+    assert len(lengths) == 5
+    dropped = prepared_split(tmp_path, rows, "max_length=200", "on_long_row=drop").ledger
+    assert dropped.tokens_in == whole.ledger.tokens_in == sum(lengths)
+    assert dropped.tokens_dropped == sum(lengths[1:])
+    with pytest.raises(
+        UserError, match=f"found {lengths[-1]} tokens, of which {lengths[-1] - 61} stand before its ans"
+    ):
+        prepared_split(tmp_path, rows, "max_length=200")
+    cut = prepared_split(tmp_path, rows, "max_length=340", "on_long_row=truncate")
+    assert cut.train.lengths.tolist() == [*lengths[:3], 340]  # of the third answer the end is lost, of the last all
+    assert cut.ledger.cut == [f"{tmp_path / 'train.jsonl'}:2"]
+    assert cut.ledger.tokens_cut == sum(lengths) - sum(lengths[:3]) - 340
+    assert cut.ledger.answer_tokens_cut == whole.train.trained.sum() - cut.train.trained.sum()
+    with pytest.raises(UserError, match="1 of 2 rows cannot be used"):
+        prepared_split(tmp_path, rows, "max_length=50", "on_long_row=truncate")

@@ -132,14 +132,22 @@ def test_what_is_no_preference_is_refused(values: dict[str, Any], field: str, wo
         {"prompt": "q", "completion": "good", "label": "False"},
         {"prompt": api(("user", "q")), "completion": api(("assistant", "good")), "label": False},
         {"instruction": "q", "output": "good", "label": False},
+        {"prompt": "q", "completion": "good", "label": 0},
+        {"prompt": "q", "completion": "good", "label": "0"},
+        {"instruction": "q", "output": "good", "label": " 0.0"},
     ],
 )
 def test_feedback_is_one_thing_in_all_spellings(values: dict[str, Any]) -> None:
     assert parse("feedback", values) == Feedback((*ASKED, *GOOD), False, "a.jsonl:3")
 
 
-@pytest.mark.parametrize("label", [None, 0, 1, "good", [], 0.5])
-def test_a_verdict_is_true_or_false(label: object) -> None:
+@pytest.mark.parametrize("label", [True, 1, "1", "1.0", "True"])
+def test_a_good_verdict_is_true_or_one(label: object) -> None:
+    assert parse("feedback", {"prompt": "q", "completion": "a", "label": label}).good
+
+
+@pytest.mark.parametrize("label", [None, "", 2, "2", "good", [], 0.5])
+def test_nothing_else_is_a_verdict(label: object) -> None:
     with pytest.raises(BadRow, match="label"):
         parse("feedback", {"prompt": "q", "completion": "a", "label": label})
 

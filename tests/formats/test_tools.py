@@ -81,6 +81,11 @@ def test_several_calls_and_their_results() -> None:
     assert parse("sharegpt", {"conversations": turns}).messages[1].tool_calls == (ToolCall("add", "{}"),) * 2
 
 
+def test_tools_without_parameters_are_taken() -> None:
+    for parameters in (None, [], {}, {"properties": None}, {"properties": []}):
+        assert parse("messages", api(tools=[{"name": "f", "parameters": parameters}])).tools
+
+
 @pytest.mark.parametrize(
     "tools",
     [
@@ -167,6 +172,19 @@ def test_the_own_system_message_goes_before_the_column() -> None:
         ("messages", api(tools=3), "tools", "a list of tools"),
         ("messages", api(tools="add"), "tools", "broken JSON"),
         ("messages", api(tools=[{"parameters": {}}]), "tools[0].name", "missing"),
+        ("messages", api(tools=[{"name": "f", "parameters": [1]}]), "tools[0].parameters", "a map"),
+        (
+            "messages",
+            api(tools=[{"function": {"name": "f", "parameters": "none"}}]),
+            "tools[0].function.parameters",
+            "a map",
+        ),
+        (
+            "messages",
+            api(tools=json.dumps([{"name": "f", "parameters": {"properties": 3}}])),
+            "tools[0].parameters.properties",
+            "a map",
+        ),
         (
             "messages",
             {

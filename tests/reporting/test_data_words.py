@@ -74,7 +74,7 @@ def test_a_row_longer_than_a_forward_pass_is_no_full_bar() -> None:
     beyond = [cost for step in report.batches.drawn for batch in step if (cost := sum(batch)) > 40]
     assert beyond
     for cost in beyond:
-        assert re.search(rf"\|█+> {cost} tokens, 1 row, {cost / 40:.1f} times the bound", text)
+        assert re.search(rf"\|█+> {cost} tokens, 1 sample, {cost / 40:.1f} times the bound", text)
     assert text.count(" times the bound") == len(beyond)
     assert "more than the bound" in render_page(report)
     fits = looked("max_tokens_per_micro_batch=4000", wanted=Wanted(samples=0))

@@ -46,7 +46,7 @@ class Account:
     refused_rows: int = 0
     refused_long: int = 0
     systems: list[str] = field(default_factory=list)
-    """the system texts of the conversations; two are as good as many"""
+    """the system texts of the conversations that are trained; two are as good as many"""
 
     def add(self, chunk: Chunk) -> None:
         """Adds the rows that follow."""

@@ -2,6 +2,8 @@
 
 Four degrees: exact (the same token ids), normalised (the same text where case, width, spaces and . , ; : ! ? — quotes
 and brackets do not count), near (data/near.py), and conflicts: the same prompt with different answers.
+
+Rows are compared by their last sample. Where a row has several, one for each answer, the last has all of the row.
 """
 
 from __future__ import annotations
@@ -67,13 +69,13 @@ class RowKeys:
     """of the normalised text"""
     prompt: Keys
     """of the normalised text before the last answer; 0 where nothing stands before it"""
-    group: Ints
-    """samples of one group (the answers to one prompt) are no conflict"""
+    last: Mask
+    """the last sample of its row: the others are not looked at, nor is a row that was drawn twice compared with itself"""
 
 
 def keys_of(samples: Samples, decode: Decode) -> RowKeys:
     """The keys of all samples: one pass over the ids, and one that decodes them."""
-    ids, targets, offsets, groups = samples.arrays
+    ids, targets, offsets, _ = samples.arrays
     text, prompt = np.zeros(len(samples), dtype=np.uint64), np.zeros(len(samples), dtype=np.uint64)
     for first in range(0, len(samples), ROWS_AT_A_TIME):
         edges = np.asarray(offsets[first : first + ROWS_AT_A_TIME + 1], dtype=np.int64)
@@ -89,7 +91,13 @@ def keys_of(samples: Samples, decode: Decode) -> RowKeys:
         end = first + len(asked)
         text[first:end] = [text_key(f"{one} {answer}") for one, answer in zip(before, answers, strict=True)]
         prompt[first:end] = [text_key(one) if one.strip() else 0 for one in before]
-    return RowKeys(row_keys(TokenRows((ids, offsets))), text, prompt, np.asarray(groups, dtype=np.int64))
+    return RowKeys(row_keys(TokenRows((ids, offsets))), text, prompt, last_of_rows(samples))
+
+
+def last_of_rows(samples: Samples) -> Mask:
+    """[samples] whether the next sample is of another row. A row that was drawn several times follows itself."""
+    names, groups = row_keys(TokenRows(samples.row_names)), np.asarray(samples.groups)
+    return np.append((names[1:] != names[:-1]) & (groups[1:] != groups[:-1]), np.True_)
 
 
 def answer_starts(targets: Ints, edges: Ints) -> Ints:
@@ -161,15 +169,15 @@ def find_duplicates(train: Samples, held_out: Samples | None, decode: Decode) ->
     other = keys_of(held_out, decode) if held_out is not None else None
     sets = [samples.arrays for samples in (train, held_out) if samples is not None]
     rows = TokenRows(*((ids, offsets) for ids, _, offsets, _ in sets))
-    texts = np.concatenate([keys.text, other.text]) if other is not None else keys.text
-    near = near_pairs(rows, _firsts(texts))
+    both = [one for one in (keys, other) if one is not None]
+    texts, last = np.concatenate([one.text for one in both]), np.concatenate([one.last for one in both])
+    near = near_pairs(rows, _firsts(texts, last))
     inside = near.pairs[near.pairs[:, 1] < len(train)]
     across = near.pairs[(near.pairs[:, 0] < len(train)) & (near.pairs[:, 1] >= len(train))]
     groups = joined(inside)
-    exact = _groups(keys.exact, np.ones(len(train), dtype=bool))
     return Duplicates(
-        exact=exact,
-        normalised=_groups(keys.text, _firsts(keys.exact)),
+        exact=_groups(keys.exact, keys.last),
+        normalised=_groups(keys.text, _firsts(keys.exact, keys.last)),
         near=Groups([group[:MOST_GROUPS] for group in groups[:MOST_GROUPS]], len(groups), sum(map(len, groups))),
         conflicts=_conflicts(keys),
         overlap=_overlap(keys, other, across - np.array([0, len(train)])) if other is not None else {},
@@ -178,10 +186,10 @@ def find_duplicates(train: Samples, held_out: Samples | None, decode: Decode) ->
     )
 
 
-def _firsts(keys: Keys) -> Mask:
-    """[rows] whether a row is the first one with its key."""
-    out = np.zeros(len(keys), dtype=bool)
-    out[np.unique(keys, return_index=True)[1]] = True
+def _firsts(keys: Keys, wanted: Mask) -> Mask:
+    """[samples] whether a sample is the first of those that are wanted with its key."""
+    places, out = np.flatnonzero(wanted), np.zeros(len(keys), dtype=bool)
+    out[places[np.unique(keys[places], return_index=True)[1]]] = True
     return out
 
 
@@ -192,33 +200,33 @@ def _groups(keys: Keys, wanted: Mask) -> Groups:
 
 
 def _conflicts(keys: RowKeys) -> Groups:
-    """Groups of rows with one prompt and at least two texts, one row of each text; alternatives of one group are meant."""
-    places = np.flatnonzero(_firsts(keys.text) & (keys.prompt != 0))
-    found, _, _ = grouped(keys.prompt[places])
-    kept = [places[group] for group in found if len(np.unique(keys.group[places[group]])) > 1]
-    listed = [group[:MOST_GROUPS].tolist() for group in kept[:MOST_GROUPS]]
-    return Groups(listed, len(kept), sum(map(len, kept)))
+    """Groups of rows with one prompt and at least two texts, one row of each text; alternatives of one row are meant."""
+    return _groups(keys.prompt, _firsts(keys.text, keys.last) & (keys.prompt != 0))
 
 
 def _overlap(train: RowKeys, held_out: RowKeys, near: Ints) -> dict[str, Pairs]:
-    """Each held-out row at the first degree at which the training data have it."""
+    """Each held-out row at the first degree at which the training data have it; `near`: as `_equal` gives pairs."""
     found: dict[str, Pairs] = {}
-    seen = np.zeros(len(held_out.exact), dtype=bool)
-    for degree, ours, theirs in (
-        ("exact", train.exact, held_out.exact),
-        ("normalised", train.text, held_out.text),
-        ("prompt", train.prompt, held_out.prompt),
-    ):
-        first, place = np.unique(ours, return_index=True)
-        at = np.minimum(np.searchsorted(first, theirs), len(first) - 1)
-        hit = np.flatnonzero((first[at] == theirs) & (theirs != 0) & ~seen)
-        seen[hit] = True
-        listed = [(int(row), int(place[at[row]])) for row in hit[:MOST_GROUPS]]
-        found[degree] = Pairs(listed, len(hit))
-    left = [(int(row), int(ours)) for ours, row in near if not seen[row]]
-    unique = dict(reversed(left))
-    found["near"] = Pairs(sorted(unique.items())[:MOST_GROUPS], len(unique))
-    return {degree: found[degree] for degree in ("exact", "normalised", "near", "prompt")}
+    left = held_out.last.copy()
+    for degree, pairs in {
+        "exact": _equal(train.exact, held_out.exact),
+        "normalised": _equal(train.text, held_out.text),
+        "near": near,
+        "prompt": _equal(train.prompt, held_out.prompt),
+    }.items():
+        new = pairs[left[pairs[:, 1]]]
+        rows, first = np.unique(new[:, 1], return_index=True)
+        left[rows] = False
+        found[degree] = Pairs([(row, ours) for ours, row in new[first[:MOST_GROUPS]].tolist()], len(rows))
+    return found
+
+
+def _equal(train: Keys, held_out: Keys) -> Ints:
+    """[pairs, 2]: each held-out sample that has a key of a training sample, behind the first of those; 0 is no key."""
+    keys, first = np.unique(train, return_index=True)
+    at = np.minimum(np.searchsorted(keys, held_out), len(keys) - 1)
+    hit = np.flatnonzero((keys[at] == held_out) & (held_out != 0))
+    return np.stack([first[at[hit]], hit], axis=1)
 
 
 def decoder(tokenizer: Any) -> Decode:

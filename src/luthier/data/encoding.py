@@ -66,16 +66,19 @@ class Chunk:
     refused: list[Refused] = field(default_factory=list)
     rejected: list[dict[str, Any]] = field(default_factory=list)
     systems: set[str] = field(default_factory=set)
+    """the system texts of the conversations that are trained; "" where one has none"""
 
 
 class LongRow(BadRow):
-    """A row with more tokens than fit."""
+    """A row of which a sample has more tokens than fit."""
 
-    def __init__(self, row: Row, sample: Sample, limit: int) -> None:
-        prompt = int((sample.targets != NO_TARGET).argmax()) + 1
-        before = f", of which {prompt:,} stand before the first answer" if prompt > 1 else ""  # plain text has none
-        super().__init__(row.place, "", f"{len(sample):,} tokens{before}", f"at most {limit:,}")
-        self.tokens = len(sample)
+    def __init__(self, row: Row, samples: list[Sample], limit: int) -> None:
+        longest = max(samples, key=len)
+        prompt = int((longest.targets != NO_TARGET).argmax()) + 1
+        answer = "its answer" if len(samples) > 1 else "the first answer"
+        before = f", of which {prompt:,} stand before {answer}" if prompt > 1 else ""  # plain text has none
+        super().__init__(row.place, "", f"{len(longest):,} tokens{before}", f"at most {limit:,}")
+        self.tokens = sum(map(len, samples))
 
 
 @dataclass(frozen=True)
@@ -127,20 +130,19 @@ class Encoding:
         samples = self.objective.encode(example, out.examples[purpose], self.renderer)
         whole, ledger = samples, out.ledger
         if self.limit is not None and any(len(sample) > self.limit for sample in samples):
-            if self.data.on_long_row != "truncate":
-                raise LongRow(row, max(samples, key=len), self.limit)
-            samples = [truncated(sample, self.limit, row) for sample in samples]
+            cut = [truncated(sample, self.limit) for sample in samples] if self.data.on_long_row == "truncate" else []
+            samples = [sample for sample in cut if sample.trained_tokens]  # of a split row some answers may still fit
+            if not samples:
+                raise LongRow(row, whole, self.limit)
             ledger.rows_cut += 1
             ledger.cut.append(row.id)
-            ledger.answer_tokens_cut += sum(
-                a.trained_tokens - b.trained_tokens for a, b in zip(whole, samples, strict=True)
-            )
+            ledger.answer_tokens_cut += _trained(whole) - _trained(samples)
         _count(ledger, whole, samples, purpose)
         prompt_key = key("prompt", prompt)
         for sample in samples:
             out.sets[purpose].add(sample, prompt_key)
         out.examples[purpose] += 1
-        if isinstance(example, Conversation):
+        if purpose == "train" and isinstance(example, Conversation):
             first = example.messages[0]
             out.systems.add(first.content if first.role == "system" else "")
         noticed = self.renderer.encoded_parts(example)
@@ -176,13 +178,17 @@ def _count(ledger: Ledger, whole: list[Sample], samples: list[Sample], purpose: 
     ledger.tokens_in += tokens
     ledger.tokens_cut += tokens - kept
     if purpose == "train":
-        trained = sum(sample.trained_tokens for sample in samples)
+        trained = _trained(samples)
         ledger.rows_trained += 1
         ledger.tokens_trained += trained
         ledger.tokens_context += kept - trained
     else:
         ledger.rows_held_out += 1
         ledger.tokens_held_out += kept
+
+
+def _trained(samples: list[Sample]) -> int:
+    return sum(sample.trained_tokens for sample in samples)
 
 
 def prompt_of(example: Example) -> str:
@@ -202,18 +208,12 @@ def is_held_out(prompt: str, share: float) -> bool:
     return uniform("held out", prompt) < share
 
 
-def truncated(sample: Sample, limit: int, row: Row) -> Sample:
-    """The sample without what lies beyond `limit` tokens. No stop token is put at the cut.
-
-    Raises:
-        LongRow: nothing trained would be left.
-    """
+def truncated(sample: Sample, limit: int) -> Sample:
+    """The sample without what lies beyond `limit` tokens. No stop token is put at the cut."""
     if len(sample) <= limit:
         return sample
     targets = np.array(sample.targets[:limit])
     targets[-1] = NO_TARGET
-    if not (targets != NO_TARGET).any():
-        raise LongRow(row, sample, limit)
     return Sample(sample.input_ids[:limit], targets, sample.row, sample.group)
 
 

@@ -61,6 +61,8 @@ class Evidence:
     """what the template's header says of stop tokens inside the conversation: `yes`, `no`, `target`, or nothing"""
     tools: str = ""
     """the tools on offer, as JSON"""
+    drops_system: bool = False
+    """whether the template shows no system text in a conversation of this shape"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,10 +238,13 @@ def every_message_is_shown(e: Evidence) -> Broken | None:
         words = message.content.strip()
         if message.role == "assistant" and turn is None:
             words = words.rpartition(END_OF_THOUGHT)[2].strip()
-        found = e.plain.find(words, 0 if message.role == "system" else at)
-        if found < 0 and message.role == "tool":
-            found = max(e.plain.find(form, at) for form in forms(words))
-        if found < 0 or (turn is not None and found + len(words) > turn.end):
+        if message.role == "system":
+            found = -1 if e.drops_system else e.plain.find(words)
+        elif turn is not None:
+            found = e.plain.rfind(words, at, turn.end)
+        else:
+            found = max(e.plain.find(form, at) for form in (forms(words) if message.role == "tool" else {words}))
+        if found < 0 or (turn is not None and found + len(words) <= turn.start):  # that was the header
             return Broken(
                 f"message {index} ({message.role}) does not appear in the rendered text as it is",
                 "every message, in order",

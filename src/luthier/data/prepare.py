@@ -60,12 +60,12 @@ class Prepared:
     template: Template | None
     """None where the tokenizer has none and the data need none (plain text)"""
     system: str | None
-    """the system text, where all conversations have the same one: an answer is served as it was trained only with it"""
+    """the system text, where all trained conversations have the same one: an answer is served as it was trained only with it"""
     from_cache: bool
     parts: list[Part]
     """the files that were read, in their order"""
     mixture: Mixture | None = None
-    """how the files take turns, where they do not simply follow one another"""
+    """how the entries of `data.train` take turns, where they do not simply follow one another"""
     notes: list[str] = field(default_factory=list)
     """what is said at the start of a run beside the ledger"""
 
@@ -243,13 +243,13 @@ def _prepared(
 ) -> Prepared:
     data, mixture, mixed = encoding.data, None, list[str]()
     if data.mixing != "concatenate":
-        trained = [
-            (count["train"], part.weight, part.source.name)
-            for part, count in zip(parts, meta["by_part"], strict=True)
-            if part.purpose == "train" and count["train"]
-        ]
-        sizes, weights, mixed = map(list, zip(*trained, strict=True))
-        mixture = Mixture(tuple(sizes), tuple(weights), data.mixing)
+        trained = dict.fromkeys((part.entry for part in parts), 0)
+        for part, count in zip(parts, meta["by_part"], strict=True):
+            trained[part.entry] += count["train"]
+        entries = {part.entry: part for part in parts if part.purpose == "train" and trained[part.entry]}
+        mixed = [part.source.file.path for part in entries.values()]
+        weights = tuple(part.weight for part in entries.values())
+        mixture = Mixture(tuple(trained[entry] for entry in entries), weights, data.mixing)
     return Prepared(
         sets["train"],
         sets.get("eval"),
@@ -266,11 +266,11 @@ def _prepared(
 
 
 def notes_of(system: str | None, template: Template | None, mixed: list[str], mixture: Mixture | None) -> list[str]:
-    """What is said at the start of a run beside the ledger; `mixed`: the names of the files in the mixture."""
+    """What is said at the start of a run beside the ledger; `mixed`: the entries in the mixture."""
     notes = []
     if system is not None:
         notes.append(
-            f"all conversations have the system text {excerpt(system, 60)}: "
+            f"all trained conversations have the system text {excerpt(system, 60)}: "
             "it is stored with the result, and luthier chat serves with it"
         )
     if template is not None and "strftime_now" in template.source:

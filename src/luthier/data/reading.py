@@ -31,8 +31,10 @@ class Part:
 
     source: Source
     purpose: Purpose
+    entry: int
+    """of the configuration, from 0, those that are held out after the others; its files stand one after the other"""
     weight: float
-    """its share where files are mixed"""
+    """the entry's share where entries are mixed"""
 
 
 @dataclass(frozen=True)
@@ -82,9 +84,9 @@ def plan(config: RunConfig, takes: Sequence[type]) -> list[Part]:
         UserError: a file is not there, or the registry does not know a name.
     """
     parts = []
-    for purpose, key, file in files_of(config, takes):
+    for entry, (purpose, key, file) in enumerate(files_of(config, takes)):
         found = sampled(sources(file, f"{key}.path"), file, config.data.max_samples, config.seed)
-        parts += [Part(source, purpose, file.weight / len(found)) for source in found]
+        parts += [Part(source, purpose, entry, file.weight) for source in found]
     return parts
 
 

@@ -28,7 +28,7 @@ from luthier.data.laws import (
     Turn,
     check,
 )
-from luthier.data.template import Request, Template, TemplateMessage, as_template_message
+from luthier.data.template import PROBE, Request, Template, TemplateMessage, as_template_message, probing
 from luthier.data.template_library import Facts, token_ids
 from luthier.data.tools import MARKS_OF_THOUGHT, changed_tools, extras_of, has_extras
 from luthier.errors import UserError
@@ -68,6 +68,7 @@ class _Rendered:
     plain: str
     turns: tuple[Turn, ...]
     cuts: list[int]
+    drops_system: bool = False
 
 
 class ChatRenderer:
@@ -188,7 +189,8 @@ class ChatRenderer:
             shown = tuple(self._part(message, apart=True) for message in self._parted(conversation.messages))
             tools = conversation.tools
             apart = changed_tools(tools, self._cut_apart) if tools else ""
-            wanted = [Request(shown, prompt, template.marked, apart), Request(raw, prompt, tools=tools)]
+            wanted = [Request(shown, prompt, template.marked, apart)]
+            wanted += [Request(messages, prompt, tools=tools) for messages in (probing(raw), raw)]
             for index in _answers(conversation):
                 before = Request(raw[:index], True, tools=tools)
                 wanted += [before, before if template.marked else Request(raw[: index + 1], tools=tools)]
@@ -243,6 +245,8 @@ class ChatRenderer:
     ) -> _Rendered | UserError:
         """Finds the assistant's turns in the rendered text."""
         answers = _answers(conversation)
+        probe = texts.pop(1)  # where it fails, it says nothing
+        drops_system = isinstance(probe, str) and conversation.messages[0].role == "system" and PROBE not in probe
         failed = next((text for text in texts if isinstance(text, UserError)), None)
         if failed is not None:
             return BadRow(conversation.row, "chat template", failed.found, failed.expected, failed.fix)
@@ -270,7 +274,7 @@ class ChatRenderer:
                 broken = Broken(found, "a template that only appends", fix)
                 return LawBroken(conversation.row, TEMPLATE_ONLY_APPENDS, broken)
             turns.append(self._turn(index, message, text, (start, limit), before, cuts))
-        return _Rendered(text, plain, tuple(turns), cuts)
+        return _Rendered(text, plain, tuple(turns), cuts, drops_system)
 
     def _turn(
         self, index: int, message: Message, text: str, limits: tuple[int, int], before: str, cuts: list[int]
@@ -383,6 +387,7 @@ class ChatRenderer:
             bos_wanted=not is_text and encoder.adds_bos and self._bos_is_missed,
             inner_stop=self.template.facts.inner_stop if self.template is not None else "",
             tools="" if isinstance(example, Text) else example.tools,
+            drops_system=found.drops_system,
         )
         broken = check(evidence, example.row)
         if broken is not None:

@@ -166,6 +166,11 @@ class Samples(SampleSet):
         """All samples at once, memory-mapped: ids and targets, [tokens]; where each begins, [samples + 1]; groups, [samples]."""
         return self._ids, self._targets, self._offsets, self.groups
 
+    @property
+    def row_names(self) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        """`row` of all samples: UTF-8, [bytes]; where each begins, [samples + 1]."""
+        return self._row_text, self._row_offsets
+
     @cached_property
     def fingerprint(self) -> str:
         return combined(self._digest(name) for name in FINGERPRINTED)

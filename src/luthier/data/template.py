@@ -60,6 +60,21 @@ def as_template_message(message: Message) -> TemplateMessage:
     )
 
 
+PROBE = "A text that stands in no data."
+
+
+def probing(messages: tuple[TemplateMessage, ...]) -> tuple[TemplateMessage, ...]:
+    """Messages of the same shape with PROBE for the system text, to see whether a template shows it; where there is none,
+    the same messages.
+    """
+    if messages[0][0] != "system":
+        return messages
+    others = (
+        (part[0], part[1] and "a") if len(part) == 2 else (part[0], part[1] and "a", part[2]) for part in messages[1:]
+    )
+    return ("system", PROBE), *others
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """One rendering: the messages, and whether the assistant's header is put at the end."""

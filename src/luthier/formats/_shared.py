@@ -120,14 +120,27 @@ CALL_IN_TEXT = re.compile(r"[<\[|]\s*(tool|function)|\"name\"\s*:|\w\(|^Action\s
 """A call as many write it into an answer's text: a tag, a JSON map with a name, f(...), `Action: ...`."""
 
 
+VERDICTS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+"""Verdicts on an answer as text, which is all that a CSV file has."""
+
+
+def verdict_of(value: object) -> bool | None:
+    """Whether a value calls an answer good (true, 1) or bad (false, 0); None where it looks like no verdict."""
+    if isinstance(value, str):
+        return VERDICTS.get(value.strip().lower())
+    return bool(value) if value in (0, 1) else None
+
+
 def is_label(value: object) -> bool:
-    """Whether a value looks like a verdict on an answer: true or false, or what some write for it."""
-    return value in (0, 1) or (isinstance(value, str) and value.lower() in ("true", "false"))
+    """Whether a value looks like a verdict on an answer."""
+    return verdict_of(value) is not None
 
 
 def unlabelled(first: Mapping[str, Any]) -> bool:
-    """Whether a row's `label` is no verdict (a null may be one in the next row): else bad answers would be learned."""
-    return "label" not in first or not (first["label"] is None or is_label(first["label"]))
+    """Whether a row's `label` is no verdict (the next row may have one where it is null or empty): else bad answers would
+    be learned.
+    """
+    return "label" not in first or not (first["label"] in (None, "") or is_label(first["label"]))
 
 
 AFTER = {

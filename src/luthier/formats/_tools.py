@@ -67,6 +67,12 @@ def _tool(row: Row, tool: Any, place: str) -> dict[str, Any]:
     if not isinstance(inner, Mapping) or not isinstance(inner.get("name"), str):
         keys = excerpt(sorted(map(str, inner if isinstance(inner, Mapping) else tool)))
         raise BadRow(row.place, f"{place}.name", f"missing; the keys are {keys}", "the tool's name")
+    inside = f"{place}.function.parameters" if "function" in tool else f"{place}.parameters"
+    parameters = inner.get("parameters") or {}
+    if not isinstance(parameters, Mapping):
+        raise BadRow(row.place, inside, found(parameters), "a JSON schema: a map")
+    if not isinstance(properties := parameters.get("properties") or {}, Mapping):
+        raise BadRow(row.place, f"{inside}.properties", found(properties), "a map of the parameters")
     return dict(tool) if "function" in tool else {"type": "function", "function": dict(tool)}
 
 

@@ -1,4 +1,4 @@
-"""Rows with an answer that somebody called good or bad: a `label` of true or false."""
+"""Rows with an answer that somebody called good or bad: a `label` of true or false, or 1 or 0."""
 
 from __future__ import annotations
 
@@ -14,14 +14,23 @@ from luthier.formats._request import (
     request_column,
     request_of,
 )
-from luthier.formats._shared import PAIRED, BadRow, Column, conversation, found, is_label, missing, only_text
+from luthier.formats._shared import (
+    PAIRED,
+    BadRow,
+    Column,
+    conversation,
+    found,
+    is_label,
+    missing,
+    only_text,
+    verdict_of,
+)
 from luthier.formats._tools import tools_of
 from luthier.types import Feedback, Row
 
 __all__ = ["UserFeedback"]
 
 ANSWERS = ("completion", "output", "response")
-VERDICTS = {"true": True, "false": False}
 
 
 class UserFeedback:
@@ -35,7 +44,7 @@ class UserFeedback:
         """Column of the answer: a text, or messages. Default: the request's messages, where they end with an answer;
         else the one of `completion`, `output`, `response` that a row has."""
         label: Column = "label"
-        """Column of the verdict: true or false."""
+        """Column of the verdict: true or false, or 1 or 0."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -62,12 +71,10 @@ class UserFeedback:
 
     def _verdict(self, row: Row) -> bool:
         """Raises BadRow."""
-        value = row.values.get(self.config.label)
-        if isinstance(value, bool):
-            return value
-        if isinstance(value, str) and value.lower() in VERDICTS:  # a CSV file has texts alone
-            return VERDICTS[value.lower()]
         label = self.config.label
+        value = row.values.get(label)
+        if (good := verdict_of(value)) is not None:
+            return good
         wrong = missing(row, row.values, label) if value is None else found(value)
         fix = f"write true for a good answer and false for a bad one; if {label} is no verdict, name the format"
-        raise BadRow(row.place, label, wrong or excerpt(value), "true or false", fix)
+        raise BadRow(row.place, label, wrong or excerpt(value), "true or false, 1 or 0", fix)

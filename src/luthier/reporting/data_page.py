@@ -259,16 +259,20 @@ def _lengths(report: DataReport) -> str:
         return f"median {of['median']:,}, 99 % {of['p99']:,}, max {of['max']:,}"
 
     limit = report.lengths["limit"]
-    bound = f"A row may have {counted(limit, 'token')}." if limit is not None else "Nothing bounds the length of a row."
+    bound = (
+        f"A sample may have {counted(limit, 'token')}."
+        if limit is not None
+        else "Nothing bounds the length of a sample."
+    )
     fill = report.batches
     long = fill.longer_than_max
     passes = counted(long, "forward pass holds", "forward passes hold")
-    beyond = f" {passes} one row that is longer than that, drawn in another colour." if long else ""
+    beyond = f" {passes} one sample that is longer than that, drawn in another colour." if long else ""
     return (
         f'<p class="hint">{bound} {counted(fill.steps, "step")} of {counted(fill.global_batch_size, "sample")}, '
         f"{fill.layout}, at most {counted(fill.max_tokens, 'token')} in a forward pass.{beyond}</p>"
-        f'<div class="curves">{data_pictures.histogram(row["histogram"], "Tokens of a row", caption(row))}'
-        f"{data_pictures.histogram(answer['histogram'], 'Tokens with loss in a row', caption(answer), 2)}"
+        f'<div class="curves">{data_pictures.histogram(row["histogram"], "Tokens of a sample", caption(row))}'
+        f"{data_pictures.histogram(answer['histogram'], 'Tokens with loss in a sample', caption(answer), 2)}"
         f"{data_pictures.batches(fill)}{_fill(fill)}</div>"
     )
 

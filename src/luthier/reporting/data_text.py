@@ -125,7 +125,7 @@ def _lengths(report: DataReport) -> Iterator[str]:
     for name in ("row", "answer"):
         of = report.lengths[name]
         yield (
-            f"{'tokens of ' + ('a row' if name == 'row' else 'what is trained in it'):<34}"
+            f"{'tokens of ' + ('a sample' if name == 'row' else 'what is trained in it'):<34}"
             f"min {of['min']:,}, median {of['median']:,}, 90 % {of['p90']:,}, 99 % {of['p99']:,}, max {of['max']:,}"
         )
     bins = report.lengths["row"]["histogram"]
@@ -147,7 +147,7 @@ def _fill(fill: Fill) -> Iterator[str]:
     )
     if fill.longer_than_max:
         holds = noun(fill.longer_than_max, "forward pass holds", "forward passes hold")
-        yield f"  {fill.longer_than_max:,} {holds} one row that is longer than that: its bar ends with >"
+        yield f"  {fill.longer_than_max:,} {holds} one sample that is longer than that: its bar ends with >"
     for step, batches in enumerate(fill.drawn, start=1):
         for number, lengths in enumerate(batches):
             name = f"step {step}" if number == 0 else ""
@@ -155,7 +155,7 @@ def _fill(fill: Fill) -> Iterator[str]:
             beyond = cost > fill.max_tokens
             edge, more = (">", f", {cost / fill.max_tokens:.1f} times the bound") if beyond else ("|", "")
             bar = _bar(min(cost / fill.max_tokens, 1.0))
-            yield f"  {name:<9}|{bar:<{BAR_CHARS}}{edge} {counted(cost, 'token')}, {counted(len(lengths), 'row')}{more}"
+            yield f"  {name:<9}|{bar:<{BAR_CHARS}}{edge} {counted(cost, 'token')}, {counted(len(lengths), 'sample')}{more}"
 
 
 def _duplicates(found: dict[str, Any]) -> Iterator[str]:

@@ -23,7 +23,8 @@ def rows(file: File, start: int = 0) -> Iterator[Row | BadRow]:
     """The records: every value is a text.
 
     Raises:
-        UserError: no header, or a column that stands in it twice; another encoding, with the line.
+        UserError: no header, or a column that stands in it twice; another encoding, or a quote that is not closed on its
+            line and breaks the file, with the line.
     """
     endings = [ending.lower() for ending in file.path.suffixes[-2:]]
     delimiter = "\t" if ".tsv" in endings and ".csv" not in endings else ","
@@ -81,6 +82,9 @@ def _records(file: File, delimiter: str) -> Iterator[tuple[int, list[str] | BadR
                 record = BadRow(
                     f"{file.name}:{line}", "", f"broken CSV: {error}", "fields that can be told apart", QUOTE
                 )
+                if reader.line_num > line:  # which of these lines are records of their own cannot be told
+                    found = f"{record.found}; an open quote takes in lines {line:,} to {reader.line_num:,}"
+                    raise UserError(record.where, found, record.expected, QUOTE) from None
             finally:
                 csv.field_size_limit(before)
             if record:
