@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -232,8 +233,9 @@ def _found(prepared: Prepared, decode: Decode) -> dict[str, Any]:
         "languages": asdict(language_mix(prepared.train, decode)),
     }
     partial = place.with_suffix(".tmp")
-    partial.write_text(json.dumps(found, ensure_ascii=False), encoding="utf-8", errors="backslashreplace")
-    partial.replace(place)
+    with suppress(OSError):  # no room, or a cache that is not ours to write: it is made anew the next time
+        partial.write_text(json.dumps(found, ensure_ascii=False), encoding="utf-8", errors="backslashreplace")
+        partial.replace(place)
     return found
 
 
