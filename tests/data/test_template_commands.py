@@ -170,6 +170,18 @@ def test_check_says_what_passes_and_why_not(tmp_path: Path, capsys: pytest.Captu
     assert "no stop token" in outcomes[0]["reason"]
 
 
+def test_check_finds_a_claim_that_is_not_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine.jinja").write_text(header("chatml@plain", tools="yes"), encoding="utf-8")
+    assert main(["template", "check", str(tmp_path / "mine.jinja")]) == 2
+    shown = capsys.readouterr().out
+    assert "pass     one turn" in shown
+    assert "claimed, but refused: tools; tools, system, several turns; " in shown
+    one_line = "{%- if '\\n\\n' in messages[0].content -%}{{- raise_exception('one line') -}}{%- endif -%}"
+    (tmp_path / "mine.jinja").write_text(library()["chatml@plain"].text + one_line, encoding="utf-8")
+    assert main(["template", "check", str(tmp_path / "mine.jinja")]) == 2
+    assert "claimed, but refused: line breaks\n" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [
