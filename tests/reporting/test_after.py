@@ -109,6 +109,14 @@ def test_what_a_person_sees(capsys: pytest.CaptureFixture[str]) -> None:
     assert "answers that fit their own prompt least" in out
 
 
+def test_overrides_are_put_on_the_runs_configuration(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "--after", "runs/x", "on_bad_row=drop", "--suspects", "0", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["after"]["rows"]) == len(ROWS)
+    write_rows([*ROWS, ROWS[0]], "more.jsonl")
+    assert main(["data", "--after", "runs/x", "data=more.jsonl"]) == 2
+    assert "it learned from other data" in capsys.readouterr().err
+
+
 def test_a_run_on_other_data_is_refused() -> None:
     write_rows([*ROWS, ROWS[0]], "more.jsonl")
     with pytest.raises(UserError, match="it learned from other data"):

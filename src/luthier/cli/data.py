@@ -14,7 +14,9 @@ from luthier.cli._options import AsJson, ConfigAndOverrides, TrustRemoteCode
 After = Annotated[
     Path | None,
     typer.Option(
-        "--after", metavar="RUN", help="What this run made of each row: learned, forgotten, probably mislabelled."
+        "--after",
+        metavar="RUN",
+        help="What this run made of each row: learned, forgotten, probably mislabelled. Without a configuration: the run's.",
     ),
 ]
 Suspects = Annotated[
@@ -78,7 +80,7 @@ def data(
     from luthier.reporting.shown_rows import Wanted
 
     path, overrides = split_config_and_overrides(arguments or [])
-    if path is None and not overrides and after is not None:
+    if path is None and after is not None:
         path = after / "config.yaml"
     report = look(
         config.load(path, overrides),
