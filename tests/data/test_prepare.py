@@ -35,12 +35,19 @@ def lines(rows: Rows) -> str:
     return "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
 
 
-def run(rows: Rows | None = None, *overrides: str, tokenizer: Any = None, context: int | None = None) -> Prepared:
+def run(
+    rows: Rows | None = None,
+    *overrides: str,
+    tokenizer: Any = None,
+    context: int | None = None,
+    refuse: bool = True,
+) -> Prepared:
     if rows is not None:
         Path("train.jsonl").write_text(lines(rows), encoding="utf-8")
     wanted = config.load(None, ["model=m", "data=train.jsonl", "output_dir=runs/x", *overrides])
     objective = component.load("objectives", "sft")(wanted.objective)
-    return prepare(wanted, tokenizer or tokenizers.chatml(), context_length=context, objective=objective)
+    tokenizer = tokenizer or tokenizers.chatml()
+    return prepare(wanted, tokenizer, context_length=context, objective=objective, refuse=refuse)
 
 
 def refused(*args: Any, **named: Any) -> str:
@@ -75,6 +82,22 @@ def test_all_bad_rows_are_listed_at_once() -> None:
     assert many.count("train.jsonl:") == 20
     assert "and 80 more" in many
     assert not list(Path("cache/encoded").glob("*"))  # nothing half-made is left
+
+
+def test_who_only_looks_goes_on_and_a_run_still_refuses_what_lies_in_the_cache_then() -> None:
+    rows = [*alpaca(5), {"instruction": "a", "output": ""}]
+    text = refused(rows)
+    looked = run(None, refuse=False)
+    assert not looked.from_cache
+    assert (len(looked.train), str(looked.refused)) == (5, text)
+    again = run(None, refuse=False)
+    assert again.from_cache
+    assert str(again.refused) == text
+    assert refused() == text
+    assert run(alpaca(5), refuse=False).refused is None
+    assert run().from_cache
+    assert "3 of 3 rows cannot be used" in refused([{"instruction": "a", "output": ""}] * 3, refuse=False)
+    assert "1 of 6 rows cannot be used" in refused(rows, "data.eval=1e-9", refuse=False)
 
 
 def test_dropped_rows_are_counted_and_kept() -> None:

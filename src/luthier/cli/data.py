@@ -62,7 +62,8 @@ def data(
     """Show what a run would learn from: rows token by token, the ledger, the laws, lengths, batches, duplicates, languages.
 
     Trained tokens are green; where there is no colour they stand in [brackets]. Beside each row stands what is served to
-    get its answer. Only the tokenizer is loaded; with --after, the run's model too.
+    get its answer. Only the tokenizer is loaded; with --after, the run's model too. Where rows cannot be used, the report goes on
+    without them, and the exit code is 2.
 
     Example:
       luthier data mine.yaml
@@ -75,6 +76,7 @@ def data(
     """
     from luthier import config
     from luthier.cli._shared import print_json, split_config_and_overrides
+    from luthier.errors import UserError
     from luthier.reporting.data_look import look
     from luthier.reporting.data_text import print_report
     from luthier.reporting.shown_rows import Wanted
@@ -102,3 +104,5 @@ def data(
         print(f"the report is in {html}")
     else:
         print_report(report)
+    if report.refused is not None:
+        raise UserError("", report.refused)

@@ -22,7 +22,7 @@ import numpy as np
 
 from luthier.config import DataConfig
 from luthier.data.laws import LawBroken
-from luthier.data.ledger import LONGER, Ledger
+from luthier.data.ledger import LONGER, Ledger, breaks
 from luthier.data.reading import Purpose, Reader
 from luthier.data.render import ChatRenderer
 from luthier.data.samples import SampleBuffer
@@ -46,7 +46,7 @@ Learnable = Conversation | Text
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A row that cannot be used, in plain values."""
+    """A row that stops a run, in plain values. It is counted as dropped, for those who go on."""
 
     where: str
     found: str
@@ -152,15 +152,15 @@ class Encoding:
         long = isinstance(error, LongRow)
         if (self.data.on_long_row if long else self.data.on_bad_row) != "drop":
             out.refused.append(Refused(error.where, error.found, error.expected, error.fix, long))
-            return
         reason = "unusable"
         if isinstance(error, LongRow):
             reason = LONGER
             out.ledger.tokens_in += error.tokens
             out.ledger.tokens_dropped += error.tokens
         elif isinstance(error, LawBroken):
-            reason = f"breaks the law {error.law}"
-            out.ledger.laws[error.law] = out.ledger.laws.get(error.law, 0) + 1
+            reason = breaks(error.laws)
+            for law in error.laws:
+                out.ledger.laws[law] = out.ledger.laws.get(law, 0) + 1
         out.ledger.drop(reason, error.row)
         out.rejected.append(
             {

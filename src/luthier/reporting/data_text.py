@@ -61,10 +61,8 @@ def print_report(report: DataReport, console: Console | None = None) -> None:
 
 
 def _heading(row: ShownRow) -> str:
-    held_out = "" if row.purpose == "train" else ", held out"
-    return (
-        f"-- {row.row}{held_out}: {counted(len(row.tokens), 'token')}, {row.trained:,} trained ({'; '.join(row.why)})"
-    )
+    tokens = counted(len(row.tokens), "token")
+    return f"-- {row.row}{row.unlearned}: {tokens}, {row.trained:,} trained ({'; '.join(row.why)})"
 
 
 def _row(row: ShownRow, colour: bool, width: int) -> RenderableType:
