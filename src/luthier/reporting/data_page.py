@@ -278,6 +278,7 @@ def _fill(fill: Fill) -> str:
         {"from": place * tenth, "to": (place + 1) * tenth - 1, "rows": count}
         for place, count in enumerate(fill.histogram)
     ]
+    bins[-1]["open"] = True
     caption = f"{fill.micro_batches:,} of the first {counted(fill.steps_looked_at, 'step')}"
     return data_pictures.histogram(
         bins, "How full a forward pass is", caption, 1, unit="% of the most tokens", of="forward passes"
