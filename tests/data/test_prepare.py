@@ -141,6 +141,8 @@ def test_long_rows() -> None:
     assert cut.ledger.cut == ["train.jsonl:5"]
     assert cut.ledger.answer_tokens_cut == full.trained_tokens - sample.trained_tokens
     assert cut.ledger.tokens_cut == len(full) - 80
+    lost = cut.ledger.answer_tokens_cut
+    assert f" 1 row lost its end with {lost} tokens of answers (train.jsonl:5)" in cut.ledger.as_text()
 
 
 def test_exactly_the_limit_fits() -> None:

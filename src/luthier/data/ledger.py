@@ -128,8 +128,8 @@ class Ledger:
         out += [f"dropped {len(names):>12,} {reason} ({_some(names)})" for reason, names in self.dropped.items()]
         if self.rows_cut:
             out.append(
-                f"cut     {self.rows_cut:>12,} {noun(self.rows_cut, 'row')}, "
-                f"{counted(self.answer_tokens_cut, 'token')} of answers lost ({_some(self.cut)})"
+                f"cut     {self.rows_cut:>12,} {noun(self.rows_cut, 'row lost its end', 'rows lost their ends')} with "
+                f"{counted(self.answer_tokens_cut, 'token')} of answers ({_some(self.cut)})"
             )
         for count, one, many, words in (
             (
