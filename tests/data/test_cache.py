@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import resource
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -64,6 +66,19 @@ def test_a_cache_that_is_no_folder(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     monkeypatch.setenv("LUTHIER_CACHE", "/dev/null")
     assert main(["data", "mine.yaml"]) == 3
     assert "/dev/null: cannot be written: File exists" in capsys.readouterr().err
+
+
+def test_what_nobody_used_for_a_month_is_removed() -> None:
+    run(alpaca(3))
+    old = time.time() - 31 * 86_400
+    for name in (".killed.lock", "killed.tmp", "report.json", "notes.txt"):
+        Path("cache/encoded", name).touch()
+        os.utime(Path("cache/encoded", name), (old, old))
+    Path("cache/encoded/.held.lock").touch()
+    kept = run(alpaca(4)).train.folder.parent.name  # type: ignore[attr-defined]
+    found = {path.name for path in Path("cache/encoded").iterdir()}
+    assert {kept, ".held.lock", "notes.txt"} < found
+    assert len(found) == 4
 
 
 def test_a_report_is_made_where_nothing_can_be_kept_beside_the_data() -> None:

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from luthier.cli._options import AsJson, ConfigAndOverrides, TrustRemoteCode
+from luthier.reporting.data_look import EXAMINED_ROWS, look
 
 After = Annotated[
     Path | None,
@@ -54,7 +55,7 @@ def data(
         int, typer.Option("--samples", min=0, help="How many rows are shown: of the first, the worst or the longest.")
     ] = 3,
     after: After = None,
-    suspects: Suspects = 1_000,
+    suspects: Suspects = EXAMINED_ROWS,
     html: Page = None,
     as_json: AsJson = False,
     trust_remote_code: TrustRemoteCode = False,
@@ -77,7 +78,6 @@ def data(
     from luthier import config
     from luthier.cli._shared import print_json, split_config_and_overrides
     from luthier.errors import UserError
-    from luthier.reporting.data_look import look
     from luthier.reporting.data_text import print_report
     from luthier.reporting.shown_rows import Wanted
 

@@ -230,20 +230,23 @@ def only_one(folder: Path) -> Iterator[None]:
             try:
                 yield
             finally:
-                path.unlink()
+                path.unlink(missing_ok=True)
             return
 
 
 def remove_unused(keep: Path) -> None:
-    """Deletes what lies beside `keep` and was not read for UNUSED_DAYS days: encoded data, finished reports."""
+    """Deletes what lies beside `keep` and was not read for UNUSED_DAYS days: encoded data, finished reports, and
+    locks that killed processes left.
+    """
     oldest = time.time() - UNUSED_DAYS * 86_400
     for path in keep.parent.iterdir():
-        if path == keep or path.stat().st_mtime >= oldest:
-            continue
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        elif path.suffix in (".json", ".tmp"):
-            path.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):  # another process removes it, or has let go of its lock
+            if path == keep or path.stat().st_mtime >= oldest:
+                continue
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.suffix in (".json", ".tmp", ".lock"):
+                path.unlink()
 
 
 def _json(path: Path) -> dict[str, Any] | None:
