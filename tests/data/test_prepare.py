@@ -178,12 +178,24 @@ def test_held_out_files_and_their_overlap() -> None:
 
 def test_formats_are_recognised_or_the_columns_are_named() -> None:
     assert run([{"text": "plain"}], tokenizer=tokenizers.base()).train[0].trained_tokens > 0
-    assert "['answer', 'question']" in refused([{"question": "a", "answer": "b"}])
+    text = refused([{"question": "a", "answer": "b"}])
+    assert "['answer', 'question']" in text
+    for kind in component.listing("formats"):
+        assert f"{kind} ({', '.join(component.load('formats', kind).columns)})" in text
     text = refused([{"prompt": "a", "completion": "b", "instruction": "c", "output": "d"}])
     assert "several formats" in text
     assert "alpaca, prompt_completion" in text
     assert len(run(None, "data=[{path: train.jsonl, format: alpaca}]").train) == 1
     assert "there is no 'alpacca'" in refused(None, "data=[{path: train.jsonl, format: alpacca}]")
+
+
+def test_answers_in_a_column_that_no_format_knows_are_found() -> None:
+    fix = "data.train: [{path: train.jsonl, format: {kind: alpaca, instruction: prompt, input: null, output: answer}}]"
+    rows = [{"prompt": "a", "answer": "b"}] * 2
+    assert "found a prompt; expected a conversation or text, which the objective takes\n" in refused(rows)
+    assert f"fix: {fix}, or on_bad_row=drop" in refused(rows)
+    assert len(run(None, fix.replace(": [", "=[", 1)).train) == 2
+    assert "kind: alpaca" not in refused([{"prompt": "a"}])
 
 
 def test_missing_templates_rows_and_files() -> None:
