@@ -13,7 +13,7 @@ from luthier.config import DataFile, RunConfig
 from luthier.config_yaml import Document
 from luthier.errors import UserError, excerpt
 from luthier.finished import Run
-from luthier.paths import cache_dir
+from luthier.paths import cache_dir, cache_written
 
 RUNS = Path("runs")
 
@@ -94,10 +94,11 @@ def _rows_file(rows: Sequence[Mapping[str, Any]]) -> Path:
     raw = text.encode("utf-8", errors="backslashreplace")
     path = cache_dir() / "inline" / f"{hashlib.sha256(raw).hexdigest()[:32]}.jsonl"
     if not path.is_file():
-        path.parent.mkdir(exist_ok=True)
-        partial = path.with_suffix(".partial")
-        partial.write_bytes(raw)
-        partial.replace(path)
+        with cache_written(path):
+            path.parent.mkdir(exist_ok=True)
+            partial = path.with_suffix(".partial")
+            partial.write_bytes(raw)
+            partial.replace(path)
     return path
 
 

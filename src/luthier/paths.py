@@ -2,16 +2,45 @@
 
 from __future__ import annotations
 
+import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from luthier.errors import EnvironmentProblem
 
 
 def cache_dir() -> Path:
-    """`$LUTHIER_CACHE`, or `luthier` in the user's cache folder. Private to the user (mode 0700)."""
+    """`$LUTHIER_CACHE`, or `luthier` in the user's cache folder. Private to the user (mode 0700).
+
+    Raises:
+        EnvironmentProblem: it cannot be made.
+    """
     chosen = os.environ.get("LUTHIER_CACHE")
     base = Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "luthier"
-    base.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with cache_written(base):
+        base.mkdir(parents=True, exist_ok=True, mode=0o700)
     return base
+
+
+@contextmanager
+def cache_written(place: Path) -> Iterator[None]:
+    """Around what writes `place`, and nothing else, into the cache.
+
+    Raises:
+        EnvironmentProblem: no room, or no permission.
+    """
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        raise EnvironmentProblem(
+            str(place),
+            "the disk is full" if full else f"cannot be written: {error.strerror or error}",
+            "a cache folder that may be written, with room",
+            "free space, or LUTHIER_CACHE=/path/with/space luthier ...",
+        ) from error
 
 
 def decline_telemetry() -> None:

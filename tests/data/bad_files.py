@@ -321,13 +321,12 @@ def twice(folder: Path) -> list[str]:
     return ["data={train: train.jsonl, eval: train.jsonl}"]
 
 
+COUNTING = " ".join(f"number {number}" for number in range(12))
 DUPLICATES = {
-    "exact duplicates": fine(text([*GOOD, *GOOD]), 24, about="said by the report of luthier data"),
-    "one request, other answers": fine(
-        text([*GOOD, {**GOOD[0], "output": "zero"}]), 13, about="said by the report of luthier data"
-    ),
+    "exact duplicates": fine(text([*GOOD, *GOOD]), 24, "exact: 12"),
+    "one request, other answers": fine(text([*GOOD, {**GOOD[0], "output": "zero"}]), 13, "conflicts: 1"),
     "near duplicates": fine(
-        text([*GOOD, {**GOOD[0], "instruction": "say 0 "}]), 13, about="said by the report of luthier data"
+        text([{**GOOD[0], "output": COUNTING}, *GOOD[1:], {**GOOD[0], "output": f"{COUNTING} More."}]), 13, "near: 1"
     ),
     "held-out rows that are trained": fine(held_out(GOOD, GOOD[:3]), 12, "held_out_prompts_also_trained: 3"),
     "held-out requests with other answers": fine(

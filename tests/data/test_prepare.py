@@ -35,12 +35,19 @@ def lines(rows: Rows) -> str:
     return "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
 
 
-def run(rows: Rows | None = None, *overrides: str, tokenizer: Any = None, context: int | None = None) -> Prepared:
+def run(
+    rows: Rows | None = None,
+    *overrides: str,
+    tokenizer: Any = None,
+    context: int | None = None,
+    refuse: bool = True,
+) -> Prepared:
     if rows is not None:
         Path("train.jsonl").write_text(lines(rows), encoding="utf-8")
     wanted = config.load(None, ["model=m", "data=train.jsonl", "output_dir=runs/x", *overrides])
     objective = component.load("objectives", "sft")(wanted.objective)
-    return prepare(wanted, tokenizer or tokenizers.chatml(), context_length=context, objective=objective)
+    tokenizer = tokenizer or tokenizers.chatml()
+    return prepare(wanted, tokenizer, context_length=context, objective=objective, refuse=refuse)
 
 
 def refused(*args: Any, **named: Any) -> str:
@@ -75,6 +82,22 @@ def test_all_bad_rows_are_listed_at_once() -> None:
     assert many.count("train.jsonl:") == 20
     assert "and 80 more" in many
     assert not list(Path("cache/encoded").glob("*"))  # nothing half-made is left
+
+
+def test_who_only_looks_goes_on_and_a_run_still_refuses_what_lies_in_the_cache_then() -> None:
+    rows = [*alpaca(5), {"instruction": "a", "output": ""}]
+    text = refused(rows)
+    looked = run(None, refuse=False)
+    assert not looked.from_cache
+    assert (len(looked.train), str(looked.refused)) == (5, text)
+    again = run(None, refuse=False)
+    assert again.from_cache
+    assert str(again.refused) == text
+    assert refused() == text
+    assert run(alpaca(5), refuse=False).refused is None
+    assert run().from_cache
+    assert "3 of 3 rows cannot be used" in refused([{"instruction": "a", "output": ""}] * 3, refuse=False)
+    assert "1 of 6 rows cannot be used" in refused(rows, "data.eval=1e-9", refuse=False)
 
 
 def test_dropped_rows_are_counted_and_kept() -> None:
@@ -118,6 +141,8 @@ def test_long_rows() -> None:
     assert cut.ledger.cut == ["train.jsonl:5"]
     assert cut.ledger.answer_tokens_cut == full.trained_tokens - sample.trained_tokens
     assert cut.ledger.tokens_cut == len(full) - 80
+    lost = cut.ledger.answer_tokens_cut
+    assert f" 1 row lost its end with {lost} tokens of answers (train.jsonl:5)" in cut.ledger.as_text()
 
 
 def test_exactly_the_limit_fits() -> None:
@@ -153,7 +178,10 @@ def test_held_out_files_and_their_overlap() -> None:
 
 def test_formats_are_recognised_or_the_columns_are_named() -> None:
     assert run([{"text": "plain"}], tokenizer=tokenizers.base()).train[0].trained_tokens > 0
-    assert "['answer', 'question']" in refused([{"question": "a", "answer": "b"}])
+    text = refused([{"question": "a", "answer": "b"}])
+    assert "['answer', 'question']" in text
+    for kind in component.listing("formats"):
+        assert f"{kind} ({', '.join(component.load('formats', kind).columns)})" in text
     text = refused([{"prompt": "a", "completion": "b", "instruction": "c", "output": "d"}])
     assert "several formats" in text
     assert "alpaca, prompt_completion" in text
@@ -167,6 +195,15 @@ def test_answers_that_a_csv_file_calls_bad_are_not_learned() -> None:
         assert "found a feedback" in refused(None, "data=train.csv")
     Path("train.csv").write_text("instruction,output,label\na,b,sports\nc,d,0\n")
     assert "train.csv:3  label: found a verdict on an answer" in refused(None, "data=train.csv")
+
+
+def test_answers_in_a_column_that_no_format_knows_are_found() -> None:
+    fix = "data.train: [{path: train.jsonl, format: {kind: alpaca, instruction: prompt, input: null, output: answer}}]"
+    rows = [{"prompt": "a", "answer": "b"}] * 2
+    assert "found a prompt; expected a conversation or text, which the objective takes\n" in refused(rows)
+    assert f"fix: {fix}, or on_bad_row=drop" in refused(rows)
+    assert len(run(None, fix.replace(": [", "=[", 1)).train) == 2
+    assert "kind: alpaca" not in refused([{"prompt": "a"}])
 
 
 def test_missing_templates_rows_and_files() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +87,45 @@ def test_diff_shows_where_two_part_and_what_is_trained(data: Path, capsys: pytes
     assert f"are equal on {data}:1:" in capsys.readouterr().out
 
 
+def header(name: str, **changed: str) -> str:
+    """A template of the library with other values in its header."""
+    text = library()[name].text
+    for key, value in changed.items():
+        text, count = re.subn(rf"^{key}: .*$", f"{key}: {value}", text, flags=re.MULTILINE)
+        assert count == 1
+    return text
+
+
+def test_diff_sees_what_is_learned_where_another_token_stands(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two templates of the same text, one of which ends inner answers in the targets alone."""
+    other = tmp_path / "other.jinja"
+    other.write_text(header("baichuan", inner_stop="no"), encoding="utf-8")
+    assert main(["template", "diff", "baichuan", str(other)]) == 0
+    shown = capsys.readouterr().out
+    assert "<<It is Paris.>>[-<<≠</s>>><reserved_102>-]{+<reserved_102>+}And of" in shown
+    assert f"1 only in baichuan, 1 only in {other}" in shown
+    assert "are equal" not in shown
+    asked = shapes()["only the first answer trained"]
+    *_, end = difference("baichuan", "baichuan", asked)
+    assert (end.side, end.ids, end.text, end.instead) == ("both", (), "", "</s>")
+
+
+def test_diff_compares_every_sample_of_a_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text, begin = library()["deepseek@r1"].text, "{{- bos_token -}}"
+    first_only = "{%- if messages | selectattr('role', 'equalto', 'user') | list | length == 1 -%}Hello. {%- endif -%}"
+    assert begin in text
+    (tmp_path / "other.jinja").write_text(text.replace(begin, begin + first_only), encoding="utf-8")
+    assert main(["template", "diff", "deepseek@r1", str(tmp_path / "other.jinja")]) == 0
+    first, _, second = capsys.readouterr().out.partition("\n\n")
+    assert first.startswith("<s>{+Hello.+}Answer in one")
+    assert "{+" not in second
+    split = difference("deepseek@r1", "deepseek", shapes()["several turns"])
+    assert {one.side for one in split if one.sample < 2} == {"first"}
+    assert {one.side for one in split if one.sample == 2} == {"both", "first", "second"}
+
+
 def test_diff_with_a_models_tokenizer(data: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--row", f"{data}:1", "--model", str(model), "--json"]
     assert main(["template", "diff", "auto", "chatml", *arguments]) == 0
@@ -128,6 +168,18 @@ def test_check_says_what_passes_and_why_not(tmp_path: Path, capsys: pytest.Captu
     outcomes = json.loads(capsys.readouterr().out)
     assert {one["shape"] for one in outcomes} == set(shapes())
     assert "no stop token" in outcomes[0]["reason"]
+
+
+def test_check_finds_a_claim_that_is_not_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine.jinja").write_text(header("chatml@plain", tools="yes"), encoding="utf-8")
+    assert main(["template", "check", str(tmp_path / "mine.jinja")]) == 2
+    shown = capsys.readouterr().out
+    assert "pass     one turn" in shown
+    assert "claimed, but refused: tools; tools, system, several turns; " in shown
+    one_line = "{%- if '\\n\\n' in messages[0].content -%}{{- raise_exception('one line') -}}{%- endif -%}"
+    (tmp_path / "mine.jinja").write_text(library()["chatml@plain"].text + one_line, encoding="utf-8")
+    assert main(["template", "check", str(tmp_path / "mine.jinja")]) == 2
+    assert "claimed, but refused: line breaks\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

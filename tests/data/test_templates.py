@@ -71,6 +71,8 @@ def test_every_template_keeps_the_laws_or_refuses_with_the_reason(name: str, add
             conversation = conversations[outcome.shape]
             wanted = refusal(facts, outcome.shape, conversation, adds_bos)
             assert outcome.passed == (wanted is None), outcome
+            claimed = refusal(facts, outcome.shape, conversation, adds_bos=False) is None
+            assert outcome.claimed == claimed or (facts.inner_stop == "no" and not outcome.claimed), outcome
             if wanted is not None:
                 assert re.search(wanted, outcome.reason), outcome
                 continue
@@ -286,6 +288,9 @@ def test_a_header_with_a_wrong_word_is_an_error_in_a_file_and_a_comment_elsewher
     assert Template.choose(tokenizers.chatml(template=wrong)).facts == Facts()
     with pytest.raises(ValueError, match="inner_stop: perhaps"):
         facts_of("{#- name: mine\ninner_stop: perhaps -#}")
+    for line in ("tools: true", "default: yes, it is"):
+        with pytest.raises(ValueError, match=line):
+            facts_of(f"{{#- name: mine\n{line} -#}}")
     assert facts_of("{# just a comment #}") == Facts()
 
 
@@ -319,6 +324,20 @@ def test_a_folded_system_text_stands_in_the_first_request(header: str, body: str
         renderer = ChatRenderer(tokenizer, template, {4})
         encoded = renderer.encoded(Conversation(DIALOGUE, "a:1"))
         assert renderer.prompt_ids(DIALOGUE[:2]) == encoded.ids[: encoded.evidence.spans[0][0]]
+
+
+@pytest.mark.parametrize(
+    "header", ["", "{#- name: mine\nsource: here -#}", "{# name: mine #}\n", "{#- name: a -#}\n\n\n"]
+)
+@pytest.mark.parametrize("options", [{}, {"on_system": "fold"}, {"enable_thinking": False}])
+def test_the_line_of_an_error_is_that_of_the_file(tmp_path: Path, header: str, options: dict[str, Any]) -> None:
+    text = header + "{{ enable_thinking }}\n{{ messages }\n"
+    (tmp_path / "mine.jinja").write_text(text, encoding="utf-8")
+    line = text[: text.index("{{ messages")].count("\n") + 1
+    template = Template.choose(tokenizers.chatml(), str(tmp_path / "mine.jinja"), **options)
+    with template, pytest.raises(UserError, match="no Jinja template") as caught:
+        template.render_one(DIALOGUE)
+    assert caught.value.where == f"{tmp_path}/mine.jinja:{line}"
 
 
 def test_a_dropped_system_text_is_refused_and_folding_mends_it() -> None:

@@ -15,6 +15,7 @@ from luthier import run
 from luthier.cli import main
 from luthier.errors import UserError
 from luthier.reporting.row_losses import courses
+from luthier.reporting.shown_rows import Wanted
 from luthier.reporting.suspects import pairs, suspicion
 from luthier.types import NO_TARGET, Sample
 
@@ -45,7 +46,6 @@ def there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def after(**more: Any) -> dict[str, Any]:
     from luthier import config
     from luthier.reporting.data_look import look
-    from luthier.reporting.shown_rows import Wanted
 
     found = look(config.load("runs/x/config.yaml"), Wanted(), after=Path("runs/x"), **more).after
     assert found is not None
@@ -57,8 +57,7 @@ def test_the_losses_are_those_of_the_model_before_and_the_scores_those_after() -
     from transformers import AutoModelForCausalLM
 
     found = after()
-    prepared = looked("num_train_epochs=2", "global_batch_size=3", "model.dtype=float32", "learning_rate=0.01")
-    rows = {row.row: row for row in prepared.rows}
+    rows = {row.row: row for row in looked(wanted=Wanted(samples=len(ROWS))).rows}
     base = AutoModelForCausalLM.from_pretrained("model", dtype=torch.float32).eval()
     tuned = PeftModel.from_pretrained(
         AutoModelForCausalLM.from_pretrained("model", dtype=torch.float32), "runs/x/adapter"
@@ -74,13 +73,14 @@ def test_the_losses_are_those_of_the_model_before_and_the_scores_those_after() -
     assert found["passes"] == 2
     assert found["examined"] == len(ROWS)
     first_step = json.loads(Path("runs/x/row_losses.jsonl").read_text().splitlines()[0])["rows"]
+    assert len(first_step) == 3
     for index in first_step:  # what the model said before it had learned anything
-        name = f"train.jsonl:{index + 1}"
-        if name in rows:
-            assert found["rows"][index]["losses"][0] == pytest.approx(per_token(base, name), rel=1e-4)
+        loss = per_token(base, f"train.jsonl:{index + 1}")
+        assert found["rows"][index]["losses"][0] == pytest.approx(loss, rel=1e-4)
+    assert {suspect["row"] for suspect in found["suspects"]} == rows.keys()
+    assert len(rows) == len(ROWS)
     for suspect in found["suspects"]:
-        if suspect["row"] in rows:
-            assert suspect["own_prompt"] == pytest.approx(per_token(tuned, suspect["row"]), rel=1e-4)
+        assert suspect["own_prompt"] == pytest.approx(per_token(tuned, suspect["row"]), rel=1e-4)
     scores = [suspect["score"] for suspect in found["suspects"]]
     assert scores == sorted(scores, reverse=True)
     means = np.array([row["losses"] for row in found["rows"]]).mean(0)
@@ -92,7 +92,7 @@ def test_the_second_time_the_model_is_not_asked_again() -> None:
     first = after(say=said.append)
     before = len(said)
     assert after(say=said.append) == first
-    assert len(said) == before or before == 1
+    assert len(said) == before
     assert after(examined_rows=0)["suspects"] == []
     assert not list(Path("cache").glob("reports/*"))  # what a run made of the rows is not kept as a report
 
@@ -107,6 +107,14 @@ def test_what_a_person_sees(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert "by pass over the data" in out
     assert "answers that fit their own prompt least" in out
+
+
+def test_overrides_are_put_on_the_runs_configuration(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "--after", "runs/x", "on_bad_row=drop", "--suspects", "0", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["after"]["rows"]) == len(ROWS)
+    write_rows([*ROWS, ROWS[0]], "more.jsonl")
+    assert main(["data", "--after", "runs/x", "data=more.jsonl"]) == 2
+    assert "it learned from other data" in capsys.readouterr().err
 
 
 def test_a_run_on_other_data_is_refused() -> None:
@@ -129,7 +137,6 @@ def test_an_answer_that_another_prompt_explains_as_well_is_the_most_suspicious()
     own, other = np.array([10.0, 10.0, 40.0]), np.array([30.0, 9.0, 80.0])
     scores = suspicion(own, other, np.array([4, 4, 16]))
     assert scores.tolist() == [-10.0, 0.5, -10.0]
-    assert NO_TARGET < 0
 
 
 def test_no_answer_is_put_behind_its_own_prompt() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.data.test_prepare import run
 from tests.helpers import tokenizers
 from tests.reporting.looked_at import PLAIN, looked, prepare_folder, write_rows
 
@@ -16,6 +17,7 @@ from luthier.data import template_check
 from luthier.data.render import ChatRenderer
 from luthier.data.template import Template
 from luthier.data.template_check import made_tokenizer
+from luthier.errors import UserError
 from luthier.reporting.shown_rows import Wanted
 from luthier.reporting.token_view import INSTEAD, token_view, tokens_of
 from luthier.types import NO_TARGET, Conversation, Message
@@ -85,6 +87,60 @@ def test_every_dropped_row_is_said_with_its_reason(capsys: pytest.CaptureFixture
     assert main(["data", "mine.yaml"]) == 2
     said = capsys.readouterr().err
     assert "3 of 3 rows cannot be used (100 %)" in said
+
+
+STOPPED = {"instruction": "Say it", "output": "So.</s>"}
+"""Its answer ends in a stop token of another model."""
+DROPS_SYSTEM = "{% set messages = messages | rejectattr('role', 'equalto', 'system') | list %}" + tokenizers.CHATML
+
+
+def test_the_whole_report_comes_before_the_error_that_a_run_would_end_with(capsys: pytest.CaptureFixture[str]) -> None:
+    write_rows([*PLAIN, STOPPED, {"instruction": "x", "output": ""}, {"instruction": "y", "output": "word " * 200}])
+    with pytest.raises(UserError) as caught:
+        run(None, "max_length=100")
+    for time in ("new", "kept"):
+        assert main(["data", "mine.yaml", "max_length=100"]) == 2, time
+        shown = capsys.readouterr()
+        assert shown.err == f"{caught.value}\n"
+        assert "7 in = 4 trained + 0 held out + 3 dropped" in shown.out
+        assert "BROKEN  answer has no terminator: 1 row, dropped (train.jsonl:5)" in shown.out
+        assert "dropped  train.jsonl:6  output: '' (empty)" in shown.out
+    assert main(["data", "mine.yaml", "max_length=100", "--json"]) == 2
+    assert json.loads(capsys.readouterr().out)["refused"] == str(caught.value)
+    assert main(["data", "mine.yaml", "max_length=100", "on_bad_row=drop", "on_long_row=drop", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["refused"] is None
+
+
+def test_a_row_is_counted_under_every_law_that_it_breaks(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("own.jinja").write_text(DROPS_SYSTEM)
+    both = {**STOPPED, "system": "Be brief."}
+    write_rows([*PLAIN, {**PLAIN[0], "system": "Be brief."}, both, STOPPED])
+    assert main(["data", "mine.yaml", "chat_template=own.jinja", "--json"]) == 2
+    shown = capsys.readouterr()
+    report = json.loads(shown.out)
+    broken = {name: law["rows"] for name, law in report["laws"].items() if not law["holds"]}
+    assert broken == {
+        "every_message_is_shown": ["train.jsonl:5", "train.jsonl:6"],
+        "answer_has_no_terminator": ["train.jsonl:6", "train.jsonl:7"],
+    }
+    assert [report["laws"][name]["broken"] for name in broken] == [2, 2]
+    assert report["ledger"]["rows_dropped"] == 3
+    assert "train.jsonl:6  law answer_has_no_terminator: found the answer ends in '</s>' (it breaks every_" in shown.err
+
+
+def test_a_row_that_breaks_a_law_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    write_rows([*PLAIN, STOPPED, {"instruction": "y", "output": "word " * 200}, {"instruction": "x", "output": ""}])
+    given = ["data", "mine.yaml", "on_bad_row=drop", "on_long_row=drop", "max_length=100", "--row"]
+    assert main([*given, "5", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["rows"]
+    assert (row["row"], row["purpose"]) == ("train.jsonl:5", "dropped")
+    assert row["why"] == ["asked for", "it was dropped: breaks the law answer_has_no_terminator"]
+    assert "".join(token["text"] for token in row["tokens"] if token["trained"]) == "So.</s><|im_end|>"
+    assert [served["equal"] for served in row["served"]] == [True]
+    assert main([*given, "6"]) == 0
+    assert "-- train.jsonl:6, dropped: " in capsys.readouterr().out
+    assert main([*given, "7"]) == 2
+    assert "train.jsonl:7 was dropped: unusable" in capsys.readouterr().err
 
 
 def test_duplicates_of_each_degree() -> None:

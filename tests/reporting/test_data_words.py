@@ -76,7 +76,12 @@ def test_a_row_longer_than_a_forward_pass_is_no_full_bar() -> None:
     for cost in beyond:
         assert re.search(rf"\|█+> {cost} tokens, 1 sample, {cost / 40:.1f} times the bound", text)
     assert text.count(" times the bound") == len(beyond)
-    assert "more than the bound" in render_page(report)
+    page = render_page(report)
+    assert "more than the bound" in page
+    assert report.batches.histogram[-1] >= len(beyond)
+    assert f"90 % of the most tokens and more: {report.batches.histogram[-1]} forward passes" in page
+    assert "90 to 99" not in page
+    assert "0 to 99" not in page
     fits = looked("max_tokens_per_micro_batch=4000", wanted=Wanted(samples=0))
     assert "times the bound" not in in_text(fits)
     assert "more than the bound" not in render_page(fits)

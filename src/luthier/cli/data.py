@@ -10,11 +10,14 @@ from typing import Annotated
 import typer
 
 from luthier.cli._options import AsJson, ConfigAndOverrides, TrustRemoteCode
+from luthier.reporting.data_look import EXAMINED_ROWS, look
 
 After = Annotated[
     Path | None,
     typer.Option(
-        "--after", metavar="RUN", help="What this run made of each row: learned, forgotten, probably mislabelled."
+        "--after",
+        metavar="RUN",
+        help="What this run made of each row: learned, forgotten, probably mislabelled. Without a configuration: the run's.",
     ),
 ]
 Suspects = Annotated[
@@ -52,7 +55,7 @@ def data(
         int, typer.Option("--samples", min=0, help="How many rows are shown: of the first, the worst or the longest.")
     ] = 3,
     after: After = None,
-    suspects: Suspects = 1_000,
+    suspects: Suspects = EXAMINED_ROWS,
     html: Page = None,
     as_json: AsJson = False,
     trust_remote_code: TrustRemoteCode = False,
@@ -60,7 +63,8 @@ def data(
     """Show what a run would learn from: rows token by token, the ledger, the laws, lengths, batches, duplicates, languages.
 
     Trained tokens are green; where there is no colour they stand in [brackets]. Beside each row stands what is served to
-    get its answer. Only the tokenizer is loaded; with --after, the run's model too.
+    get its answer. Only the tokenizer is loaded; with --after, the run's model too. Where rows cannot be used, the report goes on
+    without them, and the exit code is 2.
 
     Example:
       luthier data mine.yaml
@@ -73,12 +77,12 @@ def data(
     """
     from luthier import config
     from luthier.cli._shared import print_json, split_config_and_overrides
-    from luthier.reporting.data_look import look
+    from luthier.errors import UserError
     from luthier.reporting.data_text import print_report
     from luthier.reporting.shown_rows import Wanted
 
     path, overrides = split_config_and_overrides(arguments or [])
-    if path is None and not overrides and after is not None:
+    if path is None and after is not None:
         path = after / "config.yaml"
     report = look(
         config.load(path, overrides),
@@ -100,3 +104,5 @@ def data(
         print(f"the report is in {html}")
     else:
         print_report(report)
+    if report.refused is not None:
+        raise UserError("", report.refused)

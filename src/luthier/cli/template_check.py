@@ -26,8 +26,8 @@ def template_check(
 ) -> None:
     """Check a chat template: each shape of conversation passes all laws, or is refused with the reason.
 
-    A refusal is no fault where the template does not claim the shape (tools, thoughts, a system text): rows of that shape
-    cannot be trained with it. The exit code is 2 where even a single turn is refused.
+    A refusal is no fault where the template's header does not claim the shape (tools, thoughts, a system text): rows of that
+    shape cannot be trained with it. The exit code is 2 where a shape is refused that it claims, or any other one.
 
     Example:
       luthier template check mine.jinja
@@ -42,6 +42,7 @@ def template_check(
 
     read_all(template)  # before a tokenizer is fetched and transformers is imported
     outcomes = checked_by_name(template, tokenizer_of(model, trust_remote_code) if model is not None else None)
+    faults = [outcome.shape for outcome in outcomes if outcome.claimed and not outcome.passed]
     if as_json:
         print_json([asdict(outcome) for outcome in outcomes])
     else:
@@ -51,5 +52,7 @@ def template_check(
             verdict = "pass   " if outcome.passed else "refused"
             print(f"{verdict}  {outcome.shape}" + (f": {note}" if note else ""))
         print(f"{sum(outcome.passed for outcome in outcomes)} of {len(outcomes)} shapes pass")
-    if not outcomes[0].passed:
+        if faults:
+            print(f"claimed, but refused: {'; '.join(faults)}")
+    if faults:
         raise typer.Exit(REFUSED_EXIT_CODE)

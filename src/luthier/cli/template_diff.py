@@ -31,7 +31,8 @@ def template_diff(
 ) -> None:
     """Show where two chat templates part on one row, token by token.
 
-    What only A writes is red, or [-so-]; what only B writes is green, or {+so+}; what is trained is bold, or <<so>>.
+    What only A writes is red, or [-so-]; what only B writes is green, or {+so+}; what is trained is bold, or <<so>>; ≠x: x is learned
+    where another token stands, the one that follows. A row that is trained one answer at a time has a line for each.
 
     Example:
       luthier template diff alpaca@stanford alpaca@llamafactory
@@ -65,14 +66,21 @@ def as_text(stretches: list[Stretch], colour: bool) -> Text:
     """The stretches one after the other, marked by colour or by brackets. Line ends are written as ↵."""
     from rich.text import Text
 
+    from luthier.reporting.token_view import INSTEAD
+
     styles = {"both": "", "first": "red", "second": "green"}
     brackets = {"both": ("", ""), "first": ("[-", "-]"), "second": ("{+", "+}")}
-    out = Text()
+    out, sample = Text(), 0
     for one in stretches:
+        out.append("\n\n" if one.sample != sample else "")
+        sample = one.sample
+        learned = INSTEAD + one.instead if one.instead is not None else ""
         words = one.text.replace("\n", "↵\n")
         if colour:
+            out.append(learned, style=f"bold {styles[one.side]}".strip())
             out.append(words, style=f"{'bold' if one.trained else ''} {styles[one.side]}".strip())
         else:
             left, right = brackets[one.side]
-            out.append(f"{left}<<{words}>>{right}" if one.trained else f"{left}{words}{right}")
+            learned = f"<<{learned}>>" if learned else ""
+            out.append(f"{left}{learned}<<{words}>>{right}" if one.trained else f"{left}{learned}{words}{right}")
     return out

@@ -6,8 +6,9 @@ import json
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
+from luthier.data.laws import LawBroken
 from luthier.data.reading import Part, Reader, reader_of
-from luthier.data.render import ChatRenderer
+from luthier.data.render import ChatRenderer, Encoded, sample_of
 from luthier.data.template_check import served_ids
 from luthier.errors import UserError
 from luthier.formats._shared import BadRow
@@ -57,6 +58,20 @@ def _parsed(reader: Reader, row: Row) -> Example | None:
         return None
 
 
+def samples_of(renderer: ChatRenderer, example: Conversation | Text) -> list[Sample]:
+    """What an example is trained as, or would be if it broke no law. Raises UserError where it cannot be rendered."""
+    return [sample_of(part, example.row, 0) for part in _encoded(renderer, example)]
+
+
+def _encoded(renderer: ChatRenderer, example: Conversation | Text) -> tuple[Encoded, ...]:
+    try:
+        return renderer.encoded_parts(example)
+    except LawBroken as error:
+        if error.encoded is None:
+            raise
+        return (error.encoded,)
+
+
 def contents_of(example: Example) -> list[str]:
     """The texts that a row brings, in their order; what else a rendered text has is the template's."""
     if isinstance(example, Text):
@@ -83,7 +98,7 @@ def served_prompts(renderer: ChatRenderer, example: Example, sample: Sample) -> 
     before = sample.input_ids.tolist()
     try:
         # An example of several samples has one for each answer; one that was cut begins as the whole does.
-        part = next((part for part in renderer.encoded_parts(example) if part.ids[: len(before)] == before), None)
+        part = next((part for part in _encoded(renderer, example) if part.ids[: len(before)] == before), None)
         if part is None:  # the file has changed since
             return []
         turns = [turn for turn in part.evidence.turns if turn.trained]

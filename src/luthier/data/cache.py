@@ -11,7 +11,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from luthier.data.ledger import Ledger
 from luthier.data.samples import DamagedCache, Samples, SampleWriter
 from luthier.errors import UserError
 from luthier.files import is_still
-from luthier.paths import cache_dir
+from luthier.paths import cache_dir, cache_written
 
 META, REJECTED, PROGRESS = "meta.json", "rejected.jsonl", "progress.json"
 NOTED_EVERY_S = 5.0
@@ -80,10 +80,19 @@ class Store:
 
     Every few seconds the state is noted, so that a process that comes after a killed one goes on from there. Use as a
     context: what was begun is kept where the work is interrupted, and removed where the data are refused.
+
+    Raises (all that writes):
+        EnvironmentProblem: no room, or no permission.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        with cache_written(folder):
+            self._begin(folder)
+        self._noted = time.monotonic()
+        self._completed = False
+
+    def _begin(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         noted = _json(folder / PROGRESS) or {}
         try:
@@ -96,11 +105,15 @@ class Store:
             self.writers = {purpose: SampleWriter(folder / purpose) for purpose in PURPOSES}
         self._rejected = (folder / REJECTED).open("ab")
         self._rejected.truncate(noted.get("rejected", 0))
-        self._noted = time.monotonic()
-        self._completed = False
 
     def add(self, chunk: Chunk) -> None:
         """Writes what became of the rows that follow."""
+        with cache_written(self.folder):
+            self._append(chunk)
+            if time.monotonic() - self._noted >= NOTED_EVERY_S:
+                self._note()
+
+    def _append(self, chunk: Chunk) -> None:
         for purpose, encoded in chunk.sets.items():
             if len(encoded):
                 arrays = encoded.arrays()
@@ -110,10 +123,8 @@ class Store:
             line = json.dumps(row, ensure_ascii=True, default=str) + "\n"
             self._rejected.write(line.encode())
         self.account.add(chunk)
-        if time.monotonic() - self._noted >= NOTED_EVERY_S:
-            self.note()
 
-    def note(self) -> None:
+    def _note(self) -> None:
         """Makes what was written so far last."""
         for writer in self.writers.values():
             writer.sync()
@@ -129,18 +140,20 @@ class Store:
     def complete(self) -> dict[str, Samples]:
         """Completes the files and opens them."""
         self._completed = True
-        for writer in self.writers.values():
-            writer.close()
-        self._rejected.close()
+        with cache_written(self.folder):
+            for writer in self.writers.values():
+                writer.close()
+            self._rejected.close()
         return {purpose: Samples(self.folder / purpose) for purpose, writer in self.writers.items() if len(writer)}
 
     def finish(self, meta: dict[str, Any], target: Path) -> None:
         """Moves the completed files to `target` by one rename."""
         sums = {purpose: Samples(self.folder / purpose).checksum for purpose, w in self.writers.items() if len(w)}
-        (self.folder / META).write_text(json.dumps({**meta, "checksums": sums}, default=str), encoding="utf-8")
-        (self.folder / PROGRESS).unlink(missing_ok=True)
-        shutil.rmtree(target, ignore_errors=True)  # what is there was found damaged
-        self.folder.replace(target)
+        with cache_written(self.folder):
+            (self.folder / META).write_text(json.dumps({**meta, "checksums": sums}, default=str), encoding="utf-8")
+            (self.folder / PROGRESS).unlink(missing_ok=True)
+            shutil.rmtree(target, ignore_errors=True)  # what is there was found damaged
+            self.folder.replace(target)
 
     def __enter__(self) -> Store:
         return self
@@ -150,10 +163,12 @@ class Store:
             return
         refused = issubclass(kind, UserError)
         if not refused and not self._completed:
-            self.note()
+            with suppress(OSError):  # the disk is full: what was noted before is gone on from
+                self._note()
         for writer in self.writers.values():
             writer.abandon()
-        self._rejected.close()
+        with suppress(OSError):
+            self._rejected.close()
         if refused:
             shutil.rmtree(self.folder)
 
@@ -180,7 +195,8 @@ def find(folder: Path) -> Found | None:
         return None
     if any(samples.checksum != meta["checksums"][purpose] for purpose, samples in sets.items()):
         return None
-    os.utime(folder)
+    with suppress(OSError):  # a cache that may only be read
+        os.utime(folder)
     return Found(meta, sets, rejected)
 
 
@@ -197,31 +213,40 @@ def unfinished(folder: Path) -> Path:
 
 @contextmanager
 def only_one(folder: Path) -> Iterator[None]:
-    """Of several processes that would encode the same data one does; the others wait for it."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    """Of several processes that would encode the same data one does; the others wait for it.
+
+    Raises:
+        EnvironmentProblem: the lock cannot be written.
+    """
     path = folder.with_name(f".{folder.name}.lock")
     while True:
-        with path.open("w") as file:
+        with cache_written(path):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            file = path.open("w")
             fcntl.flock(file, fcntl.LOCK_EX)
+        with file:
             if not is_still(file, path):
                 continue
             try:
                 yield
             finally:
-                path.unlink()
+                path.unlink(missing_ok=True)
             return
 
 
 def remove_unused(keep: Path) -> None:
-    """Deletes what lies beside `keep` and was not read for UNUSED_DAYS days: encoded data, finished reports."""
+    """Deletes what lies beside `keep` and was not read for UNUSED_DAYS days: encoded data, finished reports, and
+    locks that killed processes left.
+    """
     oldest = time.time() - UNUSED_DAYS * 86_400
     for path in keep.parent.iterdir():
-        if path == keep or path.stat().st_mtime >= oldest:
-            continue
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        elif path.suffix in (".json", ".tmp"):
-            path.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):  # another process removes it, or has let go of its lock
+            if path == keep or path.stat().st_mtime >= oldest:
+                continue
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.suffix in (".json", ".tmp", ".lock"):
+                path.unlink()
 
 
 def _json(path: Path) -> dict[str, Any] | None:

@@ -22,15 +22,15 @@ import numpy as np
 
 from luthier.config import DataConfig
 from luthier.data.laws import LawBroken
-from luthier.data.ledger import LONGER, Ledger
-from luthier.data.reading import Purpose, Reader
+from luthier.data.ledger import LONGER, Ledger, breaks
+from luthier.data.reading import ANSWERS, Purpose, Reader, proposal
 from luthier.data.render import ChatRenderer
 from luthier.data.samples import SampleBuffer
 from luthier.errors import EnvironmentProblem
 from luthier.formats._shared import BadRow
 from luthier.machine import cores
 from luthier.randomness import key, uniform
-from luthier.types import NO_TARGET, Conversation, Example, Objective, Preference, Row, Sample, Text
+from luthier.types import NO_TARGET, Conversation, Example, Objective, Preference, Prompt, Row, Sample, Text
 
 CHUNK_ROWS = 512
 CHUNK_CHARACTERS = 1 << 20
@@ -46,7 +46,7 @@ Learnable = Conversation | Text
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A row that cannot be used, in plain values."""
+    """A row that stops a run, in plain values. It is counted as dropped, for those who go on."""
 
     where: str
     found: str
@@ -101,7 +101,7 @@ class Encoding:
                 self._reject(out, row, row.raw)
                 continue
             try:
-                parsed.append((row, self._parse(row, reader)))
+                parsed.append((row, self._parse(row, reader, purpose)))
             except BadRow as error:
                 self._reject(out, error, row.values)
         self.renderer.prefetch([example for _, example in parsed])
@@ -113,13 +113,16 @@ class Encoding:
                 self._reject(out, error, row.values)
         return out
 
-    def _parse(self, row: Row, reader: Reader | None) -> Learnable:
+    def _parse(self, row: Row, reader: Reader | None, purpose: Purpose) -> Learnable:
         """The row as an example that the objective can learn from. Raises BadRow."""
         assert reader is not None, "a row that could be read, and no format"
         example = reader.parse(row)
         if not isinstance(example, self.objective.takes):
             takes = " or ".join(one.__name__.lower() for one in self.objective.takes)
-            raise BadRow(row.place, "", f"a {type(example).__name__.lower()}", f"a {takes}, which the objective takes")
+            unread = isinstance(example, Prompt) and not row.values.keys().isdisjoint(ANSWERS)
+            fix = proposal(row.values, row.source, f"data.{purpose}") if unread else ""
+            found = f"a {type(example).__name__.lower()}"
+            raise BadRow(row.place, "", found, f"a {takes}, which the objective takes", fix)
         return cast(Learnable, example)
 
     def _example(self, out: Chunk, row: Row, example: Learnable, purpose: Purpose) -> None:
@@ -154,15 +157,15 @@ class Encoding:
         long = isinstance(error, LongRow)
         if (self.data.on_long_row if long else self.data.on_bad_row) != "drop":
             out.refused.append(Refused(error.where, error.found, error.expected, error.fix, long))
-            return
         reason = "unusable"
         if isinstance(error, LongRow):
             reason = LONGER
             out.ledger.tokens_in += error.tokens
             out.ledger.tokens_dropped += error.tokens
         elif isinstance(error, LawBroken):
-            reason = f"breaks the law {error.law}"
-            out.ledger.laws[error.law] = out.ledger.laws.get(error.law, 0) + 1
+            reason = breaks(error.laws)
+            for law in error.laws:
+                out.ledger.laws[law] = out.ledger.laws.get(law, 0) + 1
         out.ledger.drop(reason, error.row)
         out.rejected.append(
             {

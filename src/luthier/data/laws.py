@@ -5,13 +5,17 @@ sample.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from luthier.data.tools import END_OF_THOUGHT, forms, hidden_part, hidden_tool
 from luthier.errors import excerpt
 from luthier.formats._shared import BadRow
 from luthier.types import Message
+
+if TYPE_CHECKING:
+    from luthier.data.render import Encoded
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +77,16 @@ class Broken:
 
 
 class LawBroken(BadRow):
-    """A row whose encoding breaks a law."""
+    """A row whose encoding breaks laws."""
 
-    def __init__(self, row: str, law: str, broken: Broken) -> None:
-        super().__init__(row, f"law {law}", broken.found, broken.expected, broken.fix)
-        self.law = law
+    def __init__(self, row: str, broken: Mapping[str, Broken]) -> None:
+        self.laws = tuple(broken)
+        self.law, *others = self.laws
+        first = broken[self.law]
+        found = first.found + (f" (it breaks {' and '.join(others)} too)" if others else "")
+        super().__init__(row, f"law {self.law}", found, first.expected, first.fix)
+        self.encoded: Encoded | None = None
+        """the row in tokens, where it could be rendered"""
 
 
 Law = Callable[[Evidence], Broken | None]
@@ -200,7 +209,7 @@ def no_double_bos(e: Evidence) -> Broken | None:
 
 def begins_with_bos(e: Evidence) -> Broken | None:
     """A template from a file begins with BOS where the tokenizer puts it before every text."""
-    if e.bos_wanted and e.ids[0] != e.bos_id:
+    if e.bos_wanted and e.ids[:1] != [e.bos_id]:
         return Broken(
             "the first token is not BOS, which this tokenizer puts before every text",
             "BOS first",
@@ -314,8 +323,6 @@ def meaning(name: str) -> str:
 
 
 def check(evidence: Evidence, row: str) -> LawBroken | None:
-    """The first law that an encoded example breaks."""
-    for name, law in LAWS.items():
-        if broken := law(evidence):
-            return LawBroken(row, name, broken)
-    return None
+    """All laws that an encoded example breaks."""
+    broken = {name: found for name, law in LAWS.items() if (found := law(evidence)) is not None}
+    return LawBroken(row, broken) if broken else None

@@ -4,6 +4,7 @@ it is a bug.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -11,6 +12,11 @@ from luthier.words import counted, noun
 
 LONGER = "longer than the limit"
 """Why a row is dropped whose tokens are known nevertheless."""
+
+
+def breaks(laws: Sequence[str]) -> str:
+    """Why a row is dropped that breaks laws."""
+    return f"breaks the {noun(len(laws), 'law')} {', '.join(laws)}"
 
 
 @dataclass
@@ -48,7 +54,7 @@ class Ledger:
     held_out_prompts_also_trained: int = 0
     """held-out rows (from files of their own) whose prompt stands in the training data as well"""
     laws: dict[str, int] = field(default_factory=dict)
-    """law -> rows that broke it; each of them is in `dropped`"""
+    """law -> rows that broke it, perhaps beside others; each of them is in `dropped`"""
     sources: list[dict[str, Any]] = field(default_factory=list)
     """name, format, whether it was recognised, rows, purpose"""
 
@@ -58,6 +64,10 @@ class Ledger:
     @property
     def rows_dropped(self) -> int:
         return sum(map(len, self.dropped.values()))
+
+    def breaking(self, law: str) -> list[str]:
+        """file:line of each row that was dropped because it breaks a law."""
+        return [row for reason, rows in self.dropped.items() if law in reason.replace(",", "").split() for row in rows]
 
     @property
     def rows_without_tokens(self) -> int:
@@ -82,7 +92,7 @@ class Ledger:
             and self.tokens_in == parts
             and self.answer_tokens_cut <= self.tokens_cut
             and self.rows_cut == len(self.cut) <= self.rows_trained + self.rows_held_out
-            and sum(self.laws.values()) <= self.rows_dropped
+            and max(self.laws.values(), default=0) <= self.rows_dropped
             and self.rows_in == sum(source["rows"] for source in self.sources)
         )
         if not adds_up:
@@ -118,8 +128,8 @@ class Ledger:
         out += [f"dropped {len(names):>12,} {reason} ({_some(names)})" for reason, names in self.dropped.items()]
         if self.rows_cut:
             out.append(
-                f"cut     {self.rows_cut:>12,} {noun(self.rows_cut, 'row')}, "
-                f"{counted(self.answer_tokens_cut, 'token')} of answers lost ({_some(self.cut)})"
+                f"cut     {self.rows_cut:>12,} {noun(self.rows_cut, 'row lost its end', 'rows lost their ends')} with "
+                f"{counted(self.answer_tokens_cut, 'token')} of answers ({_some(self.cut)})"
             )
         for count, one, many, words in (
             (

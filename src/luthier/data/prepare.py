@@ -68,6 +68,8 @@ class Prepared:
     """how the entries of `data.train` take turns, where they do not simply follow one another"""
     notes: list[str] = field(default_factory=list)
     """what is said at the start of a run beside the ledger"""
+    refused: UserError | None = None
+    """what a run says of rows that were left out here though the configuration does not say that they may be"""
 
     def steps(self, config: RunConfig) -> Steps:
         """Which of the samples each optimizer step takes."""
@@ -91,6 +93,7 @@ def prepare(
     context_length: int | None,
     objective: Objective,
     watch: Watch = lambda rows, share: None,
+    refuse: bool = True,
 ) -> Prepared:
     """Encodes the data of a run, or takes them from the cache where nothing that matters has changed.
 
@@ -98,6 +101,8 @@ def prepare(
         tokenizer: of transformers; fast or slow.
         context_length: tokens that the model can hold, None where it has no bound.
         watch: is told now and then how many rows are encoded, and what share that is.
+        refuse: rows that cannot be used are an error, unless the configuration says that they are dropped. Without it they
+            are left out while others are there to go on with, and `Prepared.refused` has the error. Not while streaming.
 
     Raises:
         UserError: a file, the template, or rows that cannot be used; all bad rows in one error.
@@ -109,15 +114,18 @@ def prepare(
     encoding = Encoding(data, renderer, objective, limit)
     if data.streaming:
         sets, account, rejected = _streamed(encoding, parts, watch)
-        return _prepared(encoding, parts, sets, _meta(account), rejected, from_cache=False)
+        return _prepared(encoding, parts, sets, _meta(account, data), rejected, from_cache=False)
     folder = cache.folder_of(_key(config, parts, encoding))
     before = cache.find(folder)
     found = before
     if found is None:
         with cache.only_one(folder):
-            found = cache.find(folder) or _to_cache(encoding, parts, folder, watch)
+            found = cache.find(folder) or _to_cache(encoding, parts, folder, watch, refuse)
         cache.remove_unused(keep=folder)
-    return _prepared(encoding, parts, found.sets, found.meta, found.rejected, from_cache=before is not None)
+    prepared = _prepared(encoding, parts, found.sets, found.meta, found.rejected, from_cache=before is not None)
+    if refuse and prepared.refused is not None:
+        raise prepared.refused
+    return prepared
 
 
 def choose_template(tokenizer: Any, data: DataConfig) -> Template | None:
@@ -127,14 +135,14 @@ def choose_template(tokenizer: Any, data: DataConfig) -> Template | None:
     return Template.choose(tokenizer, data.chat_template, data.on_system, data.enable_thinking)
 
 
-def _to_cache(encoding: Encoding, parts: list[Part], folder: Path, watch: Watch) -> Found:
+def _to_cache(encoding: Encoding, parts: list[Part], folder: Path, watch: Watch, refuse: bool) -> Found:
     """Encodes into the cache, from where an earlier process was stopped."""
     with Store(cache.unfinished(folder)) as store:
         for done in _chunks(encoding, parts, store.account, watch):
             store.add(done.chunk)
         sets = store.complete()
-        _close_account(encoding.data, parts, store.account, sets)
-        store.finish(_meta(store.account), folder)
+        _close_account(encoding.data, parts, store.account, sets, refuse)
+        store.finish(_meta(store.account, encoding.data), folder)
     found = cache.find(folder)
     if found is None:
         raise RuntimeError(f"{folder} cannot be read right after it was written")
@@ -154,7 +162,7 @@ def _streamed(
         account.add(done.chunk)
     made = {purpose: counter.samples(encoding) for purpose, counter in counters.items()}
     sets = {purpose: samples for purpose, samples in made.items() if samples is not None}
-    _close_account(encoding.data, parts, account, sets)
+    _close_account(encoding.data, parts, account, sets, refuse=True)
     return sets, account, rejected
 
 
@@ -206,15 +214,17 @@ def _share(parts: list[Part], number: int) -> float:
     return (sum(sizes[:number]) + sizes[number] * parts[number].source.share_read) / sum(sizes)
 
 
-def _close_account(data: DataConfig, parts: list[Part], account: Account, sets: Mapping[str, SampleSet]) -> None:
+def _close_account(
+    data: DataConfig, parts: list[Part], account: Account, sets: Mapping[str, SampleSet], refuse: bool
+) -> None:
     """What is said once all rows are known.
 
     Raises:
-        UserError: rows cannot be used, or none are left.
+        UserError: rows cannot be used (with `refuse`), or none are left.
     """
-    if account.refused_rows:
-        raise _all_refused_rows(account, data)
-    _refuse_empty(data, parts, account.ledger, sets)
+    refused, empty = _all_refused_rows(account, data), _empty(data, parts, account.ledger, sets)
+    if error := refused if refused is not None and (refuse or empty) else empty:
+        raise error
     keys = {purpose: _prompt_keys(samples) for purpose, samples in sets.items()}
     if "eval" in keys:
         account.ledger.held_out_prompts_also_trained = int(np.isin(keys["eval"], keys["train"]).sum())
@@ -228,9 +238,15 @@ def _prompt_keys(samples: SampleSet) -> Any:
     return np.asarray(samples.prompt_keys)[first]
 
 
-def _meta(account: Account) -> dict[str, Any]:
+def _meta(account: Account, data: DataConfig) -> dict[str, Any]:
     system = account.systems[0] if len(account.systems) == 1 else ""
-    return {"ledger": account.ledger.as_dict(), "system": system or None, "by_part": account.by_part}
+    refused = _all_refused_rows(account, data)
+    return {
+        "ledger": account.ledger.as_dict(),
+        "system": system or None,
+        "by_part": account.by_part,
+        "refused": refused and refused.args,
+    }
 
 
 def _prepared(
@@ -262,6 +278,7 @@ def _prepared(
         parts,
         mixture,
         notes_of(meta["system"], encoding.renderer.template, mixed, mixture),
+        UserError(*meta["refused"]) if meta["refused"] else None,
     )
 
 
@@ -291,8 +308,10 @@ def notes_of(system: str | None, template: Template | None, mixed: list[str], mi
     return notes
 
 
-def _all_refused_rows(account: Account, data: DataConfig) -> UserError:
+def _all_refused_rows(account: Account, data: DataConfig) -> UserError | None:
     """One error for all rows that cannot be used: the first places, how many more, and what to write."""
+    if not account.refused_rows:
+        return None
     remedies = {row.fix for row in account.refused}
     common = remedies.pop() if len(remedies) == 1 else ""
     shown = [
@@ -323,23 +342,25 @@ def _percent(share: float) -> str:
     return f"{min(100 * share, 99.9 if share < 1 else 100):.{digits}f} %"
 
 
-def _refuse_empty(data: DataConfig, parts: list[Part], ledger: Ledger, sets: Mapping[str, SampleSet]) -> None:
+def _empty(data: DataConfig, parts: list[Part], ledger: Ledger, sets: Mapping[str, SampleSet]) -> UserError | None:
+    """The error of data of which nothing is left to learn from, or to hold out."""
     if not len(sets.get("train", ())):
         names = ", ".join(part.source.name for part in parts if part.purpose == "train")
         why = f"; of {ledger.rows_in:,}, {ledger.rows_dropped:,} were dropped and {ledger.rows_held_out:,} held out"
-        raise UserError(
+        return UserError(
             names,
             "no rows are left to learn from" + why,
             "at least one row",
             "without on_bad_row=drop and on_long_row=drop the reasons are listed",
         )
     if data.eval is not None and not len(sets.get("eval", ())):
-        raise UserError(
+        return UserError(
             "data.eval",
             f"{excerpt(data.eval)} holds out none of {counted(ledger.rows_trained, 'row')}",
             "at least one row",
             "a larger share, such as data.eval=0.2, a file, or leave data.eval out",
         )
+    return None
 
 
 # ---- what decides the result

@@ -163,18 +163,21 @@ def recognise(rows: Sequence[Row], name: str, key: str) -> str:
                 f"{key}: [{{path: {name}, format: {found[0]}}}]",
             )
     columns = frozenset(map(str, rows[0].values))
-    proposal = _proposal(rows[0].values)
+    known = (f"{kind} ({', '.join(component.load('formats', kind).columns)})" for kind in kinds)
     raise UserError(
         rows[0].place,
         f"no format fits the columns {excerpt(sorted(columns))}",
-        "alpaca (instruction, output), sharegpt (conversations), messages (messages), prompt_completion (prompt, "
-        "completion), text (text), preference (chosen, rejected), feedback (label) or prompts (prompt)",
-        f"{key}: [{{path: {name}, format: {proposal}}}]",
+        "one of " + ", ".join(known),
+        proposal(rows[0].values, name, key),
     )
 
 
-def _proposal(first: Mapping[str, Any]) -> str:
-    """A format for columns with other names, to paste and correct."""
+def proposal(first: Mapping[str, Any], name: str, key: str) -> str:
+    """A file's line in the configuration for columns with other names, to paste and correct."""
+    return f"{key}: [{{path: {name}, format: {_format_for(first)}}}]"
+
+
+def _format_for(first: Mapping[str, Any]) -> str:
     for column, value in first.items():
         if isinstance(value, (list, tuple)) and value and isinstance(value[0], Mapping):
             keys = value[0].keys()

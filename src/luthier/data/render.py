@@ -96,17 +96,17 @@ class ChatRenderer:
         """The samples of an example: one; but one for each answer where the template writes an answer otherwise once
         it is history, so that each is trained as it is served. Raises UserError (BadRow).
         """
-        return [_sample(found, example.row, index) for found in self.encoded_parts(example)]
+        return [sample_of(found, example.row, index) for found in self.encoded_parts(example)]
 
     def encode_conversation(self, conversation: Conversation, index: int) -> Sample:
         """The sample of a conversation. Raises UserError (BadRow): not rendered, or a law is broken."""
-        return _sample(self.encoded(conversation), conversation.row, index)
+        return sample_of(self.encoded(conversation), conversation.row, index)
 
     def encode_text(self, text: Text, index: int) -> Sample:
         """The sample of plain text: BOS where the tokenizer adds one, the text, EOS; all trained. Raises UserError
         (BadRow).
         """
-        return _sample(self.encoded(text), text.row, index)
+        return sample_of(self.encoded(text), text.row, index)
 
     def encoded(self, example: Conversation | Text) -> Encoded:
         """An example in tokens, as one sample, with the evidence for the laws. Raises UserError (BadRow)."""
@@ -255,7 +255,7 @@ class ChatRenderer:
         text, spans, cuts = template.unmark(whole)
         if text != plain:
             found = "the template writes another text where control tokens from the data are taken apart"
-            return LawBroken(conversation.row, MARKS_CHANGE_NOTHING, Broken(found, "the same text", ANOTHER_TEMPLATE))
+            return LawBroken(conversation.row, {MARKS_CHANGE_NOTHING: Broken(found, "the same text", ANOTHER_TEMPLATE)})
         if template.marked and len(spans) != len(answers):
             found = f"{len(spans)} parts marked by {{% generation %}} for {len(answers)} answers"
             return BadRow(conversation.row, "chat template", found, "one marked part for each answer")
@@ -272,7 +272,7 @@ class ChatRenderer:
                 found = f"not prefix-stable: what it writes for messages 0 to {index} changes when more follow"
                 fix = "data.chat_template=FILE.jinja: a copy with {% generation %} marks around the answers"
                 broken = Broken(found, "a template that only appends", fix)
-                return LawBroken(conversation.row, TEMPLATE_ONLY_APPENDS, broken)
+                return LawBroken(conversation.row, {TEMPLATE_ONLY_APPENDS: broken})
             turns.append(self._turn(index, message, text, (start, limit), before, cuts))
         return _Rendered(text, plain, tuple(turns), cuts, drops_system)
 
@@ -389,11 +389,12 @@ class ChatRenderer:
             tools="" if isinstance(example, Text) else example.tools,
             drops_system=found.drops_system,
         )
+        targets = self._stop_targets(evidence) if self.stop_target is not None else ()
+        encoded = Encoded(ids, evidence.trained, differs, bool(found.cuts), evidence, targets)
         broken = check(evidence, example.row)
         if broken is not None:
-            return broken
-        targets = self._stop_targets(evidence) if self.stop_target is not None else ()
-        return Encoded(ids, evidence.trained, differs, bool(found.cuts), evidence, targets)
+            broken.encoded = encoded
+        return broken or encoded
 
     @property
     def _bos_is_missed(self) -> bool:
@@ -445,7 +446,7 @@ def one_answer_each(conversation: Conversation) -> tuple[Conversation, ...]:
     return tuple(replace(conversation, messages=(*untrained[:index], messages[index])) for index in trained)
 
 
-def _sample(encoded: Encoded, row: str, index: int) -> Sample:
+def sample_of(encoded: Encoded, row: str, index: int) -> Sample:
     """Position i is trained to predict id i + 1 where that id is the assistant's; at the end of an answer inside the
     text some templates want the stop token, which does not stand there.
     """

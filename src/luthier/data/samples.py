@@ -8,6 +8,7 @@ import hashlib
 import os
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -250,12 +251,14 @@ class SampleWriter:
         for name, file in self._files.items():
             file.seek(0)
             _write_header(file, name, self.counts[name])
+            file.flush()
         self.abandon()
 
     def abandon(self) -> None:
-        """Closes the files as they are."""
+        """Closes the files as they are; on a full disk without what was not written yet."""
         for file in self._files.values():
-            file.close()
+            with suppress(OSError):
+                file.close()
 
 
 def _write_header(file: BinaryIO, name: str, count: int) -> None:

@@ -47,18 +47,18 @@ class Place:
 
 
 class StreamedSamples(SampleSet):
-    """Built from the chunks of one pass; see `Streaming`."""
+    """Built by a `Counter` from the chunks of one pass."""
 
     streamed = True
 
     def __init__(
-        self, encoding: Encoding, purpose: str, places: list[Place], arrays: dict[str, Any], print: str
+        self, encoding: Encoding, purpose: str, places: list[Place], arrays: dict[str, Any], fingerprint: str
     ) -> None:
         self._encoding = encoding
         self._purpose = purpose
         self._places = places
         self._starts = [place.first for place in places]
-        self._fingerprint = print
+        self._fingerprint = fingerprint
         self._most_kept = KEPT_CHUNKS + 2 * len({place.source.name for place in places})
         self._kept: OrderedDict[int, list[Sample]] = OrderedDict()
         self.lengths, self.trained, self.groups = arrays["lengths"], arrays["trained"], arrays["groups"]

@@ -108,7 +108,8 @@ class Template:
 
     `source` is what the tokenizer or file holds; `saved_source` is what is saved with a model: the same without generation
     marks, which other programs do not know, and with the date of training where it asks for today's.
-    `begin`, `end` and `cut` are private marks that no data can hold.
+    `added_lines`: how many of its lines the file does not have. `begin`, `end` and `cut` are private marks that no data can
+    hold.
     """
 
     def __init__(
@@ -120,10 +121,12 @@ class Template:
         from_file: bool = False,
         clock: str = CLOCK,
         facts: Facts | None = None,
+        added_lines: int = 0,
     ) -> None:
         self.source = source
         self.facts = facts if facts is not None else Facts()
         self.origin = origin
+        self.added_lines = added_lines
         self.from_file = from_file
         self.special_tokens = dict(special_tokens)
         self.clock = clock
@@ -171,7 +174,9 @@ class Template:
                     "leave data.enable_thinking out",
                 )
             prelude += THINKING % str(enable_thinking).lower()
-        return cls(_behind_header(source, prelude), origin, special, from_file=spec != "auto", facts=facts)
+        whole = _behind_header(source, prelude)
+        added = whole.count("\n") - source.count("\n")
+        return cls(whole, origin, special, from_file=spec != "auto", facts=facts, added_lines=added)
 
     @property
     def fingerprint(self) -> str:
@@ -265,10 +270,9 @@ class Template:
         answer = self._ask(process, setup, START_LIMIT_S)
         if "error" in answer:
             self.close()
+            line = answer["line"] - self.added_lines
             raise UserError(
-                f"{self.origin}:{answer['line']}"
-                if self.from_file
-                else f"chat template of {self.origin}, line {answer['line']}",
+                f"{self.origin}:{line}" if self.from_file else f"chat template of {self.origin}, line {line}",
                 f"no Jinja template: {answer['error']}",
                 "a chat template",
                 FIX,

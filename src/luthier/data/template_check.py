@@ -9,7 +9,7 @@ from typing import Any
 
 from luthier.data.render import ChatRenderer
 from luthier.data.template import Template, read_template
-from luthier.data.template_library import NAMED_TOKENS
+from luthier.data.template_library import NAMED_TOKENS, Facts
 from luthier.errors import UserError
 from luthier.types import Conversation, Message, ToolCall
 
@@ -54,6 +54,8 @@ class Outcome:
     """why it was refused; "" where it passed"""
     samples: int
     """as how many samples it is trained; 0 where it was refused"""
+    claimed: bool
+    """whether the template claims to hold it: then a refusal is a fault"""
 
 
 def shapes(control: Iterable[str] = ()) -> dict[str, Conversation]:
@@ -107,16 +109,31 @@ def check_template(renderer: ChatRenderer, conversations: Mapping[str, Conversat
 
 
 def _outcome(renderer: ChatRenderer, shape: str, conversation: Conversation) -> Outcome:
+    claimed = claims(renderer.template.facts if renderer.template else Facts(), conversation)
     try:
         parts = renderer.encoded_parts(conversation)
     except UserError as error:
-        return Outcome(shape, False, error.found, 0)
+        return Outcome(shape, False, error.found, 0, claimed)
     for part in parts:
         trained = [turn for turn in part.evidence.turns if turn.trained]
         for turn, (start, _) in zip(trained, part.evidence.spans, strict=True):
             if served_ids(renderer, conversation, turn.index) != part.ids[:start]:
-                return Outcome(shape, False, f"the ids before message {turn.index} are not those that are served", 0)
-    return Outcome(shape, True, "", len(parts))
+                wrong = f"the ids before message {turn.index} are not those that are served"
+                return Outcome(shape, False, wrong, 0, claimed)
+    return Outcome(shape, True, "", len(parts), claimed)
+
+
+def claims(facts: Facts, conversation: Conversation) -> bool:
+    """Whether a template says that it holds a conversation: any but those with a system text, tools, thoughts or an inner
+    answer whose end is trained alone, of which its header must say so.
+    """
+    messages = conversation.messages
+    return not (
+        (facts.system in ("", "refused") and messages[0].role == "system")
+        or (not facts.tools and conversation.tools)
+        or (facts.thinking in ("", "no") and any(message.thinking for message in messages))
+        or (facts.inner_stop in ("", "no") and not messages[-1].train)
+    )
 
 
 def served_ids(renderer: ChatRenderer, conversation: Conversation, index: int) -> list[int]:

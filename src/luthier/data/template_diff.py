@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from difflib import SequenceMatcher
+from itertools import groupby
 from typing import Any, Literal
 
 from luthier.config import DataFile
@@ -15,9 +16,13 @@ from luthier.data.source import sources
 from luthier.data.template import Template
 from luthier.data.template_check import made_tokenizer, shapes, tokens_of
 from luthier.errors import UserError
-from luthier.types import Conversation, Row, Sample
+from luthier.types import NO_TARGET, Conversation, Row, Sample
 
 Side = Literal["both", "first", "second"]
+END = -1
+"""In the place of a token: the text ends."""
+Learned = tuple[int, int]
+"""A token's id, and what is learned in its place: the same, another one, or NO_TARGET."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +33,10 @@ class Stretch:
     text: str
     ids: tuple[int, ...]
     trained: bool
+    instead: str | None = None
+    """what is learned in the place of the token, or of the end of the text, where that is another token"""
+    sample: int = 0
+    """which sample of the row it is of"""
 
 
 def row_at(place: str) -> Conversation:
@@ -60,7 +69,8 @@ def _conversation(row: Row, name: str) -> Conversation:
 
 
 def difference(first: str, second: str, conversation: Conversation, tokenizer: Any | None = None) -> list[Stretch]:
-    """The tokens of both templates in order. Where a template trains one answer at a time, those of the last answer.
+    """The tokens of both templates in order, of one sample after the other. Where only one template trains one answer at
+    a time, the last samples are compared, and those before them stand on one side.
 
     Args:
         first: a name, a file, or `auto`.
@@ -70,35 +80,37 @@ def difference(first: str, second: str, conversation: Conversation, tokenizer: A
         UserError: a template is not there, or refuses the conversation.
     """
     used = tokenizer if tokenizer is not None else _words(first, second, conversation)
-    samples = [_encoded(spec, conversation, used) for spec in (first, second)]
-    tokens = [list(zip(*_ids_and_trained(sample), strict=True)) for sample in samples]
-    matcher = SequenceMatcher(a=tokens[0], b=tokens[1], autojunk=False)
+    one, other = (_encoded(spec, conversation, used) for spec in (first, second))
+    count = max(len(one), len(other))
     out: list[Stretch] = []
-    for kind, a, b, c, d in matcher.get_opcodes():
-        if kind == "equal":
-            out += _stretches("both", tokens[0][a:b], used)
-        else:
-            out += [*_stretches("first", tokens[0][a:b], used), *_stretches("second", tokens[1][c:d], used)]
+    for sample in range(count):
+        a, b = (_learned(some[sample - count]) if sample >= count - len(some) else [] for some in (one, other))
+        for kind, *(a_start, a_end, b_start, b_end) in SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
+            left: Side = "both" if kind == "equal" else "first"
+            out += _stretches(left, a[a_start:a_end], used, sample)
+            out += _stretches("second", b[b_start:b_end], used, sample) if left == "first" else ()
     return out
 
 
-def _encoded(spec: str, conversation: Conversation, tokenizer: Any) -> Sample:
+def _encoded(spec: str, conversation: Conversation, tokenizer: Any) -> list[Sample]:
     with Template.choose(tokenizer, spec) as template:
-        return ChatRenderer(tokenizer, template).encode(conversation, 0)[-1]
+        return ChatRenderer(tokenizer, template).encode(conversation, 0)
 
 
-def _ids_and_trained(sample: Sample) -> tuple[list[int], list[bool]]:
-    """A target that is not the next id is of no token of the text."""
-    return sample.input_ids.tolist(), [False, *(sample.targets[:-1] == sample.input_ids[1:]).tolist()]
+def _learned(sample: Sample) -> list[Learned]:
+    """The tokens of a sample; an END where something is learned behind the last one."""
+    pairs = list(zip([*sample.input_ids.tolist(), END], [NO_TARGET, *sample.targets.tolist()], strict=True))
+    return pairs if pairs[-1][1] != NO_TARGET else pairs[:-1]
 
 
-def _stretches(side: Side, tokens: list[tuple[int, bool]], tokenizer: Any) -> Iterator[Stretch]:
-    start = 0
-    for end in range(1, len(tokens) + 1):
-        if end == len(tokens) or tokens[end][1] != tokens[start][1]:
-            ids = tuple(index for index, _ in tokens[start:end])
-            yield Stretch(side, tokenizer.decode(ids), ids, tokens[start][1])
-            start = end
+def _stretches(side: Side, tokens: list[Learned], tokenizer: Any, sample: int) -> Iterator[Stretch]:
+    def kind(token: Learned) -> tuple[bool, str | None]:
+        index, target = token
+        return index == target, None if target in (index, NO_TARGET) else tokenizer.decode([target])
+
+    for (trained, instead), some in groupby(tokens, kind):
+        ids = tuple(index for index, _ in some if index != END)
+        yield Stretch(side, tokenizer.decode(ids), ids, trained, instead, sample)
 
 
 def _words(first: str, second: str, conversation: Conversation) -> Any:

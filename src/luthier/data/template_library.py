@@ -24,6 +24,10 @@ InnerStop = Literal["", "yes", "no", "target"]
 Bos = Literal["", "first", "every-turn", "none", "unless-added"]
 SystemTurn = Literal["", "own", "folded", "refused"]
 Thinking = Literal["", "no", "kept", "stripped"]
+YesOrNo = Literal["", "yes", "no"]
+CHOICES = {"default": YesOrNo, "inner_stop": InnerStop, "bos": Bos, "system": SystemTurn, "tools": YesOrNo}
+CHOICES |= {"thinking": Thinking}
+"""The values that a key of a header can have; "" stands for a header without it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +89,7 @@ def facts_of(source: str) -> Facts:
         if not colon or key in values or key not in Facts.__slots__:
             raise ValueError(f"the header of the template has the line {line!r}")
         values[key] = value.strip()
-    for name, choices in (("inner_stop", InnerStop), ("bos", Bos), ("system", SystemTurn), ("thinking", Thinking)):
+    for name, choices in CHOICES.items():
         if values.get(name, "") not in get_args(choices):
             raise ValueError(f"the header of the template has {name}: {values[name]}")
     parsed: dict[str, Any] = dict(values)

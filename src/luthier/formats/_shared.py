@@ -219,12 +219,6 @@ def numbered(field: str, messages: Sequence[Message]) -> list[str]:
     return [f"{field}[{index}]" for index in range(len(messages))]
 
 
-def checked(row: Row, messages: Sequence[Message], field: str) -> tuple[Message, ...]:
-    """`conversation` for messages that stand in one list, `field`; or each in a column of its own, where `field` is ''."""
-    places = numbered(field, messages) if field else [message.role for message in messages]
-    return conversation(row, messages, places, field)
-
-
 def with_system(
     row: Row, column: str | None, messages: Sequence[Message], places: Sequence[str]
 ) -> tuple[list[Message], list[str]]:

@@ -29,6 +29,8 @@ class Alpaca:
     trained too.
     """
 
+    columns = ("instruction", "output")
+
     class Config(ComponentConfig):
         kind: Literal["alpaca"] = "alpaca"
         instruction: Column = "instruction"

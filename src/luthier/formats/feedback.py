@@ -38,6 +38,8 @@ class UserFeedback:
     `instruction`), and whether it is good.
     """
 
+    columns = ("label",)
+
     class Config(RequestConfig):
         kind: Literal["feedback"] = "feedback"
         completion: Column | None = None

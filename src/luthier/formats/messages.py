@@ -19,6 +19,8 @@ class Messages:
     `tool`, `reasoning_content` and texts in parts are read as chat APIs write them.
     """
 
+    columns = ("messages",)
+
     class Config(ComponentConfig):
         kind: Literal["messages"] = "messages"
         messages: Column = "messages"

@@ -29,6 +29,8 @@ class Preferences:
     what they have in common, and a `prompt` beside them must be the same.
     """
 
+    columns = ("chosen", "rejected")
+
     class Config(RequestConfig):
         kind: Literal["preference"] = "preference"
         chosen: Column = "chosen"

@@ -28,6 +28,8 @@ __all__ = ["PromptCompletion"]
 class PromptCompletion:
     """As texts: a user's message and the answer. As lists: messages; only those of the completion are trained."""
 
+    columns = ("prompt", "completion")
+
     class Config(ComponentConfig):
         kind: Literal["prompt_completion"] = "prompt_completion"
         prompt: Column = "prompt"

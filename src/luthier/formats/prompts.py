@@ -19,6 +19,8 @@ ANSWERS = PAIRED | {"completion", "output", "response", "answers", "text", "labe
 class Prompts:
     """A request as a text or as messages. The other columns are kept for a reward that needs them: a solution, say."""
 
+    columns = ("prompt",)
+
     class Config(RequestConfig):
         kind: Literal["prompts"] = "prompts"
 

@@ -21,6 +21,8 @@ class ShareGPT:
     observation (or tool). Every answer and every call is trained.
     """
 
+    columns = ("conversations",)
+
     class Config(ComponentConfig):
         model_config = ConfigDict(serialize_by_alias=True)
 

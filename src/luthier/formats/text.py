@@ -17,6 +17,8 @@ OTHERS = PAIRED | {"instruction", "output", "prompt", "completion", "messages", 
 class PlainText:
     """For continued pretraining: no chat template, no roles."""
 
+    columns = ("text",)
+
     class Config(ComponentConfig):
         kind: Literal["text"] = "text"
         text: Column = "text"

@@ -22,7 +22,7 @@ import transformers
 
 from luthier.kernels import attention
 from luthier.models import architectures
-from luthier.paths import cache_dir
+from luthier.paths import cache_dir, cache_written
 
 VOCABULARY = 128
 WINDOW_TOKENS = 8
@@ -107,10 +107,11 @@ def prove(config: Any, dtype: torch.dtype, device: torch.device | str = "cpu") -
     if verdict.flat and dtype != torch.float32:
         low = _prove(twin_config, dtype, device)
         verdict = verdict if low.flat else low
-    path.parent.mkdir(exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.tmp")
-    partial.write_text(json.dumps(asdict(verdict)))
-    partial.replace(path)
+    with cache_written(path):
+        path.parent.mkdir(exist_ok=True)
+        partial = path.with_suffix(f".{os.getpid()}.tmp")
+        partial.write_text(json.dumps(asdict(verdict)))
+        partial.replace(path)
     return verdict
 
 

@@ -142,8 +142,7 @@ def _rows(report: DataReport) -> str:
 def row_article(row: ShownRow) -> str:
     """One row: why it is shown, its tokens, and what is served."""
     why = "".join(f"<li>{escape(reason)}</li>" for reason in row.why)
-    held_out = ", held out" if row.purpose != "train" else ""
-    counts = f"{counted(len(row.tokens), 'token')}, {row.trained:,} trained{held_out}"
+    counts = f"{counted(len(row.tokens), 'token')}, {row.trained:,} trained{row.unlearned}"
     served = "".join(_served(prompt, len(row.served), folded=number > 0) for number, prompt in enumerate(row.served))
     beside = f'<div tabindex="0">{served}</div>' if served else ""
     return (
@@ -283,6 +282,7 @@ def _fill(fill: Fill) -> str:
         {"from": place * tenth, "to": (place + 1) * tenth - 1, "rows": count}
         for place, count in enumerate(fill.histogram)
     ]
+    bins[-1]["open"] = True
     caption = f"{fill.micro_batches:,} of the first {counted(fill.steps_looked_at, 'step')}"
     return data_pictures.histogram(
         bins, "How full a forward pass is", caption, 1, unit="% of the most tokens", of="forward passes"

@@ -29,7 +29,9 @@ def _figure(title: str, caption: str, text: str, height: float, body: str, width
 def histogram(
     bins: Sequence[dict[str, Any]], title: str, caption: str, colour: int = 0, unit: str = "tokens", of: str = "rows"
 ) -> str:
-    """How many of something there are by their size as upright bars; each says its numbers on hover."""
+    """How many of something there are by their size as upright bars; each says its numbers on hover. A last bin that is
+    `open` holds all that is larger, too.
+    """
     low, high = int(bins[0]["from"]), int(bins[-1]["to"]) + 1
     most = max(bar["rows"] for bar in bins)
     bottom, right = HEIGHT - BOTTOM, WIDTH - RIGHT
@@ -47,7 +49,8 @@ def histogram(
     for bar in bins:
         start, end = x(bar["from"]), x(bar["to"] + 1)
         tall = bar["rows"] / most * (bottom - TOP)
-        said = f"{bar['from']:,} to {bar['to']:,} {unit}: {bar['rows']:,} {of}"
+        sizes = f"{bar['from']:,} {unit} and more" if bar.get("open") else f"{bar['from']:,} to {bar['to']:,} {unit}"
+        said = f"{sizes}: {bar['rows']:,} {of}"
         out.append(
             f'<g><rect x="{start + 0.5:.1f}" width="{max(end - start - 1, 0.5):.1f}" y="{bottom - tall:.1f}" '
             f'height="{tall:.1f}" rx="1.5" fill="{COLOURS[colour]}" fill-opacity="0.85"/>'
@@ -63,9 +66,8 @@ def histogram(
         f'<line x1="{LEFT}" x2="{right}" y1="{bottom}" y2="{bottom}" stroke="{INK}"/>'
         f'<text x="{right}" y="{HEIGHT - 5}" text-anchor="end" fill="{INK}">{escape(unit)}</text>'
     )
-    return _figure(
-        title, caption, f"from {low:,} to {high - 1:,} {unit}; at most {most:,} {of} in a bar", HEIGHT, "".join(out)
-    )
+    sizes = f"{low:,} {unit} and more" if bins[-1].get("open") else f"{low:,} to {high - 1:,} {unit}"
+    return _figure(title, caption, f"from {sizes}; at most {most:,} {of} in a bar", HEIGHT, "".join(out))
 
 
 def _whole(value: float) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -73,13 +74,15 @@ class DataReport:
     after: dict[str, Any] | None = None
     """what a run made of each row (reporting/row_losses.py)"""
     ledger_lines: list[str] = field(default_factory=list)
+    refused: str | None = None
+    """what a run on these data ends with, because of rows that were left out here"""
 
     def as_values(self) -> dict[str, Any]:
         shown = [
             {**asdict(row), "tokens": [{**asdict(token), "look": token.look} for token in row.tokens]}
             for row in self.rows
         ]
-        parts = ("ledger", "dropped", "laws", "tokens", "lengths", "duplicates", "languages", "notes")
+        parts = ("ledger", "dropped", "laws", "tokens", "lengths", "duplicates", "languages", "notes", "refused")
         return {
             "format": FORMAT,
             **{name: getattr(self, name) for name in parts},
@@ -143,18 +146,18 @@ def make_report(
         rows=shown_rows(config, prepared, tokenizer, wanted, limit, found["duplicates"], every_view),
         dropped=[{"where": row["where"], "reason": row["reason"]} for row in prepared.rejected],
         ledger_lines=prepared.ledger.lines(),
+        refused=str(prepared.refused) if prepared.refused is not None else None,
     )
 
 
 def _laws(prepared: Prepared) -> dict[str, dict[str, Any]]:
     """law -> whether all rows that are used keep it, and the rows that do not, which are dropped."""
-    dropped = prepared.ledger.dropped
     return {
         law: {
             "says": laws.meaning(law),
             "holds": not broken,
             "broken": broken,
-            "rows": dropped.get(f"breaks the law {law}", []),
+            "rows": prepared.ledger.breaking(law),
         }
         for law, broken in prepared.ledger.laws.items()
     }
@@ -232,8 +235,9 @@ def _found(prepared: Prepared, decode: Decode) -> dict[str, Any]:
         "languages": asdict(language_mix(prepared.train, decode)),
     }
     partial = place.with_suffix(".tmp")
-    partial.write_text(json.dumps(found, ensure_ascii=False), encoding="utf-8", errors="backslashreplace")
-    partial.replace(place)
+    with suppress(OSError):  # no room, or a cache that is not ours to write: it is made anew the next time
+        partial.write_text(json.dumps(found, ensure_ascii=False), encoding="utf-8", errors="backslashreplace")
+        partial.replace(place)
     return found
 
 

@@ -16,7 +16,6 @@ from luthier.reporting.names import LISTED, short_names, some
 from luthier.reporting.screen import Screen
 from luthier.reporting.shown_rows import ServedPrompt, ShownRow
 from luthier.reporting.token_view import (
-    BAR_CHARS,
     LEGEND_IN_COLOUR,
     LEGEND_IN_MARKS,
     LEGEND_OF_INSTEAD,
@@ -28,6 +27,7 @@ from luthier.words import counted, noun
 
 WIDE = 110
 """Columns of a terminal from which the served prompt stands beside the row, not below it."""
+BAR_CHARS = 40
 LEAST_SHARE = 0.0005
 DROPPED = 10
 """Dropped rows whose reason is printed."""
@@ -61,10 +61,8 @@ def print_report(report: DataReport, console: Console | None = None) -> None:
 
 
 def _heading(row: ShownRow) -> str:
-    held_out = "" if row.purpose == "train" else ", held out"
-    return (
-        f"-- {row.row}{held_out}: {counted(len(row.tokens), 'token')}, {row.trained:,} trained ({'; '.join(row.why)})"
-    )
+    tokens = counted(len(row.tokens), "token")
+    return f"-- {row.row}{row.unlearned}: {tokens}, {row.trained:,} trained ({'; '.join(row.why)})"
 
 
 def _row(row: ShownRow, colour: bool, width: int) -> RenderableType:

@@ -38,7 +38,7 @@ def new_report(
     objective = component.load("objectives", config.objective.kind)(config.objective)
     context = context_length(model_config)
     with RowProgress() as progress:
-        prepared = prepare(config, tokenizer, context_length=context, objective=objective, watch=progress)
+        prepared = prepare(config, tokenizer, context_length=context, objective=objective, watch=progress, refuse=False)
     became = None
     if after is not None:
         from luthier.reporting.after import after_run  # peft takes seconds to import, and only a run's model needs it

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 
 from luthier.config import RunConfig
-from luthier.data.again import asides_of, contents_of, examples_of, served_prompts
+from luthier.data.again import asides_of, contents_of, examples_of, samples_of, served_prompts
 from luthier.data.prepare import Prepared
 from luthier.data.row_names import NUMBER, RowName
 from luthier.data.samples import SampleSet
 from luthier.errors import UserError
 from luthier.reporting.names import short_names, some
 from luthier.reporting.token_view import Token, texts_of, tokens_of
-from luthier.types import Example
+from luthier.types import Conversation, Example, Sample, Text
 
 NEAR_LIMIT = 0.95
 """Share of the limit from which a row is near it: a little more, and it is cut or dropped."""
@@ -44,12 +44,17 @@ class ShownRow:
 
     row: str
     purpose: str
-    """train or eval"""
+    """train, eval, or dropped"""
     why: list[str]
     """for what it was chosen"""
     tokens: list[Token]
     trained: int
     served: list[ServedPrompt] = field(default_factory=list)
+
+    @property
+    def unlearned(self) -> str:
+        """What is said of a row that is not learned from."""
+        return {"train": "", "eval": ", held out", "dropped": ", dropped"}[self.purpose]
 
 
 @dataclass(frozen=True)
@@ -100,6 +105,7 @@ def shown_rows(
     if wanted.row is not None:
         for purpose, index in places_of(prepared, wanted.row):
             choose(purpose, index, "asked for")
+    dropped = [] if wanted.row is None or chosen else _dropped(config, prepared, tokenizer, wanted.row)
     if not wanted.chosen:
         for index in range(min(wanted.samples, len(prepared.train))):
             choose("train", index, "one of the first")
@@ -115,7 +121,36 @@ def shown_rows(
             choose(purpose, index, "suspected by the run")
     names = {place: _samples(prepared, place[0]).row(place[1]) for place in chosen}
     examples = examples_of(prepared.parts, config.data.system, set(names.values()))
-    return [_view(prepared, tokenizer, place, why, examples.get(names[place])) for place, why in chosen.items()]
+    views = (
+        _view(prepared, tokenizer, _samples(prepared, place[0])[place[1]], place[0], why, examples.get(names[place]))
+        for place, why in chosen.items()
+    )
+    return [*dropped, *views]
+
+
+def _dropped(config: RunConfig, prepared: Prepared, tokenizer: Any, row: str) -> list[ShownRow]:
+    """A row that was left out, as it would be trained.
+
+    Raises:
+        UserError: there are no tokens of it, or no row has this name.
+    """
+    wanted = RowName.read(row)
+    reason, name = next(
+        ((why, name) for why, names in prepared.ledger.dropped.items() for name in filter(wanted.means, names)),
+        ("", ""),
+    )
+    if not name:
+        fix = f"--row {prepared.train.row(0)}"
+        raise UserError(f"--row {row}", "no row has this name", f"FILE:N, or N alone; {NUMBER}", fix)
+    example = examples_of(prepared.parts, config.data.system, [name]).get(name)
+    try:
+        samples = samples_of(prepared.renderer, example) if isinstance(example, Conversation | Text) else []
+    except UserError:
+        samples = []
+    if not samples:
+        raise UserError(f"--row {row}", f"{name} was dropped: {reason}", "a row that can be encoded")
+    why = ["asked for", f"it was dropped: {reason}"]
+    return [_view(prepared, tokenizer, sample, "dropped", why, example) for sample in samples]
 
 
 def _samples(prepared: Prepared, purpose: str) -> SampleSet:
@@ -125,14 +160,13 @@ def _samples(prepared: Prepared, purpose: str) -> SampleSet:
 
 
 def _view(
-    prepared: Prepared, tokenizer: Any, place: tuple[str, int], why: list[str], example: Example | None
+    prepared: Prepared, tokenizer: Any, sample: Sample, purpose: str, why: list[str], example: Example | None
 ) -> ShownRow:
-    sample = _samples(prepared, place[0])[place[1]]
     special = prepared.renderer.encoder.control_ids
     served = served_prompts(prepared.renderer, example, sample) if example is not None else []
     return ShownRow(
         row=sample.row,
-        purpose=place[0],
+        purpose=purpose,
         why=why,
         tokens=tokens_of(
             tokenizer,
@@ -150,27 +184,15 @@ def _view(
 
 
 def places_of(prepared: Prepared, row: str) -> list[tuple[str, int]]:
-    """Where a row's samples are: by `FILE:N`, or by N alone.
-
-    Raises:
-        UserError: no sample has this row; says why, if it was dropped.
-    """
+    """Where a row's samples are: by `FILE:N`, or by N alone."""
     wanted = RowName.read(row)
-    found = [
+    return [
         (purpose, index)
         for purpose, part in (("train", prepared.train), ("eval", prepared.eval))
         if part is not None
         for index in range(len(part))
         if wanted.means(part.row(index))
     ]
-    if found:
-        return found
-    for reason, rows in prepared.ledger.dropped.items():
-        if dropped := next(filter(wanted.means, rows), None):
-            raise UserError(f"--row {row}", f"{dropped} was dropped: {reason}", "a row that is used")
-    raise UserError(
-        f"--row {row}", "no row has this name", f"FILE:N, or N alone; {NUMBER}", f"--row {prepared.train.row(0)}"
-    )
 
 
 def worst(prepared: Prepared, limit: int | None, duplicates: dict[str, Any], most: int) -> list[tuple[int, str]]:

@@ -32,7 +32,6 @@ INSTEAD = "≠"
 """Before a token that is learned in a place where another one stands."""
 LEGEND_OF_INSTEAD = f"{INSTEAD}x: x is learned where another token stands, the one that follows"
 SEPARATOR = "·"
-BAR_CHARS = 40
 CUT_CHARS = 8
 """By so many characters the beginning of a text is found again that was cut."""
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
@@ -185,13 +184,3 @@ def histogram(lengths: Ints, bars: int = 10) -> list[tuple[int, int, int]]:
     edges = np.arange(low, high + width + 1, width)
     counts, _ = np.histogram(lengths, bins=edges)
     return [(int(edge), int(edge + width - 1), int(count)) for edge, count in zip(edges, counts, strict=False)]
-
-
-def histogram_lines(lengths: Ints) -> list[str]:
-    """The histogram as bars of text."""
-    bins = histogram(lengths)
-    most = max(count for _, _, count in bins)
-    return [
-        f"{low:>7,} to {high:>7,}  {'█' * -(-BAR_CHARS * count // most):<{BAR_CHARS}} {count:,}"
-        for low, high, count in bins
-    ]
