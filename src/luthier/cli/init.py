@@ -43,27 +43,27 @@ def init(
       luthier init "{path: qa.csv, format: {kind: alpaca, instruction: question, output: answer}}" --model org/name
       luthier init --ask "tune qwen3-8b on tickets.csv with QLoRA, rank 16, two epochs" --writer runs/demo
     """
-    from luthier import machine, starting
+    from luthier import first_config, machine
     from luthier.errors import UserError
 
     if ask is not None:
         from luthier.demo.ask import ask as answer
 
         text = answer(writer, ask)
-        starting.write_new(output, text)
+        first_config.write_new(output, text)
         print(f"{text}written: {output}\nnext: luthier train {output}")
         return
     if not data or model is None:
         raise UserError("luthier init", "no data, or no model", "both", "luthier init train.jsonl --model NAME")
 
-    looks = [look for path in data for look in starting.look_at_data(path)]
-    fit = starting.look_at_model(model, looks)
-    text = starting.draft(model, looks, data, tuning, fit=fit)
-    starting.write_new(output, text)
+    looks = [look for path in data for look in first_config.look_at_data(path)]
+    fit = first_config.look_at_model(model, looks)
+    text = first_config.draft(model, looks, data, tuning, fit=fit)
+    first_config.write_new(output, text)
     for look in looks:
         print(look.as_text())
     if fit is not None:
         print(fit.says)
-    print(f"machine: {starting.machine_text(machine.look())}")
+    print(f"machine: {first_config.machine_text(machine.look())}")
     print(f"written: {output}")
     print(f"next: luthier train {output}")

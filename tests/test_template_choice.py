@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from luthier import config, starting
+from luthier import config, first_config
 from luthier.cli import main
 from luthier.data.template_check import CALL, FORECAST, RESULT, TOOLS, made_tokenizer
-from luthier.fitting import fit, look, varied
+from luthier.template_choice import fit, look, varied
 from luthier.types import Conversation, Message
 from tests.helpers import tokenizers
 
@@ -57,7 +57,7 @@ def test_calls_of_tools_need_a_template_that_shows_them() -> None:
     assert "none that comes with luthier holds all" in without.says
     tokens = ("<|im_start|>", "<|im_end|>", "<tool_call>", "</tool_call>", "<|endoftext|>", "<think>", "</think>")
     name, why = fit(tokenizer(NO_SYSTEM, *tokens), [talk(*ASKED), called]).keys["chat_template"]
-    assert fit(tokenizer(starting.fitting.library()[name].text, *tokens), [called]).keys == {}
+    assert fit(tokenizer(first_config.template_choice.library()[name].text, *tokens), [called]).keys == {}
     assert "refuses 1 of 2" in why
 
 

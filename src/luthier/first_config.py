@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from luthier import component, config, fitting, machine
+from luthier import component, config, machine, template_choice
 from luthier.config_yaml import parse_yaml, to_yaml
 from luthier.data.reading import reader_of
 from luthier.data.source import Source, sources
 from luthier.errors import EnvironmentProblem, UserError
-from luthier.fitting import Fit, varied
 from luthier.formats._shared import BadRow
 from luthier.models.sources import at_hand
+from luthier.template_choice import Fit, varied
 from luthier.types import Conversation, Example, Preference, Row, Text
 from luthier.words import counted
 
@@ -146,7 +146,7 @@ def machine_text(found: machine.Machine) -> str:
 def look_at_model(model: str, looks: Sequence[DataLook]) -> Fit | None:
     """Whether the model's chat template holds the data, where the model is on this machine; nothing is fetched."""
     conversations = [one for look in looks for one in look.conversations]
-    return fitting.look(at_hand(model), conversations) if conversations else None
+    return template_choice.look(at_hand(model), conversations) if conversations else None
 
 
 def draft(
