@@ -10,16 +10,21 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from luthier import component, config
 from luthier.data.prepare import Prepared, prepare
+from luthier.data.template_check import TOOLS, made_tokenizer, tokens_of
+from luthier.data.template_library import Facts, library
 from luthier.errors import UserError
+from luthier.formats._shared import BadRow
+from luthier.types import Row
 from tests.data.test_masks import WORDS, trained_texts
 from tests.helpers import tokenizers
 
@@ -31,7 +36,10 @@ KINDS: dict[str, tuple[Callable[[], Any], str, tuple[str, ...]]] = {
     "metaspace before every part": (lambda: tokenizers.llama_like(legacy=True), "</s>", ()),
     "trimming": (tokenizers.gemma_like, "<end_of_turn>", ("refuses a system text",)),
 }
-FORMATS = ("alpaca", "sharegpt", "messages", "prompt_completion", "text")
+FORMATS = ("alpaca", "sharegpt", "messages", "messages", "prompt_completion", "text")
+JUDGED = ("preference", "feedback", "prompts")
+"""Formats whose rows no objective of today learns from: they are parsed."""
+TOOL = "get_weather"
 BROKEN_LINES = (
     '{"broken',
     "[]",
@@ -64,8 +72,9 @@ class Line:
 class Maker:
     """Makes rows of one format from generated texts and junk."""
 
-    def __init__(self, kind: str, seed: int, texts: Sequence[str], junk: Sequence[Any], with_system: bool) -> None:
-        self.kind, self.texts, self.junk, self.with_system = kind, texts, junk, with_system
+    def __init__(self, kind: str, seed: int, texts: Sequence[str], junk: Sequence[Any], facts: Facts) -> None:
+        self.kind, self.texts, self.junk, self.facts = kind, texts, junk, facts
+        self.with_system = facts.system != "refused"
         self.draw = random.Random(seed)
 
     def line(self) -> Line:
@@ -81,6 +90,10 @@ class Maker:
         if self.kind == "text":
             text = self.text()
             return {"text": text}, (text,)
+        if self.kind in JUDGED:
+            request, good, bad = self.text(), self.text(), self.text() + "!"
+            rest = {"preference": {"chosen": good, "rejected": bad}, "feedback": {"completion": good, "label": True}}
+            return {"prompt": request, **rest.get(self.kind, {})}, (good,)
         turns = [(self.text(), self.text()) for _ in range(self.draw.randint(1, 3))]
         system = self.text() if self.with_system and self.draw.random() < 0.3 else None
         answers = tuple(answer for _, answer in turns)
@@ -94,7 +107,26 @@ class Maker:
         said = [(role, text) for turn in turns for role, text in zip(roles, turn, strict=True)]
         said = [("system", system), *said] if system else said
         column = "messages" if self.kind == "messages" else "conversations"
-        return {column: [dict(zip(names, pair, strict=True)) for pair in said]}, answers
+        row: dict[str, Any] = {column: [dict(zip(names, pair, strict=True)) for pair in said]}
+        if self.kind == "messages" and self.facts.thinking in ("kept", "stripped") and self.draw.random() < 0.4:
+            thought = self.text().strip()
+            row[column][-1]["reasoning_content"] = thought
+            answers = (*answers[:-1], thought, answers[-1])
+        if self.kind == "messages" and self.facts.tools and self.draw.random() < 0.4:
+            row, answers = self.with_call(row, answers)
+        return row, answers
+
+    def with_call(self, row: dict[str, Any], answers: tuple[str, ...]) -> tuple[dict[str, Any], tuple[str, ...]]:
+        """The conversation goes on with a call, its result and an answer."""
+        place, result, answer = self.text(), self.text(), self.text()
+        called = {"name": TOOL, "arguments": json.dumps({"place": place, "days": self.draw.randint(1, 9)})}
+        more = [
+            {"role": "user", "content": self.text()},
+            {"role": "assistant", "content": "", "tool_calls": [{"id": "a1b2c3d4e", "function": called}]},
+            {"role": "tool", "content": result, "name": TOOL, "tool_call_id": "a1b2c3d4e"},
+            {"role": "assistant", "content": answer},
+        ]
+        return {"messages": [*row["messages"], *more], "tools": TOOLS}, (*answers, TOOL, answer)
 
     def text(self) -> str:
         """Ends in a full stop, so that it never ends in the name of a control token."""
@@ -132,7 +164,8 @@ def account_is_right(prepared: Prepared, lines: Sequence[Line]) -> None:
     sets = [samples for samples in (prepared.train, prepared.eval) if samples is not None]
     kept = [sample for samples in sets for sample in samples]
     assert ledger.rows_in == len(lines)
-    assert ledger.rows_trained + ledger.rows_held_out == len({sample.row for sample in kept}) == len(kept)
+    assert ledger.rows_trained + ledger.rows_held_out == len({sample.row for sample in kept})
+    assert (len(kept) > ledger.rows_in - ledger.rows_dropped) == (ledger.rows_split > 0)
     assert ledger.rows_dropped == len(prepared.rejected)
     assert sum(map(len, kept)) == ledger.tokens_trained + ledger.tokens_context + ledger.tokens_held_out
     assert sum(sample.trained_tokens for sample in prepared.train) == ledger.tokens_trained
@@ -171,6 +204,48 @@ def trained_is_what_was_said(
             assert same(ours, theirs)
 
 
+def trained_has_what_was_said(prepared: Prepared, lines: Sequence[Line], counts: Counter[str]) -> None:
+    """Of every good row that was not cut, under a template that comes with luthier: the trained texts of all its samples
+    have the answers, thoughts and calls in their order.
+    """
+    sets = [samples for samples in (prepared.train, prepared.eval) if samples is not None]
+    found: dict[str, list[str]] = {}
+    for sample in (sample for samples in sets for sample in samples):
+        found.setdefault(sample.row, []).extend(trained_texts(prepared.renderer.tokenizer, sample))
+    for row, texts in found.items():
+        line = lines[int(row.rpartition(":")[2]) - 1]
+        if line.answers is None or row in prepared.ledger.cut or "text" in json.loads(line.text):
+            continue
+        whole, at = "".join(texts), 0
+        for answer in line.answers:
+            at = whole.index(answer.strip(), at) + len(answer.strip())
+        counts["rows of our templates compared"] += 1
+        counts["calls"] += TOOL in line.answers
+        counts["thoughts"] += "reasoning_content" in line.text
+
+
+def parsed_is_what_was_said(kind: str, lines: Sequence[Line], counts: Counter[str]) -> None:
+    """Of every good row; the others are refused as rows that cannot be used, or read."""
+    read = component.load("formats", kind)
+    for number, line in enumerate(lines, start=1):
+        try:
+            values = json.loads(line.text)
+            found = read(read.Config()).parse(Row(values if isinstance(values, dict) else {}, "a", number))
+        except (BadRow, ValueError):
+            assert line.answers is None
+            continue
+        if line.answers is not None:
+            answers = found.answers[0] if kind == "preference" else found.messages
+            wanted = json.loads(line.text)["prompt"] if kind == "prompts" else line.answers[0]
+            assert answers[-1].content == wanted
+            counts["rows parsed"] += 1
+
+
+@cache
+def tokenizer_of(name: str) -> Any:
+    return made_tokenizer(tokens_of(name))
+
+
 def same(found: str, wanted: str) -> bool:
     """Pieces write a space as this character, and cannot tell the two apart."""
     return found.replace("\u2581", " ") == wanted.replace("\u2581", " ")
@@ -183,8 +258,8 @@ def test_ten_thousand_rows() -> None:
     @settings(max_examples=FILES, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(
         seed=st.integers(0, 2**32),
-        kind=st.sampled_from(sorted(KINDS)),
-        data=st.sampled_from(FORMATS),
+        kind=st.sampled_from([*sorted(KINDS) * 6, *library()]),
+        data=st.sampled_from([*FORMATS * 3, *JUDGED]),
         named=st.booleans(),
         texts=st.lists(TEXTS, min_size=3, max_size=6),
         junk=st.lists(JUNK, min_size=3, max_size=6),
@@ -205,28 +280,44 @@ def test_ten_thousand_rows() -> None:
         on_long_row: str,
         share: float | None,
     ) -> None:
-        maker = Maker(data, seed, texts, junk, with_system=not KINDS[kind][2])
+        refuses = Facts(system="refused" if kind in KINDS and KINDS[kind][2] else "own")
+        maker = Maker(data, seed, texts, junk, library()[kind].facts if kind in library() else refuses)
         lines = [maker.line() for _ in range(ROWS)]
         counts["files"] += 1
         counts["rows"] += len(lines)
+        if data in JUDGED:
+            parsed_is_what_was_said(data, lines, counts)
+            return
         with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
             patch.setenv("LUTHIER_CACHE", f"{name}/cache")
             file = f"{{path: {name}/train.jsonl, format: {data if named else 'auto'}}}"
             overrides = [f"data.train=[{file}]", f"on_bad_row={on_bad_row}", f"on_long_row={on_long_row}"]
             overrides += [f"max_length={limit}"] if limit else []
             overrides += [f"data.eval={share}"] if share else []
+            overrides += [f"chat_template={kind}"] if kind in library() else []
             try:
-                prepared = run(Path(name), lines, KINDS[kind][0](), overrides)
+                prepared = run(Path(name), lines, KINDS[kind][0]() if kind in KINDS else tokenizer_of(kind), overrides)
             except UserError as error:
                 refused.append(error)
                 return
             account_is_right(prepared, lines)
-            trained_is_what_was_said(prepared, lines, kind, limit, counts)
+            if kind in library():
+                trained_has_what_was_said(prepared, lines, counts)
+            else:
+                trained_is_what_was_said(prepared, lines, kind, limit, counts)
             if prepared.template is not None:
                 prepared.template.close()
 
+    usual = {"data": "messages", "named": True, "texts": ["a b", "ü", "{x}"], "junk": [None, 1, "x"], "share": None}
+    usual |= {"limit": None, "on_bad_row": "drop", "on_long_row": "drop"}
+    for seed, (name, one) in enumerate(library().items()):
+        if one.facts.tools or one.facts.thinking in ("kept", "stripped"):
+            one_file = example(seed=seed, kind=name, **usual)(one_file)
     one_file()
     assert counts["rows"] >= 10_000
-    assert counts["rows compared"] >= 1_000
+    assert counts["rows compared"] >= 400
+    assert counts["rows of our templates compared"] >= 400
+    assert counts["rows parsed"] >= 200
+    assert min(counts["calls"], counts["thoughts"]) >= 20
     assert len(refused) < 0.6 * counts["files"]
     assert all(error.found and error.exit_code == 2 for error in refused)
