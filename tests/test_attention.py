@@ -79,14 +79,22 @@ def test_what_is_not_implemented_is_refused(extra: dict[str, object]) -> None:
         flat_attention(nn.Module(), *qkv(4, 2, 2), **lengths, **extra)
 
 
-def test_under_autocast_all_are_of_one_type() -> None:
-    """A rotation in float32 widens query and key, and no fused kernel takes two types."""
+def test_under_autocast_all_are_of_one_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rotation in float32 widens query and key; the path is chosen by their type, and no fused kernel takes two."""
+    asked = list[torch.dtype]()
+
+    def chosen(device: torch.device, dtype: torch.dtype, head: int, value: int) -> str:
+        asked.append(dtype)
+        return choose_path(device, dtype, head, value)
+
+    monkeypatch.setattr("luthier.kernels.attention.choose_path", chosen)
     lengths = {"cu_seq_lens_q": torch.tensor([0, 5, 12]), "max_length_q": 7}
     query, key, value = (part.bfloat16() for part in qkv(12, 4, 2))
     narrow, _ = flat_attention(nn.Module(), query, key, value, **lengths)
     with torch.autocast("cpu", torch.bfloat16):
         mixed, _ = flat_attention(nn.Module(), query.float(), key.float(), value, **lengths)
     assert mixed.dtype == torch.bfloat16
+    assert asked == [torch.bfloat16, torch.bfloat16]
     assert torch.equal(mixed, narrow)
 
 
