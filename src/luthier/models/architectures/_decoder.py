@@ -14,7 +14,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
-from luthier.models.architectures._parts import NativeModel, RMSNorm, kept, rotary_tables
+from luthier.models.architectures._parts import CACHE, NativeModel, RMSNorm, kept, rotary_tables
 
 
 class DecoderLayer(GradientCheckpointingLayer):  # type: ignore[misc]
@@ -28,10 +28,10 @@ class DecoderLayer(GradientCheckpointingLayer):  # type: ignore[misc]
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(
-        self, hidden: torch.Tensor, *places: Any, past_key_values: Cache | None = None, **keywords: Any
+        self, hidden: torch.Tensor, *places: Any, cache: Cache | None = None, **keywords: Any
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """places: what the attention takes of masks and positions."""
-        out, weights = self.self_attn(self.input_layernorm(hidden), *places, past_key_values, **keywords)
+        out, weights = self.self_attn(self.input_layernorm(hidden), *places, cache, **keywords)
         hidden = hidden + out
         return hidden + self.mlp(self.post_attention_layernorm(hidden)), weights
 
@@ -85,24 +85,27 @@ class Decoder(NativeModel, ABC):
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
+        past_key_values: Cache | None = None,
         **keywords: Any,
     ) -> BaseModelOutputWithPast:
+        """past_key_values: the cache, as transformers called it before 5.24."""
+        cache = past_key_values if cache is None else cache
         hidden = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         use_cache = self.config.use_cache and not self.training if use_cache is None else use_cache
-        if past_key_values is None and use_cache:
-            past_key_values = DynamicCache()
+        if cache is None and use_cache:
+            cache = DynamicCache()
         edges = keywords.get("cu_seq_lens_q")
-        places, named = self.places(Given(hidden, input_ids, attention_mask, position_ids, past_key_values, edges))
+        places, named = self.places(Given(hidden, input_ids, attention_mask, position_ids, cache, edges))
         keywords |= named
         wants_all = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         states, weights = [hidden], []
         for layer in self.layers:
-            hidden, found = layer(hidden, *places, past_key_values=past_key_values, **keywords)
+            hidden, found = layer(hidden, *places, cache=cache, **keywords)
             if wants_all:
                 states.append(hidden)
             if output_attentions:
@@ -110,9 +113,9 @@ class Decoder(NativeModel, ABC):
         hidden = self.norm(hidden)
         return BaseModelOutputWithPast(
             last_hidden_state=hidden,
-            past_key_values=past_key_values,
             hidden_states=(*states[:-1], hidden) if wants_all else None,
             attentions=tuple(weights) if output_attentions else None,
+            **{CACHE: cache},
         )
 
 
@@ -131,11 +134,12 @@ class LanguageModel:
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        past_key_values: Cache | None = None,
         **keywords: Any,
     ) -> CausalLMOutputWithPast:
         """labels [B, T] as ids: they are shifted here; -100 does not count."""
@@ -143,7 +147,7 @@ class LanguageModel:
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=past_key_values if cache is None else cache,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             **keywords,
@@ -152,9 +156,9 @@ class LanguageModel:
         return CausalLMOutputWithPast(
             loss=self.own_loss(logits, labels, input_ids, **keywords) if labels is not None else None,
             logits=logits,
-            past_key_values=out.past_key_values,
             hidden_states=out.hidden_states,
             attentions=out.attentions,
+            **{CACHE: out.get(CACHE)},
         )
 
     def own_loss(

@@ -11,7 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import initialization
+from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+
+CACHE = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
+"""What transformers calls keys and values of earlier tokens: `cache` since 5.24."""
 
 DENSE = ("sdpa", "eager")
 """Implementations of attention that take a mask; others get the lengths of the documents."""
@@ -39,7 +43,7 @@ class NativeModel(PreTrainedModel):  # type: ignore[misc]
 
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
-    _skip_keys_device_placement = ("past_key_values",)
+    _skip_keys_device_placement = (CACHE,)
     _supports_sdpa = True
     _supports_attention_backend = True
     # Some published files hold the rotary frequencies as a training module had rounded them; they are computed here.

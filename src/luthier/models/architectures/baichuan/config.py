@@ -16,7 +16,7 @@ class BaichuanConfig(PretrainedConfig):  # type: ignore[misc]
     """Defaults are those of 13B; what tells 7B from it is that it has `max_position_embeddings`."""
 
     model_type = "baichuan"
-    keys_to_ignore_at_inference = ("past_key_values",)
+    keys_to_ignore_at_inference = ("cache", "past_key_values")
 
     vocab_size: int = 125696
     hidden_size: int = 5120

@@ -13,7 +13,7 @@ class YuanConfig(PretrainedConfig):  # type: ignore[misc]
     """Defaults are those of the published 2B models. `dropout` changes nothing, there as here."""
 
     model_type = "yuan"
-    keys_to_ignore_at_inference = ("past_key_values",)
+    keys_to_ignore_at_inference = ("cache", "past_key_values")
 
     vocab_size: int = 135040
     hidden_size: int = 2048
