@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from luthier import config
+from luthier.cli import main
 from luthier.data.batching import micro_batches
 from luthier.errors import UserError
 from luthier.loop import Job, LearningCheck, optimizer_step, train_step
@@ -18,6 +20,7 @@ from luthier.objectives.z_loss import ZLoss
 from luthier.reporting.recorder import METRICS, read_lines
 from luthier.types import NO_TARGET, Sample
 from tests.helpers.jobs import make_config, make_job, make_policy, make_samples
+from tests.helpers.tiny_models import tiny_llama
 
 LENGTHS = (3, 70, 17, 40, 5, 61, 33, 8)
 FACTORS = {"sft": 0.7, "z_loss": 0.01}
@@ -172,3 +175,15 @@ def test_terms_that_divide_by_different_weights_are_refused(tmp_path: Path) -> N
     job = job_of(tmp_path, objective)
     with pytest.raises(UserError, match="divided by different weights"):
         train_step(job, LearningCheck(job.policy))
+
+
+def test_the_command_line_takes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is looked at early, before torch is there, is asked of the objective as it is configured."""
+    monkeypatch.chdir(tmp_path)
+    tiny_llama(Path("model"))
+    rows = [{"instruction": f"Say {number}", "output": f"{number}!"} for number in range(8)]
+    Path("train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    asked = ["model=./model", "data=train.jsonl", "output_dir=run", TERMS]
+    assert main(["data", *asked]) == 0
+    assert main(["train", *asked, "max_steps=2"]) == 0
+    assert {"loss_sft", "loss_z_loss"} <= read_lines(Path("run") / METRICS)[-1].keys()

@@ -90,7 +90,7 @@ def build(
         UserError, EnvironmentProblem: the input or the machine does not allow the run.
     """
     engine.scale_losses(dtype == torch.float16)
-    objective: Objective = component.load("objectives", config.objective.kind)(config.objective)
+    objective: Objective = component.make("objectives", config.objective)
     with _main_process_first(engine), RowProgress() as progress:
         source = model_to_tune(config, trust_remote_code)
         tokenizer = load_tokenizer(source.folder, trust_remote_code=trust_remote_code)
@@ -204,7 +204,7 @@ def _held_bytes(
     stored = summarise(source.folder, source.name)
     if config.model.quantization is not None:
         return stored.bytes
-    tuning = component.load("tuning", config.tuning.kind)(config.tuning)
+    tuning = component.make("tuning", config.tuning)
     if tuning.makes_adapter:
         trained = 0
     elif config.tuning.kind == "full":
@@ -237,7 +237,7 @@ def build_policy(
     """
     new = new or {}
     keys = DropoutKeys(config.seed)
-    tuning: Tuning = component.load("tuning", config.tuning.kind)(config.tuning)
+    tuning: Tuning = component.make("tuning", config.tuning)
     # Weights that are trained are float32 from the start: loaded in fewer bits than are stored they would begin rounded.
     as_stored = set(summarise(source.folder, source.name).floating) <= {dtype_name(dtype)}
     loaded = dtype if tuning.makes_adapter or as_stored else torch.float32
@@ -287,7 +287,7 @@ def _hold_base(
 ) -> Any:
     """The model before anything is tuned, in `dtype` or in the bits that `model.quantization` asks for."""
     quantization = config.model.quantization
-    held = component.load("quantization", quantization.kind)(quantization) if quantization is not None else None
+    held = component.make("quantization", quantization) if quantization is not None else None
     model = load_model(source, dtype=dtype, device=device, quantization=held, trust_remote_code=trust_remote_code)
     layers, share = quantized(model)
     if quantization is not None and layers:

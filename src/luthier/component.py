@@ -71,6 +71,11 @@ def load(family: str, kind: str) -> type[Any]:
     return _class_of(module, name, kind)
 
 
+def make(family: str, config: ComponentConfig) -> Any:
+    """The component that a piece of configuration names, made of it."""
+    return load(family, config.kind)(config)
+
+
 def _class_of(module: Any, name: str, kind: str) -> type[Any]:
     found = getattr(module, name, None)
     if not inspect.isclass(found):

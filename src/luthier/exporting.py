@@ -341,7 +341,7 @@ def _held_out(opened: Opened, say: Callable[[str], None]) -> list[list[int]]:
     more."""
     if opened.config is None or opened.config.data.eval is None:
         return []
-    objective = component.load("objectives", opened.config.objective.kind)(opened.config.objective)
+    objective = component.make("objectives", opened.config.objective)
     try:
         data = prepare(opened.config, opened.tokenizer, context_length=opened.context_tokens, objective=objective)
     except LuthierError as error:

@@ -46,7 +46,7 @@ def look(target: str, overrides: Sequence[str] = (), trust_remote_code: bool = F
         resolve(target, checked.model.revision, trust_remote_code),
         dtype=choose_dtype(checked.model.dtype, where)[0],
         device=where,
-        quantization=component.load("quantization", held.kind)(held) if held is not None else None,
+        quantization=component.make("quantization", held) if held is not None else None,
         trust_remote_code=trust_remote_code,
     )
     return tree(model.requires_grad_(False))

@@ -56,7 +56,7 @@ def make_policy(
     """A tiny twin with LoRA; `warm` gives lora_B random values, so that every gradient is non-zero from the first step."""
     keys = DropoutKeys(config.seed)
     with seeded(key(config.seed, "initial weights") % 2**63):
-        tuning = component.load("tuning", config.tuning.kind)(config.tuning)
+        tuning = component.make("tuning", config.tuning)
         model = tuning.apply(twin(name, **changes).to(dtype), Start(keys)).model
         if warm:
             for parameter_name, parameter in model.named_parameters():

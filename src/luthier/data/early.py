@@ -15,6 +15,7 @@ def check(config: RunConfig) -> None:
     """Raises UserError where the template's name or a file is wrong, as the run would say it later."""
     if config.data.chat_template != "auto":
         read_template(config.data.chat_template)
-    for _, key, file in files_of(config, component.load("objectives", config.objective.kind).takes):
+    objective = component.make("objectives", config.objective)
+    for _, key, file in files_of(config, objective.takes):
         if not is_of_hub(file):
             sources(file, f"{key}.path")

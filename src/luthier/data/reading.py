@@ -139,7 +139,7 @@ def reader_of(
             return None, itertools.chain(first, rows)
         given = format_of(recognise(good, source.name, key))
     assert isinstance(given, ComponentConfig)
-    reader = Reader(component.load("formats", given.kind)(given), given.kind, source.file.format == "auto", system)
+    reader = Reader(component.make("formats", given), given.kind, source.file.format == "auto", system)
     return reader, itertools.chain(first, rows)
 
 

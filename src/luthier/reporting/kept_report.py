@@ -57,7 +57,7 @@ class KeptReport:
         self._parts: list[Part] = []
         if _has_foreign_parts(config):
             return
-        self._parts = plan(config, component.load("objectives", config.objective.kind).takes)
+        self._parts = plan(config, component.make("objectives", config.objective).takes)
         if any(part.source.path is None for part in self._parts):
             return
         self._key = {

@@ -35,7 +35,7 @@ def new_report(
     tokenizer = load_tokenizer(folder, trust_remote_code)
     add_tokens(tokenizer, config.data.add_tokens)
     model_config = load_config(folder, trust_remote_code)
-    objective = component.load("objectives", config.objective.kind)(config.objective)
+    objective = component.make("objectives", config.objective)
     context = context_length(model_config)
     with RowProgress() as progress:
         prepared = prepare(config, tokenizer, context_length=context, objective=objective, watch=progress, refuse=False)
