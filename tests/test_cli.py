@@ -13,9 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from luthier import cli, config, first_config, machine
+from luthier import cli, config
 from luthier.cli import main
 from luthier.errors import UserError
+from luthier.inspecting import first_config
+from luthier.system import machine
 from tests.helpers.tiny_models import save_twin
 
 ALPACA = [{"instruction": f"Say {number}.", "input": "", "output": f"{number}!"} for number in range(120)]

@@ -16,11 +16,11 @@ import torch
 
 import luthier
 from luthier import component, config
-from luthier import run as spine
+from luthier.api import Run
 from luthier.cli import command_names, load_command
-from luthier.config_yaml import parse_yaml
-from luthier.data.batching import micro_batches
-from luthier.finished import Run
+from luthier.config.documents import parse_yaml
+from luthier.data.steps.layout import micro_batches
+from luthier.training import run as spine
 from tests.helpers.jobs import make_config, make_policy, make_samples
 from tests.helpers.tiny_models import tiny_llama
 
@@ -210,7 +210,7 @@ OF_THE_COPY = """
 import luthier
 from luthier import config
 from luthier.cli import command_names
-from luthier.config_yaml import parse_yaml
+from luthier.config.documents import parse_yaml
 
 
 def test_the_copy_is_used():

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from luthier import config, run
+from luthier import config
+from luthier.training import run
 from tests.helpers.tiny_models import tiny_llama
 
 ROOT = Path(__file__).parent.parent
@@ -25,9 +26,9 @@ def test_example_trains(path: Path, model: Path, tmp_path: Path) -> None:
     data = tmp_path / "rows.json"
     data.write_text(json.dumps(ROWS), encoding="utf-8")
     overrides = [f"data.train={data}", f"model.path={model}", "max_steps=3", f"output_dir={tmp_path / 'run'}"]
-    finished = run.train(config.load(path, overrides), say=lambda text: None)
+    finished = run.execute(config.load(path, overrides), say=lambda text: None)
     assert [line["step"] for line in finished.metrics if "loss" in line] == [1, 2, 3]
-    assert (finished.folder / "adapter" / "adapter_model.safetensors").is_file()
+    assert (finished / "adapter" / "adapter_model.safetensors").is_file()
 
 
 @pytest.mark.parametrize(
@@ -45,9 +46,9 @@ def test_example_reads_its_real_data(example: str, file: str, model: Path, tmp_p
         f"output_dir={tmp_path / 'run'}",
         "on_long_row=drop",
     ]
-    finished = run.train(
+    finished = run.execute(
         config.load(ROOT / "examples" / example, [*overrides, "on_bad_row=drop"]), say=lambda text: None
     )
-    ledger = json.loads((finished.folder / "ledger.json").read_text(encoding="utf-8"))
+    ledger = json.loads((finished / "ledger.json").read_text(encoding="utf-8"))
     assert ledger["rows_in"] == len(json.loads(data.read_text(encoding="utf-8")))
     assert ledger["rows_trained"] + ledger["rows_held_out"] > 0

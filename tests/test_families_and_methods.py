@@ -16,8 +16,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from luthier import building, config, exporting, loop, run
+from luthier import config
+from luthier.inference import verified_export
 from luthier.models.flat import Verdict, stock_attention
+from luthier.training import build, loop, run
 from tests.helpers.elsewhere import LOGITS, read_elsewhere
 from tests.helpers.pairs import Trial, covering_trials
 from tests.helpers.tiny_models import save_twin
@@ -70,8 +72,8 @@ def trained(trial: Trial, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tupl
     with monkeypatch.context() as patch:
         patch.setattr(loop, "optimizer_step", lambda job, *rest: (jobs.append(job), step(job, *rest))[1])
         if trial["layout"] == "padded":
-            patch.setattr(building, "prove", lambda *_: Verdict(False, "a test asks for padding"))
-        finished = run.train(
+            patch.setattr(build, "prove", lambda *_: Verdict(False, "a test asks for padding"))
+        finished = run.execute(
             config.load(
                 None,
                 [
@@ -92,7 +94,7 @@ def trained(trial: Trial, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tupl
     losses = [line["loss"] for line in finished.metrics if "loss" in line]
     assert all(map(math.isfinite, losses)), trial
     assert losses[-1] < 0.95 * losses[0], (trial, losses)
-    return finished.folder, logits(jobs[-1].policy.model)
+    return finished, logits(jobs[-1].policy.model)
 
 
 def refuse_unmoved(folder: Path, base: Path) -> None:
@@ -121,7 +123,7 @@ def check(trials: list[Trial], folder: Path, monkeypatch: pytest.MonkeyPatch) ->
         layout = json.loads((done / "manifest.json").read_text(encoding="utf-8"))["decisions"]["layout"]
         assert layout == ("padded" if trial["layout"] == "padded" or trial["family"] in NEVER_FLAT else "flat")
         if trial["method"] in MERGED_INTO:
-            merged = exporting.export(
+            merged = verified_export.export(
                 str(done),
                 "merged",
                 done / "merged",

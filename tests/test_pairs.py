@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from luthier import config, run
+from luthier import config
+from luthier.training import run
 from tests.helpers.breaking import Broken, break_after
 from tests.helpers.killing import differences, steps_in
 from tests.helpers.pairs import Trial, covering_trials
@@ -107,9 +108,9 @@ def test_a_trial(number: int, place: Path, monkeypatch: pytest.MonkeyPatch, tmp_
     asked += [f"max_steps={STEPS}", "learning_rate=1e-3", "save_total_limit=5"]
 
     def train(name: str, resume: bool = False) -> Path:
-        return run.train(
+        return run.execute(
             config.load(None, [*asked, f"output_dir={tmp_path / name}"]), resume=resume, say=lambda text: None
-        ).folder
+        )
 
     try:
         whole = train("whole")

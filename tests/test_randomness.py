@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from luthier.data.batching import micro_batches
-from luthier.dropout import DropoutKeys, KeyedDropout
+from luthier.data.steps.layout import micro_batches
+from luthier.kernels.dropout import DropoutKeys, KeyedDropout
 from luthier.randomness import key, permutation, uniform
 from tests.helpers.jobs import make_samples
 

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
+from docs import make_pages
 
-from luthier import docs_pages
 from luthier.config import load
 from tests.helpers.recipes import ARCHITECTURES, RECIPES, ROOT, STEPS, architecture_of, walk
 from tests.helpers.tiny_models import TWINS
@@ -41,7 +41,7 @@ def test_every_tutorial_has_its_recipes() -> None:
 
 def test_what_each_recipe_was_verified_on_is_recorded() -> None:
     """By `python -m benchmarks.recipes --record`: docs/claims.md says it of each, and says nothing of recipes that are gone."""
-    recorded = json.loads((ROOT / docs_pages.RESULTS / docs_pages.RECIPES).read_text(encoding="utf-8"))
+    recorded = json.loads((ROOT / make_pages.RESULTS / make_pages.RECIPES).read_text(encoding="utf-8"))
     assert sorted(recorded) == [recipe.stem for recipe in RECIPES]
     for name, found in recorded.items():
         assert found["twin"]["resumed"] == "the same bits", name

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 from luthier.models import architectures
 
 if TYPE_CHECKING:
-    from luthier.api import train
+    from luthier.api import Run, train
     from luthier.errors import EnvironmentProblem, LuthierError, UserError
-    from luthier.finished import Run
 
 __version__ = "0.1.0"
 __all__ = ["EnvironmentProblem", "LuthierError", "Run", "UserError", "__version__", "train"]
@@ -21,7 +20,7 @@ __all__ = ["EnvironmentProblem", "LuthierError", "Run", "UserError", "__version_
 _HOMES = {
     "EnvironmentProblem": "luthier.errors",
     "LuthierError": "luthier.errors",
-    "Run": "luthier.finished",
+    "Run": "luthier.api",
     "UserError": "luthier.errors",
     "train": "luthier.api",
 }

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from luthier import config
 from luthier.config import DataFile, RunConfig
-from luthier.config_yaml import Document
+from luthier.config.documents import Document
 from luthier.errors import UserError, excerpt
-from luthier.finished import Run
-from luthier.paths import cache_dir, cache_written
+from luthier.reporting.run.loss_curves import loss_curve
+from luthier.runs.figures import read_figures
+from luthier.runs.recorder import read_lines
+from luthier.system.paths import cache_dir, cache_written
+from luthier.system.words import counted
+
+if TYPE_CHECKING:
+    from luthier.inference.opened import Opened
 
 RUNS = Path("runs")
 
@@ -35,10 +42,97 @@ def train(
         UserError: the configuration or the data are wrong.
         EnvironmentProblem: the machine cannot do it.
     """
-    from luthier import run
+    return train_from(make_config(model, data, keys), resume=resume, trust_remote_code=trust_remote_code)
 
-    finished = run.train(make_config(model, data, keys), resume=resume, trust_remote_code=trust_remote_code)
-    return Run(finished.folder, trust_remote_code)
+
+def train_from(
+    checked: RunConfig,
+    *,
+    resume: bool = False,
+    trust_remote_code: bool = False,
+    say: Callable[[str], None] | None = None,
+) -> Run:
+    """Fine-tunes as a configuration says, and makes the report of the run.
+
+    Args:
+        say: gets each line for the person who watches; default: the screen.
+
+    Raises:
+        UserError, EnvironmentProblem, NonFinite, Stopped: as `luthier.training.run.execute`.
+    """
+    from luthier.reporting.run.page import REPORT, write_report
+    from luthier.reporting.run.summary import end_summary
+    from luthier.system.devices import is_main_process
+    from luthier.training import run
+
+    was_there = (Path(checked.output_dir) / REPORT).is_file()
+    folder = run.execute(checked, resume=resume, trust_remote_code=trust_remote_code, say=say)
+    if is_main_process() and not was_there:
+        write_report(folder)
+        (say or print)(end_summary(folder))
+    return Run(folder, trust_remote_code)
+
+
+class Run:
+    """The folder of a run. Everything is read from its files when asked for.
+
+    Raises:
+        UserError: the folder holds no run.
+    """
+
+    def __init__(self, folder: str | Path, trust_remote_code: bool = False) -> None:
+        self.folder = Path(folder)
+        self.trust_remote_code = trust_remote_code
+        if not (self.folder / "config.yaml").is_file():
+            raise UserError(
+                str(self.folder), "there is no config.yaml", "the folder of a run", "luthier runs lists them"
+            )
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl: one a step, and one an evaluation."""
+        return read_lines(self.folder / "metrics.jsonl")
+
+    @property
+    def report(self) -> Path:
+        """The self-contained report; a file to open in a browser."""
+        return self.folder / "report.html"
+
+    @cached_property
+    def config(self) -> RunConfig:
+        """As resolved at the start."""
+        return config.load(self.folder / "config.yaml")
+
+    @cached_property
+    def opened(self) -> Opened:
+        """The tuned model, loaded at the first use and kept."""
+        from luthier.inference.opened import open_model
+
+        return open_model(str(self.folder), trust_remote_code=self.trust_remote_code)
+
+    def chat(
+        self,
+        text: str,
+        *,
+        system: str | None = None,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        max_new_tokens: int = 512,
+        seed: int = 0,
+    ) -> str:
+        """One answer of the tuned model. Raises UserError where `text` leaves no room for it."""
+        from luthier.inference.chat import Chat, Settings
+
+        return Chat(self.opened, system, Settings(temperature, top_p, max_new_tokens, seed)).say(text).text
+
+    def __repr__(self) -> str:
+        losses = [line["loss"] for line in self.metrics if line.get("loss") is not None]
+        course = f", {counted(len(losses), 'step')}, loss {losses[0]:.4g} to {losses[-1]:.4g}" if losses else ""
+        return f"Run({str(self.folder)!r}{course})"
+
+    def _repr_html_(self) -> str:
+        """The loss curve, for notebooks."""
+        return loss_curve(read_figures(self.folder))
 
 
 def make_config(model: str | Mapping[str, Any], data: Any, keys: Mapping[str, Any]) -> RunConfig:

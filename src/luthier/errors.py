@@ -59,3 +59,16 @@ class Stopped(LuthierError):
     def __init__(self, signal_number: int, where: str, fix: str) -> None:
         super().__init__(where, f"stopped by signal {signal_number}; the state is saved", "", fix)
         self.exit_code = 128 + signal_number
+
+
+class BadRow(UserError):
+    """A row that cannot be used: where it stands, which field, what was found and what was expected."""
+
+    def __init__(
+        self, row: str, field: str, found: str, expected: str = "", fix: str = "", raw: str | None = None
+    ) -> None:
+        super().__init__(f"{row}  {field}" if field else row, found, expected, fix)
+        self.row = row
+        self.field = field
+        self.raw = raw
+        """the text as it stands in the file, where no values could be read from it"""

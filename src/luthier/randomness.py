@@ -1,7 +1,7 @@
 """Every random draw as a function of what it is drawn for, never of a generator's state.
 
 So batching, layout, the number of processes and a resume do not change one draw, and there is no state to save.
-The mixer is the finaliser of MurmurHash3 (Appleby, 2011; public domain), here in 64 bits; dropout.py has it in 32.
+The mixer is the finaliser of MurmurHash3 (Appleby, 2011; public domain), here in 64 bits; kernels/dropout.py has it in 32.
 """
 
 from __future__ import annotations

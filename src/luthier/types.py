@@ -6,7 +6,7 @@ positions of a micro-batch, S documents of a micro-batch, V vocabulary, D hidden
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -15,8 +15,6 @@ import numpy.typing as npt
 
 if TYPE_CHECKING:
     import torch
-
-    from luthier.dropout import DropoutKeys
 
 Role = Literal["system", "user", "assistant", "tool"]
 Ints = npt.NDArray[np.int64]
@@ -232,95 +230,3 @@ class Renderer(Protocol):
     def encode_conversation(self, conversation: Conversation, index: int) -> Sample: ...
 
     def encode_text(self, text: Text, index: int) -> Sample: ...
-
-
-class Objective(Protocol):
-    """What is minimised. One file in `objectives/`, whose class inherits from this one: what it leaves out is as here."""
-
-    takes: tuple[type, ...]
-    """The types of example that it can learn from."""
-    needs_reference: bool = False
-    """Whether its loss looks at the policy of step 0."""
-    wants: tuple[str, ...] = ()
-    """What its loss asks of the policy beside log-probabilities."""
-    only_as_term: float | None = None
-    """Of one that says nothing of the answers: its usual weight. It is refused outside a sum (`weighted`) with one that does."""
-
-    def encode(self, example: Example, index: int, renderer: Renderer) -> list[Sample]: ...
-
-    def weight(self, samples: list[Sample]) -> float: ...
-
-    def loss(self, policy: Policy, batch: MicroBatch) -> LossOut: ...
-
-    def survey(self, policy: Policy, batch: MicroBatch) -> list[float]:
-        """For a loss that needs totals of the whole step: counts in a micro-batch, without gradient, before the step's losses."""
-        return []
-
-    def begin_step(self, totals: list[float], samples: list[Sample]) -> None:
-        """Gets the sums of what was counted, over micro-batches and processes; not called where nothing was."""
-
-    def parts(self) -> Mapping[str, Term]:
-        """Losses whose shares of the gradient are to be logged."""
-        return {}
-
-
-class Term(Protocol):
-    """A part of an objective's loss."""
-
-    def loss(self, policy: Policy, batch: MicroBatch) -> LossOut: ...
-
-
-@dataclass(frozen=True)
-class Start:
-    """What a tuning method may ask for when it begins. A run's own one (`beginning.py`) knows its rows and files as well."""
-
-    keys: DropoutKeys
-    """of the dropout that is put in"""
-    new_rows: Mapping[str, Sequence[int]] = field(default_factory=dict)
-    """ids of new tokens by the name of the embeddings (and of a head of its own): these rows must be trained"""
-    restored: bool = False
-    """whether a run goes on, which puts in all that is trained and what the run began with: values may be anything"""
-
-    def rows(self, count: int) -> list[torch.Tensor]:
-        """The first `count` rows that are trained on, fewer where there are fewer: ids [T]."""
-        del count
-        return []
-
-    def load(self, model: Any, path: str) -> Any:
-        """The model with the adapter of RUN or ADAPTER on it, trainable, after all checks."""
-        raise LookupError(f"this model has no run that could read {path}")
-
-    def stored(self, name: str) -> torch.Tensor:
-        """A weight of the model by its name, as the model's files hold it.
-
-        Raises:
-            UserError: they do not hold it under this name.
-        """
-        raise LookupError(f"this model has no files that could hold {name}")
-
-    def say(self, text: str) -> None:
-        """A line for the person who waits."""
-
-
-@dataclass(frozen=True, slots=True)
-class Tuned:
-    """A model as a tuning method trains it."""
-
-    model: Any
-    trained: str
-    """a line that says what is trained"""
-    off_is_start: Literal["to the bit", "to rounding", "no"] = "no"
-    """whether the model with its adapter switched off is the model as it begins"""
-    rates: Mapping[str, float] = field(default_factory=dict)
-    """parts of the names of parameters, and how many times the learning rate they learn at"""
-    adapter_path: str | None = None
-    """the adapter that it goes on from"""
-
-
-class Tuning(Protocol):
-    """What is trained. One file in `tuning/`."""
-
-    makes_adapter: bool
-    """Whether PEFT's files are saved, or the whole model."""
-
-    def apply(self, model: Any, start: Start) -> Tuned: ...

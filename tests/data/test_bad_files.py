@@ -13,7 +13,7 @@ from typing import IO, Any
 import pytest
 
 from luthier.cli import main
-from luthier.data import source
+from luthier.data import files
 from luthier.data.readers import _bytes
 from tests.data.bad_files import CATEGORIES, LONG, Case
 from tests.helpers.tiny_models import tiny_llama
@@ -46,7 +46,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def while_reading(patch: pytest.MonkeyPatch, path: Path, name: str) -> None:
     """Lets the file change or disappear after its first row was read, or be unreadable for others than root."""
-    inner = source.readers.records
+    inner = files.readers.records
 
     def records(file: Any, start: int = 0) -> Any:
         for row in inner(file, start):
@@ -57,7 +57,7 @@ def while_reading(patch: pytest.MonkeyPatch, path: Path, name: str) -> None:
                 path.unlink(missing_ok=True)
 
     if name in ("it changes", "it disappears"):
-        patch.setattr(source.readers, "records", records)
+        patch.setattr(files.readers, "records", records)
     elif name == "no permission":
         plain = Path.open
 

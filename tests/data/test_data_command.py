@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from luthier.cli import main
-from luthier.reporting.token_view import histogram, token_view, tokens_of
+from luthier.inspecting.data.token_view import histogram, token_view, tokens_of
 from tests.helpers import tokenizers
 from tests.helpers.tiny_models import tiny_llama
 
@@ -158,8 +158,8 @@ def test_files_that_are_left_out_are_said(mine: list[str], capsys: pytest.Captur
 
 
 def test_the_view_is_the_text() -> None:
-    from luthier.data.render import ChatRenderer
-    from luthier.data.template import Template
+    from luthier.data.chat.renderer import ChatRenderer
+    from luthier.data.chat.template import Template
     from luthier.types import Conversation, Message
 
     for make in (tokenizers.chatml, tokenizers.llama_like):

@@ -21,14 +21,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from luthier import strict_json
 from luthier.config import DataFile
 from luthier.data import readers
+from luthier.data.files import Source, sources
 from luthier.data.readers import _bytes, json_array
 from luthier.data.readers._bytes import File
-from luthier.data.source import Source, sources
-from luthier.errors import UserError
-from luthier.formats._shared import BadRow
+from luthier.errors import BadRow, UserError
+from luthier.system import strict_json
 from luthier.types import Row
 from tests.helpers.properties import examples
 

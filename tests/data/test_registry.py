@@ -13,10 +13,9 @@ import pytest
 
 from luthier import config
 from luthier.config import DataFile
-from luthier.data.reading import format_of, plan, reader_of
+from luthier.data.recognise import format_of, plan, reader_of
 from luthier.data.registry import from_registry, read_registry
-from luthier.errors import UserError
-from luthier.formats._shared import BadRow
+from luthier.errors import BadRow, UserError
 from luthier.types import Conversation, Example, Feedback, Message, Preference, Prompt, Row, Text
 
 SFT = (Conversation, Text)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from luthier.data.laws import LawBroken
-from luthier.data.render import ChatRenderer
-from luthier.data.template import Template
+from luthier.data.chat.laws import LawBroken
+from luthier.data.chat.renderer import ChatRenderer
+from luthier.data.chat.template import Template
 from luthier.types import Conversation, Message, Text
 from tests.helpers import tokenizers
 

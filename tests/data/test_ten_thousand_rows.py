@@ -19,13 +19,12 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from luthier import component, config
-from luthier.data.prepare import Prepared, prepare
-from luthier.data.template_check import TOOLS, made_tokenizer, tokens_of
-from luthier.data.template_library import Facts, library
-from luthier.errors import UserError
-from luthier.formats._shared import BadRow
+from luthier.data.chat.check import TOOLS, made_tokenizer, tokens_of
+from luthier.data.chat.library import Facts, library
+from luthier.data.dataset.prepare import Prepared, prepare
+from luthier.errors import BadRow, UserError
 from luthier.types import Row
-from tests.data.test_masks import WORDS, trained_texts
+from tests.data.chat.test_masks import WORDS, trained_texts
 from tests.helpers import tokenizers
 
 FILES, ROWS = 200, 50

@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from luthier import config, run
+from luthier import config
 from luthier.demo import flow, show
 from luthier.demo.ask import ask
 from luthier.demo.judge import Outcome, Verdict, figures
 from luthier.demo.requests import Pair, held_out_sets, training_set
 from luthier.errors import UserError
+from luthier.training import run
 from tests.helpers.tiny_models import tiny_llama
 
 YAML = "model: m\ndata: x.csv\noutput_dir: runs/x"
@@ -66,7 +67,7 @@ def test_it_says_what_it_did_and_what_to_type_next(finished: tuple[Path, str, li
 
 
 def test_the_reference_is_the_base_itself(finished: tuple[Path, str, list[Outcome]], base: Path) -> None:
-    from luthier.models.opened import open_model
+    from luthier.inference.opened import open_model
 
     folder, _, outcomes = finished
     opened = open_model(str(base))
@@ -117,7 +118,7 @@ def writer(tmp_path_factory: pytest.TempPathFactory, base: Path) -> Path:
             "output_dir": str(folder / "run"),
         }
     )
-    return run.train(chosen, say=lambda _: None).folder
+    return run.execute(chosen, say=lambda _: None).folder
 
 
 def test_ask_returns_a_configuration_that_loads(writer: Path) -> None:

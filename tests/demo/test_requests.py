@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from luthier.config import build
-from luthier.config_yaml import parse_yaml
+from luthier.config.documents import parse_yaml
 from luthier.demo import phrases, values
 from luthier.demo.judge import judge, leaves
 from luthier.demo.phrases import Phrasing

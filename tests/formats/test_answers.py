@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from luthier import component
-from luthier.formats._shared import BadRow
+from luthier.errors import BadRow
 from luthier.types import Feedback, Message, Preference, Prompt, Row
 
 

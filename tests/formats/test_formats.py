@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from luthier import component
-from luthier.formats._shared import BadRow
+from luthier.errors import BadRow
 from luthier.types import Conversation, Example, Preference, Prompt, Row, Text
 from tests.helpers.properties import examples
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from luthier import loop
+from luthier.training import loop
 
 
 class Broken(Exception):

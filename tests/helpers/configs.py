@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from luthier import config
-from luthier.config_yaml import parse_yaml
+from luthier.config.documents import parse_yaml
 from luthier.errors import UserError
 
 

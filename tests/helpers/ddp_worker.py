@@ -1,4 +1,4 @@
-"""One of two processes: `torchrun ... -m tests.helpers.ddp_worker FOLDER MAX_TOKENS RESULT` trains as tests/test_invariance.py does."""
+"""One of two processes: `torchrun ... -m tests.helpers.ddp_worker FOLDER MAX_TOKENS RESULT` trains as training/test_invariance.py does."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from luthier.data.batching import micro_batches
-from luthier.engine import DDPEngine, make_engine
+from luthier.data.steps.layout import micro_batches
+from luthier.engines import make_engine
+from luthier.engines.ddp import DDP
+from luthier.system.devices import device
 from tests.helpers.jobs import make_config, make_job, make_policy, make_samples
-from tests.test_invariance import LENGTHS, OVERRIDES, first_gradient, trained
+from tests.training.test_invariance import LENGTHS, OVERRIDES, first_gradient, trained
 
 
 def main(folder: Path, max_tokens: int, result: Path) -> None:
-    engine = make_engine("auto")
-    assert (type(engine), engine.processes) == (DDPEngine, 2)
+    engine = make_engine("auto", device())
+    assert (type(engine), engine.processes) == (DDP, 2)
 
     def job(name: str) -> object:
         config = make_config(folder / name, *OVERRIDES)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 LOGITS = "again.safetensors"
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["peft", "luthier.models.opened", "luthier.models.load"])
+_CONTEXT.set_forkserver_preload(["peft", "luthier.inference.opened", "luthier.models.load"])
 
 
 def read_elsewhere(folders: Sequence[Path], ids: list[list[int]]) -> None:
@@ -25,7 +25,7 @@ def _read(folders: Sequence[Path], ids: list[list[int]]) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from luthier.models.opened import open_model
+    from luthier.inference.opened import open_model
 
     for folder in folders:
         with torch.no_grad():

@@ -11,18 +11,21 @@ import torch
 
 from luthier import component
 from luthier import config as configuration
-from luthier.checkpoint import Checkpoints
-from luthier.data.order import Steps
-from luthier.dropout import DropoutKeys
-from luthier.engine import DDPEngine, SingleEngine, seeded
-from luthier.loop import Job
+from luthier.data.steps.order import Steps
+from luthier.engines.ddp import DDP
+from luthier.engines.single import Single
+from luthier.kernels.dropout import DropoutKeys
 from luthier.models.flat import use_flat_attention
 from luthier.objectives.sft import SFT
-from luthier.optimization import make_optimizer, make_schedule
-from luthier.policy import Policy
+from luthier.policy.policy import Policy
 from luthier.randomness import key
-from luthier.reporting.recorder import Recorder
-from luthier.types import NO_TARGET, Sample, Start
+from luthier.runs.recorder import Recorder
+from luthier.system.devices import seeded
+from luthier.training.checkpoint import Checkpoints
+from luthier.training.job import Job
+from luthier.training.optimization import make_optimizer, make_schedule
+from luthier.tuning import Start
+from luthier.types import NO_TARGET, Sample
 from tests.helpers.tiny_models import VOCAB, twin
 
 
@@ -77,10 +80,10 @@ def make_job(
     layout: Any = "flat",
     max_tokens: int = 512,
     held_out: Sequence[Sample] | None = None,
-    engine: SingleEngine | DDPEngine | None = None,
+    engine: Single | DDP | None = None,
     scaled: bool = False,
 ) -> Job:
-    engine = engine or SingleEngine(torch.device("cpu"))
+    engine = engine or Single(torch.device("cpu"))
     engine.scale_losses(scaled)
     training = config.training
     steps = Steps(

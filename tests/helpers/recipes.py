@@ -12,11 +12,13 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM
 
-from luthier import config, exporting, run
-from luthier.chatting import Chat, Settings
+from luthier import config
 from luthier.config import RunConfig
-from luthier.data.template_check import made_tokenizer, tokens_of
-from luthier.models.opened import Base, Opened, open_model
+from luthier.data.chat.check import made_tokenizer, tokens_of
+from luthier.inference import verified_export
+from luthier.inference.chat import Chat, Settings
+from luthier.inference.opened import Base, Opened, open_model
+from luthier.training import run
 from tests.helpers.breaking import Broken, break_after
 from tests.helpers.killing import differences
 from tests.helpers.tiny_models import twin
@@ -109,18 +111,18 @@ def walk(recipe: Path, folder: Path, model: str | Path | None = None) -> Walked:
     def configured(name: str) -> RunConfig:
         return loaded.model_copy(update={"output_dir": str(folder / name)})
 
-    whole = run.train(configured("whole"), say=lambda text: None)
+    whole = run.execute(configured("whole"), say=lambda text: None)
     with pytest.MonkeyPatch.context() as patch:
         break_after(BREAKS_AFTER, patch)
         with pytest.raises(Broken):
-            run.train(configured("broken"), say=lambda text: None)
-    finished = run.train(configured("broken"), resume=True, say=lambda text: None)
-    trained = open_model(str(finished.folder), dtype="float32")
+            run.execute(configured("broken"), say=lambda text: None)
+    finished = run.execute(configured("broken"), resume=True, say=lambda text: None)
+    trained = open_model(str(finished), dtype="float32")
     answer = Chat(trained, settings=Settings(max_new_tokens=8)).say(QUESTION)
     return Walked(
         [line["step"] for line in finished.metrics if "loss" in line],
-        differences(whole.folder, finished.folder),
-        json.loads((finished.folder / "manifest.json").read_text())["decisions"]["dtype"],
+        differences(whole, finished),
+        json.loads((finished / "manifest.json").read_text())["decisions"]["dtype"],
         answer.ids,
         [merged(trained, base, folder) for base in bases_of(loaded)],
     )
@@ -136,7 +138,7 @@ def bases_of(given: RunConfig) -> list[Base]:
 def merged(trained: Opened, base: Base, folder: Path) -> Merge:
     """The run's merged model in `folder`, and what it says beside the run."""
     out = folder / f"merged-{base}".replace(" ", "-")
-    done = exporting.export(trained.target, "merged", out, base=base, unproven=True, say=lambda text: None)
+    done = verified_export.export(trained.target, "merged", out, base=base, unproven=True, say=lambda text: None)
     on_base = trained if base == "as trained" else open_model(trained.target, dtype="float32", base=base)
     again = open_model(str(out), dtype="float32")
     ids = trained.tokenizer(QUESTION)["input_ids"]

@@ -1,4 +1,4 @@
-"""One of two processes: `torchrun ... -m tests.helpers.router_worker FOLDER RESULT` trains as tests/test_router_balance.py does."""
+"""One of two processes: `torchrun ... -m tests.helpers.router_worker FOLDER RESULT` trains as objectives/test_router_balance.py does."""
 
 from __future__ import annotations
 
@@ -8,18 +8,21 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from luthier.data.batching import micro_batches
-from luthier.engine import DDPEngine, make_engine
-from luthier.loop import LearningCheck, train_step
-from tests.test_router_balance import OVER, job_of, together
-from tests.test_weighted import gradient
+from luthier.data.steps.layout import micro_batches
+from luthier.engines import make_engine
+from luthier.engines.ddp import DDP
+from luthier.system.devices import device
+from luthier.training.learning_check import LearningCheck
+from luthier.training.loop import train_step
+from tests.objectives.test_router_balance import OVER, job_of, together
+from tests.objectives.test_weighted import gradient
 
 MAX_TOKENS = 118
 
 
 def main(folder: Path, result: Path) -> None:
-    engine = make_engine("auto")
-    assert (type(engine), engine.processes) == (DDPEngine, 2)
+    engine = make_engine("auto", device())
+    assert (type(engine), engine.processes) == (DDP, 2)
     found = {}
     for over in OVER:
         found[over] = gradient(job_of(folder / over, together(over), MAX_TOKENS, engine=engine))

@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import distributed
 
-from luthier import building, config, loop, run
+from luthier import config
 from luthier.errors import LuthierError
+from luthier.training import build, loop, run
 
 
 class Notes:
@@ -27,10 +28,10 @@ class Notes:
         self.file, self.rank = Path(folder) / f"noted-{rank}.jsonl", rank
         for owner, name in (
             (loop, "optimizer_step"),
-            (building, "prepare"),
+            (build, "prepare"),
             (run, "choose_dtype"),
-            (building, "tokens_per_micro_batch"),
-            (building, "build_policy"),
+            (build, "tokens_per_micro_batch"),
+            (build, "build_policy"),
             (run, "cut_back"),
         ):
             setattr(owner, name, getattr(self, name)(getattr(owner, name)))
@@ -88,7 +89,7 @@ class Notes:
 def child(config_file: str, folder: str, resume: bool, rank: int) -> int:
     Notes(folder, rank)
     try:
-        run.train(config.load(config_file, [f"output_dir={folder}"]), resume=resume, say=lambda text: None)
+        run.execute(config.load(config_file, [f"output_dir={folder}"]), resume=resume, say=lambda text: None)
     except LuthierError as error:
         print(f"[{rank}] {error}", file=sys.stderr, flush=True)
         return error.exit_code

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from luthier.models.hub import is_name, is_wanted
+from luthier.models.sources.hub import is_name, is_wanted
 from tests.helpers.hub_server import HubServer, Repo, files_of
 from tests.helpers.tiny_models import tiny_llama
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from luthier import exporting
 from luthier.cli import main
-from luthier.models.opened import open_model
+from luthier.inference import verified_export
+from luthier.inference.opened import open_model
 from tests.helpers.tiny_models import save_twin, tiny_tokenizer, twin
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden"
@@ -55,7 +55,7 @@ def trained(model: Path, folder: Path, *overrides: str) -> tuple[Path, dict[str,
 
 
 def merged_answers_as(run: Path, out: Path, ids: torch.Tensor) -> None:
-    done = exporting.export(str(run), "merged", out, say=lambda _text: None)
+    done = verified_export.export(str(run), "merged", out, say=lambda _text: None)
     assert done.drift.max_logit_difference < 1e-3
     opened = open_model(str(run))
     merged = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from luthier import config, run
-from luthier.data.batching import micro_batches
+from luthier import config
+from luthier.data.steps.layout import micro_batches
 from luthier.models.own_losses import own_losses
 from luthier.objectives.z_loss import ZLoss
+from luthier.training import run
 from luthier.types import NO_TARGET, Sample
 from tests.helpers.jobs import make_config, make_policy
 from tests.helpers.tiny_models import save_twin, twin_config
@@ -85,11 +86,11 @@ def test_a_run_says_so_at_its_start(tmp_path: Path) -> None:
         "optim=paged_adamw",
     ]
     said: list[str] = []
-    run.train(config.load(None, [*keys, f"output_dir={tmp_path / 'plain'}"]), say=said.append)
+    run.execute(config.load(None, [*keys, f"output_dir={tmp_path / 'plain'}"]), say=said.append)
     assert any("z_loss_weight of 0.01" in line for line in said)
     assert any("nothing is paged on cpu" in line for line in said)
     term = next(line for line in said if "z_loss_weight" in line).partition("to train with it: ")[2]
     said.clear()
-    done = run.train(config.load(None, [*keys, term, f"output_dir={tmp_path / 'with'}"]), say=said.append)
+    done = run.execute(config.load(None, [*keys, term, f"output_dir={tmp_path / 'with'}"]), say=said.append)
     assert not any("z_loss_weight" in line for line in said)
     assert all(line["largest_logit"] > 0 for line in done.metrics if "loss" in line)

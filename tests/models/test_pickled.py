@@ -15,9 +15,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from luthier.errors import LuthierError
-from luthier.models import pickled
 from luthier.models.folder import check_folder
-from luthier.models.sources import convert, resolve
+from luthier.models.sources.resolve import convert, pickled, resolve
 from tests.helpers.hub_server import files_of
 from tests.helpers.tiny_models import save_twin, twin
 from tests.models.test_hub import NAME, Machine, machine, model_files  # noqa: F401 - fixtures
@@ -158,7 +157,7 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
 
 @pytest.mark.parametrize("kind", REFUSED_BY_THE_READER)
 def test_what_the_reader_refuses(kind: str, sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from luthier.models.pickled_child import Refused, checked
+    from luthier.models.sources.pickled_child import Refused, checked
 
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "model"
@@ -193,7 +192,7 @@ def test_what_is_wrong_is_named_and_nothing_is_left(
 
 def test_shared_and_cut_out_tensors_are_written_whole(tmp_path: Path) -> None:
     """Tied weights stand under both names; a slice or a transposed view has its own numbers, and the rest stays out."""
-    from luthier.models.pickled_child import checked, main
+    from luthier.models.sources.pickled_child import checked, main
 
     wide = torch.arange(24.0).view(4, 6)
     tree = {"embeddings": wide, "head": wide, "slice": wide[1:3, ::2], "turned": wide.T, "number": torch.tensor(3)}

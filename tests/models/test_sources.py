@@ -21,13 +21,13 @@ import torch
 from peft import AutoPeftModelForCausalLM
 
 import luthier
-from luthier import exporting
 from luthier.errors import EnvironmentProblem, LuthierError, UserError
-from luthier.models import package_index
-from luthier.models._files import human_bytes
+from luthier.inference import verified_export
 from luthier.models.folder import INDEX, SINGLE, summarise
 from luthier.models.load import load_model, load_tokenizer
-from luthier.models.sources import ModelSource, at_hand, base_of, resolve
+from luthier.models.source import ModelSource
+from luthier.models.sources.resolve import at_hand, base_of, package_index, resolve
+from luthier.system.words import human_bytes
 from tests.helpers.tiny_models import CHATML, tiny_llama, tiny_tokenizer, twin
 
 
@@ -63,7 +63,7 @@ def test_a_revision_is_for_hubs(model: Path) -> None:
 
 
 def test_modelscope_is_optional() -> None:
-    code = "import sys; sys.modules['modelscope'] = None; from luthier.models.sources import resolve; resolve('ms:a/b')"
+    code = "import sys; sys.modules['modelscope'] = None; from luthier.models.sources.resolve import resolve; resolve('ms:a/b')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "EnvironmentProblem" in done.stderr
     assert "pip install 'luthier[modelscope]'" in done.stderr
@@ -326,24 +326,24 @@ def test_a_run_on_a_gguf_file_is_merged_at_the_size_of_its_weights(
     weights = summarise(resolve(str(file)).folder, "tiny").parameters
     for dtype, width in (("auto", 4), ("bfloat16", 2)):
         with monkeypatch.context() as patch:
-            patch.setattr(exporting.shutil, "disk_usage", lambda _path: shutil._ntuple_diskusage(10**6, 0, 1000))
+            patch.setattr(verified_export.shutil, "disk_usage", lambda _path: shutil._ntuple_diskusage(10**6, 0, 1000))
             with pytest.raises(EnvironmentProblem, match=r"1\.0 kB are free") as caught:
-                exporting.export(str(run), "merged", tmp_path / "out", settings={"dtype": dtype})
+                verified_export.export(str(run), "merged", tmp_path / "out", settings={"dtype": dtype})
         assert caught.value.expected == human_bytes(width * weights)
     said: list[str] = []
-    exporting.export(str(run), "merged", tmp_path / "out", unproven=True, say=said.append)
+    verified_export.export(str(run), "merged", tmp_path / "out", unproven=True, say=said.append)
     assert not [line for line in said if "in memory" in line]
     assert summarise(tmp_path / "out", "out").bytes == 4 * weights
     file.rename(tmp_path / "other.gguf")
     with pytest.raises(UserError, match="there is no such file") as missing:
-        exporting.export(str(run), "merged", tmp_path / "again")
+        verified_export.export(str(run), "merged", tmp_path / "again")
     assert str(file) in str(missing.value)
     ours = run / "adapter" / "luthier.json"
     assert f"new place as base.name into {ours}" in missing.value.fix
     tree = json.loads(ours.read_text())
     tree["base"]["name"] = str(tmp_path / "other.gguf")
     ours.write_text(json.dumps(tree))
-    exporting.export(str(run), "merged", tmp_path / "again", unproven=True, say=said.append)
+    verified_export.export(str(run), "merged", tmp_path / "again", unproven=True, say=said.append)
     again, before = (tmp_path / name / "model.safetensors" for name in ("again", "out"))
     assert again.read_bytes() == before.read_bytes()
 

@@ -9,15 +9,16 @@ from typing import Any
 import pytest
 import torch
 
-from luthier import building, config, run
-from luthier.data.batching import micro_batches
-from luthier.data.prepare import Prepared, prepare
+from luthier import config
+from luthier.data.dataset.prepare import Prepared, prepare
+from luthier.data.steps.layout import micro_batches
 from luthier.errors import UserError
-from luthier.models.load import DTYPES
 from luthier.models.new_tokens import add_tokens
-from luthier.models.sources import resolve
-from luthier.policy import Policy
-from luthier.types import Tuned
+from luthier.models.precision import DTYPES
+from luthier.models.sources.resolve import resolve
+from luthier.policy.policy import Policy
+from luthier.training import build, run
+from luthier.tuning import Tuned
 from tests.helpers.jobs import make_samples
 from tests.helpers.tiny_models import save_twin, tiny_tokenizer
 
@@ -50,7 +51,7 @@ class Place:
         folder = self.folder / f"{name}-{dtype}"
         if not folder.exists():
             given = self.keys(name, f"dtype={dtype}", "max_steps=3", "learning_rate=1e-1", f"output_dir={folder}")
-            run.train(config.load(None, given), say=quiet)
+            run.execute(config.load(None, given), say=quiet)
         return folder
 
     def begin(self, name: str, *more: str) -> tuple[Policy, Tuned]:
@@ -61,7 +62,7 @@ class Place:
         data = prepared(given, tokenizer)
         decisions = {"activation_checkpointing": False, "layout": "padded"}
         dtype, cpu = DTYPES[given.model.dtype], torch.device("cpu")
-        return building.build_policy(given, source, dtype, cpu, decisions, data=data, new=new)
+        return build.build_policy(given, source, dtype, cpu, decisions, data=data, new=new)
 
 
 def prepared(given: config.RunConfig, tokenizer: Any) -> Prepared:

@@ -14,12 +14,14 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from luthier import beginning, config, run
+from luthier import config
 from luthier.component import ComponentConfig
 from luthier.errors import UserError
-from luthier.models.opened import open_model
+from luthier.inference import comparison
+from luthier.inference.opened import open_model
 from luthier.objectives.sft import SFT
-from luthier.reporting import comparison
+from luthier.runs import beginning
+from luthier.training import run
 from luthier.tuning import _inputs, _starts
 from luthier.types import LossOut, MicroBatch, Policy
 from tests.helpers.killing import outcome
@@ -63,7 +65,7 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 def first(keys: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run to go on from."""
     folder = tmp_path_factory.mktemp("first") / "run"
-    run.train(config.load(None, [*keys, "r=4", f"output_dir={folder}"]), say=quiet)
+    run.execute(config.load(None, [*keys, "r=4", f"output_dir={folder}"]), say=quiet)
     return folder
 
 
@@ -79,10 +81,10 @@ def stopped_at_2(whole: Path, folder: Path) -> Path:
 
 
 def goes_on_to_the_same(given: list[str], place: Path, change: Callable[[], None]) -> None:
-    run.train(config.load(None, [*given, f"output_dir={place / 'whole'}"]), say=quiet)
+    run.execute(config.load(None, [*given, f"output_dir={place / 'whole'}"]), say=quiet)
     stopped = stopped_at_2(place / "whole", place / "stopped")
     change()
-    run.train(config.load(None, [*given, f"output_dir={stopped}"]), resume=True, say=quiet)
+    run.execute(config.load(None, [*given, f"output_dir={stopped}"]), resume=True, say=quiet)
     assert outcome(stopped) == outcome(place / "whole")
 
 
@@ -149,22 +151,22 @@ def test_a_resume_computes_no_beginning(
 
 def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(keys: list[str], tmp_path: Path) -> None:
     given = [*keys, "r=4", "init_lora_weights=pissa"]
-    run.train(config.load(None, [*given, f"output_dir={tmp_path / 'whole'}"]), say=quiet)
+    run.execute(config.load(None, [*given, f"output_dir={tmp_path / 'whole'}"]), say=quiet)
     stopped = stopped_at_2(tmp_path / "whole", tmp_path / "stopped")
     shutil.rmtree(stopped / "checkpoints")
     file = stopped / "beginning" / "tensors.safetensors"
     save_file({name: tensor + 1 for name, tensor in load_file(file).items()}, file)
-    run.train(config.load(None, [*given, f"output_dir={stopped}"]), resume=True, say=quiet)
+    run.execute(config.load(None, [*given, f"output_dir={stopped}"]), resume=True, say=quiet)
     assert outcome(stopped) == outcome(tmp_path / "whole")
 
 
 def test_a_damaged_beginning_is_named(keys: list[str], tmp_path: Path) -> None:
     given = [*keys, "r=4", "init_lora_weights=pissa"]
-    run.train(config.load(None, [*given, f"output_dir={tmp_path / 'whole'}"]), say=quiet)
+    run.execute(config.load(None, [*given, f"output_dir={tmp_path / 'whole'}"]), say=quiet)
     stopped = stopped_at_2(tmp_path / "whole", tmp_path / "stopped")
     (stopped / "beginning" / "tensors.safetensors").write_bytes(b"damaged")
     with pytest.raises(UserError, match=r"tensors\.safetensors is not what was written"):
-        run.train(config.load(None, [*given, f"output_dir={stopped}"]), resume=True, say=quiet)
+        run.execute(config.load(None, [*given, f"output_dir={stopped}"]), resume=True, say=quiet)
 
 
 def test_a_beginning_that_nobody_looks_back_to_may_be_missing(keys: list[str], first: Path, tmp_path: Path) -> None:
@@ -174,11 +176,11 @@ def test_a_beginning_that_nobody_looks_back_to_may_be_missing(keys: list[str], f
 
 def test_a_resume_that_fails_before_its_first_step_says_so(keys: list[str], tmp_path: Path) -> None:
     given = [*keys, "r=4", "init_lora_weights=pissa"]
-    run.train(config.load(None, [*given, f"output_dir={tmp_path / 'whole'}"]), say=quiet)
+    run.execute(config.load(None, [*given, f"output_dir={tmp_path / 'whole'}"]), say=quiet)
     stopped = stopped_at_2(tmp_path / "whole", tmp_path / "stopped")
     shutil.rmtree(stopped / beginning.FOLDER)
     with pytest.raises(UserError, match="what the run began with"):
-        run.train(config.load(None, [*given, f"output_dir={stopped}"]), resume=True, say=quiet)
+        run.execute(config.load(None, [*given, f"output_dir={stopped}"]), resume=True, say=quiet)
     assert json.loads((stopped / "manifest.json").read_text())["state"] == "failed"
 
 
@@ -195,7 +197,7 @@ def test_a_resume_refuses_another_adapter_to_go_on_from(keys: list[str], first: 
     file = copy / "adapter" / "adapter_model.safetensors"
     save_file({name: tensor + 1e-3 for name, tensor in load_file(file).items()}, file)
     with pytest.raises(UserError, match="the adapter changed since the run began"):
-        run.train(config.load(None, [*given, f"output_dir={again}"]), resume=True, say=quiet)
+        run.execute(config.load(None, [*given, f"output_dir={again}"]), resume=True, say=quiet)
 
 
 def logits(model: Any) -> torch.Tensor:
@@ -209,7 +211,7 @@ def compared(target: Path) -> comparison.Comparison:
 
 
 def test_compare_goes_back_to_the_adapter_that_a_run_went_on_from(keys: list[str], first: Path, tmp_path: Path) -> None:
-    run.train(config.load(None, [*keys, f"adapter_path={first}", f"output_dir={tmp_path / 'run'}"]), say=quiet)
+    run.execute(config.load(None, [*keys, f"adapter_path={first}", f"output_dir={tmp_path / 'run'}"]), say=quiet)
     opened = open_model(str(tmp_path / "run"))
     wanted = logits(open_model(str(first)).model)
     with opened.policy(with_reference=True).reference():
@@ -226,7 +228,7 @@ def test_compare_goes_back_to_the_adapter_that_a_run_went_on_from(keys: list[str
 def test_compare_goes_back_to_where_loftq_began(keys: list[str], tmp_path: Path) -> None:
     """That is neither the quantized base nor the one in 16 bits."""
     given = [*keys, "init_lora_weights=loftq", "quantization=nf4", "r=4", f"output_dir={tmp_path / 'run'}"]
-    run.train(config.load(None, given), say=quiet)
+    run.execute(config.load(None, given), say=quiet)
     opened = open_model(str(tmp_path / "run"))
     began = beginning.read(tmp_path / "run")
     with opened.model.disable_adapter():

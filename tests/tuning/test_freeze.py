@@ -11,14 +11,16 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from luthier import building, component, config, planning, result, run
-from luthier.dropout import DropoutKeys
+from luthier import component, config
 from luthier.errors import UserError
+from luthier.inference.opened import open_model
+from luthier.kernels.dropout import DropoutKeys
 from luthier.models import stored
 from luthier.models.load import load_model
-from luthier.models.opened import open_model
-from luthier.models.sources import ModelSource
-from luthier.types import Start
+from luthier.models.source import ModelSource
+from luthier.planning.memory import memory
+from luthier.training import build, result, run
+from luthier.tuning import Start
 from tests.helpers.tiny_models import TWINS, tiny_llama, tiny_tokenizer, twin
 
 ROWS = [{"prompt": f"Say {number}.", "completion": f"{number}!"} for number in range(8)]
@@ -165,9 +167,9 @@ def test_what_is_trained_begins_as_it_is_stored(
         json.dumps({key: value for key, value in settings.items() if key != "dtype"})
     )
     found: list[torch.dtype] = []
-    load = building.load_model
+    load = build.load_model
     monkeypatch.setattr(
-        building, "load_model", lambda *args, **keys: (found.append(keys["dtype"]), load(*args, **keys))[1]
+        build, "load_model", lambda *args, **keys: (found.append(keys["dtype"]), load(*args, **keys))[1]
     )
     trained_run(tmp_path, "bfloat16")
     assert found == [wanted]
@@ -181,8 +183,8 @@ def test_a_model_is_made_for_counting_only_where_it_must(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tuning: str, checkpointing: str, counted: int
 ) -> None:
     calls: list[Any] = []
-    count = building.trained_parameters
-    monkeypatch.setattr(building, "trained_parameters", lambda *args: (calls.append(args), count(*args))[1])
+    count = build.trained_parameters
+    monkeypatch.setattr(build, "trained_parameters", lambda *args: (calls.append(args), count(*args))[1])
     tiny_llama(tmp_path / "model")
     trained_run(tmp_path, "float32", f"tuning={tuning}", f"activation_checkpointing={checkpointing}", "max_steps=1")
     assert len(calls) == counted
@@ -193,7 +195,7 @@ def trained_run(folder: Path, dtype: str, *more: str) -> Path:
     (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     keys = [f"model={folder / 'model'}", f"data={folder / 'train.jsonl'}", f"output_dir={folder / 'run'}"]
     keys += ["tuning={kind: freeze, last_layers: 1}", f"dtype={dtype}", "max_steps=3", "learning_rate=1e-2", *more]
-    run.train(config.load(None, keys), say=lambda text: None)
+    run.execute(config.load(None, keys), say=lambda text: None)
     return folder / "run"
 
 
@@ -204,7 +206,7 @@ def test_what_is_held_is_counted(tmp_path: Path) -> None:
     layer = sum(parameter.numel() for parameter in model.model.layers[1].parameters())
     for kind, settings, trained in (("full", {}, total), ("freeze", {"last_layers": 1}, layer)):
         tuning = component.load("tuning", kind)
-        count = planning.trained_parameters(model.config, tuning(tuning.Config(**settings)))
+        count = memory.trained_parameters(model.config, tuning(tuning.Config(**settings)))
         assert count == trained
-        assert planning.held_bytes(total, count, 2) == 2 * (total - trained) + 16 * trained
-        assert planning.held_bytes(total, count, 2, in_bfloat16=True) == 2 * (total - trained) + 8 * trained
+        assert memory.held_bytes(total, count, 2) == 2 * (total - trained) + 16 * trained
+        assert memory.held_bytes(total, count, 2, in_bfloat16=True) == 2 * (total - trained) + 8 * trained

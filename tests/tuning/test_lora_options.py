@@ -11,17 +11,19 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from luthier import building, component, config, run
-from luthier.beginning import RunStart
-from luthier.data.batching import micro_batches
-from luthier.dropout import DropoutKeys
+from luthier import component, config
+from luthier.data.steps.layout import micro_batches
 from luthier.errors import UserError
+from luthier.kernels.dropout import DropoutKeys
 from luthier.models.adapters import load_adapter, save_adapter
 from luthier.models.load import fingerprint, load_model
-from luthier.models.sources import ModelSource, resolve
-from luthier.policy import Policy
+from luthier.models.source import ModelSource
+from luthier.models.sources.resolve import resolve
+from luthier.policy.policy import Policy
+from luthier.runs.beginning import RunStart
+from luthier.training import build, run
+from luthier.tuning import Start
 from luthier.tuning._starts import lora_layers
-from luthier.types import Start
 from tests.helpers.jobs import make_samples
 from tests.helpers.tiny_models import save_twin, tiny_llama, twin
 
@@ -31,7 +33,7 @@ ROWS = [{"prompt": f"Say {number}.", "completion": f"{number}!"} for number in r
 
 
 def adapted(model: Any, folder: Path = Path("none"), **settings: Any) -> Policy:
-    """A policy as building.py makes it; `folder` is the model's."""
+    """A policy as build.py makes it; `folder` is the model's."""
     lora, keys = component.load("tuning", "lora"), DropoutKeys(0)
     source = ModelSource(folder, "model", None, "folder")
     start = RunStart(keys, source=source, base={}, samples=SAMPLES, new={}, tell=lambda text: None)
@@ -254,7 +256,7 @@ def test_what_does_not_fit_is_refused(settings: dict[str, Any], said: str) -> No
 
 def test_b_learns_faster_by_the_ratio(tmp_path: Path) -> None:
     """AdamW's first step is as long as its rate, so the step of B is `loraplus_lr_ratio` times that of A."""
-    from luthier.optimization import make_optimizer
+    from luthier.training.optimization import make_optimizer
 
     policy = adapted(twin("llama"), r=4)
     move(policy)
@@ -282,11 +284,13 @@ def test_a_run_goes_on_from_an_adapter(tmp_path: Path) -> None:
     keys = [f"data={tmp_path / 'train.jsonl'}", "dtype=float32", "max_steps=2", "data.eval=0.3", "eval_steps=1"]
     first, second = tmp_path / "first", tmp_path / "second"
     begin = [*keys, f"model={tmp_path / 'model'}", f"output_dir={first}", "learning_rate=1e-2"]
-    run.train(config.load(None, [*begin, "tuning={kind: lora, r: 3, init_lora_weights: pissa}"]), say=lambda text: None)
+    run.execute(
+        config.load(None, [*begin, "tuning={kind: lora, r: 3, init_lora_weights: pissa}"]), say=lambda text: None
+    )
     go_on = [*keys, f"model={tmp_path / 'model'}", f"output_dir={second}"]
     said: list[str] = []
     same = "target_modules=[q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj]"
-    run.train(config.load(None, [*go_on, f"adapter_path={first}", "lora_dropout=0.1", same]), say=said.append)
+    run.execute(config.load(None, [*go_on, f"adapter_path={first}", "lora_dropout=0.1", same]), say=said.append)
     assert any(line.startswith(f"goes on from {first}, rank 6; LoRA on 14 layers") for line in said)
     ends, begins = (
         [json.loads(line) for line in (f / "metrics.jsonl").read_text().splitlines()] for f in (first, second)
@@ -303,7 +307,7 @@ def test_a_run_goes_on_from_an_adapter(tmp_path: Path) -> None:
         ([f"adapter_path={tmp_path / 'none'}"], "there is no folder"),
     ):
         with pytest.raises(UserError, match=text):
-            run.train(config.load(None, [*go_on, f"adapter_path={first}", *wrong, f"output_dir={tmp_path / 'x'}"]))
+            run.execute(config.load(None, [*go_on, f"adapter_path={first}", *wrong, f"output_dir={tmp_path / 'x'}"]))
 
 
 def test_the_reference_of_a_run_that_goes_on_is_the_adapter(tmp_path: Path) -> None:
@@ -318,7 +322,7 @@ def test_the_reference_of_a_run_that_goes_on_is_the_adapter(tmp_path: Path) -> N
     )
     decisions = {"activation_checkpointing": False, "layout": "padded"}
     source = resolve(str(tmp_path / "model"))
-    later, _ = building.build_policy(given, source, torch.float32, torch.device("cpu"), decisions)
+    later, _ = build.build_policy(given, source, torch.float32, torch.device("cpu"), decisions)
     later.keep_reference()
     wanted = logps(policy)
     assert torch.equal(logps(later), wanted)

@@ -11,12 +11,14 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from luthier import config, exporting, run
+from luthier import config
 from luthier.cli import main
 from luthier.errors import UserError
+from luthier.inference import verified_export
+from luthier.inference.opened import open_model
 from luthier.models.adapters import new_tokens
 from luthier.models.new_tokens import add_tokens
-from luthier.models.opened import open_model
+from luthier.training import run
 from tests.helpers.tiny_models import save_twin, tiny_tokenizer
 
 FIRST, SECOND = 457, 458
@@ -33,7 +35,7 @@ def trained(folder: Path, tuning: str, tied: bool, rows: int | None = None, toke
     (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     keys = [f"model={folder / 'model'}", f"data={folder / 'train.jsonl'}", f"output_dir={folder / 'run'}"]
     keys += [f"data.add_tokens={tokens}", f"tuning={tuning}", "max_steps=3", "learning_rate=1e-2"]
-    run.train(config.load(None, [*keys, "dtype=float32"]), say=lambda text: None)
+    run.execute(config.load(None, [*keys, "dtype=float32"]), say=lambda text: None)
     return folder / "run"
 
 
@@ -61,12 +63,12 @@ def test_they_are_trained_saved_and_read_back(tmp_path: Path, tuning: str, tied:
     wanted = logits(opened.model)
     assert wanted.shape[-1] == (SECOND + 1 if tied else 512)
     assert not torch.equal(wanted[0, 1], wanted[0, 3])
-    exporting.export(str(folder), "merged", tmp_path / "merged", say=lambda text: None, unproven=True)
+    verified_export.export(str(folder), "merged", tmp_path / "merged", say=lambda text: None, unproven=True)
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     torch.testing.assert_close(logits(plain), wanted, atol=1e-4, rtol=0)
     assert (plain.get_output_embeddings().weight is plain.get_input_embeddings().weight) == tied
     if tuning != "full":
-        exporting.export(str(folder), "adapter", tmp_path / "copy", say=lambda text: None)
+        verified_export.export(str(folder), "adapter", tmp_path / "copy", say=lambda text: None)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -89,8 +91,8 @@ def test_a_run_that_goes_on_has_them_too(tmp_path: Path) -> None:
     keys = [f"model={tmp_path / 'model'}", f"data={tmp_path / 'train.jsonl'}", f"adapter_path={folder}", "max_steps=1"]
     keys += ["dtype=float32", f"output_dir={tmp_path / 'next'}"]
     with pytest.raises(UserError, match="was trained with new tokens"):
-        run.train(config.load(None, keys), say=lambda text: None)
-    run.train(config.load(None, [*keys, "data.add_tokens=[<violin>, <lute>]"]), say=lambda text: None)
+        run.execute(config.load(None, keys), say=lambda text: None)
+    run.execute(config.load(None, [*keys, "data.add_tokens=[<violin>, <lute>]"]), say=lambda text: None)
     assert "<lute>" in AutoTokenizer.from_pretrained(tmp_path / "next" / "adapter").get_vocab()
 
 
@@ -108,7 +110,7 @@ def test_other_tokens_than_the_adapter_knows_are_refused(
 ) -> None:
     """Where the embeddings have rows to spare, every shape fits."""
     with pytest.raises(UserError, match=said) as caught:
-        run.train(config.load(None, [*goes_on(spare, tmp_path), f"data.add_tokens={tokens}"]), say=lambda text: None)
+        run.execute(config.load(None, [*goes_on(spare, tmp_path), f"data.add_tokens={tokens}"]), say=lambda text: None)
     assert fix in str(caught.value)
     assert not (tmp_path / "next").exists()
 
@@ -119,7 +121,7 @@ def goes_on(spare: Path, place: Path, run_name: str = "run") -> list[str]:
 
 
 def test_the_same_tokens_go_on_and_so_does_their_record(spare: Path, tmp_path: Path) -> None:
-    run.train(
+    run.execute(
         config.load(None, [*goes_on(spare, tmp_path), "data.add_tokens=[<violin>, <lute>]"]), say=lambda text: None
     )
     assert new_tokens(tmp_path / "next" / "adapter") == {"<violin>": FIRST, "<lute>": SECOND}
@@ -127,16 +129,16 @@ def test_the_same_tokens_go_on_and_so_does_their_record(spare: Path, tmp_path: P
 
 def test_an_adapter_without_new_tokens_learns_none_later(spare: Path, tmp_path: Path) -> None:
     keys = [f"model={spare / 'model'}", f"data={spare / 'train.jsonl'}", "max_steps=1", "dtype=float32"]
-    run.train(config.load(None, [*keys, f"output_dir={tmp_path / 'plain'}"]), say=lambda text: None)
+    run.execute(config.load(None, [*keys, f"output_dir={tmp_path / 'plain'}"]), say=lambda text: None)
     keys += [f"adapter_path={tmp_path / 'plain'}", "data.add_tokens=[<violin>]", f"output_dir={tmp_path / 'next'}"]
     with pytest.raises(UserError, match="the adapter to go on from does not train the row of '<violin>'"):
-        run.train(config.load(None, keys), say=lambda text: None)
+        run.execute(config.load(None, keys), say=lambda text: None)
 
 
 def test_one_token_more_is_learned_where_all_rows_are_trained(tmp_path: Path) -> None:
     folder = trained(tmp_path, "{kind: lora, modules_to_save: [embed_tokens, lm_head]}", False)
     given = [*goes_on(tmp_path, tmp_path, folder.name), "data.add_tokens=[<violin>, <lute>, <drum>]"]
-    run.train(config.load(None, given), say=lambda text: None)
+    run.execute(config.load(None, given), say=lambda text: None)
     assert list(new_tokens(tmp_path / "next" / "adapter")) == ["<violin>", "<lute>", "<drum>"]
 
 
@@ -152,7 +154,7 @@ def test_one_token_more_makes_the_copies_of_an_adapter_larger(tmp_path: Path, tu
     folder = trained(tmp_path, tuning, False, FIRST, tokens)
     more = "[<violin>, <lute>, <drum>]" if tokens != "[]" else "[<drum>]"
     given = [*goes_on(tmp_path, tmp_path, folder.name), f"data.add_tokens={more}", "learning_rate=1e-9"]
-    run.train(config.load(None, given), say=lambda text: None)
+    run.execute(config.load(None, given), say=lambda text: None)
     before, after = (
         load_file(place / "adapter" / "adapter_model.safetensors") for place in (folder, tmp_path / "next")
     )
@@ -170,7 +172,7 @@ def test_rows_of_another_number_are_named_as_such(tmp_path: Path) -> None:
     (folder / "adapter" / "luthier.json").unlink()
     given = [*goes_on(tmp_path, tmp_path, "run/adapter"), "data.add_tokens=[<violin>, <lute>, <drum>]"]
     with pytest.raises(UserError, match=r"with the data\.add_tokens of then"):
-        run.train(config.load(None, given), say=lambda text: None)
+        run.execute(config.load(None, given), say=lambda text: None)
 
 
 def test_what_is_not_trained_is_refused(tmp_path: Path) -> None:

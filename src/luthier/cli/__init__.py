@@ -1,6 +1,6 @@
 """The command line: one small file a command, found by looking into this folder.
 
-`train.py` is `luthier train` and exports a function `train`; `config_schema.py` is `luthier config schema` and exports
+`train.py` is `luthier train` and exports a function `train`; `config/schema.py` is `luthier config schema` and exports
 `config_schema`. A file whose name starts with an underscore is no command. The first line of a file's docstring is its
 line in `luthier --help`; the docstring of the function is its help, and ends with a block that starts with `Example:`,
 one command a line. A file is imported only when its command is used.

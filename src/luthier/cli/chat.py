@@ -11,7 +11,7 @@ import typer
 from luthier.cli._options import TrustRemoteCode
 
 if TYPE_CHECKING:
-    from luthier.chatting import Chat
+    from luthier.inference.chat import Chat
 
 HELP = "/reset forgets the conversation, /quit ends it"
 
@@ -42,8 +42,8 @@ def chat(
       luthier chat runs/mine --prompt "Who are you?"
       luthier chat org/name --system "Answer in one sentence." --temperature 0.7 --top-p 0.9
     """
-    from luthier.chatting import Chat, Settings
-    from luthier.models.opened import open_model
+    from luthier.inference.chat import Chat, Settings
+    from luthier.inference.opened import open_model
 
     opened = open_model(target, trust_remote_code=trust_remote_code)
     talk = Chat(opened, system, Settings(temperature, top_p, max_new_tokens, seed))

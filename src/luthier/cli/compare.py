@@ -45,8 +45,8 @@ def compare(
       luthier compare runs/mine --prompts held_out.jsonl --json
     """
     from luthier.cli._shared import print_json
-    from luthier.reporting import comparison
-    from luthier.reporting.screen import Screen
+    from luthier.inference import comparison
+    from luthier.reporting.console import Screen
 
     found = comparison.compare_target(
         target,

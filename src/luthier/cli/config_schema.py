@@ -14,6 +14,6 @@ def config_schema() -> None:
       luthier config schema > luthier.schema.json
     """
     from luthier.cli._shared import print_json
-    from luthier.config_schema import json_schema
+    from luthier.config.schema import json_schema
 
     print_json(json_schema())

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from luthier.cli._options import AsJson, ConfigAndOverrides, TrustRemoteCode
-from luthier.reporting.data_look import EXAMINED_ROWS, look
+from luthier.inspecting.data.look import EXAMINED_ROWS, look
 
 After = Annotated[
     Path | None,
@@ -78,8 +78,8 @@ def data(
     from luthier import config
     from luthier.cli._shared import print_json, split_config_and_overrides
     from luthier.errors import UserError
-    from luthier.reporting.data_text import print_report
-    from luthier.reporting.shown_rows import Wanted
+    from luthier.inspecting.data.shown_rows import Wanted
+    from luthier.reporting.data.text import print_report
 
     path, overrides = split_config_and_overrides(arguments or [])
     if path is None and after is not None:
@@ -95,7 +95,7 @@ def data(
         environment=os.environ,
     )
     if html is not None:
-        from luthier.reporting.data_page import write_page
+        from luthier.reporting.data.page import write_page
 
         write_page(report, html)
     if as_json:

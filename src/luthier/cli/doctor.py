@@ -34,7 +34,7 @@ def doctor(
     """
     from luthier import config
     from luthier.cli._shared import is_config, print_json
-    from luthier.doctor import as_text, examine
+    from luthier.inspecting.doctor import as_text, examine
 
     checked = config.load(target) if is_config(target) and not target.endswith(".gguf") else None
     found = examine(checked.model.path if checked else target or None, checked, trust_remote_code)

@@ -39,12 +39,14 @@ def download(
       luthier download org/name --convert
     """
     from luthier.cli._shared import print_json
-    from luthier.models import folder, sources
-    from luthier.models._files import human_bytes
+    from luthier.models import folder
+    from luthier.models.sources.resolve import convert as convert_pickles
+    from luthier.models.sources.resolve import resolve
+    from luthier.system.words import human_bytes
 
     if convert:
-        sources.convert(model, revision, trust_remote_code)
-    source = sources.resolve(model, revision, trust_remote_code)
+        convert_pickles(model, revision, trust_remote_code)
+    source = resolve(model, revision, trust_remote_code)
     weights = folder.summarise(source.folder, source.name)
     facts = {
         "model": source.name,

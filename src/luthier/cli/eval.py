@@ -34,8 +34,8 @@ def eval(
       luthier eval org/name --data held_out.jsonl --generate 0 --json
     """
     from luthier.cli._shared import print_json
-    from luthier.reporting import measures
-    from luthier.reporting.screen import Screen
+    from luthier.inference import measures
+    from luthier.reporting.console import Screen
 
     found = measures.measure_target(
         target,

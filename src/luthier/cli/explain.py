@@ -31,10 +31,10 @@ def explain(
       luthier explain lora_rank
       luthier explain "exit 4"
     """
-    from luthier import config_docs, errors_explained
     from luthier.cli._shared import print_json
+    from luthier.config import error_guide, keys
 
-    if json and (found := config_docs.find(key) if key else config_docs.keys()):
+    if json and (found := keys.find(key) if key else keys.keys()):
         print_json([known.as_dict() for known in found])
         return
-    print(config_docs.overview() + "\n\n" + errors_explained.overview() if not key else config_docs.explain(key))
+    print(keys.overview() + "\n\n" + error_guide.overview() if not key else keys.explain(key))

@@ -32,7 +32,7 @@ def export(
     from dataclasses import asdict
 
     from luthier.cli._shared import print_json
-    from luthier.exporting import export as write
+    from luthier.inference.verified_export import export as write
 
     settings = {} if dtype is None else {"dtype": dtype}
     done = write(

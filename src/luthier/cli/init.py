@@ -43,8 +43,9 @@ def init(
       luthier init "{path: qa.csv, format: {kind: alpaca, instruction: question, output: answer}}" --model org/name
       luthier init --ask "tune qwen3-8b on tickets.csv with QLoRA, rank 16, two epochs" --writer runs/demo
     """
-    from luthier import first_config, machine
     from luthier.errors import UserError
+    from luthier.inspecting import first_config
+    from luthier.system import machine
 
     if ask is not None:
         from luthier.demo.ask import ask as answer

@@ -44,7 +44,7 @@ def inspect(
     target, *overrides = arguments
     is_yaml = "=" in target or (is_config(target) and not target.endswith(".gguf"))
     if gradients:
-        from luthier import gradients as of_one_batch
+        from luthier.inspecting import gradients as of_one_batch
 
         checked = config.load(*split_config_and_overrides(arguments))
         found = of_one_batch.one_batch(checked, trust_remote_code)
@@ -53,13 +53,12 @@ def inspect(
         else:
             print(of_one_batch.as_text(found, everything))
         raise typer.Exit(found.exit_code)
-    from luthier import inspection
-    from luthier.reporting import module_tree
+    from luthier.inspecting import model, module_tree
 
     if is_yaml:
-        node = inspection.look_at(config.load(*split_config_and_overrides(arguments)), trust_remote_code)
+        node = model.look_at(config.load(*split_config_and_overrides(arguments)), trust_remote_code)
     else:
-        node = inspection.look(target, overrides, trust_remote_code)
+        node = model.look(target, overrides, trust_remote_code)
     if json:
         print_json({"modules": list(module_tree.as_list(node)), "totals": module_tree.totals(node)})
     else:

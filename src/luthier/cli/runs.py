@@ -23,8 +23,8 @@ def runs(
     from rich.table import Table
 
     from luthier.cli._shared import print_json
-    from luthier.reporting.screen import Screen
-    from luthier.run_list import list_runs
+    from luthier.reporting.console import Screen
+    from luthier.runs.listing import list_runs
 
     found = list_runs(folder)
     if json:

@@ -37,8 +37,8 @@ def template_check(
     from dataclasses import asdict
 
     from luthier.cli._shared import print_json, tokenizer_of
-    from luthier.data.template import read_all
-    from luthier.data.template_check import checked_by_name
+    from luthier.data.chat.check import checked_by_name
+    from luthier.data.chat.template import read_all
 
     read_all(template)  # before a tokenizer is fetched and transformers is imported
     outcomes = checked_by_name(template, tokenizer_of(model, trust_remote_code) if model is not None else None)

@@ -9,7 +9,7 @@ import typer
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from luthier.data.template_diff import Stretch
+    from luthier.data.chat.difference import Stretch
 
 
 def template_diff(
@@ -41,10 +41,10 @@ def template_diff(
     from dataclasses import asdict
 
     from luthier.cli._shared import print_json, tokenizer_of
-    from luthier.data.template import read_all
-    from luthier.data.template_diff import default_conversation, difference, row_at
-    from luthier.reporting.screen import Screen
-    from luthier.words import counted
+    from luthier.data.chat.difference import default_conversation, difference, row_at
+    from luthier.data.chat.template import read_all
+    from luthier.reporting.console import Screen
+    from luthier.system.words import counted
 
     read_all(first, second)  # before a tokenizer is fetched and transformers is imported
     conversation = row_at(row) if row is not None else default_conversation()
@@ -66,7 +66,7 @@ def as_text(stretches: list[Stretch], colour: bool) -> Text:
     """The stretches one after the other, marked by colour or by brackets. Line ends are written as ↵."""
     from rich.text import Text
 
-    from luthier.reporting.token_view import INSTEAD
+    from luthier.inspecting.data.token_view import INSTEAD
 
     styles = {"both": "", "first": "red", "second": "green"}
     brackets = {"both": ("", ""), "first": ("[-", "-]"), "second": ("{+", "+}")}

@@ -31,7 +31,7 @@ def template_list(as_json: Annotated[bool, typer.Option("--json", help="Print fo
     from dataclasses import asdict
 
     from luthier.cli._shared import print_json
-    from luthier.data.template_library import library
+    from luthier.data.chat.library import library
 
     facts = [one.facts for one in library().values()]
     if as_json:

@@ -16,6 +16,6 @@ def template_show(
       luthier template show chatml
       luthier template show alpaca@stanford > mine.jinja
     """
-    from luthier.data.template import read_template
+    from luthier.data.chat.template import read_template
 
     print(read_template(name)[0], end="")

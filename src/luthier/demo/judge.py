@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from luthier.config import RunConfig, build, normalise
-from luthier.config_yaml import parse_yaml
+from luthier.config import RunConfig, build
+from luthier.config.documents import parse_yaml
+from luthier.config.reading import normalise
 from luthier.demo.requests import Pair
 from luthier.errors import UserError
-from luthier.statistics import bootstrap_ratio, wilson
+from luthier.inference.intervals import bootstrap_ratio, wilson
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,12 +10,12 @@ from typing import Any, Literal
 from luthier.component import ComponentConfig
 from luthier.export._one_by_one import merging
 from luthier.export._parts import Parts
-from luthier.memory import give_back_memory
-from luthier.models._files import human_bytes
 from luthier.models.folder import summarise
-from luthier.models.load import DTYPES
+from luthier.models.precision import DTYPES
+from luthier.models.shards import SHARD_BYTES, write_shards
 from luthier.models.stored import NotByName, Stored, hold_as_stored, release, save_settings
-from luthier.shards import SHARD_BYTES, write_shards
+from luthier.system.memory import give_back_memory
+from luthier.system.words import human_bytes
 
 __all__ = ["Merged"]
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from luthier.errors import excerpt
-from luthier.formats._shared import BadRow, filled, found, text_of
+from luthier.errors import BadRow, excerpt
+from luthier.formats._shared import filled, found, text_of
 from luthier.types import Message, Row
 
 

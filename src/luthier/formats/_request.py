@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from luthier.component import ComponentConfig
-from luthier.errors import excerpt
+from luthier.errors import BadRow, excerpt
 from luthier.formats._history import history_of
-from luthier.formats._shared import BadRow, Column, filled, numbered, ordered, text_of, with_system
+from luthier.formats._shared import Column, filled, numbered, ordered, text_of, with_system
 from luthier.formats._turns import API, SHAREGPT, Meaning, Spelling, is_turn, turn_of, turns_of
 from luthier.types import Message, Row
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from luthier.errors import UserError, excerpt
+from luthier.errors import BadRow, excerpt
 from luthier.types import Message, Row
 
 Column = Annotated[str, Field(min_length=1)]
@@ -23,19 +23,6 @@ MEDIA = frozenset({"image", "images", "video", "videos", "audio", "audios"})
 AN_ANSWER = "an answer: an empty one trains only the stop token"
 KINDS = {"dict": "a map", "list": "a list", "tuple": "a list", "int": "a number", "float": "a number"}
 KINDS |= {"bool": "true or false", "str": "text", "NoneType": "null", "bytes": "binary data"}
-
-
-class BadRow(UserError):
-    """A row that cannot be used: where it stands, which field, what was found and what was expected."""
-
-    def __init__(
-        self, row: str, field: str, found: str, expected: str = "", fix: str = "", raw: str | None = None
-    ) -> None:
-        super().__init__(f"{row}  {field}" if field else row, found, expected, fix)
-        self.row = row
-        self.field = field
-        self.raw = raw
-        """the text as it stands in the file, where no values could be read from it"""
 
 
 def kind_of(value: object) -> str:

@@ -6,9 +6,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from luthier import strict_json
-from luthier.errors import excerpt
-from luthier.formats._shared import BadRow, clean, found, missing
+from luthier.errors import BadRow, excerpt
+from luthier.formats._shared import clean, found, missing
+from luthier.system import strict_json
 from luthier.types import Row, ToolCall
 
 A_CALL = 'a map {"name": ..., "arguments": {...}}'

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 from luthier.component import did_you_mean
-from luthier.errors import excerpt
-from luthier.formats._shared import BadRow, found, missing, text_of
+from luthier.errors import BadRow, excerpt
+from luthier.formats._shared import found, missing, text_of
 from luthier.formats._tools import call_of, calls_in_text, calls_of
 from luthier.types import Message, Role, Row, ToolCall
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from luthier.errors import excerpt
+from luthier.errors import BadRow, excerpt
 from luthier.formats._request import (
     RequestConfig,
     answer_of,
@@ -14,17 +14,7 @@ from luthier.formats._request import (
     request_column,
     request_of,
 )
-from luthier.formats._shared import (
-    PAIRED,
-    BadRow,
-    Column,
-    conversation,
-    found,
-    is_label,
-    missing,
-    only_text,
-    verdict_of,
-)
+from luthier.formats._shared import PAIRED, Column, conversation, found, is_label, missing, only_text, verdict_of
 from luthier.formats._tools import tools_of
 from luthier.types import Feedback, Row
 

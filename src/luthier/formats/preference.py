@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from luthier.errors import excerpt
+from luthier.errors import BadRow, excerpt
 from luthier.formats._request import (
     RequestConfig,
     answer_in,
@@ -14,7 +14,7 @@ from luthier.formats._request import (
     request_column,
     request_of,
 )
-from luthier.formats._shared import PAIRED, BadRow, Column, found, only_text, with_system
+from luthier.formats._shared import PAIRED, Column, found, only_text, with_system
 from luthier.formats._tools import tools_of
 from luthier.types import Message, Preference, Row
 

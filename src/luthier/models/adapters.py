@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from luthier.errors import UserError
-from luthier.models._loaded import check_adapter_config
+from luthier.models.checks import check_adapter_config
 from luthier.models.new_tokens import grow, grown
 from luthier.tuning._starts import ADAPTER, FromStart, lora_layers, tie_edges
 

@@ -22,7 +22,7 @@ import transformers
 
 from luthier.kernels import attention
 from luthier.models import architectures
-from luthier.paths import cache_dir, cache_written
+from luthier.system.paths import cache_dir, cache_written
 
 VOCABULARY = 128
 WINDOW_TOKENS = 8

@@ -16,7 +16,7 @@ from typing import Any
 
 from luthier.errors import UserError, excerpt
 from luthier.models import architectures
-from luthier.shards import INDEX, SINGLE
+from luthier.models.shards import INDEX, SINGLE
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 TOKENIZER_FILES = (

@@ -7,20 +7,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import torch
-from torch import nn
 
 from luthier.errors import EnvironmentProblem, UserError, excerpt
 from luthier.models import architectures
-from luthier.models._loaded import (
+from luthier.models.checks import (
     check_vocabulary,
     refuse_misread,
     refuse_unquantized,
@@ -29,27 +26,15 @@ from luthier.models._loaded import (
 from luthier.models.folder import TOKENIZER_FILES, check_folder, native_type, read_json, tensors
 from luthier.models.patches.bitsandbytes_on_cpu import alike_in_training_and_scoring
 from luthier.models.patches.plain_linear import plain_linear
-from luthier.models.sources import ModelSource
+from luthier.models.source import ModelSource
+from luthier.quantization import Quantization
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-BFLOAT16_GAIN = 1.3
-"""How much faster a CPU must be in bfloat16 for `auto` to take it: clear of the noise of the measurement."""
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length", "seq_length")
 _VOLATILE_KEYS = ("transformers_version", "_name_or_path", "_model_name_or_path", "torch_dtype", "dtype", "use_cache")
 _SAMPLED_BYTES = 4096
-_BENCH_SHAPE = (256, 576, 1536)
-"""tokens, inputs, outputs of the matrix product that decides: a projection of a small model"""
-
-
-class Quantization(Protocol):
-    """How the base is held in fewer bits; a component of `quantization/`."""
-
-    def loading_config(self, compute_dtype: torch.dtype) -> Any: ...
 
 
 @contextmanager
@@ -67,43 +52,6 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if shown:
             logging.enable_progress_bar()
-
-
-def choose_dtype(name: str, device: torch.device | str) -> tuple[torch.dtype, str]:
-    """The type that frozen weights are held in and that is computed in, and why.
-
-    Args:
-        name: `auto`, `float32`, `bfloat16` or `float16`.
-        device: where the model will run.
-    """
-    device = torch.device(device)
-    if name != "auto":
-        return DTYPES[name], "as asked for"
-    if device.type == "cuda":
-        if torch.cuda.is_bf16_supported(including_emulation=False):
-            return torch.bfloat16, f"{torch.cuda.get_device_name(device)} computes in bfloat16"
-        return torch.float16, f"{torch.cuda.get_device_name(device)} has no bfloat16"
-    if device.type == "cpu":
-        ratio = _cpu_speed(torch.float32) / _cpu_speed(torch.bfloat16)
-        if ratio >= BFLOAT16_GAIN:
-            return torch.bfloat16, f"this CPU multiplies bfloat16 {ratio:.1f} times as fast as float32 (measured)"
-        return torch.float32, f"this CPU multiplies bfloat16 {ratio:.1f} times as fast as float32 (measured)"
-    return torch.float32, f"nothing is known of half precision on {device.type}"
-
-
-@cache
-def _cpu_speed(dtype: torch.dtype) -> float:
-    """Seconds of one matrix product, the best of a few: an emulated type is 5 times slower or more, so noise cannot
-    decide. Measured once a process, which then decides the same every time."""
-    tokens, inputs, outputs = _BENCH_SHAPE
-    left, right = torch.ones(tokens, inputs, dtype=dtype), torch.ones(outputs, inputs, dtype=dtype)
-    best = float("inf")
-    with torch.inference_mode():
-        for _ in range(4):
-            start = time.perf_counter()
-            torch.nn.functional.linear(left, right)
-            best = min(best, time.perf_counter() - start)
-    return best
 
 
 def load_config(folder: Path, trust_remote_code: bool = False) -> PretrainedConfig:
@@ -242,17 +190,9 @@ def load_model(
     return model.eval()
 
 
-def hold_frozen(model: nn.Module, dtype: torch.dtype) -> None:
-    """Matrices that are not trained are held in `dtype`; vectors (norms, biases) stay float32, which a norm of float32
-    inputs needs."""
-    for parameter in model.parameters():
-        if not parameter.requires_grad:
-            parameter.data = parameter.data.to(dtype if parameter.ndim >= 2 else torch.float32)
-
-
 def _need(folder: Path, name: str, dtype: torch.dtype) -> str:
-    from luthier.models._files import human_bytes
     from luthier.models.folder import summarise
+    from luthier.system.words import human_bytes
 
     return human_bytes(summarise(folder, name).parameters * dtype.itemsize)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from luthier.component import ComponentConfig
-from luthier.config_problems import terms_of, weighted_sum
+from luthier.config.problems import terms_of, weighted_sum
 
 
 def own_losses(model_config: Any, objective: ComponentConfig) -> list[str]:

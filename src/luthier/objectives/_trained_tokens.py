@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from luthier.component import ComponentConfig
-from luthier.types import Conversation, Example, Objective, Renderer, Sample, Text
+from luthier.objectives import Objective
+from luthier.types import Conversation, Example, Renderer, Sample, Text
 
 
 class TrainedTokens(Objective):

@@ -9,9 +9,10 @@ from pydantic import ConfigDict, Field, field_validator
 
 from luthier import component
 from luthier.component import ComponentConfig
-from luthier.config_problems import Problem, checked, handed_on
+from luthier.config.problems import Problem, checked, handed_on
 from luthier.errors import UserError
-from luthier.types import Example, LossOut, MicroBatch, Objective, Policy, Renderer, Sample, Scores
+from luthier.objectives import Objective
+from luthier.types import Example, LossOut, MicroBatch, Policy, Renderer, Sample, Scores
 
 __all__ = ["Weighted"]
 

@@ -1,0 +1,1 @@
+"""What people look at: pages and text, made from values that were found elsewhere."""

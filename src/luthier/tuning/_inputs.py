@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from luthier.dropout import random_bits
+from luthier.kernels.dropout import random_bits
+from luthier.tuning import Start
 from luthier.tuning._starts import ADAPTER, lora_layers
-from luthier.types import Start
 
 ROWS = 64
 """How many rows are looked at."""

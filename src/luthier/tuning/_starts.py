@@ -22,7 +22,7 @@ from peft.utils.integrations import dequantize_module_weight
 from torch import nn
 
 from luthier.errors import UserError
-from luthier.types import Start
+from luthier.tuning import Start
 
 ADAPTER = "default"
 

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from luthier.component import ComponentConfig
 from luthier.errors import UserError, excerpt
-from luthier.types import Start, Tuned
+from luthier.tuning import Start, Tuned
 
 if TYPE_CHECKING:
     from torch import nn

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from luthier.component import ComponentConfig
-from luthier.types import Start, Tuned
+from luthier.tuning import Start, Tuned
 
 if TYPE_CHECKING:
     from torch import nn

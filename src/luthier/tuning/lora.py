@@ -9,15 +9,15 @@ from pydantic import Field
 
 from luthier.component import ComponentConfig
 from luthier.errors import UserError
-from luthier.types import Start, Tuned
-from luthier.words import counted
+from luthier.system.words import counted
+from luthier.tuning import Start, Tuned
 
 if TYPE_CHECKING:  # torch takes seconds to import, and a configuration is read without it
     from collections.abc import Mapping, Sequence
 
     from torch import nn
 
-    from luthier.dropout import DropoutKeys
+    from luthier.kernels.dropout import DropoutKeys
     from luthier.tuning._anatomy import Anatomy
 
 __all__ = ["Lora"]
@@ -277,7 +277,7 @@ def _replace_dropout(adapted: Any, keys: DropoutKeys) -> None:
     """Puts keyed dropout where peft put dropout with a generator's state."""
     from torch import nn
 
-    from luthier.dropout import KeyedDropout
+    from luthier.kernels.dropout import KeyedDropout
     from luthier.tuning._starts import lora_layers
 
     for name, layer in lora_layers(adapted):

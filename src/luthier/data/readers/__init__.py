@@ -9,17 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import PurePath
 
-from luthier.data.readers import columnar, delimited, json_array, json_lines, plain_text
+from luthier.data.readers import columnar, delimited, json_files, plain_text
 from luthier.data.readers._bytes import PACKED, File
-from luthier.formats._shared import BadRow
+from luthier.errors import BadRow
 from luthier.types import Row
 
 Reader = Callable[[File, int], Iterator[Row | BadRow]]
 
 READERS: dict[str, Reader] = {
-    ".json": json_array.rows,
-    ".jsonl": json_lines.rows,
-    ".ndjson": json_lines.rows,
+    ".json": json_files.json_rows,
+    ".jsonl": json_files.jsonl_rows,
+    ".ndjson": json_files.jsonl_rows,
     ".csv": delimited.rows,
     ".tsv": delimited.rows,
     ".txt": plain_text.rows,
@@ -58,7 +58,7 @@ def records(file: File, start: int = 0) -> Iterator[Row | BadRow]:
 def count(file: File) -> int:
     """How many records a file has."""
     ending = ending_of(file.path)
-    quick = {".jsonl": json_lines.count, ".ndjson": json_lines.count, ".txt": plain_text.count}
+    quick = {".jsonl": json_files.jsonl_count, ".ndjson": json_files.jsonl_count, ".txt": plain_text.count}
     quick |= {".parquet": columnar.parquet_count}
     if ending in quick:
         return quick[ending](file)

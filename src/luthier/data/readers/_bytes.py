@@ -15,8 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from luthier.errors import EnvironmentProblem, UserError
-from luthier.formats._shared import BadRow
+from luthier.errors import BadRow, EnvironmentProblem, UserError
 
 BLOCK_BYTES = 1 << 20
 MOST_RECORD_BYTES = 64 << 20

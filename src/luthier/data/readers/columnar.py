@@ -11,8 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from luthier.data.readers._bytes import File, unreadable
-from luthier.errors import UserError
-from luthier.formats._shared import BadRow
+from luthier.errors import BadRow, UserError
 from luthier.types import Row
 
 BATCH_ROWS = 1024

@@ -8,8 +8,7 @@ from collections.abc import Iterator
 
 from luthier.data.readers import _bytes
 from luthier.data.readers._bytes import File, empty, lines, not_utf8, opened, skip_mark_of_order
-from luthier.errors import UserError, excerpt
-from luthier.formats._shared import BadRow
+from luthier.errors import BadRow, UserError, excerpt
 from luthier.types import Row
 
 PARTS = re.compile(r"[^\r]*\r(?!\n)|.+", re.DOTALL)

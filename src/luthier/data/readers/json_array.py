@@ -8,29 +8,15 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from luthier.data.readers import _bytes, json_lines
+from luthier.data.readers import _bytes
 from luthier.data.readers._bytes import BLOCK_BYTES, File, empty, not_utf8, opened, skip_mark_of_order, unreadable
-from luthier.errors import UserError
-from luthier.formats._shared import BadRow
-from luthier.strict_json import StrictJSON, reason
+from luthier.data.readers._json_row import row_of
+from luthier.errors import BadRow, UserError
+from luthier.system.strict_json import StrictJSON, reason
 from luthier.types import Row
 
 LONGEST_LITERAL = 16
 """No word, number sign or escape of JSON is longer, so an error this near to the end of what was read may be its end."""
-
-
-def rows(file: File, start: int = 0) -> Iterator[Row | BadRow]:
-    """The records of an array, of one map, or of lines in a file that is only called .json.
-
-    Raises:
-        UserError: the array is broken, with the line: what follows cannot be told.
-    """
-    if json_lines.begins_with(file, b"["):
-        yield from array_rows(file, start)
-    elif is_one_map(file):
-        yield from map_rows(file, start)
-    else:
-        yield from json_lines.line_rows(file, start)
 
 
 class _Window:
@@ -136,7 +122,7 @@ def array_rows(file: File, start: int = 0) -> Iterator[Row | BadRow]:
             line = window.line
             value, raw = window.value()
             if number > start:
-                yield json_lines.row_of(value, file.name, number, line, window.parser, raw)
+                yield row_of(value, file.name, number, line, window.parser, raw)
             char = window.next_char()
             if char == ",":
                 window.take()
@@ -178,7 +164,7 @@ def map_rows(file: File, start: int = 0) -> Iterator[Row | BadRow]:
         window.next_char()
         line = window.line
         value, raw = window.value()
-        row = json_lines.row_of(value, file.name, 1, line, window.parser, raw)
+        row = row_of(value, file.name, 1, line, window.parser, raw)
         if window.next_char():
             raise window.broken("more text after the map")
         if start == 0:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from luthier.data.readers._bytes import File, not_utf8, records_of_lines
-from luthier.formats._shared import BadRow
+from luthier.errors import BadRow
 from luthier.types import Row
 
 

@@ -1,0 +1,271 @@
+"""What is known of every key of the configuration: `luthier explain`, docs/config.md and the JSON Schema read it here.
+
+The meaning of a key is the docstring under it; its type and default are those that pydantic checks.
+"""
+
+from __future__ import annotations
+
+import re
+import types
+import typing
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Union, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le, Lt, MinLen
+from pydantic_core import PydanticUndefined
+
+from luthier import component
+from luthier.component import ComponentConfig, Config
+from luthier.config import error_guide
+from luthier.config.defaults import method_defaults
+from luthier.config.other_tools import RENAMED_VALUES, foreign_key
+from luthier.config.reading import AUTO, COMPONENTS, FILLED_IN
+from luthier.config.sections import DataConfig, DataFile, ModelConfig, RunConfig, TrainingConfig
+from luthier.errors import UserError
+
+SECTIONS: dict[str, type[Config]] = {
+    "": RunConfig,
+    "model": ModelConfig,
+    "data": DataConfig,
+    "data.train": DataFile,
+    "training": TrainingConfig,
+}
+BOUNDS = {Gt: ("above", "gt"), Ge: ("at least", "ge"), Lt: ("below", "lt"), Le: ("at most", "le")}
+NAMES = {int: "whole number", float: "number", str: "text", bool: "true or false", type(None): "null"}
+
+SHORTHANDS = {
+    ("model",): "text (a path), or a map",
+    ("data",): "text (a file), a list of files, or a map",
+    ("data", "train"): "one file or a list of files, each text (a path) or a map",
+    ("data", "eval"): "number above 0, below 1; or one file or a list of files, as data.train; or null",
+    ("report_to",): "{}, or one name",
+}
+"""Keys that take more than their type says, because bare strings are widened before they are checked."""
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key: where it stands, what it takes, what it means."""
+
+    section: str
+    """`training`, or empty at the top"""
+    name: str
+    kind: str
+    """the component whose key it is (`lora`), or empty"""
+    takes: str
+    default: str
+    required: bool
+    meaning: str
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"key": self.dotted, **asdict(self)}
+
+    @property
+    def values(self) -> list[str]:
+        """The names that it takes."""
+        return re.findall(r"[\w-]+", self.takes.partition("one of ")[2].partition(";")[0].partition(", or ")[0])
+
+    @property
+    def dotted(self) -> str:
+        return f"{self.section}.{self.name}" if self.section else self.name
+
+
+def keys() -> list[Key]:
+    """Every key, in the order in which they are declared; those of components after their section's."""
+    found = []
+    for section, schema in SECTIONS.items():
+        found += list(_keys_of(section, schema, ""))
+    for path, family in COMPONENTS.items():
+        for kind in component.listing(family):
+            found += list(_keys_of(".".join(path), component.load(family, kind).Config, kind))
+    return found
+
+
+def _keys_of(section: str, schema: type[Config], kind: str) -> Iterator[Key]:
+    hints = typing.get_type_hints(schema, include_extras=True)
+    for name, field in schema.model_fields.items():
+        if kind and name == "kind":
+            continue
+        by_type = takes(hints[name])
+        name = field.alias or name
+        path = (*section.split("."), name) if section else (name,)
+        required = field.is_required() and not (section == "" and name in FILLED_IN)
+        yield Key(
+            section,
+            name,
+            kind,
+            _takes_shorthand(path, by_type),
+            default_of(section, name, field),
+            required,
+            " ".join((field.description or "").split()),
+        )
+
+
+def _takes_shorthand(path: tuple[str, ...], by_type: str) -> str:
+    if path not in COMPONENTS:
+        return SHORTHANDS.get(path, "{}").format(by_type)
+    kinds = [*AUTO.get(path[-1], "").split(), *component.listing(COMPONENTS[path])]
+    return "one of " + ", ".join(kinds) + ", or a map with a kind and the keys of its own"
+
+
+def default_of(section: str, name: str, field: Any) -> str:
+    """The default as YAML writes it; for the keys of the table of methods, each method's."""
+    if section == "" and name in FILLED_IN:
+        return FILLED_IN[name]
+    if section == "training":
+        by_kind = {kind: method_defaults(kind).get(name) for kind in component.listing("tuning")}
+        if any(value is not None for value in by_kind.values()):
+            values = {kind: as_yaml(value) for kind, value in by_kind.items()}
+            return (
+                values["lora"]
+                if len(set(values.values())) == 1
+                else ", ".join(f"{value} ({kind})" for kind, value in values.items())
+            )
+    if field.is_required():
+        return ""
+    value = field.get_default(call_default_factory=True)
+    return "" if value is PydanticUndefined or isinstance(value, Config) else as_yaml(value)
+
+
+def as_yaml(value: Any) -> str:
+    """A scalar or an empty list as YAML writes it."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        mantissa, exponent = f"{value:.14e}".split("e")
+        return f"{value:.15g}" if value == 0 or abs(value) >= 1e-3 else f"{float(mantissa):g}e{int(exponent)}"
+    return "[" + ", ".join(map(as_yaml, value)) + "]" if isinstance(value, (tuple, list)) else str(value)
+
+
+def takes(hint: Any) -> str:
+    """What a type takes, in words: `whole number, at least 1; or null`."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is typing.Annotated:
+        return _bounded(takes(arguments[0]), arguments[1:])
+    if origin in (Union, types.UnionType):
+        return "; or ".join(dict.fromkeys(takes(part) for part in arguments))
+    if origin is Literal:
+        return ("" if len(arguments) == 1 else "one of ") + ", ".join(as_yaml(value) for value in arguments)
+    if origin is dict:
+        return f"map of {takes(arguments[0])} to {takes(arguments[1])}"
+    if origin is tuple:
+        return f"list of {takes(arguments[0])}"
+    if isinstance(hint, type) and issubclass(hint, ComponentConfig):
+        return "a component"
+    if isinstance(hint, type) and issubclass(hint, Config):
+        return "map"
+    return NAMES.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+def _bounded(text: str, metadata: tuple[Any, ...]) -> str:
+    parts = [item for entry in metadata for item in getattr(entry, "metadata", [entry])]
+    bounds = [
+        f"{BOUNDS[type(part)][0]} {as_yaml(getattr(part, BOUNDS[type(part)][1]))}"
+        for part in parts
+        if type(part) in BOUNDS
+    ]
+    if any(isinstance(part, MinLen) for part in parts):
+        bounds.append("not empty")
+    return ", ".join([text, *bounds])
+
+
+def find(name: str) -> list[Key]:
+    """The keys that a dotted name, a last word or a section means; empty where there is none."""
+    all_keys = keys()
+    exact = [key for key in all_keys if key.dotted == name]
+    by_word = [key for key in all_keys if key.name == name]
+    members = [key for key in all_keys if key.section == name and name]
+    return (exact or by_word) + (members if exact or not by_word else [])
+
+
+def explain(word: str) -> str:
+    """What a key, another tool's key, an error or a named value means, as a screen of text.
+
+    Raises:
+        UserError: it is none of them; names the nearest key.
+    """
+    if found := find(word):
+        return "\n\n".join(_paragraph(key) for key in found)
+    if message := foreign_key(word, {}):
+        return f"{word} is another tool's name: {message}"
+    for key, values in RENAMED_VALUES.items():
+        if word in values:
+            return f"{word} is another tool's name: write {key}: {values[word]}"
+    if message := error_guide.find(word):
+        return message
+    if holders := [key for key in keys() if word in key.values]:
+        return f"{word} is a value of {holders[0].dotted}\n\n" + "\n\n".join(map(_paragraph, holders))
+    known = sorted({name for key in keys() for name in (key.name, key.dotted)} | set(error_guide.ERRORS))
+    raise UserError(
+        f"luthier explain {word}",
+        "no key and no error of this name",
+        "luthier explain lists all",
+        component.did_you_mean(word, known),
+    )
+
+
+def _paragraph(key: Key) -> str:
+    title = key.dotted + (f" (kind: {key.kind})" if key.kind else "")
+    default = "none; it is required" if key.required else key.default or "that of each of its keys"
+    schema = (
+        component.load(COMPONENTS[tuple(key.section.split("."))], key.kind).Config
+        if key.kind
+        else SECTIONS[key.section]
+    )
+    source = f"{schema.__module__}, class {schema.__qualname__}"
+    return f"{title}\n  {key.meaning}\n  takes: {key.takes}\n  default: {default}\n  source: {source}"
+
+
+def overview() -> str:
+    """All keys, a line each."""
+    all_keys = keys()
+    width = max(len(key.dotted) for key in all_keys) + 2
+    return "\n".join(f"{key.dotted:<{width}}{_first_sentence(key.meaning)}" for key in all_keys)
+
+
+def _first_sentence(text: str) -> str:
+    end = text.find(". ")
+    return text if end < 0 else text[: end + 1]
+
+
+def markdown() -> str:
+    """docs/config.md: every key in tables, section by section."""
+    lines = [
+        "# The configuration",
+        "",
+        "Generated from docstrings (`src/luthier/config/sections.py` and the components) by `make docs`; do not edit.",
+        "",
+        "The file is YAML 1.2. Unknown and duplicate keys are errors. A bare string is a kind (`tuning: lora` is",
+        "`{kind: lora}`) or a path (`model: org/name`, `data: train.jsonl`). On the command line the last word is",
+        "enough where it is unique: `luthier train mine.yaml learning_rate=1e-4`. `luthier explain KEY` prints the",
+        "same text, and `luthier config schema` prints a JSON Schema for editors.",
+    ]
+    groups: dict[tuple[str, str], list[Key]] = {}
+    for key in keys():
+        groups.setdefault((key.section, key.kind), []).append(key)
+    for (section, kind), members in groups.items():
+        title = f"`{section}`" if section else "The top"
+        if section == "data.train":
+            title = "Each file of `data.train` and `data.eval`"
+        lines += [
+            "",
+            f"## {title}" + (f", `kind: {kind}`" if kind else ""),
+            "",
+            "| key | takes | default | meaning |",
+            "|---|---|---|---|",
+        ]
+        lines += [
+            f"| `{key.name}` | {_cell(key.takes)} | {_default_cell(key)} | {_cell(key.meaning)} |" for key in members
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _default_cell(key: Key) -> str:
+    return "required" if key.required else _cell(key.default)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")

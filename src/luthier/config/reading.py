@@ -1,0 +1,275 @@
+"""The whole YAML file as one frozen, strict tree.
+
+A bare string is a kind (`tuning: lora` = `{kind: lora}`) or a path (`data: x.jsonl` = `{train: [{path: x.jsonl}]}`).
+The keys stand in config/sections.py.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from pydantic import ValidationError
+
+from luthier import component
+from luthier.component import ComponentConfig, Config
+from luthier.config.defaults import method_defaults
+from luthier.config.documents import Document, read_yaml, to_line
+from luthier.config.other_tools import foreign_key
+from luthier.config.problems import (
+    FOREIGN,
+    Problem,
+    as_user_error,
+    checked,
+    foreign_keys,
+    problems_of,
+    refuse_wrong_combinations,
+)
+from luthier.config.sections import DataConfig, DataFile, ModelConfig, RunConfig, TrainingConfig
+from luthier.errors import UserError, excerpt
+
+COMPONENTS = {
+    ("tuning",): "tuning",
+    ("objective",): "objectives",
+    ("model", "quantization"): "quantization",
+    ("data", "train", "format"): "formats",
+}
+"""Keys whose value is a component, and the folder in which its kinds lie. What is said of `data.train` goes for
+`data.eval` too."""
+
+DEFAULT_KINDS = {"tuning": "lora", "objective": "sft"}
+AUTO = {"format": "auto"}
+"""The word that stands for no component, where there is one."""
+FILLED_IN = {**DEFAULT_KINDS, "output_dir": "runs/<name of the data>"}
+"""Keys of the top that `normalise` fills in, and what docs/config.md says of it."""
+
+
+def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> RunConfig:
+    """Reads a YAML file, applies `key=value` overrides, fills the method's defaults.
+
+    Args:
+        path: the YAML file; None when everything stands in `overrides`.
+        overrides: `training.learning_rate=1e-4`, or `learning_rate=1e-4` where the last word is unique.
+
+    Raises:
+        UserError: with file and line, what was found, what was expected, and the fix. All problems are listed at once.
+    """
+    document = read_yaml(Path(path)) if path is not None else Document({}, "command line")
+    for override in overrides:
+        apply_override(document, override)
+    return build(document)
+
+
+def from_dict(tree: Mapping[str, Any]) -> RunConfig:
+    """The same checks for what a command makes of its arguments."""
+    return build(Document(dict(tree), "command line"))
+
+
+def data_entry(text: str) -> Any:
+    """What stands for a file in a configuration, as a command names it: a path, or the map `{path: ..., format: ...}`.
+
+    Raises:
+        UserError: the map cannot be read.
+    """
+    if not (text.lstrip().startswith("{") and text.rstrip().endswith("}")):
+        return text
+    try:
+        return Document({}, "command line").parse_value(text, text)
+    except UserError as error:
+        raise UserError(error.where, error.found, "a path, or {path: FILE, format: ...}") from None
+
+
+def data_file(text: str) -> DataFile:
+    """The file that a command names.
+
+    Raises:
+        UserError: the map is none of a file.
+    """
+    return from_dict({"model": "unused", "output_dir": "unused", "data": {"train": [data_entry(text)]}}).data.train[0]
+
+
+def build(document: Document) -> RunConfig:
+    """Checks the tree of a document and makes the RunConfig of it."""
+    config, problems = _validated(document.tree)
+    problems += foreign_keys(document)
+    if config is None or problems:
+        raise as_user_error(document, problems)
+    refuse_wrong_combinations(document, config)
+    return _with_method_defaults(config)
+
+
+def _validated(written: Mapping[str, Any]) -> tuple[RunConfig | None, list[Problem]]:
+    """The configuration of a tree, and what is wrong with single keys."""
+    tree, problems = normalise(written), list[Problem]()
+    for path, parent, family in _component_places(tree):
+        value = parent.get(path[-1])
+        if value is not None and value != AUTO.get(str(path[-1])):
+            parent[path[-1]], found = _build_component(path, family, value)
+            problems += found
+    try:
+        return RunConfig.model_validate(tree), problems
+    except ValidationError as error:
+        return None, problems + problems_of(error, RunConfig, tree)
+
+
+def _component_places(tree: dict[str, Any]) -> Iterator[tuple[tuple[str | int, ...], dict[Any, Any], str]]:
+    """(where a component may stand, the map that holds it, the folder of its kinds), with each file of a list."""
+    data = tree.get("data")
+    for path, family in COMPONENTS.items():
+        if path[0] != "data":
+            parent = tree if len(path) == 1 else tree.get(path[0])
+            if isinstance(parent, dict):
+                yield path, parent, family
+            continue
+        for purpose in ("train", "eval"):
+            files = data.get(purpose) if isinstance(data, dict) else None
+            for index, file in enumerate(files if isinstance(files, tuple) else ()):
+                if isinstance(file, dict):
+                    yield ("data", purpose, index, path[-1]), file, family
+
+
+def _build_component(path: tuple[str | int, ...], family: str, value: Any) -> tuple[ComponentConfig, list[Problem]]:
+    """The component's own Config; a placeholder and the problems where it is not valid."""
+    kind = value.get("kind") if isinstance(value, Mapping) else None
+    if not isinstance(kind, str):
+        kinds = "one of " + ", ".join(component.listing(family))
+        wrong = "missing" if isinstance(value, Mapping) and kind is None else "wrong value"
+        return ComponentConfig(kind=""), [((*path, "kind"), wrong, value, kinds)]
+    built, problems = checked(family, kind, value)
+    return built or ComponentConfig(kind=kind), [((*path, *loc), *rest) for loc, *rest in problems]
+
+
+def normalise(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Bare strings become maps, lists become tuples, absent kinds their default."""
+    out = {key: _tuples(value) for key, value in tree.items()}
+    if isinstance(out.get("model"), str):
+        out["model"] = {"path": out["model"]}
+    data = out.get("data")
+    if isinstance(data, (str, tuple)):
+        data = {"train": data}
+    if isinstance(data, Mapping):
+        out["data"] = data = dict(data)
+        for key in ("train", "eval"):
+            if isinstance(data.get(key), (str, Mapping)):
+                data[key] = (data[key],)
+            if isinstance(data.get(key), tuple):
+                data[key] = tuple({"path": item} if isinstance(item, str) else item for item in data[key])
+    for path, parent, _ in _component_places(out):
+        name = str(path[-1])
+        default = DEFAULT_KINDS.get(name)
+        value = parent.get(name, default)
+        if isinstance(value, str) and value != AUTO.get(name):
+            parent[name] = {"kind": value}
+        elif isinstance(value, dict) and default is not None:
+            value.setdefault("kind", default)
+    if isinstance(out.get("report_to"), str):
+        out["report_to"] = (out["report_to"],)
+    if "output_dir" not in out:
+        out["output_dir"] = _default_output_dir(data.get("train") if isinstance(data, Mapping) else None)
+    return out
+
+
+def _default_output_dir(train: Any) -> str:
+    """`runs/tickets` for `data/tickets.csv` or `hf:org/tickets`; `runs/mine` where the data have no plain name."""
+    first = train[0].get("path") if isinstance(train, tuple) and train and isinstance(train[0], Mapping) else None
+    stem = PurePosixPath(first).stem if isinstance(first, str) else ""
+    return f"runs/{stem}" if re.fullmatch(r"[\w-][\w.-]*", stem) else "runs/mine"
+
+
+def _tuples(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _tuples(item) for key, item in value.items()}
+    return tuple(_tuples(item) for item in value) if isinstance(value, (list, tuple)) else value
+
+
+def schema_of(tree: Mapping[str, Any]) -> dict[str, type[Config]]:
+    """The classes that describe each section of a normalised tree; '' is the top."""
+    sections: dict[str, type[Config]] = {
+        "": RunConfig,
+        "model": ModelConfig,
+        "data": DataConfig,
+        "training": TrainingConfig,
+    }
+    for path, parent, family in _component_places(dict(tree)):
+        node = parent.get(path[-1])
+        if isinstance(node, Mapping) and isinstance(node.get("kind"), str) and path[0] != "data":
+            sections[".".join(map(str, path))] = component.load(family, node["kind"]).Config
+    return sections
+
+
+def apply_override(document: Document, override: str) -> None:
+    """Sets `a.b=value`, or `b=value` where only one section has a key b."""
+    key, equals, text = override.partition("=")
+    if not equals or not all(key.split(".")):
+        raise UserError("command line", f"{excerpt(override)} is not key=value", "for example learning_rate=1e-4")
+    value = document.parse_value(text, override)
+    path = key.split(".")
+    if len(path) == 1 and key not in RunConfig.model_fields:
+        path = _unique_leaf(document, key, text, value)
+    document.set(path, value)
+
+
+def _unique_leaf(document: Document, key: str, text: str, value: Any) -> list[str]:
+    tree = normalise(document.tree)
+    sections = schema_of(tree)
+    found = [section for section, schema in sections.items() if section and key in schema.model_fields]
+    if len(found) == 1:
+        return [*found[0].split("."), key]
+    if found:
+        places = " or ".join(f"{section}.{key}" for section in found)
+        raise UserError("command line", f"{key} is a key of several sections", places, f"write {places}")
+    if message := foreign_key(key, tree):
+        raise UserError(f"command line: {key}", FOREIGN, *_in_our_words(document, message, text, value))
+    if key in DataFile.model_fields:
+        raise UserError(
+            f"command line: {key}",
+            "a key of each file, not of the data as a whole",
+            "the file that it belongs to",
+            _of_a_file(document, key, text, value),
+        )
+    known = [name for schema in sections.values() for name in schema.model_fields]
+    raise UserError(
+        f"command line: {key}", "there is no such key", "see luthier explain", component.did_you_mean(key, known)
+    )
+
+
+def _in_our_words(document: Document, message: str, text: str, value: Any) -> tuple[str, str]:
+    """(our key, the override to paste) for `write tuning.r` and a value; where the value would not do, ("", the message)."""
+    path = message.removeprefix("write ").split(".")
+    trial = Document(copy.deepcopy(document.tree), "")
+    try:
+        trial.set(path, value)
+    except UserError:
+        return "", message
+    _, problems = _validated(trial.tree)
+    if not all(part.isidentifier() for part in path) or any(list(loc[: len(path)]) == path for loc, *_ in problems):
+        return "", message
+    sections = schema_of(normalise(document.tree))
+    holders = [name for name, schema in sections.items() if name and path[-1] in schema.model_fields]
+    short = path[-1] if len(holders) == 1 and path[-1] not in RunConfig.model_fields else ".".join(path)
+    return ".".join(path), f"{short}={text}"
+
+
+def _of_a_file(document: Document, key: str, text: str, value: Any) -> str:
+    """What gives a key to a file of `data.train`: to the first of several."""
+    data = document.tree.get("data")
+    train = data.get("train") if isinstance(data, Mapping) else data
+    files = train if isinstance(train, list) else [train or "FILE"]
+    first, *others = files or ["FILE"]
+    first = {**(first if isinstance(first, Mapping) else {"path": first}), key: value}
+    if key != "weight":
+        return f"data.train={to_line([first, *others])}" if isinstance(train, list) else f"data.train.{key}={text}"
+    mixed = isinstance(data, Mapping) and data.get("mixing", "concatenate") != "concatenate"
+    line = f"data.train={to_line([first, *(others or ['OTHER'])])}" + ("" if mixed else " data.mixing=first_exhausted")
+    return line if others else f"leave weight out; it needs several files and data.mixing: {line}"
+
+
+def _with_method_defaults(config: RunConfig) -> RunConfig:
+    chosen = method_defaults(config.tuning.kind, config.training.lr_scheduler_type)
+    if config.data.eval is not None:
+        chosen["eval_steps"] = 0.1
+    filled = {key: value for key, value in chosen.items() if getattr(config.training, key) is None}
+    return config.model_copy(update={"training": config.training.model_copy(update=filled)})

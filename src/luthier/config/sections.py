@@ -1,0 +1,188 @@
+"""The keys of the YAML file, section by section, and what each takes.
+
+The docstring under each key is what `luthier explain` and docs/config.md say of it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, SerializeAsAny
+
+from luthier.component import ComponentConfig, Config
+from luthier.config.documents import to_yaml
+
+Share = Annotated[float, Field(gt=0, lt=1)]
+Name = Annotated[str, Field(min_length=1)]
+Every = Annotated[float, Field(gt=0, lt=1)] | Annotated[int, Field(ge=1)]
+
+
+class ModelConfig(Config):
+    """The model that is tuned."""
+
+    path: Name
+    """A hub name (`org/name`, or `hf:org/name`), a folder, a `.gguf` file, `ms:org/name` (ModelScope), `pypi:package`, or
+    the folder of a run. A run that made an adapter is merged first: `luthier export RUN --to merged --output DIR`."""
+    revision: Name | None = None
+    """Branch, tag or commit of a hub model; resolved to a commit and recorded in the run."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """How the frozen weights are held and what is computed in. `auto`: bfloat16 where the hardware computes in it, else
+    float16 on a GPU and float32 on a CPU. Trained weights are float32, or bfloat16 under `optim: adamw_bf16`."""
+    quantization: SerializeAsAny[ComponentConfig] | None = None
+    """Holds the frozen weights in fewer bits: `nf4` (4 bits, QLoRA), `fp4` or `int8`. Default: none."""
+
+
+class DataFile(Config):
+    """One source of rows."""
+
+    path: Name
+    """A file (relative to the working folder): JSON, JSONL, CSV, TSV, Parquet, Arrow, or text with a row a line; `.gz`, `.zst`,
+    `.bz2` and `.xz` are unpacked on the way. Or a folder of such files, a pattern (`data/*.jsonl`), `hf:org/name` for a data
+    set of the hub, `ms:org/name` for one of ModelScope. With `data.registry`: a name in it."""
+    format: Literal["auto"] | SerializeAsAny[ComponentConfig] = "auto"
+    """How rows are read. `auto` recognises it and says so. A map names other columns: `{kind: alpaca, output: answer}`."""
+    split: Name = "train"
+    """Which split of a hub data set is read."""
+    subset: Name | None = None
+    """Which configuration of a hub data set is read."""
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """Its share where files are mixed (`data.mixing`), relative to those of the others; refused where they are not."""
+    revision: Name | None = None
+    """Branch, tag or commit of a hub data set."""
+    data_dir: Name | None = None
+    """Which folder of a hub data set is read."""
+    num_samples: Annotated[int, Field(ge=1)] | None = None
+    """So many rows are drawn, by the run's seed. Where there are fewer, each row is taken whole times and the rest is drawn,
+    which is said. Default: all rows, once."""
+
+
+class DataConfig(Config):
+    """What is learned from."""
+
+    train: Annotated[tuple[DataFile, ...], Field(min_length=1)]
+    """The files to learn from."""
+    registry: Name | None = None
+    """A `dataset_info.json` of LLaMA-Factory, or the folder that holds one: the files are then named as in it. Columns, tags
+    and all else are read from there."""
+    eval: Share | tuple[DataFile, ...] | None = None
+    """Held-out data: a share (rows are chosen by the hash of their prompt, so twins never straddle and new rows never
+    reshuffle), or files. Default: none."""
+    chat_template: str = "auto"
+    """`auto`: the template that the tokenizer carries; the name of one that comes with luthier (`chatml`,
+    `alpaca@stanford`; `luthier template list` shows them); else the path of a Jinja file."""
+    on_system: Literal["template", "fold"] = "template"
+    """What happens to a system text. `template`: what the template does with it; a row whose system text it refuses or does
+    not show cannot be used. `fold`: it is put before the first request, and the saved template does the same."""
+    enable_thinking: bool | None = None
+    """The variable of this name, for templates that know it: whether a served prompt leaves it to the model to think first.
+    Default: as the template has it."""
+    add_tokens: tuple[Name, ...] = ()
+    """Tokens that the tokenizer does not have; the model gets rows for them, which are trained and saved."""
+    system: Name | None = None
+    """A system text for the conversations that have none. Default: they stay without."""
+    max_samples: Annotated[int, Field(ge=1)] | None = None
+    """Only the first rows of each entry of data.train and data.eval (of what `num_samples` left), for a trial. Default: all."""
+    max_length: Annotated[int, Field(ge=2)] | None = None
+    """Longest row in tokens. Default: the model's own context."""
+    on_bad_row: Literal["error", "drop"] = "error"
+    """What happens to a row that cannot be used: all are listed and the run does not start, or they are written to
+    `rejected.jsonl` and counted."""
+    on_long_row: Literal["error", "drop", "truncate"] = "error"
+    """What happens to a row longer than `max_length`. A truncated answer is counted in the ledger and gets no stop token."""
+
+    mixing: Literal["concatenate", "first_exhausted", "all_exhausted"] = "concatenate"
+    """How several files become one epoch: all rows of all of them; or by their weights, until the first of them would have to
+    repeat (what it leaves out comes in the next epoch), or until the last one was seen whole, the others repeating."""
+    num_workers: Literal["auto"] | Annotated[int, Field(ge=0)] = "auto"
+    """Processes that encode beside the main one. `auto`: one a core where there is much to encode. The result is the same."""
+    streaming: bool = False
+    """Nothing encoded is kept on disk: rows are encoded once to be counted and checked, and again when their step comes.
+    They are shuffled by blocks of a file."""
+
+
+class TrainingConfig(Config):
+    """How it is learned. Keys left out take the defaults of the method, printed at the start."""
+
+    global_batch_size: Annotated[int, Field(ge=1)] = 16
+    """Examples of one optimizer step, over all processes: the only spelling of a batch. How they are laid out over the hardware does
+    not change the mathematics."""
+    learning_rate: Annotated[float, Field(ge=0)] | None = None
+    """Peak learning rate. Default: 2e-4 for LoRA, 2e-5 when the model's own weights are tuned."""
+    num_train_epochs: Annotated[float, Field(gt=0)] | None = None
+    """Passes over the data; may be a fraction. Default: 3."""
+    max_steps: Annotated[int, Field(ge=1)] | None = None
+    """Optimizer steps; where given it decides instead of `num_train_epochs`."""
+    optim: Literal[
+        "adamw", "paged_adamw", "adamw_8bit", "paged_adamw_8bit", "adamw_bf16", "adafactor", "lion", "muon"
+    ] = "adamw"
+    """The optimizer. `adamw_8bit`: its means in 8 bits. `paged_`: its means are moved to the CPU's memory where the card is
+    full; without a card nothing is paged. `adamw_bf16`: weights, gradients and means in bfloat16, rounded by chance.
+    `adafactor`: one mean a row and column. `lion`: wants about a tenth of the learning rate. `muon`: for the matrices
+    between embeddings and head, AdamW for the rest."""
+    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Decay of AdamW's mean of the gradient."""
+    adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    """Decay of AdamW's mean of the squared gradient."""
+    adam_epsilon: Annotated[float, Field(gt=0)] = 1e-8
+    """AdamW's term against division by zero."""
+    lr_scheduler_type: Literal[
+        "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"
+    ] = "cosine"
+    """Schedule of the learning rate, as in transformers."""
+    warmup_steps: Annotated[float, Field(ge=0, lt=1)] | Annotated[int, Field(ge=0)] | None = None
+    """Steps over which the learning rate rises from 0; below 1 a share of all steps. Default: 0.03; `constant` has none."""
+    weight_decay: Annotated[float, Field(ge=0)] | None = None
+    """AdamW's decoupled weight decay. Default: 0 for LoRA, 0.01 when the model's own weights are tuned. Biases
+    and norms are spared."""
+    max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    """The gradient is scaled down to this global norm; `null` leaves it as it is."""
+    logging_steps: Annotated[int, Field(ge=1)] = 1
+    """Steps between two lines on the screen and in the trackers; `metrics.jsonl` has every step."""
+    eval_steps: Every | None = None
+    """Steps between evaluations; below 1 a share of all steps. Default: 0.1 where there is held-out data."""
+    save_steps: Every | None = None
+    """Steps between checkpoints; below 1 a share of all steps. Default: 0.34, three a run."""
+    save_total_limit: Annotated[int, Field(ge=2)] = 2
+    """How many checkpoints are kept; the best one is kept beside them."""
+    early_stopping_patience: Annotated[int, Field(ge=1)] | None = None
+    """Stop after so many evaluations without a lower held-out loss. Default: never."""
+    load_best_checkpoint: bool = False
+    """Whether the result is the checkpoint with the lowest held-out loss instead of the last one."""
+    activation_checkpointing: Literal["auto"] | bool = "auto"
+    """Whether activations are computed again in the backward pass instead of kept: less memory, about a third more time.
+    `auto`: only where they would not fit."""
+    max_tokens_per_micro_batch: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
+    """Most tokens of one forward pass. A longer row goes alone."""
+    neftune_noise_alpha: Annotated[float, Field(gt=0)] | None = None
+    """Noise on the embeddings in training, of this size (NEFTune; 5 is common). Default: none."""
+    sample_prompts: tuple[str, ...] = ()
+    """Requests that the model answers at each evaluation, for the eye; kept in `samples.jsonl` and the report."""
+    deterministic: bool = False
+    """Only algorithms that give the same bits each time (slower on CUDA; a CPU keeps them anyway)."""
+
+
+class RunConfig(Config):
+    """One run of luthier."""
+
+    model: ModelConfig
+    """The model that is tuned; a bare string is its path."""
+    data: DataConfig
+    """What is learned from; a bare string is a file."""
+    tuning: SerializeAsAny[ComponentConfig]
+    """What is trained: `lora` (default), `freeze` or `full`, with the keys of its own."""
+    objective: SerializeAsAny[ComponentConfig]
+    """What is minimised: `sft` (default). `router_balance` and `z_loss` only as terms of `weighted`."""
+    training: TrainingConfig = Field(default_factory=TrainingConfig)
+    """How it is learned."""
+    distributed: Literal["auto", "ddp"] = "auto"
+    """How processes share the work, when started by `torchrun`. `auto`: one process, or DDP where there are several."""
+    report_to: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio", "swanlab", "comet_ml", "aim"], ...] = ()
+    """Experiment trackers that get the metrics, beside the run's own files."""
+    seed: int = 0
+    """Every random draw of the run is a function of this number and of what is drawn for."""
+    output_dir: Name
+    """The run's folder. Must be new or empty, unless the run is resumed. Default: `runs/` and the name of the data."""
+
+    def resolved_yaml(self) -> str:
+        """The configuration with every default filled in; loading it gives the same run."""
+        return to_yaml(self.model_dump(mode="json"))

@@ -1,0 +1,322 @@
+"""From chunks of rows to encoded samples and their account: in this process, or in several side by side.
+
+A chunk is encoded by a function of its rows alone, so that it does not matter where, or when a second time.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import numpy as np
+
+from luthier.config import DataConfig
+from luthier.data.chat.laws import LawBroken
+from luthier.data.chat.renderer import ChatRenderer
+from luthier.data.dataset.ledger import LONGER, Ledger, breaks
+from luthier.data.dataset.samples import SampleBuffer
+from luthier.data.recognise import ANSWERS, Purpose, Reader, proposal
+from luthier.errors import BadRow, EnvironmentProblem
+from luthier.objectives import Objective
+from luthier.randomness import key, uniform
+from luthier.system.machine import cores
+from luthier.types import NO_TARGET, Conversation, Example, Preference, Prompt, Row, Sample, Text
+
+CHUNK_ROWS = 512
+CHUNK_CHARACTERS = 1 << 20
+"""Of the texts in a chunk: long rows make it short, so that memory stays flat."""
+AHEAD = 2
+"""Chunks that wait for each worker: enough that none is idle, few enough that memory stays flat."""
+MOST_WORKERS = 32
+WORTH_WORKERS_BYTES = 4 << 20
+PURPOSES = ("train", "eval")
+Learnable = Conversation | Text
+"""What the renderer encodes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A row that stops a run, in plain values. It is counted as dropped, for those who go on."""
+
+    where: str
+    found: str
+    expected: str
+    fix: str
+    long: bool
+    """it has more tokens than fit"""
+
+
+@dataclass(slots=True)
+class Chunk:
+    """What became of some rows that stand one after the other in a file."""
+
+    sets: dict[str, SampleBuffer] = field(default_factory=lambda: {purpose: SampleBuffer() for purpose in PURPOSES})
+    examples: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PURPOSES, 0))
+    ledger: Ledger = field(default_factory=Ledger)
+    refused: list[Refused] = field(default_factory=list)
+    rejected: list[dict[str, Any]] = field(default_factory=list)
+    systems: set[str] = field(default_factory=set)
+    """the system texts of the conversations that are trained; "" where one has none"""
+
+
+class LongRow(BadRow):
+    """A row of which a sample has more tokens than fit."""
+
+    def __init__(self, row: Row, samples: list[Sample], limit: int) -> None:
+        longest = max(samples, key=len)
+        prompt = int((longest.targets != NO_TARGET).argmax()) + 1
+        answer = "its answer" if len(samples) > 1 else "the first answer"
+        before = f", of which {prompt:,} stand before {answer}" if prompt > 1 else ""  # plain text has none
+        super().__init__(row.place, "", f"{len(longest):,} tokens{before}", f"at most {limit:,}")
+        self.tokens = sum(map(len, samples))
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How rows are encoded."""
+
+    data: DataConfig
+    renderer: ChatRenderer
+    objective: Objective
+    limit: int | None
+    """tokens of the longest row that fits"""
+
+    def chunk(self, rows: list[Row | BadRow], reader: Reader | None, purpose: Purpose) -> Chunk:
+        """Encodes rows of one file, which `reader` (a format) parses."""
+        out = Chunk()
+        parsed: list[tuple[Row, Learnable]] = []
+        for row in rows:
+            out.ledger.rows_in += 1
+            if isinstance(row, BadRow):
+                self._reject(out, row, row.raw)
+                continue
+            try:
+                parsed.append((row, self._parse(row, reader, purpose)))
+            except BadRow as error:
+                self._reject(out, error, row.values)
+        self.renderer.prefetch([example for _, example in parsed])
+        for row, example in parsed:
+            try:
+                self._example(out, row, example, purpose)
+            except BadRow as error:
+                error.where, error.row = error.where.replace(row.id, row.place, 1), row.place
+                self._reject(out, error, row.values)
+        return out
+
+    def _parse(self, row: Row, reader: Reader | None, purpose: Purpose) -> Learnable:
+        """The row as an example that the objective can learn from. Raises BadRow."""
+        assert reader is not None, "a row that could be read, and no format"
+        example = reader.parse(row)
+        if not isinstance(example, self.objective.takes):
+            takes = " or ".join(one.__name__.lower() for one in self.objective.takes)
+            unread = isinstance(example, Prompt) and not row.values.keys().isdisjoint(ANSWERS)
+            fix = proposal(row.values, row.source, f"data.{purpose}") if unread else ""
+            found = f"a {type(example).__name__.lower()}"
+            raise BadRow(row.place, "", found, f"a {takes}, which the objective takes", fix)
+        return cast(Learnable, example)
+
+    def _example(self, out: Chunk, row: Row, example: Learnable, purpose: Purpose) -> None:
+        """Encodes one example. Raises BadRow."""
+        prompt = prompt_of(example)
+        if isinstance(self.data.eval, float) and is_held_out(prompt, self.data.eval):
+            purpose = "eval"
+        samples = self.objective.encode(example, out.examples[purpose], self.renderer)
+        whole, ledger = samples, out.ledger
+        if self.limit is not None and any(len(sample) > self.limit for sample in samples):
+            cut = [truncated(sample, self.limit) for sample in samples] if self.data.on_long_row == "truncate" else []
+            samples = [sample for sample in cut if sample.trained_tokens]  # of a split row some answers may still fit
+            if not samples:
+                raise LongRow(row, whole, self.limit)
+            ledger.rows_cut += 1
+            ledger.cut.append(row.id)
+            ledger.answer_tokens_cut += _trained(whole) - _trained(samples)
+        _count(ledger, whole, samples, purpose)
+        prompt_key = key("prompt", prompt)
+        for sample in samples:
+            out.sets[purpose].add(sample, prompt_key)
+        out.examples[purpose] += 1
+        if purpose == "train" and isinstance(example, Conversation):
+            first = example.messages[0]
+            out.systems.add(first.content if first.role == "system" else "")
+        noticed = self.renderer.encoded_parts(example)
+        ledger.rows_split += len(noticed) > 1
+        ledger.rows_other_ids_if_encoded_whole += any(part.other_ids_if_whole for part in noticed)
+        ledger.rows_with_control_text += any(part.control_text for part in noticed)
+
+    def _reject(self, out: Chunk, error: BadRow, values: object) -> None:
+        long = isinstance(error, LongRow)
+        if (self.data.on_long_row if long else self.data.on_bad_row) != "drop":
+            out.refused.append(Refused(error.where, error.found, error.expected, error.fix, long))
+        reason = "unusable"
+        if isinstance(error, LongRow):
+            reason = LONGER
+            out.ledger.tokens_in += error.tokens
+            out.ledger.tokens_dropped += error.tokens
+        elif isinstance(error, LawBroken):
+            reason = breaks(error.laws)
+            for law in error.laws:
+                out.ledger.laws[law] = out.ledger.laws.get(law, 0) + 1
+        out.ledger.drop(reason, error.row)
+        out.rejected.append(
+            {
+                "where": error.where,
+                "reason": "; ".join(filter(None, (error.found, error.expected and "expected " + error.expected))),
+                "row": dict(values) if isinstance(values, Mapping) else values,
+            }
+        )
+
+
+def _count(ledger: Ledger, whole: list[Sample], samples: list[Sample], purpose: Purpose) -> None:
+    tokens, kept = sum(map(len, whole)), sum(map(len, samples))
+    ledger.tokens_in += tokens
+    ledger.tokens_cut += tokens - kept
+    if purpose == "train":
+        trained = _trained(samples)
+        ledger.rows_trained += 1
+        ledger.tokens_trained += trained
+        ledger.tokens_context += kept - trained
+    else:
+        ledger.rows_held_out += 1
+        ledger.tokens_held_out += kept
+
+
+def _trained(samples: list[Sample]) -> int:
+    return sum(sample.trained_tokens for sample in samples)
+
+
+def prompt_of(example: Example) -> str:
+    """What decides whether an example is held out: all before the last answer, or the text."""
+    if isinstance(example, Text):
+        return example.text
+    if isinstance(example, Preference):
+        asked = example.prompt
+    else:
+        last = example.messages[-1].role == "assistant"
+        asked = example.messages[: len(example.messages) - last]
+    return "\x1e".join([example.tools, *(f"{message.role}\x1f{message.content}" for message in asked)])
+
+
+def is_held_out(prompt: str, share: float) -> bool:
+    """A function of the prompt alone: equal prompts go the same way, and new rows do not move old ones."""
+    return uniform("held out", prompt) < share
+
+
+def truncated(sample: Sample, limit: int) -> Sample:
+    """The sample without what lies beyond `limit` tokens. No stop token is put at the cut."""
+    if len(sample) <= limit:
+        return sample
+    targets = np.array(sample.targets[:limit])
+    targets[-1] = NO_TARGET
+    return Sample(sample.input_ids[:limit], targets, sample.row, sample.group)
+
+
+# ---- several processes
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Some rows of one file: what a worker is given."""
+
+    rows: list[Row | BadRow]
+    reader: Reader | None
+    purpose: Purpose
+
+
+def chunks_of(rows: Iterable[Row | BadRow]) -> Iterator[list[Row | BadRow]]:
+    """The rows, CHUNK_ROWS at a time; fewer where they are long."""
+    chunk, size = list[Row | BadRow](), 0
+    for row in rows:
+        chunk.append(row)
+        size += size_of(row.values) if isinstance(row, Row) else 0
+        if len(chunk) == CHUNK_ROWS or size >= CHUNK_CHARACTERS:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+def size_of(value: object) -> int:
+    """Characters in all texts of a value."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, Mapping):
+        return sum(map(size_of, value.values()))
+    return sum(map(size_of, value)) if isinstance(value, list | tuple) else 0
+
+
+@contextmanager
+def encoders(encoding: Encoding, workers: int) -> Iterator[Any]:
+    """A function that maps an iterable of `Work` to its chunks, in order; with `workers` processes beside this one.
+
+    Raises (when the chunks are taken):
+        EnvironmentProblem: a worker was ended from outside.
+    """
+    if workers == 0:
+        yield lambda works: (encoding.chunk(work.rows, work.reader, work.purpose) for work in works)
+        return
+    if encoding.renderer.template is not None:
+        encoding.renderer.template.close()  # each worker starts a process of its own for the template
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), _begin, (encoding,))
+    try:
+        yield lambda works: _in_order(pool, works, AHEAD * workers)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def can_fork() -> bool:
+    """Whether workers can share what this process has loaded; elsewhere one process does all."""
+    return sys.platform == "linux"
+
+
+def _in_order(pool: ProcessPoolExecutor, works: Iterable[Work], ahead: int) -> Iterator[Chunk]:
+    waiting: deque[Future[Chunk]] = deque()
+    try:
+        for work in works:
+            waiting.append(pool.submit(_encode, work))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    except BrokenProcessPool:
+        raise EnvironmentProblem(
+            "data.num_workers", "a process that encodes was ended (out of memory?)", "more memory", "data.num_workers=0"
+        ) from None
+
+
+_encoding: Encoding | None = None
+"""What this worker encodes with; set once, when it begins."""
+
+
+def _begin(encoding: Encoding) -> None:
+    global _encoding
+    _encoding = encoding
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-c reaches the whole group; the parent decides
+
+
+def _end_with_the_parent() -> None:
+    """A worker holds the parent's locks, too: it must not outlive a parent that was killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _encode(work: Work) -> Chunk:
+    assert _encoding is not None
+    return _encoding.chunk(work.rows, work.reader, work.purpose)
+
+
+def default_workers(size_bytes: int) -> int:
+    """Workers for files of this size: none where starting them would take longer than they save."""
+    return min(cores(), MOST_WORKERS) if cores() > 1 and size_bytes >= WORTH_WORKERS_BYTES and can_fork() else 0

@@ -1,0 +1,190 @@
+"""What is read, and as what: the files of a configuration, and the format of each file's rows."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from luthier import component
+from luthier.component import ComponentConfig
+from luthier.config import DataFile, RunConfig
+from luthier.data.files import Source, sources
+from luthier.data.registry import from_registry
+from luthier.data.subset import sampled
+from luthier.errors import BadRow, UserError, excerpt
+from luthier.formats._shared import PAIRED, is_label
+from luthier.types import Example, Message, Preference, Row, Text
+
+ROWS_TO_RECOGNISE = 8
+Purpose = Literal["train", "eval"]
+
+REQUESTS = ("question", "query", "instruction", "input", "prompt")
+ANSWERS = ("answer", "response", "output", "completion", "target")
+"""What columns of requests and answers are often called: for the line that is proposed where no format fits."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One file, and what it is for."""
+
+    source: Source
+    purpose: Purpose
+    entry: int
+    """of the configuration, from 0, those that are held out after the others; its files stand one after the other"""
+    weight: float
+    """the entry's share where entries are mixed"""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """The format of a file's rows."""
+
+    format: Any
+    kind: str
+    recognised: bool
+    system: str | None = None
+    """put before conversations that have no system text"""
+
+    def parse(self, row: Row) -> Example:
+        """What the row means. Raises BadRow."""
+        if self.recognised:
+            self._refuse_another_kind(row)
+        example: Example = self.format.parse(row)
+        if self.system is None or isinstance(example, Text):
+            return example
+        if isinstance(example, Preference):
+            return replace(example, prompt=self._with_system(example.prompt))
+        return replace(example, messages=self._with_system(example.messages))
+
+    def _with_system(self, messages: tuple[Message, ...]) -> tuple[Message, ...]:
+        if self.system is None or messages[0].role == "system":
+            return messages
+        return (Message("system", self.system), *messages)
+
+    def _refuse_another_kind(self, row: Row) -> None:
+        """A format that was recognised by the first rows takes no row with a verdict on its answer: else the worse answers
+        would be learned like the others. Raises BadRow.
+        """
+        columns = frozenset(map(str, row.values))
+        verdict = "rejected" if columns >= PAIRED else "label" if is_label(row.values.get("label")) else ""
+        if verdict and not self.format.recognises(columns, row.values):
+            expected = f"rows of the format {self.kind}, which the first ones have"
+            raise BadRow(row.place, verdict, "a verdict on an answer", expected, f"format: {self.kind} ignores it")
+
+
+def plan(config: RunConfig, takes: Sequence[type]) -> list[Part]:
+    """The files to learn from and those that are held out, in their order.
+
+    Args:
+        takes: the types of example that the objective can learn from.
+
+    Raises:
+        UserError: a file is not there, or the registry does not know a name.
+    """
+    parts = []
+    for entry, (purpose, key, file) in enumerate(files_of(config, takes)):
+        found = sampled(sources(file, f"{key}.path"), file, config.data.max_samples, config.seed)
+        parts += [Part(source, purpose, entry, file.weight) for source in found]
+    return parts
+
+
+def files_of(config: RunConfig, takes: Sequence[type]) -> Iterator[tuple[Purpose, str, DataFile]]:
+    """(purpose, the entry's place in the configuration, the entry) for each; names of a registry as what they stand for.
+
+    Raises:
+        UserError: the registry does not know a name.
+    """
+    data = config.data
+    groups: list[tuple[Purpose, tuple[DataFile, ...]]] = [("train", data.train)]
+    if isinstance(data.eval, tuple):
+        groups.append(("eval", data.eval))
+    for purpose, files in groups:
+        for index, file in enumerate(files):
+            key = f"data.{purpose}[{index}]"
+            yield purpose, key, file if data.registry is None else from_registry(data.registry, file, takes, key)
+
+
+def format_of(kind: str) -> Literal["auto"] | ComponentConfig:
+    """What `DataFile.format` holds for a bare name. Raises UserError where there is no such format."""
+    if kind == "auto":
+        return "auto"
+    config: ComponentConfig = component.load("formats", kind).Config(kind=kind)
+    return config
+
+
+def recognised(rows: Sequence[Row], name: str, key: str) -> Any:
+    """The one format that recognises the first rows, ready to parse them. Raises UserError as `recognise`."""
+    kind = component.load("formats", recognise(rows, name, key))
+    return kind(kind.Config())
+
+
+def reader_of(
+    source: Source, rows: Iterator[Row | BadRow], key: str, system: str | None = None
+) -> tuple[Reader | None, Iterator[Row | BadRow]]:
+    """The reader of a file's rows, and the rows; it is recognised by the first of them where the file names no format.
+
+    No reader means that none of the first rows could be read.
+
+    Raises:
+        UserError: no format fits, or several do; `key` names the place in the configuration.
+    """
+    given = source.file.format
+    first: list[Row | BadRow] = []
+    if given == "auto":
+        first = list(itertools.islice(rows, ROWS_TO_RECOGNISE))
+        good = [row for row in first if isinstance(row, Row)]
+        if not good:
+            return None, itertools.chain(first, rows)
+        given = format_of(recognise(good, source.name, key))
+    assert isinstance(given, ComponentConfig)
+    reader = Reader(component.make("formats", given), given.kind, source.file.format == "auto", system)
+    return reader, itertools.chain(first, rows)
+
+
+def recognise(rows: Sequence[Row], name: str, key: str) -> str:
+    """The one format that recognises the first rows.
+
+    Raises:
+        UserError: none does, or several do; lists the columns.
+    """
+    kinds = component.listing("formats")
+    for row in rows:
+        columns = frozenset(map(str, row.values))
+        found = [kind for kind in kinds if component.load("formats", kind).recognises(columns, row.values)]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise UserError(
+                row.place,
+                f"several formats fit the columns {excerpt(sorted(columns))}",
+                "one of " + ", ".join(found),
+                f"{key}: [{{path: {name}, format: {found[0]}}}]",
+            )
+    columns = frozenset(map(str, rows[0].values))
+    known = (f"{kind} ({', '.join(component.load('formats', kind).columns)})" for kind in kinds)
+    raise UserError(
+        rows[0].place,
+        f"no format fits the columns {excerpt(sorted(columns))}",
+        "one of " + ", ".join(known),
+        proposal(rows[0].values, name, key),
+    )
+
+
+def proposal(first: Mapping[str, Any], name: str, key: str) -> str:
+    """A file's line in the configuration for columns with other names, to paste and correct."""
+    return f"{key}: [{{path: {name}, format: {_format_for(first)}}}]"
+
+
+def _format_for(first: Mapping[str, Any]) -> str:
+    for column, value in first.items():
+        if isinstance(value, (list, tuple)) and value and isinstance(value[0], Mapping):
+            keys = value[0].keys()
+            if {"role", "content"} <= keys:
+                return f"{{kind: messages, messages: {column}}}"
+            if {"from", "value"} <= keys:
+                return f"{{kind: sharegpt, conversations: {column}}}"
+    request = next((name for name in REQUESTS if name in first), "REQUEST")
+    answer = next((name for name in ANSWERS if name in first), "ANSWER")
+    return f"{{kind: alpaca, instruction: {request}, input: null, output: {answer}}}"

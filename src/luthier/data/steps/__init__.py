@@ -1,0 +1,1 @@
+"""Which samples a step covers, and how they are laid out over processes and forward passes."""

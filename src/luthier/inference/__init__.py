@@ -1,0 +1,1 @@
+"""A model in use: opened, asked, scored, compared, exported."""

@@ -1,0 +1,149 @@
+"""Figures of one model on a file of rows, each with a 95 % interval over rows."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from typing import Any
+
+from rich.table import Table
+
+from luthier.config import data_file
+from luthier.inference.comparison import SCORED_TOKENS, figure, share
+from luthier.inference.generation import generate
+from luthier.inference.intervals import bootstrap_ratio
+from luthier.inference.opened import open_model
+from luthier.inference.questions import from_sample, matches, read_samples
+from luthier.inference.scoring import Rows, perplexity, score_rows
+from luthier.policy.policy import Policy
+from luthier.system.words import counted
+
+SPARE_TOKENS = 8
+"""An answer that goes on for longer than the longest reference by this is no match any more."""
+
+Figure = tuple[float, float, float]
+"""value, low, high"""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What `luthier eval` says."""
+
+    target: str
+    data: str
+    rows: int
+    tokens: int
+    """trained tokens"""
+    figures: dict[str, Figure]
+    """nll_per_token (nats), perplexity, token_accuracy, and exact_match where answers were generated"""
+    answered_rows: int
+    """of which exact_match is the share"""
+    dropped_rows: int = 0
+    """rows that could not be used and were left out, as asked for"""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For programs."""
+        figures = {
+            name: dict(zip(("value", "low", "high"), value, strict=True)) for name, value in self.figures.items()
+        }
+        return {
+            "target": self.target,
+            "data": self.data,
+            "rows": self.rows,
+            "tokens": self.tokens,
+            "answered_rows": self.answered_rows,
+            **figures,
+        }
+
+
+def measure(
+    policy: Policy,
+    tokenizer: Any,
+    samples: Rows,
+    *,
+    stop_ids: Collection[int],
+    target: str,
+    data: str,
+    answered: int,
+    max_new_tokens: int,
+    seed: int = 0,
+) -> Measured:
+    """Scores all samples, and lets the model answer the last turn of the first `answered` of them, greedily.
+
+    Args:
+        samples: at least one, each with a trained token.
+        answered: for how many rows; 0 for none. Rows without a prompt (plain text) are not asked.
+        max_new_tokens: bounds the answers; they are cut earlier where no match is possible any more.
+    """
+    scores = score_rows(policy, samples, layout="padded", max_tokens=SCORED_TOKENS)
+    summary = scores.summary
+    low, high = bootstrap_ratio(scores.nll, scores.tokens, seed)
+    figures: dict[str, Figure] = {
+        "nll_per_token": (summary["loss"], low, high),
+        "perplexity": (summary["perplexity"], perplexity(low), perplexity(high)),
+        "token_accuracy": (summary["token_accuracy"], *bootstrap_ratio(scores.correct, scores.tokens, seed)),
+    }
+    first = [samples[index] for index in range(min(answered, len(samples)))]
+    questions = [question for sample in first if (question := from_sample(sample, tokenizer, stop_ids)) is not None]
+    if questions:
+        longest = max(question.sample.trained_tokens for question in questions if question.sample is not None)
+        answers = generate(
+            policy.model,
+            tokenizer,
+            [question.prompt_ids for question in questions],
+            stop_ids=stop_ids,
+            max_new_tokens=min(max_new_tokens, longest + SPARE_TOKENS),
+        )
+        figures["exact_match"] = share(
+            [float(matches(answer, question)) for answer, question in zip(answers, questions, strict=True)]
+        )
+    return Measured(target, data, len(samples), int(summary["tokens"]), figures, len(questions))
+
+
+def measure_target(
+    target: str,
+    path: str,
+    *,
+    answered: int,
+    max_new_tokens: int,
+    seed: int = 0,
+    drop_bad_rows: bool = False,
+    trust_remote_code: bool = False,
+) -> Measured:
+    """What `luthier eval` does: opens the target, reads the file, measures. Raises UserError, EnvironmentProblem."""
+    data_file(path)  # what is wrong with its map is told before the model is loaded
+    opened = open_model(target, trust_remote_code=trust_remote_code)
+    prepared = read_samples(opened, path, drop_bad_rows=drop_bad_rows)
+    measured = measure(
+        opened.policy(),
+        opened.tokenizer,
+        prepared.train,
+        stop_ids=opened.renderer.stop_ids,
+        target=target,
+        data=path,
+        answered=answered,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+    )
+    return replace(measured, dropped_rows=len(prepared.rejected))
+
+
+def render(measured: Measured) -> Table:
+    """For the terminal."""
+    dropped = f" ({measured.dropped_rows:,} dropped)" if measured.dropped_rows else ""
+    table = Table(
+        title=f"{measured.target} on {measured.data}: {counted(measured.rows, 'row')}{dropped}, "
+        f"{counted(measured.tokens, 'token')}; "
+        "95 % intervals over rows",
+        title_justify="left",
+    )
+    for column in ("", "value", "note"):
+        table.add_column(column)
+    notes = {"nll_per_token": "nats; lower is better", "exact_match": f"of {measured.answered_rows:,} answers, greedy"}
+    for name, value in measured.figures.items():
+        table.add_row(
+            name.replace("_", " "),
+            figure(value, percent=name in ("token_accuracy", "exact_match")),
+            notes.get(name, ""),
+        )
+    return table

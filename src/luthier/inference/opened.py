@@ -1,0 +1,225 @@
+"""A finished run, an adapter or a model, opened for use: to talk to, to score, to compare with its past."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from peft import PeftModel
+
+from luthier import config as configuration
+from luthier.component import ComponentConfig
+from luthier.component import load as load_component
+from luthier.config import RunConfig
+from luthier.data.chat.renderer import ChatRenderer
+from luthier.data.chat.template import Template
+from luthier.errors import UserError
+from luthier.kernels.dropout import DropoutKeys
+from luthier.models.adapters import (
+    begins,
+    load_adapter,
+    quantized_from,
+    starts_at_base,
+    trained_quantization,
+    trained_system,
+    went_on_from,
+)
+from luthier.models.dequantized import dequantize
+from luthier.models.folder import summarise
+from luthier.models.load import context_length, fingerprint, load_model, load_tokenizer
+from luthier.models.new_tokens import grow
+from luthier.models.precision import DTYPES, choose_dtype
+from luthier.models.source import ModelSource
+from luthier.models.sources.resolve import resolve
+from luthier.policy.policy import Policy
+from luthier.runs import beginning
+from luthier.system.devices import device as this_device
+
+TOKENIZER = "tokenizer_config.json"
+Base = Literal["as trained", "16bit", "dequantized"]
+
+
+@dataclass
+class Opened:
+    """A model in eval mode with what it needs to read and write text."""
+
+    target: str
+    """As the user named it."""
+    model: Any
+    """A PEFT model where there is an adapter, else a transformers model."""
+    tokenizer: Any
+    renderer: ChatRenderer
+    template: Template | None
+    """None where the tokenizer has none: then the model can be scored on plain text only."""
+    source: ModelSource
+    config: RunConfig | None
+    """Of the run that made it; None for other people's models and adapters."""
+    compute_dtype: torch.dtype
+    system: str | None = None
+    """The system text that every conversation of the training data had: what it is served with where no other is given."""
+    trust_remote_code: bool = False
+    quantization: ComponentConfig | None = None
+    """How the base was held when the adapter was trained."""
+
+    @property
+    def adapter(self) -> Path | None:
+        return self.source.adapter
+
+    @property
+    def context_tokens(self) -> int | None:
+        """The longest text that the model takes."""
+        core = self.model.get_base_model() if self.adapter is not None else self.model
+        return context_length(core.config)
+
+    @property
+    def is_tuned(self) -> bool:
+        """Whether there is something to compare with: what it was before it was tuned."""
+        return self.adapter is not None or self.config is not None
+
+    @property
+    def before(self) -> str:
+        """What it was before it was tuned: its base, and what its adapter began with."""
+        name = self.config.model.path if self.config is not None else self.source.name
+        if self.adapter is None:
+            return name
+        if (path := went_on_from(self.adapter)) is not None:
+            return f"{name} with the adapter of {path}"
+        return name if starts_at_base(self.adapter) else f"{name} as its adapter began ({begins(self.adapter)})"
+
+    def policy(self, with_reference: bool = False) -> Policy:
+        """The model in scoring form, for padded batches and the stock attention: exact on every architecture.
+
+        Args:
+            with_reference: whether `policy.reference()` will be used. Where switching an adapter off is not the way
+                back to step 0, this loads the weights of then.
+
+        Raises:
+            UserError: a reference is wanted of something that luthier did not tune.
+        """
+        from_base = self.adapter is not None and starts_at_base(self.adapter)
+        policy = Policy(self.model, DropoutKeys(0), self.compute_dtype, from_base).eval()
+        policy.verify_head()
+        if with_reference and not from_base:
+            policy.initial = self._weights_at_step_0()
+        return policy
+
+    def _weights_at_step_0(self) -> dict[str, torch.Tensor]:
+        """Of all that was trained, by the names of the policy's parameters."""
+        if self.adapter is not None and self.config is not None:
+            device = next(self.model.parameters()).device
+            return {name: tensor.to(device) for name, tensor in beginning.read(self.adapter.parent).items()}
+        if self.config is None:
+            raise UserError(
+                self.target,
+                "nothing is known of what it was before it was tuned",
+                "the folder of a run, or an adapter that began as its base",
+                "luthier compare RUN --prompt TEXT",
+            )
+        before = resolve(self.config.model.path, self.config.model.revision, self.trust_remote_code)
+        own = next(self.model.parameters())
+        base = load_model(before, dtype=own.dtype, device=own.device, trust_remote_code=self.trust_remote_code)
+        grow(base, self.model.get_input_embeddings().weight.shape[0])
+        return {f"model.{name}": parameter.data for name, parameter in base.named_parameters()}
+
+
+def open_model(
+    target: str,
+    *,
+    dtype: str = "auto",
+    device: torch.device | None = None,
+    base: Base = "as trained",
+    trust_remote_code: bool = False,
+) -> Opened:
+    """Opens RUN, ADAPTER or MODEL (any source of `model.path`).
+
+    Args:
+        dtype: how frozen weights are held; `auto`: as in the run that made it, else by the hardware.
+        device: where; default: the machine's best.
+        base: what an adapter that was trained on a quantized base is put on: that, the base in 16 bits, or the quantized
+            base's values as plain weights.
+
+    Raises:
+        UserError: there is no such model, or it does not fit together.
+        EnvironmentProblem: it cannot be fetched.
+    """
+    source = resolve(target, trust_remote_code=trust_remote_code)
+    result = source.adapter or source.folder
+    config = _config_of_run(result)
+    if config is not None and dtype == "auto":
+        manifest = json.loads((result.parent / "manifest.json").read_text(encoding="utf-8"))
+        dtype = manifest.get("decisions", {}).get("dtype", config.model.dtype)
+    where = device if device is not None else this_device()
+    chosen, _why = choose_dtype(dtype, where)
+    held = _trained_quantization(result, config) if source.adapter is not None else None
+    quantization, before = None, None
+    if held is not None and base != "16bit":
+        quantization = load_component("quantization", held.kind)(held)
+        before = quantized_from(result)
+    model: Any = load_model(
+        source,
+        dtype=chosen,
+        device=where,
+        quantization=quantization,
+        quantized_from=DTYPES[before] if before is not None else None,
+        trust_remote_code=trust_remote_code,
+    )
+    if quantization is not None and base == "dequantized":
+        model = dequantize(model, chosen)
+    if source.adapter is not None:
+        model = load_adapter(model, source.adapter, base=fingerprint(source).as_dict())
+    tokenizer = load_tokenizer(result if (result / TOKENIZER).is_file() else source.folder, trust_remote_code)
+    template = Template.choose(tokenizer) if tokenizer.chat_template else None
+    renderer = ChatRenderer(tokenizer, template, _stop_ids(model))
+    return Opened(
+        target,
+        model.eval(),
+        tokenizer,
+        renderer,
+        template,
+        source,
+        config,
+        chosen,
+        trained_system(result),
+        trust_remote_code,
+        held,
+    )
+
+
+def _trained_quantization(result: Path, config: RunConfig | None) -> ComponentConfig | None:
+    """As the run says that made the adapter, else as the adapter itself does."""
+    if config is not None:
+        return config.model.quantization
+    found = trained_quantization(result)
+    if found is None:
+        return None
+    schema: type[ComponentConfig] = load_component("quantization", str(found.get("kind"))).Config
+    return schema.model_validate(found)
+
+
+def _stop_ids(model: Any) -> list[int]:
+    """What the base's own generation config stops at; an adapter's folder has no such file."""
+    core = model.get_base_model() if isinstance(model, PeftModel) else model
+    found = core.generation_config.eos_token_id
+    return [] if found is None else [found] if isinstance(found, int) else list(found)
+
+
+def _config_of_run(result: Path) -> RunConfig | None:
+    """The configuration beside RUN/adapter or RUN/model."""
+    run = result.parent
+    if result.name not in ("adapter", "model") or not (run / "manifest.json").is_file():
+        return None
+    return configuration.load(run / "config.yaml")
+
+
+def base_dtype(source: ModelSource) -> str:
+    """The dtype in which the base is loaded where nobody asks for another, for example `bfloat16`: what its config.json
+    names, else the commonest of its weights."""
+    tree = json.loads((source.folder / "config.json").read_text(encoding="utf-8"))
+    text = tree.get("text_config", {})
+    found = tree.get("dtype") or tree.get("torch_dtype") or text.get("dtype") or text.get("torch_dtype")
+    if found:
+        return str(found).removeprefix("torch.")
+    return next(iter(summarise(source.folder, source.name).floating), "float32")

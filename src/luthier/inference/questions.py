@@ -1,0 +1,180 @@
+"""What is asked of a model that is to be judged: a prompt, and the answer that was expected, if there is one."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from luthier import component
+from luthier import config as configuration
+from luthier.config import DataFile
+from luthier.data.dataset.prepare import Prepared, prepare
+from luthier.data.files import sources
+from luthier.errors import UserError, excerpt
+from luthier.inference.generation import Generation
+from luthier.inference.opened import Opened
+from luthier.types import NO_TARGET, Message, Prompt, Row, Sample
+
+ANSWER_COLUMNS = {"output", "completion", "response", "messages", "conversations", "text", "chosen"}
+REQUEST_COLUMNS = {"prompt", "instruction"}
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt as the model gets it, and what should come."""
+
+    prompt: str
+    """For people."""
+    prompt_ids: list[int]
+    reference: str | None = None
+    sample: Sample | None = None
+    """Prompt and reference as one sample of which only the reference is trained."""
+    row: str | None = None
+    """file:line"""
+
+
+def from_sample(sample: Sample, tokenizer: Any, stop_ids: Collection[int]) -> Question | None:
+    """The last trained turn of an encoded conversation as a question; None for a text without a prompt."""
+    trained = np.flatnonzero(sample.targets != NO_TARGET)
+    if not len(trained):
+        return None
+    breaks = np.flatnonzero(np.diff(trained) > 1)
+    start = int(trained[breaks[-1] + 1] if len(breaks) else trained[0])
+    if start == 0:
+        return None
+    targets = sample.targets.copy()
+    targets[:start] = NO_TARGET
+    expected = [int(token) for token in targets[start : int(trained[-1]) + 1] if token not in stop_ids]
+    prompt_ids = [int(token) for token in sample.input_ids[: start + 1]]
+    return Question(
+        _text(tokenizer, prompt_ids),
+        prompt_ids,
+        _text(tokenizer, expected),
+        Sample(sample.input_ids, targets, sample.row, sample.group),
+        sample.row,
+    )
+
+
+def _text(tokenizer: Any, ids: list[int]) -> str:
+    return str(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
+def matches(answer: Generation, question: Question) -> bool:
+    """Whether an answer came to its end and says the reference, white space around both aside."""
+    return answer.stopped and question.reference is not None and answer.text.strip() == question.reference.strip()
+
+
+def asked(opened: Opened, prompt: str, system: str | None = None, row: str | None = None) -> Question:
+    """A plain request as a question without a reference. Raises UserError where the model has no chat template."""
+    return _of_prompt(opened, Prompt((Message("user", prompt),), row or ""), system)
+
+
+def _of_prompt(opened: Opened, prompt: Prompt, system: str | None) -> Question:
+    """With `system`, else that of the training, before messages that have none of their own."""
+    spoken = opened.system if system is None else system
+    own = prompt.messages[0].role == "system"
+    messages = [Message("system", spoken), *prompt.messages] if spoken and not own else prompt.messages
+    ids = opened.renderer.prompt_ids(messages, prompt.tools)
+    return Question(prompt.messages[-1].content, ids, row=prompt.row or None)
+
+
+def read_questions(
+    opened: Opened, path: str, *, system: str | None = None, drop_bad_rows: bool = False, limit: int | None = None
+) -> list[Question]:
+    """The questions of a file.
+
+    Args:
+        path: a `.txt` file (a prompt a line), rows with `prompt` or `instruction` alone, or rows in any format of
+            training data, whose last answer is the reference.
+        system: for prompts without a reference.
+        limit: take only the first so many.
+
+    Raises:
+        UserError: the file cannot be used, or holds no question.
+    """
+    file = configuration.data_file(path)
+    if file.path.endswith(".txt") and file.format == "auto":
+        questions = [
+            asked(opened, line.strip(), system, f"{file.path}:{number}")
+            for number, line in enumerate(_lines(file.path), start=1)
+            if line.strip()
+        ]
+    elif (prompts := _prompts_alone(file)) is not None:
+        questions = [_of_prompt(opened, prompt, system) for prompt in prompts[:limit]]
+    else:
+        prepared = read_samples(opened, path, drop_bad_rows=drop_bad_rows)
+        count = len(prepared.train) if limit is None else min(limit, len(prepared.train))
+        found = [
+            from_sample(prepared.train[index], opened.tokenizer, opened.renderer.stop_ids) for index in range(count)
+        ]
+        questions = [question for question in found if question is not None]
+    if not questions:
+        raise UserError(path, "it holds no question", "prompts, or conversations", "luthier eval scores plain text")
+    return questions[:limit]
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(path, f"cannot be read: {error}", "a text file in UTF-8, a prompt a line") from None
+
+
+def _prompts_alone(file: DataFile) -> list[Prompt] | None:
+    """What rows ask that hold no answer; None where the file names another format, or its first row is anything else."""
+    kind = component.load("formats", "prompts")
+    named = isinstance(file.format, kind.Config)
+    if not named and file.format != "auto":
+        return None
+    reader = kind(file.format if named else kind.Config())
+    out: list[Prompt] = []
+    for source in sources(file, "--prompts"):
+        for row in source.rows():
+            if not isinstance(row, Row):
+                if not out and not named:
+                    return None  # the way of training data lists all bad rows
+                raise row
+            if not named and not (row.values.keys() & REQUEST_COLUMNS and not row.values.keys() & ANSWER_COLUMNS):
+                if not out:
+                    return None
+                raise UserError(
+                    row.place, f"has the columns {excerpt(sorted(row.values))}", "a prompt alone, as the rows before it"
+                )
+            out.append(reader.parse(row))
+    return out
+
+
+def read_samples(opened: Opened, path: str, *, drop_bad_rows: bool = False) -> Prepared:
+    """A file in any format of training data, encoded as for training: with the system text of the training data before
+    rows that have none. Rows are dropped only where that is asked for.
+
+    Raises:
+        UserError: the file, or rows of it, cannot be used.
+    """
+    policy = "drop" if drop_bad_rows else "error"
+    config = configuration.from_dict(
+        {
+            "model": opened.target,
+            "output_dir": "unused",
+            "data": {
+                "train": [configuration.data_entry(path)],
+                "system": opened.system or None,
+                "on_bad_row": policy,
+                "on_long_row": policy,
+            },
+        }
+    )
+    objective = component.load("objectives", "sft")
+    try:
+        return prepare(
+            config, opened.tokenizer, context_length=opened.context_tokens, objective=objective(objective.Config())
+        )
+    except UserError as error:
+        if "rows cannot be used" in error.found:
+            found = error.found.replace("; nothing was trained", "")
+            raise UserError(error.where, found, error.expected, "mend the rows, or add --drop-bad-rows") from None
+        raise

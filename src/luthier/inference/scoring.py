@@ -1,0 +1,115 @@
+"""What a model makes of held-out samples: log-probabilities and right tokens, summed by row.
+
+Nothing here draws a random number or changes the model; sums are by row first, so that the layout and the number of
+processes only change the order of work, not the figures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import exp, inf
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from luthier.data.steps.layout import micro_batches
+from luthier.types import NO_TARGET, Sample
+
+WINDOW = 256
+"""Samples that are laid out at a time: bounds the memory for their ids, and keeps processes in step."""
+
+MOST_NATS = 700.0
+"""exp() of more is no float."""
+
+
+class Rows(Protocol):
+    """A list of samples, or a file of them."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Sample: ...
+
+
+@dataclass(frozen=True, slots=True)
+class RowScores:
+    """One entry a sample, in the samples' order."""
+
+    nll: npt.NDArray[np.float64]
+    """Sum over its trained tokens of -log p(target), in nats."""
+    correct: npt.NDArray[np.int64]
+    """Trained tokens that were the most likely ones."""
+    tokens: npt.NDArray[np.int64]
+    """Trained tokens."""
+
+    @property
+    def summary(self) -> dict[str, float]:
+        """loss (nats a token), perplexity, token_accuracy and tokens, over all rows."""
+        tokens = int(self.tokens.sum())
+        loss = float(self.nll.sum()) / max(tokens, 1)
+        return {
+            "loss": loss,
+            "perplexity": perplexity(loss),
+            "token_accuracy": float(self.correct.sum()) / max(tokens, 1),
+            "tokens": tokens,
+        }
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss in nats a token); infinite where that is no float."""
+    return exp(loss) if loss < MOST_NATS else inf
+
+
+def score_rows(
+    policy: nn.Module,
+    samples: Rows,
+    *,
+    layout: Literal["flat", "padded"],
+    max_tokens: int,
+    processes: int = 1,
+    rank: int = 0,
+) -> RowScores:
+    """Scores of each sample, the same on every process.
+
+    Args:
+        policy: a `luthier.policy.policy.Policy`, possibly wrapped by an engine; run in eval mode, which is undone afterwards.
+        samples: the rows.
+        layout: how the policy wants its micro-batches.
+        max_tokens: most tokens of one forward pass; a longer sample goes alone.
+        processes, rank: with more than one process each scores its share and the sums are exchanged.
+    """
+    sums = torch.zeros(2, len(samples), dtype=torch.float64)
+    tokens = np.zeros(len(samples), dtype=np.int64)
+    with evaluating(policy), torch.no_grad():
+        for start in range(0, len(samples), WINDOW):
+            indices = list(range(start, min(start + WINDOW, len(samples))))
+            window = [samples[index] for index in indices]
+            tokens[indices] = [sample.trained_tokens for sample in window]
+            for batch in micro_batches(
+                window, indices, layout=layout, max_tokens=max_tokens, step=0, processes=processes, rank=rank
+            ):
+                scores = policy(batch, want=("correct",))
+                rows = batch.rows[batch.targets != NO_TARGET]
+                sums[0].index_add_(0, rows, -scores.logps.double().cpu())
+                sums[1].index_add_(0, rows, scores.correct.double().cpu())
+    if processes > 1:
+        sums = sums.to(next(policy.parameters()).device)
+        torch.distributed.all_reduce(sums)
+    nll, correct = sums.cpu().numpy()
+    return RowScores(nll, correct.astype(np.int64), tokens)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode, undone afterwards module by module."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode

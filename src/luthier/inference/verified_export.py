@@ -1,0 +1,394 @@
+"""From a run to a folder that others can use: written aside, read back, compared, and only then named. A whole model's
+prompts are compared with those of another engine as well (`inference/served.py`).
+
+What an export writes and how it is read back is the component's own (`export/`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast, get_args
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+
+from luthier import component
+from luthier.component import ComponentConfig
+from luthier.data.chat.renderer import ChatRenderer
+from luthier.data.dataset.prepare import prepare
+from luthier.errors import EnvironmentProblem, LuthierError, UserError, excerpt
+from luthier.export._parts import Parts
+from luthier.inference import served
+from luthier.inference.opened import Base, Opened, base_dtype, open_model
+from luthier.models.adapters import OURS, begins, origin_of, write_origin
+from luthier.models.load import fingerprint, quiet
+from luthier.system.files import as_readable_as, fsync
+from luthier.system.memory import give_back_memory
+from luthier.system.words import human_bytes
+from luthier.types import Message, Sample
+
+QUESTIONS = (
+    "What is the capital of France?",
+    "写一首关于春天的短诗。",
+    "Write a function that adds two numbers.",
+    "Who are you?",
+)
+TEXTS = (
+    "The quick brown fox jumps over the lazy dog, and then it rests.",
+    "def add(a, b):\n    return a + b\n",
+    "从前有一座山，山上有一座庙。",
+)
+MOST_TOKENS = 128
+"""Of one text of the comparison."""
+MOST_RUN_PROMPTS = 4
+
+EXACT = 1e-3
+"""Largest difference of logits, relative to the largest logit, that float32 allows between two orders of summation."""
+LOST_SHARE = 0.5
+"""A merge whose rounding changes the model by this share of what tuning changed has lost the tuning."""
+NEGLIGIBLE_NATS = 1e-6
+
+BASES = get_args(Base)
+HELD_OUT_ROWS = 16
+"""Of the run's held-out data, at most so many are compared on."""
+
+
+@dataclass(frozen=True)
+class Drift:
+    """How far one model's predictions are from another's, over all positions of the texts of the comparison."""
+
+    max_logit_difference: float
+    largest_logit: float
+    top1_agreement: float
+    """share of positions with the same most likely token"""
+    mean_kl_nats: float
+    """KL(original || written) of the next token, the mean over positions"""
+    positions: int
+
+    def as_text(self) -> str:
+        """What matters most of it."""
+        return f"same top token {100 * self.top1_agreement:.1f} %, mean KL {self.mean_kl_nats:.1e} nats"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written, and how it differs from what it came from."""
+
+    folder: Path
+    kind: str
+    dtype: str
+    size_bytes: int
+    drift: Drift
+    """the written folder against the run"""
+    tuning: Drift | None
+    """the base against the run: what the tuning changed, on the same texts; None without an adapter"""
+    prompts: served.Compared | None = None
+    """whether another engine reads the prompts as they were trained; None where it was not asked"""
+    system: str | None = None
+    """the system text that all training conversations had; it is in the folder's luthier.json, and `chat` uses it"""
+    choice: Drift | None = None
+    """the base that was merged into against the quantized one of the training, each with the adapter; None where the base
+    was not quantized"""
+
+    def as_text(self) -> str:
+        """For the terminal."""
+        drift, tuning = self.drift, self.tuning
+        lines = [
+            f"{self.folder}: {self.kind}, {self.dtype}, {self.size_bytes / 1e6:,.1f} MB",
+            f"drift over {drift.positions} positions: max |dlogit| {drift.max_logit_difference:.2e} "
+            f"(largest logit {drift.largest_logit:.3g}), {drift.as_text()}",
+        ]
+        if tuning is not None:
+            lines.append(f"for comparison, tuning itself changed: {tuning.as_text()}")
+        if self.choice is not None:
+            lines.append(
+                f"this base against the quantized one of the training: max |dlogit| "
+                f"{self.choice.max_logit_difference:.2e}, {self.choice.as_text()}"
+            )
+        if self.prompts is not None:
+            lines.append(self.prompts.as_text())
+        if self.system:
+            lines.append(
+                f"system text of its training, kept in luthier.json, where chat finds it: {excerpt(self.system)}"
+            )
+            lines.append("other tools must be given it")
+        return "\n".join(lines)
+
+
+def export(
+    target: str,
+    to: str,
+    output: str | Path,
+    *,
+    settings: dict[str, Any] | None = None,
+    base: str = "as trained",
+    unproven: bool = False,
+    trust_remote_code: bool = False,
+    say: Callable[[str], None] = print,
+) -> Exported:
+    """Writes RUN, ADAPTER or MODEL as the export `to`.
+
+    Args:
+        output: a folder that does not exist or is empty.
+        settings: keys of the export's own Config.
+        base: `as trained`; where that was quantized, a merge takes `16bit`, the unquantized base, or `dequantized`, the
+            values that it was trained on, as plain weights.
+        unproven: do not ask another engine whether it reads the prompts as they were trained.
+        say: gets a line before each long step.
+
+    Raises:
+        UserError: the folder is in use, there is nothing to export, or the result would not be what was trained or not
+            be served as it was trained.
+        EnvironmentProblem: no room or no permission; nothing is left behind.
+    """
+    if base not in BASES:
+        raise UserError("--base", excerpt(base), "one of " + ", ".join(BASES))
+    kind: Any = component.load("export", to)
+    exporter = kind(_config(kind, to, settings or {}))
+    folder = Path(output)
+    _refuse_used(folder)
+    say(f"opening {target} in float32 on the CPU")
+    opened = _open(target, "16bit" if exporter.needs_adapter else "as trained", trust_remote_code)
+    _refuse_wrong(exporter, to, opened, base)
+    inputs = _inputs(opened, say)
+    held = None
+    if opened.quantization is not None and not exporter.needs_adapter:
+        held = _logits(opened.model, inputs)
+        opened.model = None  # one model at a time
+        give_back_memory()
+        say("opening its base as it is merged into")
+        opened = _open(target, cast("Base", base), trust_remote_code)
+    parts = _parts(opened, as_stored=base != "dequantized" or opened.quantization is None)
+    _refuse_full_disk(folder, exporter.size_bytes(parts))
+    opened.model = None  # the parts alone hold it now, and let go of it
+    original = _logits(parts.model, inputs)
+    choice = drift(held, original) if held is not None else None
+    tuning = _effect_of_tuning(parts, original, inputs)
+    asked = None if unproven or exporter.needs_adapter else opened.renderer
+    found, prompts = _write_and_compare(exporter, parts, folder, original, inputs, tuning, asked, say)
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return Exported(folder, to, exporter.dtype(parts), size, found, tuning, prompts, opened.system, choice)
+
+
+def _open(target: str, base: Base, trust_remote_code: bool) -> Opened:
+    """In float32 on the CPU."""
+    where = torch.device("cpu")
+    return open_model(target, dtype="float32", device=where, base=base, trust_remote_code=trust_remote_code)
+
+
+def _effect_of_tuning(parts: Parts, original: Sequence[torch.Tensor], inputs: list[list[int]]) -> Drift | None:
+    if parts.adapter is None:
+        return None
+    with parts.model.disable_adapter():
+        return drift(original, _logits(parts.model, inputs))
+
+
+def _write_and_compare(
+    exporter: Any,
+    parts: Parts,
+    folder: Path,
+    original: Sequence[torch.Tensor],
+    inputs: list[list[int]],
+    tuning: Drift | None,
+    asked: ChatRenderer | None,
+    say: Callable[[str], None],
+) -> tuple[Drift, served.Compared | None]:
+    """Writes aside, reads back, compares, and only then gives the folder its name.
+
+    Args:
+        asked: what another engine's prompts are compared with, if they are.
+    """
+    temporary = folder.absolute().with_name(f".tmp-{folder.absolute().name}-{os.getpid()}")
+    try:
+        temporary.mkdir(parents=True)
+        say(f"writing {folder}")
+        with quiet():
+            exporter.write(parts, temporary, say)
+            write_origin(temporary, parts.origin)
+            parts.model = None
+            give_back_memory()
+            say("reading it back")
+            found = drift(original, _logits(exporter.reload(parts, temporary), inputs))
+        _refuse_lost(found, tuning, exporter.dtype(parts))
+        prompts = None
+        if asked is not None:
+            say("comparing prompts with another engine")
+            prompts = served.compare(temporary, asked)
+        files = [path for path in temporary.rglob("*") if path.is_file()]
+        as_readable_as(temporary / OURS, files)
+        for path in [*files, temporary]:
+            fsync(path)
+        temporary.rename(folder)
+        fsync(folder.absolute().parent)
+    except (OSError, SafetensorError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise EnvironmentProblem(str(folder), f"could not be written: {why}", "a writable folder with room") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return found, prompts
+
+
+def _config(kind: Any, to: str, settings: dict[str, Any]) -> ComponentConfig:
+    unknown = sorted(settings.keys() - kind.Config.model_fields.keys())
+    if unknown:
+        raise UserError(
+            f"export {to}", f"it has no setting {unknown[0]!r}", "one of " + ", ".join(sorted(kind.Config.model_fields))
+        )
+    try:
+        config: ComponentConfig = kind.Config.model_validate({"kind": to, **settings})
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        raise UserError(
+            f"export {to}", f"{'.'.join(map(str, wrong['loc']))} is {excerpt(wrong['input'])}", wrong["msg"]
+        ) from None
+    return config
+
+
+def _refuse_used(folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(
+            str(folder),
+            "exists and is not empty; nothing is overwritten",
+            "a new or empty folder",
+            f"--output {folder}-2",
+        )
+
+
+def _refuse_wrong(exporter: Any, to: str, opened: Opened, base: str) -> None:
+    if exporter.needs_adapter and opened.adapter is None:
+        raise UserError(
+            opened.target,
+            "has no adapter: all its weights are its own",
+            "a run with tuning: lora",
+            f"luthier export {opened.target} --to merged --output DIR",
+        )
+    if to == "adapter" or opened.quantization is None:
+        return
+    kind, command = opened.quantization.kind, f"luthier export {opened.target} --to {to} --output DIR --base"
+    if base == "as trained":
+        raise UserError(
+            opened.target,
+            f"the adapter was trained on a base held in {kind}, which a plain model is not",
+            "the choice of another base: 16bit, the unquantized one, to which the adapter fits a little worse; or "
+            "dequantized, the very values that it was trained on; or the adapter alone",
+            f"{command} 16bit",
+        )
+    if base == "16bit" and opened.adapter is not None and begins(opened.adapter) == "loftq":
+        raise UserError(
+            opened.target,
+            "the adapter began at what quantization lost (loftq), which the unquantized base still has",
+            "the base that it completes",
+            f"{command} dequantized",
+        )
+
+
+def _refuse_full_disk(folder: Path, need: int) -> None:
+    """A model is as large as its weights."""
+    place = next(parent for parent in folder.absolute().parents if parent.exists())
+    free = shutil.disk_usage(place).free
+    if free < need:
+        raise EnvironmentProblem(
+            str(folder), f"{human_bytes(free)} are free", human_bytes(need), "another --output, or free space"
+        )
+
+
+def _parts(opened: Opened, as_stored: bool) -> Parts:
+    name, revision = opened.source.plain
+    base = fingerprint(opened.source).as_dict()
+    return Parts(
+        opened.model,
+        opened.tokenizer,
+        opened.template.saved_source if opened.template is not None else None,
+        tuple(sorted(opened.renderer.stop_ids)),
+        opened.source.folder,
+        name,
+        revision,
+        base_dtype(opened.source),
+        as_stored,
+        opened.adapter,
+        opened.trust_remote_code,
+        origin_of(opened.adapter or opened.source.folder, base),
+    )
+
+
+def _inputs(opened: Opened, say: Callable[[str], None]) -> list[list[int]]:
+    """Ids of the texts of the comparison: fixed ones, prompts of the run itself, and rows that it held out."""
+    prompts = list(QUESTIONS)
+    if opened.config is not None:
+        answers = Path(opened.target) / "answers.json"
+        if answers.is_file():
+            prompts += [
+                str(line["prompt"]) for line in json.loads(answers.read_text(encoding="utf-8"))[:MOST_RUN_PROMPTS]
+            ]
+    ids = (
+        [opened.renderer.prompt_ids([Message("user", prompt)]) for prompt in prompts]
+        if opened.template is not None
+        else []
+    )
+    ids += _held_out(opened, say)
+    ids += [opened.tokenizer(text, add_special_tokens=False)["input_ids"] for text in TEXTS]
+    limit = min(MOST_TOKENS, opened.context_tokens or MOST_TOKENS)
+    return [found[:limit] for found in ids]
+
+
+def _held_out(opened: Opened, say: Callable[[str], None]) -> list[list[int]]:
+    """The first rows that the run held out; none where it held out none, or, which is said, its data are not there any
+    more."""
+    if opened.config is None or opened.config.data.eval is None:
+        return []
+    objective = component.make("objectives", opened.config.objective)
+    try:
+        data = prepare(opened.config, opened.tokenizer, context_length=opened.context_tokens, objective=objective)
+    except LuthierError as error:
+        say(f"compared without rows that the run held out: {error.where}: {error.found}")
+        return []
+    rows: Sequence[Sample] = data.eval or ()
+    return [list(map(int, rows[index].input_ids)) for index in range(min(HELD_OUT_ROWS, len(rows)))]
+
+
+@torch.no_grad()
+def _logits(model: Any, inputs: list[list[int]]) -> list[torch.Tensor]:
+    """[T, V] float32 for each text, which is alone under the stock attention."""
+    return [model(input_ids=torch.tensor([ids]), use_cache=False).logits[0].float() for ids in inputs]
+
+
+def drift(original: Sequence[torch.Tensor], written: Sequence[torch.Tensor]) -> Drift:
+    """Of logits [T, V] of the same texts."""
+    found = []
+    for before, after in zip(original, written, strict=True):
+        first, second = before.log_softmax(-1), after.log_softmax(-1)
+        kl = (first.exp() * (first - second)).sum(-1).double().sum()
+        same = (before.argmax(-1) == after.argmax(-1)).double().sum()
+        found.append(torch.stack([(before - after).abs().max(), before.abs().max(), same, kl]))
+    (difference, largest), (same, kl) = torch.stack(found)[:, :2].amax(0), torch.stack(found)[:, 2:].sum(0)
+    positions = sum(map(len, original))
+    mean = float(kl) / positions
+    return Drift(
+        max_logit_difference=float(difference),
+        largest_logit=float(largest),
+        top1_agreement=float(same) / positions,
+        mean_kl_nats=0.0 if mean < 0 else mean,  # what is no number stays none
+        positions=positions,
+    )
+
+
+def _refuse_lost(found: Drift, tuning: Drift | None, dtype: str) -> None:
+    if dtype == "float32" and not found.max_logit_difference <= EXACT * max(found.largest_logit, 1.0):
+        raise RuntimeError(
+            f"the written model is not the one it came from: logits differ by {found.max_logit_difference:.2e}"
+        )
+    effect = tuning.mean_kl_nats if tuning is not None else float("inf")
+    if not found.mean_kl_nats <= max(NEGLIGIBLE_NATS, LOST_SHARE * effect):
+        raise UserError(
+            "export",
+            f"rounding to {dtype} changes the model by {found.mean_kl_nats:.1e} nats a token, tuning by {effect:.1e}: "
+            "what was learned would be lost",
+            "a dtype that holds it",
+            "--dtype float32, or --to adapter",
+        )

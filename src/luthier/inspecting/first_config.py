@@ -1,0 +1,247 @@
+"""What `luthier init` does: look at the data and the machine, and write a configuration to start from."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from luthier import component, config
+from luthier.config.documents import parse_yaml, to_yaml
+from luthier.data.files import Source, sources
+from luthier.data.recognise import reader_of
+from luthier.errors import BadRow, EnvironmentProblem, UserError
+from luthier.inspecting import template_choice
+from luthier.inspecting.template_choice import Fit, varied
+from luthier.models.sources.resolve import at_hand
+from luthier.system import machine
+from luthier.system.words import counted
+from luthier.types import Conversation, Example, Preference, Row, Text
+
+MOST_ROWS = 200_000
+"""Rows that are looked at in one file; more than that tells nothing new."""
+
+ENOUGH_TO_HOLD_OUT = 100
+"""From so many rows on, a twentieth of them is a measurement."""
+
+HELD_OUT = 0.05
+STEPS_AT_LEAST = 20
+"""A small data set gets a small batch, so that there are steps to learn in."""
+
+
+@dataclass(frozen=True)
+class DataLook:
+    """One file, as far as it can be told without a tokenizer. Lengths are characters."""
+
+    path: str
+    format: str
+    rows: int
+    whole: bool
+    """False where the file has more rows than were looked at"""
+    bad_rows: int
+    first_bad_row: str
+    row_lengths: tuple[int, ...]
+    answer_lengths: tuple[int, ...]
+    conversations: tuple[Conversation, ...] = ()
+    """some of each shape"""
+    note: str = ""
+    """what is to be said of the choice of files"""
+
+    def as_text(self) -> str:
+        more = "" if self.whole else " or more"
+        line = (
+            f"{self.path}: {counted(self.rows, 'row')}{more}, format {self.format}; {_spread('rows', self.row_lengths)}"
+        )
+        if self.answer_lengths:
+            line += f"; {_spread('answers', self.answer_lengths)}"
+        if self.bad_rows:
+            line += f"\n{counted(self.bad_rows, 'row')} cannot be used, the first: {self.first_bad_row}"
+        return line + (f"\n{self.note}" if self.note else "")
+
+
+def _spread(what: str, lengths: Sequence[int]) -> str:
+    half = statistics.median_low(lengths)
+    if len(lengths) == 1:
+        return f"{what} of {counted(half, 'character')}"
+    return f"{what} of {min(lengths):,} to {counted(max(lengths), 'character')}, half of them up to {half:,}"
+
+
+def look_at_data(path: str) -> list[DataLook]:
+    """What is in a file, in the files of a pattern, or in a hub data set; `{path: ..., format: ...}` says how to read it.
+
+    Raises:
+        UserError: nothing is there, it cannot be read, its format is not recognised, or no row can be used.
+    """
+    return [_look(source) for source in sources(config.data_file(path), "data.train")]
+
+
+def _look(source: Source) -> DataLook:
+    rows = list(itertools.islice(source.rows(), MOST_ROWS + 1))
+    whole, rows = len(rows) <= MOST_ROWS, rows[:MOST_ROWS]
+    good = [row for row in rows if isinstance(row, Row)]
+    if not good:
+        raise UserError(source.name, "no row can be read" if rows else "there are no rows in it", "at least one row")
+    reader, _ = reader_of(source, iter(good), "data.train")
+    assert reader is not None
+    examples, bad = list[Example](), list[BadRow]()
+    for row in rows:
+        if isinstance(row, BadRow):
+            bad.append(row)
+            continue
+        try:
+            examples.append(reader.parse(row))
+        except BadRow as error:
+            bad.append(error)
+    if not examples:
+        raise UserError(
+            source.name,
+            f"none of its {counted(len(rows), 'row')} can be used; the first: {bad[0]}",
+            f"rows in the format {reader.kind}",
+        )
+    if not isinstance(examples[0], component.load("objectives", "sft").takes):
+        raise UserError(
+            source.name,
+            f"its rows have the format {reader.kind}, from which supervised fine-tuning cannot learn",
+            "rows with an answer to learn, or texts",
+        )
+    answers = [length for example in examples for length in _answer_lengths(example)]
+    first_bad = f"{bad[0].where}: {bad[0].found}" if bad else ""
+    return DataLook(
+        source.name,
+        reader.kind,
+        len(rows),
+        whole,
+        len(bad),
+        first_bad,
+        tuple(map(_length, examples)),
+        tuple(answers),
+        tuple(varied([example for example in examples if isinstance(example, Conversation)])),
+        source.note,
+    )
+
+
+def _length(example: Example) -> int:
+    if isinstance(example, Text):
+        return len(example.text)
+    if isinstance(example, Preference):
+        return sum(len(message.content) for message in example.prompt + example.chosen)
+    return sum(len(message.content) for message in example.messages)
+
+
+def _answer_lengths(example: Example) -> list[int]:
+    if not isinstance(example, Conversation):
+        return []
+    return [len(message.content) for message in example.messages if message.role == "assistant" and message.train]
+
+
+def machine_text(found: machine.Machine) -> str:
+    """The machine in a line."""
+    free = "unknown" if found.available_bytes is None else machine.size(found.available_bytes)
+    gpus = ", ".join(f"{gpu.name} ({machine.size(gpu.free_bytes)} free)" for gpu in found.gpus) or "no GPU"
+    return f"{found.cores} cores, {free} memory free, {gpus}"
+
+
+def look_at_model(model: str, looks: Sequence[DataLook]) -> Fit | None:
+    """Whether the model's chat template holds the data, where the model is on this machine; nothing is fetched."""
+    conversations = [one for look in looks for one in look.conversations]
+    return template_choice.look(at_hand(model), conversations) if conversations else None
+
+
+def draft(
+    model: str,
+    looks: Sequence[DataLook],
+    paths: Sequence[str],
+    tuning: str = "lora",
+    output_dir: str = "",
+    fit: Fit | None = None,
+) -> str:
+    """YAML text of a configuration for this data, with comments; it loads.
+
+    Args:
+        fit: what `look_at_model` found.
+
+    Raises:
+        UserError: the model or the tuning method is none.
+    """
+    rows = sum(look.rows for look in looks)
+    entries = [config.data_entry(path) for path in paths]
+    data: dict[str, Any] = {"train": entries[0] if len(entries) == 1 else entries}
+    comments = {"train": f"{counted(rows, 'row')}, {' and '.join(sorted({look.format for look in looks}))}"}
+    for key, (value, why) in (fit.keys if fit is not None else {}).items():
+        data[key], comments[key] = value, " ".join(why.split())
+    if rows >= ENOUGH_TO_HOLD_OUT:
+        data["eval"] = HELD_OUT
+        comments["eval"] = "the share of rows that is held out to measure on"
+    if bad := sum(look.bad_rows for look in looks):
+        comments["on_bad_row"] = (
+            f"{counted(bad, 'row')} cannot be used; drop: leave them out, and write them to rejected.jsonl"
+        )
+        data["on_bad_row"] = "error"
+    filled = config.from_dict(
+        {
+            "model": model,
+            "data": data,
+            "tuning": tuning,
+            "output_dir": output_dir or _new_folder(config.data_file(paths[0]).path),
+        }
+    )
+    training = {
+        "global_batch_size": _batch(rows),
+        "num_train_epochs": filled.training.num_train_epochs,
+    }
+    comments |= {
+        "tuning": f"or {', '.join(kind for kind in component.listing('tuning') if kind != tuning)}; "
+        f"sets the learning rate, here {filled.training.learning_rate:g}",
+        "global_batch_size": "examples of one optimizer step",
+        "num_train_epochs": "passes over the data",
+        "output_dir": "everything that the run writes",
+    }
+    if not Path(model).exists():
+        comments["model"] = f"luthier download {model} fetches it ahead of time"
+    tree = {"model": model, "data": data, "tuning": tuning, "training": training, "output_dir": filled.output_dir}
+    head = "# Written by luthier init. `luthier explain` lists all keys, `luthier explain KEY` says what one takes.\n"
+    text = head + _commented(to_yaml(tree), comments)
+    config.build(parse_yaml(text, "draft"))
+    return text
+
+
+def _commented(text: str, comments: dict[str, str]) -> str:
+    lines = []
+    for line in text.splitlines():
+        key = line.split(":")[0]
+        nested = key.startswith("    ")  # of a file's own map, whose keys are others
+        comment = "" if nested else comments.get(key.strip(), "")
+        lines.append(f"{line:<34} # {comment}" if comment else line)
+    return "\n".join(lines) + "\n"
+
+
+def _batch(rows: int) -> int:
+    return next(size for size in (16, 8, 4, 2, 1) if rows >= size * STEPS_AT_LEAST or size == 1)
+
+
+def _new_folder(path: str) -> str:
+    """`runs/` and the data's name, with a number where that is taken."""
+    stem = "".join(char if char.isalnum() or char in "-_." else "-" for char in Path(path).stem) or "run"
+    names = itertools.chain([f"runs/{stem}"], (f"runs/{stem}-{number}" for number in itertools.count(2)))
+    return next(name for name in names if not Path(name).exists())
+
+
+def write_new(path: Path, text: str) -> None:
+    """Writes a file that is not there yet.
+
+    Raises:
+        UserError: it is there already.
+        EnvironmentProblem: it cannot be written.
+    """
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise UserError(str(path), "this file is there already", "a new file", f"--output {path.stem}-2.yaml") from None
+    except OSError as error:
+        raise EnvironmentProblem(
+            str(path), f"cannot be written: {error.strerror}", "a writable folder", "--output FILE"
+        ) from None

@@ -1,0 +1,71 @@
+"""What `luthier inspect` looks into: a model as a configuration holds and trains it, without its data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from luthier import component, config
+from luthier.config import RunConfig
+from luthier.config.documents import Document
+from luthier.errors import UserError
+from luthier.inference.opened import open_model
+from luthier.inspecting.module_tree import Node, tree
+from luthier.models.load import load_model, load_tokenizer
+from luthier.models.new_tokens import add_tokens
+from luthier.models.precision import choose_dtype
+from luthier.models.sources.resolve import resolve
+from luthier.system.devices import device
+from luthier.training.build import build_policy, model_to_tune
+
+
+def look(target: str, overrides: Sequence[str] = (), trust_remote_code: bool = False) -> Node:
+    """The modules of a model, as loaded and with nothing trained; of a run or an adapter, with the adapter on.
+
+    Args:
+        target: as `model.path` of a configuration, or an adapter.
+        overrides: keys of `model` (`quantization=nf4`), and of `tuning` to see what it would train.
+
+    Raises:
+        UserError, EnvironmentProblem: as training would.
+    """
+    document = Document({"model": {"path": target}, "data": "not read", "output_dir": "not written"}, "command line")
+    for override in overrides:
+        config.apply_override(document, override)
+    checked = config.build(document)
+    if resolve(target, checked.model.revision, trust_remote_code).adapter is not None:
+        if overrides:
+            raise UserError(target, "is an adapter, whose base is held as its run says", "no other keys", overrides[0])
+        return tree(_core(open_model(target, trust_remote_code=trust_remote_code).model))
+    if "tuning" in document.tree:
+        return look_at(checked, trust_remote_code)
+    where = device()
+    held = checked.model.quantization
+    model = load_model(
+        resolve(target, checked.model.revision, trust_remote_code),
+        dtype=choose_dtype(checked.model.dtype, where)[0],
+        device=where,
+        quantization=component.make("quantization", held) if held is not None else None,
+        trust_remote_code=trust_remote_code,
+    )
+    return tree(model.requires_grad_(False))
+
+
+def look_at(checked: RunConfig, trust_remote_code: bool = False) -> Node:
+    """The modules of a configuration's model, quantized and tuned as it says."""
+    where = device()
+    dtype, _why = choose_dtype(checked.model.dtype, where)
+    decisions = {"activation_checkpointing": False, "layout": "padded"}
+    source = model_to_tune(checked, trust_remote_code)
+    tokenizer = load_tokenizer(source.folder, trust_remote_code=trust_remote_code)
+    new = add_tokens(tokenizer, checked.data.add_tokens)
+    # As if it went on: what it would begin with is not worked out, for no value is shown.
+    policy, _tuned = build_policy(checked, source, dtype, where, decisions, trust_remote_code, new=new, restored=True)
+    return tree(policy.core)
+
+
+def _core(model: Any) -> nn.Module:
+    core: nn.Module = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return core

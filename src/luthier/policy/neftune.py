@@ -1,0 +1,42 @@
+"""Noise on the embeddings of training (NEFTune, Jain et al., 2023, arXiv:2310.05914)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from luthier.kernels.dropout import mixed
+from luthier.policy.policy import Policy
+from luthier.types import MicroBatch
+
+
+class Noise:
+    """Adds U(-1, 1) * alpha / sqrt(L D) to the embeddings [B, T, D] of a document of L tokens, in training mode only.
+
+    The draw is a function of (seed, step, row, position, feature), so that the layout of a batch does not change it.
+    """
+
+    def __init__(self, policy: Policy, alpha: float) -> None:
+        self.policy, self.alpha = policy, alpha
+        policy.core.get_input_embeddings().register_forward_hook(self._add)
+        policy.register_forward_pre_hook(self._note)
+        self.lengths: torch.Tensor | None = None
+        """[B, T]: of the document that each place belongs to"""
+
+    def _note(self, _policy: nn.Module, inputs: tuple[Any, ...]) -> None:
+        batch: MicroBatch = inputs[0]
+        lengths = torch.tensor(batch.lengths)
+        if batch.layout == "flat":
+            self.lengths = lengths.repeat_interleave(lengths)[None]
+        else:
+            self.lengths = lengths[:, None].expand(-1, batch.input_ids.shape[1])
+
+    def _add(self, _embedding: nn.Module, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        keys = self.policy.keys.positions
+        if not self.policy.training or keys is None or self.lengths is None:
+            return output
+        noise = mixed(keys, output.shape[-1], "neftune").to(torch.float32) / 2**31
+        width = self.alpha / (self.lengths.to(output.device) * output.shape[-1]).sqrt()
+        return output + (noise * width[..., None]).to(output.dtype)

@@ -1,0 +1,57 @@
+"""The curves of a run: what was recorded at each step, as pictures for the report and for notebooks."""
+
+from __future__ import annotations
+
+from luthier.reporting.run.curves import Point, Series, smoothed, svg_curve
+from luthier.runs.figures import RunFigures, points
+from luthier.runs.screen import memory
+
+
+def with_mean(name: str, found: list[Point], colour: int = 0) -> list[Series]:
+    """A curve, and where it has enough points to hide its course, its smoothed line above it."""
+    if len(found) < 20:
+        return [Series(name, found, "line", colour)]
+    return [Series(name, found, "faint", colour), Series("smoothed", smoothed(found), "line", colour)]
+
+
+def loss_curve(run: RunFigures) -> str:
+    """The picture that says most: training loss, smoothed, and held-out loss."""
+    return svg_curve(
+        [
+            *with_mean("train", points(run.steps, "loss")),
+            Series("held-out", points(run.evaluations, "eval_loss"), "dots", 1),
+        ],
+        "Loss",
+    )
+
+
+def all_curves(run: RunFigures) -> list[str]:
+    """Every curve of a run as HTML figures; the ones without data only where something should have been recorded."""
+    accuracy = [
+        *with_mean("train", points(run.steps, "token_accuracy")),
+        Series("held-out", points(run.evaluations, "eval_token_accuracy"), "dots", 1),
+    ]
+    curves = (
+        [loss_curve(run), svg_curve(accuracy, "Tokens predicted right", format_y=_percent)]
+        if run.steps
+        else [loss_curve(run)]
+    )
+    if run.steps:
+        curves += [
+            svg_curve([Series("learning rate", points(run.steps, "learning_rate"))], "Learning rate", from_zero=True),
+            svg_curve(
+                with_mean("each step", points(run.steps, "grad_norm")), "Gradient norm, before clipping", from_zero=True
+            ),
+        ]
+    if run.timings:
+        curves += [
+            svg_curve(with_mean("each step", points(run.timings, "tokens_per_s")), "Tokens per second", from_zero=True),
+            svg_curve(
+                [Series("memory", points(run.timings, "memory_bytes"))], "Memory", format_y=memory, from_zero=True
+            ),
+        ]
+    return curves
+
+
+def _percent(value: float) -> str:
+    return f"{value * 100:.3g} %"

@@ -1,0 +1,1 @@
+"""The spine: build everything from a configuration, run the steps, write what is left."""

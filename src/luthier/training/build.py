@@ -1,0 +1,346 @@
+"""Everything that a run needs, built from a RunConfig in order: model, data, decisions, policy, optimizer.
+
+`luthier train` goes on with the loop, `luthier inspect` looks at what was built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from luthier import component
+from luthier.config import RunConfig
+from luthier.data.dataset.prepare import Prepared, prepare
+from luthier.data.dataset.progress import RowProgress
+from luthier.data.steps.layout import Layout
+from luthier.engines import Engine
+from luthier.errors import EnvironmentProblem, UserError
+from luthier.kernels.dropout import DropoutKeys
+from luthier.models.adapters import adapter_folder, adapter_hash
+from luthier.models.checks import quantized
+from luthier.models.flat import prove, use_flat_attention
+from luthier.models.folder import summarise
+from luthier.models.load import context_length, fingerprint, load_config, load_model, load_tokenizer
+from luthier.models.new_tokens import add_tokens, grow, names_of_edges, refuse_untrained
+from luthier.models.own_losses import own_losses
+from luthier.models.precision import dtype_name, hold_frozen
+from luthier.models.source import ModelSource
+from luthier.models.sources.resolve import resolve
+from luthier.objectives import Objective
+from luthier.planning.memory import activation_checkpointing, held_bytes, tokens_per_micro_batch, trained_parameters
+from luthier.policy.neftune import Noise
+from luthier.policy.policy import Policy, enable_activation_checkpointing
+from luthier.policy.routers import check_routers
+from luthier.randomness import key
+from luthier.runs.beginning import RunStart
+from luthier.runs.run_folder import ASKED_ANEW
+from luthier.system.devices import seeded
+from luthier.system.words import counted, noun
+from luthier.training.checkpoint import Checkpoints
+from luthier.training.job import Job
+from luthier.training.optimization import (
+    ROUNDS_STOCHASTICALLY,
+    make_optimizer,
+    make_schedule,
+    notes_on,
+    train_in_bfloat16,
+    warmup_steps,
+)
+from luthier.tuning import Tuned, Tuning
+
+
+@dataclass
+class Built:
+    """What `build` made."""
+
+    source: ModelSource
+    tokenizer: Any
+    data: Prepared
+    decisions: dict[str, Any]
+    """what was chosen by measurement; written to the manifest, and replayed at resume"""
+    tuned: Tuned
+    new_tokens: dict[str, int]
+    """tokens that the model did not have, and their ids"""
+    restored: bool
+    """whether a checkpoint is there to go on from"""
+    job: Job
+
+    @property
+    def adapter_hash(self) -> str | None:
+        """Of the adapter that the run goes on from."""
+        path = self.tuned.adapter_path
+        return adapter_hash(adapter_folder(path)) if path is not None else None
+
+
+def silent(_text: str) -> None:
+    """Says nothing."""
+
+
+def build(
+    config: RunConfig,
+    engine: Engine,
+    dtype: torch.dtype,
+    *,
+    decided: dict[str, Any] | None = None,
+    trust_remote_code: bool = False,
+    say: Callable[[str], None] = silent,
+) -> Built:
+    """From the model's source to a job that can begin. Nothing is written to `output_dir`.
+
+    Args:
+        decided: the decisions of the run that goes on, of which some may be asked for anew; by default they are made here.
+        say: gets each line for the person who watches.
+
+    Raises:
+        UserError, EnvironmentProblem: the input or the machine does not allow the run.
+    """
+    engine.scale_losses(dtype == torch.float16)
+    objective: Objective = component.make("objectives", config.objective)
+    with _main_process_first(engine), RowProgress() as progress:
+        source = model_to_tune(config, trust_remote_code)
+        tokenizer = load_tokenizer(source.folder, trust_remote_code=trust_remote_code)
+        new = add_tokens(tokenizer, config.data.add_tokens)
+        model_config = load_config(source.folder, trust_remote_code)
+        context = context_length(model_config)
+        data = prepare(config, tokenizer, context_length=context, objective=objective, watch=progress)
+    say("\n".join([f"model: {source.name}", _method(config), data.ledger.as_text(), *data.notes]))
+    warmup_steps(config.training, data.steps(config).total)  # before the model is loaded
+
+    if decided is not None:
+        asked = {name: getattr(config.training, name) for name in ASKED_ANEW}
+        decisions = decided | {name: value for name, value in asked.items() if value != "auto"}
+    else:
+        decisions = _decide(config, source, model_config, data, dtype, engine, trust_remote_code)
+    torch.set_num_threads(decisions["threads"])
+    limit = decisions["max_tokens_per_micro_batch"]
+    say(f"layout: {decisions['layout']} ({decisions['layout_reason']}), at most {limit:,} tokens in one forward pass")
+    checkpoints = Checkpoints(Path(config.output_dir) / "checkpoints", config.training.save_total_limit)
+    restored = decided is not None and bool(checkpoints.steps())
+    where = engine.device
+    policy, tuned = build_policy(
+        config, source, dtype, where, decisions, trust_remote_code, data, new, restored=restored, say=say
+    )
+    say(tuned.trained)
+    for note in (*own_losses(model_config, config.objective), *notes_on(config.training.optim, engine.device)):
+        say(note)
+    if "routing" in objective.wants:
+        check_routers(policy.core)
+    if objective.needs_reference:
+        policy.keep_reference()
+    job = _job(config, policy, tuned, data, objective, engine, decisions, checkpoints)
+    return Built(source, tokenizer, data, decisions, tuned, new, restored, job)
+
+
+def model_to_tune(config: RunConfig, trust_remote_code: bool) -> ModelSource:
+    source = resolve(config.model.path, config.model.revision, trust_remote_code)
+    if source.adapter is not None:
+        raise UserError(
+            "model.path",
+            f"{config.model.path} is an adapter on {source.name}",
+            "a model with weights of its own",
+            f"luthier export {config.model.path} --to merged --output DIR, then model=DIR",
+        )
+    return source
+
+
+@contextmanager
+def _main_process_first(engine: Engine) -> Iterator[None]:
+    """The first process fetches the model and encodes the data, the others find both; where it fails, they end too."""
+    if not engine.main and not engine.sum([0.0])[0]:
+        raise EnvironmentProblem("another process", "it stopped before the run began", "see its message")
+    done = 0.0
+    try:
+        yield
+        done = 1.0
+    finally:
+        if engine.main:
+            engine.sum([done])
+
+
+def _method(config: RunConfig) -> str:
+    """The values that decide most, as they are used."""
+    training = config.training
+    epochs = training.num_train_epochs or 0
+    length = f"{epochs:g} {noun(epochs, 'epoch')}"
+    if training.max_steps is not None:
+        length = counted(training.max_steps, "step")
+    return (
+        f"method: {config.objective.kind}, {config.tuning.kind}; learning rate {training.learning_rate:g}, "
+        f"{training.lr_scheduler_type}, warm-up {training.warmup_steps or 0:g}, weight decay {training.weight_decay:g}; "
+        f"{length}, global batch {training.global_batch_size}"
+    )
+
+
+def _decide(
+    config: RunConfig,
+    source: ModelSource,
+    model_config: Any,
+    data: Prepared,
+    dtype: torch.dtype,
+    engine: Engine,
+    trust_remote_code: bool = False,
+) -> dict[str, Any]:
+    """What is chosen by measurement, on the first process."""
+    verdict = prove(model_config, dtype, engine.device)
+    limit = tokens_per_micro_batch(config.training.max_tokens_per_micro_batch, engine.device)
+    longest = max(limit, int(data.train.lengths.max()))
+    asked = config.training.activation_checkpointing
+    held = _held_bytes(config, source, model_config, dtype, trust_remote_code) if asked == "auto" else 0
+    found = {
+        "layout": "flat" if verdict.flat else "padded",
+        "layout_reason": verdict.why,
+        "proof": asdict(verdict),
+        "max_tokens_per_micro_batch": limit,
+        "activation_checkpointing": activation_checkpointing(asked, model_config, longest, held, engine.device),
+        "dtype": dtype_name(dtype),
+        "threads": torch.get_num_threads(),
+        "processes": engine.processes,
+    }
+    # Processes with other amounts of work in a step would wait for each other for ever.
+    decided: dict[str, Any] = engine.from_main(found)
+    return decided
+
+
+def _held_bytes(
+    config: RunConfig, source: ModelSource, model_config: Any, dtype: torch.dtype, trust_remote_code: bool
+) -> int:
+    """Estimated, of weights and what belongs to those that are trained; a quantized base counts as it is stored, which is
+    more."""
+    stored = summarise(source.folder, source.name)
+    if config.model.quantization is not None:
+        return stored.bytes
+    tuning = component.make("tuning", config.tuning)
+    if tuning.makes_adapter:
+        trained = 0
+    elif config.tuning.kind == "full":
+        trained = stored.parameters
+    else:
+        trained = trained_parameters(model_config, tuning, trust_remote_code)
+    in_bfloat16 = config.training.optim == ROUNDS_STOCHASTICALLY
+    return held_bytes(stored.parameters, trained, dtype.itemsize, in_bfloat16)
+
+
+def build_policy(
+    config: RunConfig,
+    source: ModelSource,
+    dtype: torch.dtype,
+    device: torch.device,
+    decisions: dict[str, Any],
+    trust_remote_code: bool = False,
+    data: Prepared | None = None,
+    new: Mapping[str, int] | None = None,
+    *,
+    restored: bool = False,
+    say: Callable[[str], None] = silent,
+) -> tuple[Policy, Tuned]:
+    """The model as it is trained, and what its tuning method says of it.
+
+    Args:
+        data: what it will learn from.
+        new: tokens that the model does not have, and their ids.
+        restored: whether a checkpoint, and what the run began with, are put in afterwards.
+    """
+    new = new or {}
+    keys = DropoutKeys(config.seed)
+    tuning: Tuning = component.make("tuning", config.tuning)
+    # Weights that are trained are float32 from the start: loaded in fewer bits than are stored they would begin rounded.
+    as_stored = set(summarise(source.folder, source.name).floating) <= {dtype_name(dtype)}
+    loaded = dtype if tuning.makes_adapter or as_stored else torch.float32
+    model = _hold_base(config, source, loaded, device, trust_remote_code, say)
+    grow(model, max(new.values(), default=-1) + 1)
+    start = RunStart(
+        keys,
+        {name: list(new.values()) for name in names_of_edges(model)} if new else {},
+        restored,
+        source=source,
+        base=base_record(config, source, data, dtype),
+        samples=data.train if data is not None else (),
+        new=new,
+        tell=say,
+    )
+    with seeded(key(config.seed, "initial weights") % 2**63):
+        tuned = tuning.apply(model, start)
+    refuse_untrained(tuned.model, new)
+    if not tuning.makes_adapter:
+        hold_frozen(tuned.model, dtype)
+    core = tuned.model.get_base_model() if tuning.makes_adapter else tuned.model
+    by_chance = config.training.optim == ROUNDS_STOCHASTICALLY
+    said = [f"{tuned.trained}, in {'bfloat16, rounded by chance' if by_chance else 'float32'}"]
+    if decisions["activation_checkpointing"]:
+        enable_activation_checkpointing(core)
+        said.append("activation checkpointing")
+    if by_chance:
+        train_in_bfloat16(tuned.model, dtype)
+    policy = Policy(tuned.model, keys, compute_dtype=dtype, starts_at_base=tuned.off_is_start == "to the bit")
+    if (alpha := config.training.neftune_noise_alpha) is not None:
+        Noise(policy, alpha)
+        said.append(f"noise of {alpha:g} on the embeddings")
+    if not policy.verify_head():
+        said.append("the head is computed whole, not in chunks")
+    if decisions["layout"] == "flat":
+        use_flat_attention(core)
+    return policy, replace(tuned, trained="; ".join(said))
+
+
+def _hold_base(
+    config: RunConfig,
+    source: ModelSource,
+    dtype: torch.dtype,
+    device: torch.device,
+    trust_remote_code: bool,
+    say: Callable[[str], None],
+) -> Any:
+    """The model before anything is tuned, in `dtype` or in the bits that `model.quantization` asks for."""
+    quantization = config.model.quantization
+    held = component.make("quantization", quantization) if quantization is not None else None
+    model = load_model(source, dtype=dtype, device=device, quantization=held, trust_remote_code=trust_remote_code)
+    layers, share = quantized(model)
+    if quantization is not None and layers:
+        say(f"held in {quantization.kind}: {counted(layers, 'layer')}, {100 * share:.0f} % of the base's weights")
+    return model
+
+
+def base_record(config: RunConfig, source: ModelSource, data: Prepared | None, dtype: torch.dtype) -> dict[str, Any]:
+    """What a result says of the model underneath, so that it is put on no other one, and held as it was."""
+    quantization = config.model.quantization
+    held = quantization.model_dump(mode="json") if quantization is not None else None
+    template = data.template.fingerprint if data is not None and data.template is not None else None
+    rounded = {"quantized_from": dtype_name(dtype)} if held is not None else {}
+    return {**fingerprint(source).as_dict(), "quantization": held, "template": template, **rounded}
+
+
+def _job(
+    config: RunConfig,
+    policy: Policy,
+    tuned: Tuned,
+    data: Prepared,
+    objective: Any,
+    engine: Engine,
+    decisions: dict[str, Any],
+    checkpoints: Checkpoints,
+) -> Job:
+    training = config.training
+    steps = data.steps(config)
+    layout: Layout = decisions["layout"]
+    optimizer = make_optimizer(training, policy, tuned.rates, config.seed)
+    return Job(
+        config=training,
+        seed=config.seed,
+        policy=policy,
+        wrapped=engine.wrap(policy),
+        engine=engine,
+        objective=objective,
+        samples=data.train,
+        held_out=data.eval,
+        steps=steps,
+        layout=layout,
+        max_tokens=decisions["max_tokens_per_micro_batch"],
+        optimizer=optimizer,
+        schedule=make_schedule(training, steps.total),
+        checkpoints=checkpoints,
+    )

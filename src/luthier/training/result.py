@@ -1,0 +1,166 @@
+"""What a run leaves: the adapter or model, and sample answers before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from luthier import component
+from luthier.config import RunConfig
+from luthier.data.chat.stop_tokens import save_stop_ids
+from luthier.errors import UserError
+from luthier.inference.generation import generate
+from luthier.models.adapters import save_adapter, write_origin
+from luthier.models.flat import stock_attention
+from luthier.models.load import load_model
+from luthier.models.new_tokens import grow
+from luthier.models.precision import dtype_name
+from luthier.models.shards import SHARD_BYTES, write_shards
+from luthier.models.source import ModelSource
+from luthier.models.stored import Change, NotByName, Read, Stored, save_settings
+from luthier.runs import run_folder
+from luthier.runs.recorder import SAMPLES, read_lines
+from luthier.system.devices import seeded
+from luthier.system.files import verify, write_folder, write_json
+from luthier.training.build import Built
+from luthier.training.job import Job
+from luthier.training.optimization import ROUNDS_STOCHASTICALLY
+from luthier.training.state import put_weights
+from luthier.types import Message
+
+ANSWER_TOKENS = 200
+"""Most tokens of a sample answer during training."""
+
+
+def write_result(config: RunConfig, built: Built, base: dict[str, Any]) -> None:
+    """Writes the result of a run that is trained, and its answers before and after; then it is finished.
+
+    Args:
+        base: what is known of the model underneath.
+    """
+    folder, job, data = Path(config.output_dir), built.job, built.data
+    step = _take_best(config, job)
+    tuning = component.load("tuning", config.tuning.kind)
+
+    def fill(target: Path) -> None:
+        if tuning.makes_adapter:
+            save_adapter(
+                job.policy.model,
+                target,
+                base,
+                starts_at_base=built.tuned.off_is_start != "no",
+                system=data.system,
+                plain=built.source.plain,
+                new_tokens=built.new_tokens,
+                adapter_path=built.tuned.adapter_path,
+            )
+        else:
+            _save_model(job.policy.core, built.source, target, config.training.optim != ROUNDS_STOCHASTICALLY)
+            write_origin(target, {"base": base, "system": data.system})
+        if data.template is not None:
+            built.tokenizer.chat_template = data.template.saved_source
+        built.tokenizer.save_pretrained(target)
+        save_stop_ids(target, data.renderer.stop_ids)
+
+    write_folder(folder / ("adapter" if tuning.makes_adapter else "model"), fill, {"step": step})
+    _write_answers(config, built)
+    run_folder.set_state(folder, "finished")
+
+
+def _save_model(core: Any, source: ModelSource, target: Path, in_float32: bool) -> None:
+    """What was trained as it is, in float32 if asked for; what was not, to the bit as it is stored: it may be held in fewer
+    bits than that."""
+    trained = {name: parameter for name, parameter in core.named_parameters() if parameter.requires_grad}
+    try:
+        if len(trained) == len(list(core.parameters())):
+            raise NotByName("all of it was trained")
+        stored = Stored(core, source.folder, source.name)
+        changes = [Change((name,), partial(_value, name, parameter.detach())) for name, parameter in trained.items()]
+        rows = [Change((name,), partial(_stored_value, name)) for name in set(stored.grown_weights()) - trained.keys()]
+        stored.check([*trained, *(name for change in rows for name in change.names)])
+    except NotByName:
+        _save_whole(core, trained, source, target, in_float32)
+        return
+    write_shards(target, stored.rewritten([*changes, *rows], None), SHARD_BYTES)
+    save_settings(core, target, "float32" if in_float32 else dtype_name(core.dtype))
+
+
+def _save_whole(core: Any, trained: Collection[str], source: ModelSource, target: Path, in_float32: bool) -> None:
+    """By transformers; what was not trained and is held in fewer bits is taken from the base, loaded again."""
+    core.zero_grad(set_to_none=True)
+    whole = core
+    if in_float32 and any(parameter.dtype != torch.float32 for parameter in core.parameters()):
+        # On the CPU: beside the model and its optimizer, a card may have no room for another.
+        code = core.is_remote_code()
+        whole = load_model(source, dtype=torch.float32, device="cpu", trust_remote_code=code)
+        grow(whole, core.get_input_embeddings().weight.shape[0])
+        for name in trained:
+            whole.get_parameter(name).data = core.get_parameter(name).detach().float().cpu()
+    whole.save_pretrained(target)
+
+
+def _value(name: str, value: torch.Tensor, read: Read) -> dict[str, torch.Tensor]:
+    del read  # it was trained
+    return {name: value.cpu()}
+
+
+def _stored_value(name: str, read: Read) -> dict[str, torch.Tensor]:
+    return {name: read(name)}
+
+
+def _take_best(config: RunConfig, job: Job) -> int:
+    """The step whose weights are the result; they are put into the policy."""
+    if not config.training.load_best_checkpoint or job.progress.best_step is None:
+        return job.progress.step
+    step = job.progress.best_step
+    if wrong := verify(job.checkpoints.path(step)):
+        raise UserError(
+            str(job.checkpoints.path(step)),
+            f"the best checkpoint is damaged: {wrong}",
+            "whole files",
+            "load_best_checkpoint=false, with --resume",
+        )
+    put_weights(job.policy, job.checkpoints.load(step)["weights"])
+    return step
+
+
+def _write_answers(config: RunConfig, built: Built) -> None:
+    """Answers to the sample prompts, of the model before and of the result."""
+    folder = Path(config.output_dir)
+    if prompts := config.training.sample_prompts:
+        before = {line["prompt"]: line["answer"] for line in read_lines(folder / SAMPLES) if line["step"] == 0}
+        after = answers(built, prompts)
+        write_json(
+            folder / "answers.json",
+            [
+                {"prompt": prompt, "reference": None, "before": before.get(prompt), "after": text}
+                for prompt, text in zip(prompts, after, strict=True)
+            ],
+        )
+
+
+def sampler(config: RunConfig, built: Built) -> Callable[[int], None]:
+    """Answers the sample prompts on the main process, greedily, by the stock attention."""
+    prompts, job = config.training.sample_prompts, built.job
+
+    def answer(step: int) -> None:
+        if prompts and job.engine.main:
+            for prompt, text in zip(prompts, answers(built, prompts), strict=True):
+                job.recorder.sample(step, prompt, text)
+
+    return answer
+
+
+def answers(built: Built, prompts: Sequence[str], max_new_tokens: int = ANSWER_TOKENS) -> list[str]:
+    """Greedy answers to requests, with the policy as it is."""
+    data, policy = built.data, built.job.policy
+    system = [Message("system", data.system)] if data.system else []
+    ids = [data.renderer.prompt_ids([*system, Message("user", prompt)]) for prompt in prompts]
+    stops = data.renderer.stop_ids
+    with stock_attention(policy.model), seeded(0), policy.computing():
+        found = generate(policy.model, built.tokenizer, ids, max_new_tokens=max_new_tokens, stop_ids=stops)
+    return [item.text for item in found]

@@ -1,0 +1,91 @@
+"""Where the cache cannot be written: an error of the machine, and nothing that was there is lost."""
+
+from __future__ import annotations
+
+import os
+import resource
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from luthier.cli import main
+from luthier.errors import EnvironmentProblem
+from tests.data.dataset.test_prepare import alpaca, run
+from tests.helpers.looked_at import PLAIN, looked, prepare_folder
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LUTHIER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """The system refuses to write more than `size` bytes into one file."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("rows", [200, 2_000])
+def test_no_room_while_encoding(rows: int) -> None:
+    """200 rows are refused when the files are closed, 2,000 when they are written."""
+    wanted = run(alpaca(rows))
+    fingerprint, folder = wanted.train.fingerprint, wanted.train.folder.parent  # type: ignore[attr-defined]
+    del wanted
+    for file in folder.rglob("*.*"):
+        file.unlink()
+    with (
+        files_of_at_most(2_000),
+        pytest.raises(EnvironmentProblem, match="cannot be written: File too large") as caught,
+    ):
+        run()
+    assert "LUTHIER_CACHE=" in caught.value.fix
+    assert run().train.fingerprint == fingerprint
+
+
+def test_a_full_disk() -> None:
+    folder = run(alpaca(3)).train.folder  # type: ignore[attr-defined]
+    begun = folder.parent.with_name(f".{folder.parent.name}.part") / "train"
+    begun.mkdir(parents=True)
+    (begun / "input_ids.npy").symlink_to("/dev/full")
+    (folder.parent / "meta.json").unlink()
+    with pytest.raises(EnvironmentProblem, match="the disk is full"):
+        run()
+
+
+def test_a_cache_that_is_no_folder(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    prepare_folder(PLAIN)
+    monkeypatch.setenv("LUTHIER_CACHE", "/dev/null")
+    assert main(["data", "mine.yaml"]) == 3
+    assert "/dev/null: cannot be written: File exists" in capsys.readouterr().err
+
+
+def test_what_nobody_used_for_a_month_is_removed() -> None:
+    run(alpaca(3))
+    old = time.time() - 31 * 86_400
+    for name in (".killed.lock", "killed.tmp", "report.json", "notes.txt"):
+        Path("cache/encoded", name).touch()
+        os.utime(Path("cache/encoded", name), (old, old))
+    Path("cache/encoded/.held.lock").touch()
+    kept = run(alpaca(4)).train.folder.parent.name  # type: ignore[attr-defined]
+    found = {path.name for path in Path("cache/encoded").iterdir()}
+    assert {kept, ".held.lock", "notes.txt"} < found
+    assert len(found) == 4
+
+
+def test_a_report_is_made_where_nothing_can_be_kept_beside_the_data() -> None:
+    prepare_folder(PLAIN)
+    found = looked().duplicates
+    (kept,) = Path("cache/encoded").rglob("duplicates.json")
+    kept.unlink()
+    kept.with_suffix(".tmp").mkdir()
+    assert looked().duplicates == found
+    assert not kept.exists()

@@ -1,0 +1,107 @@
+"""`luthier init` tries the model's chat template on the rows, and writes what is to be written instead."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from luthier import config
+from luthier.cli import main
+from luthier.data.chat.check import CALL, FORECAST, RESULT, TOOLS, made_tokenizer
+from luthier.inspecting import first_config
+from luthier.inspecting.template_choice import fit, look, varied
+from luthier.types import Conversation, Message
+from tests.helpers import tokenizers
+
+ASKED = (Message("user", "Hi"), Message("assistant", "Hello"))
+SYSTEM = Message("system", "Be brief.")
+NO_SYSTEM = (
+    "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% for message in messages %}{{ message.role + ': ' + message.content }}"
+    "{% if message.role == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+)
+
+
+def talk(*messages: Message, tools: str = "") -> Conversation:
+    return Conversation(messages, "x:1", tools)
+
+
+def tokenizer(template: str | None, *tokens: str) -> Any:
+    made = made_tokenizer(tokens)
+    made.chat_template = template
+    return made
+
+
+def test_a_template_that_holds_all_needs_no_key() -> None:
+    found = fit(tokenizer(NO_SYSTEM), [talk(*ASKED)])
+    assert found.keys == {}
+    assert "the model's own; it holds all of 1 conversation tried" in found.says
+
+
+def test_system_texts_that_a_template_refuses_are_folded() -> None:
+    found = fit(tokenizer(NO_SYSTEM), [talk(*ASKED), talk(SYSTEM, *ASKED)])
+    assert found.keys["on_system"][0] == "fold"
+    assert "System role not supported" in found.keys["on_system"][1]
+
+
+def test_calls_of_tools_need_a_template_that_shows_them() -> None:
+    called = talk(ASKED[0], CALL, RESULT, FORECAST, tools=TOOLS)
+    without = fit(tokenizer(NO_SYSTEM), [talk(*ASKED), called])
+    assert without.keys == {}
+    assert "refuses 1 of 2 conversations" in without.says
+    assert "none that comes with luthier holds all" in without.says
+    tokens = ("<|im_start|>", "<|im_end|>", "<tool_call>", "</tool_call>", "<|endoftext|>", "<think>", "</think>")
+    name, why = fit(tokenizer(NO_SYSTEM, *tokens), [talk(*ASKED), called]).keys["chat_template"]
+    assert fit(tokenizer(first_config.template_choice.library()[name].text, *tokens), [called]).keys == {}
+    assert "refuses 1 of 2" in why
+
+
+def test_a_model_without_a_template_gets_one_whose_tokens_it_has() -> None:
+    found = fit(tokenizer(None), [talk(*ASKED)])
+    assert found.keys["chat_template"][0] == "alpaca@stanford"
+    assert found.keys["chat_template"][1].startswith("the model has no chat template")
+
+
+def test_each_shape_is_tried() -> None:
+    plain, with_system = [talk(*ASKED)] * 40, [talk(SYSTEM, *ASKED)] * 3
+    assert len(varied([*plain, *with_system])) == 28
+    assert look(None, []) is None
+
+
+def rows(path: Path, *conversations: list[dict[str, str]]) -> None:
+    path.write_text("".join(json.dumps({"messages": one}) + "\n" for one in conversations), encoding="utf-8")
+
+
+def test_init_writes_the_key_and_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    rows(Path("train.jsonl"), asked, [{"role": "system", "content": "Be brief."}, *asked])
+    made = tokenizer(NO_SYSTEM)
+    tokenizers.save(made, Path("model"))
+    Path("model/config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": len(made)}))
+    assert main(["init", "train.jsonl", "--model", "./model"]) == 0
+    assert "with system texts in the first request" in capsys.readouterr().out
+    assert config.load("mine.yaml").data.on_system == "fold"
+    assert "# the model's template does not take system texts" in Path("mine.yaml").read_text()
+
+
+def test_init_of_a_model_that_is_not_here_says_what_was_not_checked(tmp_path: Path) -> None:
+    rows(tmp_path / "train.jsonl", [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}])
+    code = (
+        "import sys; from luthier.cli import main; code = main(sys.argv[1:]); "
+        "assert 'transformers' not in sys.modules; sys.exit(code)"
+    )
+    arguments = ["init", "train.jsonl", "--model", "org/name"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert "chat template: not checked, the model is not on this machine" in done.stdout

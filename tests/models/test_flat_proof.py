@@ -1,0 +1,109 @@
+"""The proof's verdicts on twins of many architectures; and each of them trains, flat or padded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig, MistralConfig
+
+from luthier.models.flat import LENGTHS, WINDOW_TOKENS, prove, reduced, stock_attention, use_flat_attention
+from luthier.training.loop import train
+from tests.helpers.jobs import make_config, make_job, make_policy, make_samples
+from tests.helpers.tiny_models import twin, twin_config
+
+VERDICTS = {
+    "llama": True, "qwen3": True, "qwen3_moe": True, "phi3": True, "gpt_neox": True, "mistral": True,
+    "gemma": True, "gemma3_text": True, "gpt2": True, "opt": True,
+    "yuan": True, "baichuan": True, "baichuan_alibi": True,
+    "gpt_oss": False, "lfm2": False, "falcon_h1": False, "bloom": False, "falcon": False,
+}  # fmt: skip
+"""By what each one's code does with flat batches: attention sinks, convolutions, state-space layers and masks made without positions."""
+
+
+@pytest.mark.parametrize("family", VERDICTS)
+def test_verdict(family: str) -> None:
+    verdict = prove(twin_config(family), torch.float32)
+    assert verdict.flat is VERDICTS[family], verdict
+    assert verdict == prove(twin_config(family), torch.float32)
+
+
+@pytest.mark.parametrize("family", VERDICTS)
+def test_verdict_in_bfloat16(family: str) -> None:
+    assert prove(twin_config(family), torch.bfloat16).flat is VERDICTS[family]
+
+
+@pytest.mark.parametrize("family", VERDICTS)
+def test_each_trains(family: str, tmp_path: Path) -> None:
+    """Ten steps of LoRA in the layout that the proof allows: the loss falls, the learning check passes."""
+    layout = "flat" if VERDICTS[family] else "padded"
+    config = make_config(
+        tmp_path,
+        "learning_rate=1e-2",
+        "max_steps=10",
+        "global_batch_size=4",
+        "warmup_steps=0",
+        "lr_scheduler_type=constant",
+    )
+    policy = make_policy(config, family, layout, warm=False)
+    job = make_job(config, make_samples((13, 5, 21, 9)), policy, layout=layout, max_tokens=30)
+    losses: list[float] = []
+    job.recorder.step = lambda line, timing: losses.append(line["loss"])  # type: ignore[method-assign]
+    train(job)
+    assert losses[-1] < losses[0] - 0.05, losses
+
+
+def test_documents_of_the_proof_are_longer_and_shorter_than_the_window() -> None:
+    assert min(LENGTHS) < WINDOW_TOKENS < max(LENGTHS)
+
+
+def test_a_naive_attention_function_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An attention that forgets the documents, or the window, does not pass."""
+    from luthier.kernels import attention
+
+    whole = attention.per_document_attention
+    monkeypatch.setattr(
+        attention, "per_document_attention", lambda q, k, v, edges, *rest: whole(q, k, v, [0, edges[-1]], *rest)
+    )
+    assert "leak" in prove(twin_config("llama", hidden_size=32, num_attention_heads=2), torch.float32).why
+    monkeypatch.setattr(
+        attention,
+        "per_document_attention",
+        lambda q, k, v, edges, scale, window, *rest: whole(q, k, v, edges, scale, None, *rest),
+    )
+    assert "differ" in prove(twin_config("mistral", hidden_size=32, num_attention_heads=2), torch.float32).why
+
+
+def test_the_twin_of_a_large_model_is_small() -> None:
+    for config in (LlamaConfig(), MistralConfig(sliding_window=4096)):
+        small = reduced(config)
+        assert small.num_hidden_layers == 2
+        assert small.hidden_size <= 1024
+        assert (
+            small.num_attention_heads // small.num_key_value_heads
+            == config.num_attention_heads // config.num_key_value_heads
+        )
+    assert small.sliding_window == WINDOW_TOKENS
+    assert config.num_hidden_layers == 32, "the model's own configuration is left alone"
+
+
+def test_one_layer_of_each_kind() -> None:
+    assert reduced(twin_config("gemma3_text")).layer_types == ["sliding_attention", "full_attention"]
+
+
+def test_the_proof_draws_from_no_generator() -> None:
+    torch.manual_seed(5)
+    want = torch.rand(3)
+    torch.manual_seed(5)
+    prove(twin_config("llama", hidden_size=48, num_attention_heads=3, num_key_value_heads=3), torch.float32)
+    assert torch.equal(torch.rand(3), want)
+
+
+def test_generation_runs_with_the_stock_attention() -> None:
+    model = twin("llama")
+    stock = model.config._attn_implementation
+    use_flat_attention(model)
+    with stock_attention(model):
+        assert model.config._attn_implementation == stock
+    assert model.config._attn_implementation == "luthier_flat"

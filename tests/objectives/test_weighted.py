@@ -1,0 +1,191 @@
+"""`objective: weighted` is the weighted sum of its terms, to rounding, in one forward pass; and the z-loss is its definition."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from luthier import config
+from luthier.cli import main
+from luthier.data.steps.layout import micro_batches
+from luthier.errors import UserError
+from luthier.objectives.sft import SFT
+from luthier.objectives.weighted import Weighted
+from luthier.objectives.z_loss import ZLoss
+from luthier.runs.recorder import METRICS, read_lines
+from luthier.training.job import Job
+from luthier.training.learning_check import LearningCheck
+from luthier.training.loop import optimizer_step, train_step
+from luthier.types import NO_TARGET, Sample
+from tests.helpers.jobs import make_config, make_job, make_policy, make_samples
+from tests.helpers.tiny_models import tiny_llama
+
+LENGTHS = (3, 70, 17, 40, 5, 61, 33, 8)
+FACTORS = {"sft": 0.7, "z_loss": 0.01}
+TERMS = "objective={kind: weighted, terms: [{kind: sft, weight: 0.7}, {kind: z_loss, weight: 0.01}]}"
+
+
+def weighted(**factors: float) -> Weighted:
+    terms = tuple({"kind": kind, "weight": factor} for kind, factor in factors.items())
+    return Weighted(Weighted.Config.model_validate({"kind": "weighted", "terms": terms}))
+
+
+def job_of(folder: Path, objective: Any, max_tokens: int = 100_000, layout: str = "flat", *more: str) -> Job:
+    given = make_config(folder, "lora_dropout=0.1", "global_batch_size=8", "max_steps=3", "learning_rate=1e-3", *more)
+    job = make_job(
+        given, make_samples(LENGTHS), make_policy(given, layout=layout), layout=layout, max_tokens=max_tokens
+    )
+    job.objective = objective
+    job.wrapped.train()
+    return job
+
+
+def gradient(job: Job) -> torch.Tensor:
+    indices = job.steps.indices(0)
+    optimizer_step(job, 0, [job.samples[index] for index in indices], indices)
+    return gradient_of(job)
+
+
+def gradient_of(job: Job) -> torch.Tensor:
+    return torch.cat([p.grad.flatten() for p in job.policy.parameters() if p.grad is not None])
+
+
+def apart(one: torch.Tensor, other: torch.Tensor) -> float:
+    return float((one - other).norm() / other.norm())
+
+
+def test_the_gradient_is_the_weighted_sum_of_the_terms(tmp_path: Path) -> None:
+    clip = "max_grad_norm=null"
+    sft = gradient(job_of(tmp_path / "a", SFT(SFT.Config()), 100_000, "flat", clip))
+    z_loss = gradient(job_of(tmp_path / "b", ZLoss(ZLoss.Config()), 100_000, "flat", clip))
+    both = gradient(job_of(tmp_path / "c", weighted(**FACTORS), 100_000, "flat", clip))
+    assert apart(both, 0.7 * sft + 0.01 * z_loss) < 1e-6
+    assert apart(both, 0.7 * sft) > 1e-3, "the second term counts"
+
+
+@pytest.mark.parametrize("layout", ["flat", "padded"])
+@pytest.mark.parametrize("max_tokens", [1, 150, 100_000])
+def test_the_layout_does_not_matter(layout: str, max_tokens: int, tmp_path: Path) -> None:
+    want = gradient(job_of(tmp_path / "a", weighted(**FACTORS)))
+    assert apart(gradient(job_of(tmp_path / "b", weighted(**FACTORS), max_tokens, layout)), want) < 1e-6
+
+
+def test_the_z_loss_is_its_definition(tmp_path: Path) -> None:
+    """From the whole logits of the model's own forward."""
+    policy = make_policy(make_config(tmp_path), layout="padded").eval()
+    samples = make_samples((9, 14))
+    (batch,) = micro_batches(samples, [0, 1], layout="padded", max_tokens=1000, step=0)
+    out = ZLoss(ZLoss.Config()).loss(policy, batch)
+    with torch.no_grad():
+        logits = [policy.core(input_ids=torch.from_numpy(s.input_ids)[None]).logits[0] for s in samples]
+    squares = [
+        logit[torch.from_numpy(s.targets != NO_TARGET)].logsumexp(-1).square().sum()
+        for logit, s in zip(logits, samples, strict=True)
+    ]
+    assert float(out.sum) == pytest.approx(float(sum(squares)), rel=1e-6)
+    assert out.documents is not None
+    assert sorted(out.documents.tolist()) == pytest.approx(sorted(map(float, squares)), rel=1e-6)
+
+
+def test_terms_share_one_forward_pass(tmp_path: Path) -> None:
+    policy = make_policy(make_config(tmp_path))
+    (batch,) = micro_batches(make_samples((9, 14)), [0, 1], layout="flat", max_tokens=1000, step=0)
+    asked: list[tuple[str, ...]] = []
+
+    def counted(batch: Any, want: tuple[str, ...] = ()) -> Any:
+        asked.append(want)
+        return policy(batch, want)
+
+    out = weighted(**FACTORS).loss(counted, batch)
+    assert asked == [("correct", "logsumexp")]
+    alone = [SFT(SFT.Config()).loss(policy, batch).sum, ZLoss(ZLoss.Config()).loss(policy, batch).sum]
+    assert float(out.sum) == pytest.approx(float(0.7 * alone[0] + 0.01 * alone[1]), rel=1e-6)
+    assert float(out.metrics["loss_sft"]) == pytest.approx(float(alone[0]), rel=1e-6)
+    assert float(out.metrics["loss_z_loss"]) == pytest.approx(float(alone[1]), rel=1e-6)
+
+
+def steps_of(job: Job, count: int = 2) -> tuple[list[dict[str, Any]], torch.Tensor]:
+    check = LearningCheck(job.policy)
+    for _ in range(count):
+        train_step(job, check)
+    job.recorder.sync()
+    weights = torch.cat([p.detach().flatten() for p in job.policy.parameters() if p.requires_grad])
+    return read_lines(Path(job.recorder.folder) / METRICS), weights
+
+
+def test_shares_of_the_gradient(tmp_path: Path) -> None:
+    """They are those of the terms alone, add up to one, come with the lines on the screen only, and change no bit."""
+    clip = "max_grad_norm=null"
+    norms = {
+        "sft": 0.7 * float(gradient(job_of(tmp_path / "a", SFT(SFT.Config()), 150, "flat", clip)).norm()),
+        "z_loss": 0.01 * float(gradient(job_of(tmp_path / "b", ZLoss(ZLoss.Config()), 150, "flat", clip)).norm()),
+    }
+    lines, weights = steps_of(job_of(tmp_path / "c", weighted(**FACTORS), 150))
+    for kind, norm in norms.items():
+        assert lines[0][f"grad_share_{kind}"] == pytest.approx(norm / sum(norms.values()), rel=1e-5)
+    every_second, same = steps_of(job_of(tmp_path / "d", weighted(**FACTORS), 150, "flat", "logging_steps=2"))
+    assert ["grad_share_sft" in line for line in every_second] == [False, True]
+    assert torch.equal(weights, same)
+    without = weighted(**FACTORS)
+    without.config = without.config.model_copy(update={"gradient_shares": False})
+    lines, same = steps_of(job_of(tmp_path / "e", without, 150))
+    assert not any("grad_share_sft" in line for line in lines)
+    assert torch.equal(weights, same)
+
+
+def test_losses_of_the_terms_are_recorded_a_token(tmp_path: Path) -> None:
+    lines, _ = steps_of(job_of(tmp_path, weighted(**FACTORS)), 1)
+    assert lines[0]["loss"] == pytest.approx(0.7 * lines[0]["loss_sft"] + 0.01 * lines[0]["loss_z_loss"], rel=1e-6)
+    assert {"token_accuracy", "log_z"} <= set(lines[0])
+
+
+@pytest.mark.parametrize(
+    ("terms", "words"),
+    [
+        ("[]", ["terms", "empty"]),
+        ("[{kind: sft}, {kind: sft}]", ["terms", "sft is there twice"]),
+        ("[{kind: z_los}]", ["z_los", "z_loss"]),
+        ("[{kind: weighted, terms: [{kind: sft}]}]", ["weighted sums themselves"]),
+        ("[{kind: sft, beta: 1}]", ["objective.terms.0.beta: unknown key"]),
+        ("[{kind: sft, weight: 0}]", ["weight", "above 0"]),
+        ("[{weight: 1}]", ["kind"]),
+    ],
+)
+def test_wrong_terms(terms: str, words: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        config.load(None, ["model=m", "data=d", f"objective={{kind: weighted, terms: {terms}}}"])
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_the_resolved_configuration_is_the_same_one(tmp_path: Path) -> None:
+    loaded = config.load(None, ["model=m", "data=d", TERMS])
+    (tmp_path / "again.yaml").write_text(loaded.resolved_yaml())
+    assert config.load(tmp_path / "again.yaml") == loaded
+
+
+def test_terms_that_divide_by_different_weights_are_refused(tmp_path: Path) -> None:
+    objective = weighted(**FACTORS)
+
+    def by_row(samples: list[Sample]) -> float:
+        return float(len(samples))
+
+    objective.terms["z_loss"].weight = by_row
+    job = job_of(tmp_path, objective)
+    with pytest.raises(UserError, match="divided by different weights"):
+        train_step(job, LearningCheck(job.policy))
+
+
+def test_the_command_line_takes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is looked at early, before torch is there, is asked of the objective as it is configured."""
+    monkeypatch.chdir(tmp_path)
+    tiny_llama(Path("model"))
+    rows = [{"instruction": f"Say {number}", "output": f"{number}!"} for number in range(8)]
+    Path("train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    asked = ["model=./model", "data=train.jsonl", "output_dir=run", TERMS]
+    assert main(["data", *asked]) == 0
+    assert main(["train", *asked, "max_steps=2"]) == 0
+    assert {"loss_sft", "loss_z_loss"} <= read_lines(Path("run") / METRICS)[-1].keys()
