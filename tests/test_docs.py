@@ -249,7 +249,7 @@ def test_a_component_outside_of_luthier_trains(tmp_path: Path, monkeypatch: pyte
         config.apply_override(document, override)
     for override in ("dtype=float32", "max_steps=2", "tuning.r=2"):
         config.apply_override(document, override)
-    run = spine.train(config.build(document), say=lambda line: None)
+    run = spine.execute(config.build(document), say=lambda line: None)
     assert [line["step"] for line in Run(run.folder).metrics if "loss" in line] == [1, 2]
 
 
