@@ -6,9 +6,12 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	if command -v $$p >/dev/null && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then echo $$p; break; fi; done)
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+CONSTRAINTS := constraints.txt
 PYTEST_ARGS ?= -n 2 --dist worksteal
 
-.PHONY: demo test prove lint types docs clean
+SHARE ?= 1/1
+
+.PHONY: demo test prove lint types docs newest constraints clean
 
 demo: $(VENV)/installed
 	$(BIN)/luthier demo
@@ -17,7 +20,7 @@ test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m "not prove" $(PYTEST_ARGS)
 
 prove: $(VENV)/installed-dev
-	$(BIN)/python -m pytest --hypothesis-profile prove $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --hypothesis-profile prove --share $(SHARE) $(PYTEST_ARGS)
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
@@ -28,17 +31,25 @@ types: $(VENV)/installed-dev
 docs: $(VENV)/installed-dev
 	$(BIN)/python docs/make_pages.py
 
+# The newest release of everything that luthier stands on, beyond the ranges of pyproject.toml, in an environment of its own.
+newest:
+	$(MAKE) VENV=.venv-newest .venv-newest/bin/python
+	.venv-newest/bin/python tests/newest.py
+
+constraints: $(VENV)/installed-dev
+	( sed -n 1p $(CONSTRAINTS); $(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' ) > $(CONSTRAINTS).new && mv $(CONSTRAINTS).new $(CONSTRAINTS)
+
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-newest build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "luthier needs Python 3.11 or newer; name it with: make PYTHON=/path/to/python3.11" >&2; exit 3; }
 	$(PYTHON) -m venv $(VENV) || { echo "no virtual environment could be made; on Debian: apt-get install python3-venv" >&2; exit 3; }
 
-$(VENV)/installed: pyproject.toml | $(VENV)/bin/python
-	$(PIP_INSTALL) -e .
+$(VENV)/installed: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/python
+	$(PIP_INSTALL) -c $(CONSTRAINTS) -e .
 	@touch $@
 
-$(VENV)/installed-dev: pyproject.toml | $(VENV)/bin/python
-	$(PIP_INSTALL) -e '.[dev]'
+$(VENV)/installed-dev: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/python
+	$(PIP_INSTALL) -c $(CONSTRAINTS) -e '.[dev]'
 	@touch $(VENV)/installed $@

@@ -277,6 +277,20 @@ def test_doctor_of_the_machine(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "./nothing-there"]) == 2
 
 
+def test_doctor_says_what_the_suite_has_not_run_with(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert machine.untested() == []
+    lines = ["transformers<5,>=4", "torch>=2", "a-package-that-is-not-there", "wandb<0; extra == 'tracking'"]
+    monkeypatch.setattr(machine, "requires", lambda name: lines)
+    assert main(["doctor"]) == 0
+    shown = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("UNTESTED"))
+    assert f"transformers {machine.versions()['transformers']} (<5,>=4)" in shown
+    assert "a-package-that-is-not-there is not installed" in shown
+    assert "torch" not in shown
+    assert "wandb" not in shown
+
+
 @pytest.mark.parametrize(("family", "layout"), [("llama", "flat"), ("lfm2", "padded")])
 def test_doctor_proves_the_layout_and_the_invariances(
     family: str, layout: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

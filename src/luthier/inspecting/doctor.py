@@ -62,6 +62,7 @@ def examine(target: str | None, config: RunConfig | None = None, trust_remote_co
     found: dict[str, Any] = {
         "machine": machine.look().as_dict(),
         "versions": machine.versions(),
+        "untested": machine.untested(),
         "device": str(device),
         "dtype": _name(dtype),
         "dtype_reason": why,
@@ -192,6 +193,9 @@ def as_text(found: dict[str, Any]) -> str:
             f"capability {gpu['capability']}"
         )
     lines.append("versions   " + ", ".join(f"{name} {version}" for name, version in found["versions"].items()))
+    if found["untested"]:
+        lines.append("UNTESTED   with these versions the suite has not run: " + ", ".join(found["untested"]))
+        lines.append("           pip install 'luthier' anew brings tested ones")
     lines.append(f"runs on    {found['device']}, in {found['dtype']}: {found['dtype_reason']}")
     if "model" not in found:
         return "\n".join([*lines, "", "luthier doctor MODEL also proves how a model may be trained."])
