@@ -15,6 +15,7 @@ import pytest
 
 from luthier import cli, config
 from luthier.cli import main
+from luthier.config.documents import Document
 from luthier.errors import UserError
 from luthier.inspecting import first_config
 from luthier.system import machine
@@ -240,7 +241,7 @@ def test_init_of_a_small_file_with_bad_rows_says_so(tmp_path: Path) -> None:
     assert (look.rows, look.bad_rows, look.whole) == (6, 1, True)
     assert ":6" in look.first_bad_row
     text = first_config.draft("no", [look], [str(path)], output_dir="on")
-    drafted = config.build(config.Document(first_config.parse_yaml(text, "x").tree, "x"))
+    drafted = config.build(Document(first_config.parse_yaml(text, "x").tree, "x"))
     assert (drafted.model.path, drafted.data.train[0].path, drafted.output_dir, drafted.data.eval) == (
         "no",
         str(path),

@@ -250,7 +250,7 @@ def test_a_component_outside_of_luthier_trains(tmp_path: Path, monkeypatch: pyte
     for override in ("dtype=float32", "max_steps=2", "tuning.r=2"):
         config.apply_override(document, override)
     run = spine.execute(config.build(document), say=lambda line: None)
-    assert [line["step"] for line in Run(run.folder).metrics if "loss" in line] == [1, 2]
+    assert [line["step"] for line in Run(run).metrics if "loss" in line] == [1, 2]
 
 
 def test_the_objective_outside_weighs_rows_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from luthier import config
+from luthier.api import Run
 from luthier.training import run
 from tests.helpers.tiny_models import tiny_llama
 
@@ -27,7 +28,7 @@ def test_example_trains(path: Path, model: Path, tmp_path: Path) -> None:
     data.write_text(json.dumps(ROWS), encoding="utf-8")
     overrides = [f"data.train={data}", f"model.path={model}", "max_steps=3", f"output_dir={tmp_path / 'run'}"]
     finished = run.execute(config.load(path, overrides), say=lambda text: None)
-    assert [line["step"] for line in finished.metrics if "loss" in line] == [1, 2, 3]
+    assert [line["step"] for line in Run(finished).metrics if "loss" in line] == [1, 2, 3]
     assert (finished / "adapter" / "adapter_model.safetensors").is_file()
 
 

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from luthier import config
+from luthier.api import Run
 from luthier.inference import verified_export
 from luthier.models.flat import Verdict, stock_attention
 from luthier.training import build, loop, run
@@ -91,7 +92,7 @@ def trained(trial: Trial, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tupl
             ),
             say=lambda text: None,
         )
-    losses = [line["loss"] for line in finished.metrics if "loss" in line]
+    losses = [line["loss"] for line in Run(finished).metrics if "loss" in line]
     assert all(map(math.isfinite, losses)), trial
     assert losses[-1] < 0.95 * losses[0], (trial, losses)
     return finished, logits(jobs[-1].policy.model)

@@ -118,7 +118,7 @@ def writer(tmp_path_factory: pytest.TempPathFactory, base: Path) -> Path:
             "output_dir": str(folder / "run"),
         }
     )
-    return run.execute(chosen, say=lambda _: None).folder
+    return run.execute(chosen, say=lambda _: None)
 
 
 def test_ask_returns_a_configuration_that_loads(writer: Path) -> None:

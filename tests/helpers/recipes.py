@@ -13,6 +13,7 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from luthier import config
+from luthier.api import Run
 from luthier.config import RunConfig
 from luthier.data.chat.check import made_tokenizer, tokens_of
 from luthier.inference import verified_export
@@ -120,7 +121,7 @@ def walk(recipe: Path, folder: Path, model: str | Path | None = None) -> Walked:
     trained = open_model(str(finished), dtype="float32")
     answer = Chat(trained, settings=Settings(max_new_tokens=8)).say(QUESTION)
     return Walked(
-        [line["step"] for line in finished.metrics if "loss" in line],
+        [line["step"] for line in Run(finished).metrics if "loss" in line],
         differences(whole, finished),
         json.loads((finished / "manifest.json").read_text())["decisions"]["dtype"],
         answer.ids,

@@ -19,7 +19,7 @@ from luthier.errors import EnvironmentProblem, UserError
 from luthier.inference import verified_export
 from luthier.inference.chat import Chat
 from luthier.inference.opened import open_model
-from luthier.training.run import train
+from luthier.training.run import execute
 from luthier.types import Message
 from tests.helpers.tiny_models import tiny_llama
 from tests.inference.conftest import make_run
@@ -63,7 +63,7 @@ def test_a_model_whose_code_comes_with_it(tmp_path: Path, kind: str) -> None:
     (model / "config.json").write_text(json.dumps(tree))
     (tmp_path / "train.jsonl").write_text('{"prompt": "Hello.", "completion": "Hello to you."}\n' * 3)
     keys = [f"model={model}", f"data={tmp_path / 'train.jsonl'}", "dtype=float32", "max_steps=1"]
-    train(config.load(None, [*keys, f"output_dir={tmp_path / 'run'}"]), trust_remote_code=True, say=quiet)
+    execute(config.load(None, [*keys, f"output_dir={tmp_path / 'run'}"]), trust_remote_code=True, say=quiet)
     with pytest.raises(UserError, match="--trust-remote-code"):
         verified_export.export(str(tmp_path / "run"), kind, tmp_path / "out", say=quiet)
     done = verified_export.export(

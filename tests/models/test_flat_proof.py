@@ -9,7 +9,7 @@ import torch
 from transformers import LlamaConfig, MistralConfig
 
 from luthier.models.flat import LENGTHS, WINDOW_TOKENS, prove, reduced, stock_attention, use_flat_attention
-from luthier.training.loop import train
+from luthier.training.loop import run_steps
 from tests.helpers.jobs import make_config, make_job, make_policy, make_samples
 from tests.helpers.tiny_models import twin, twin_config
 
@@ -50,7 +50,7 @@ def test_each_trains(family: str, tmp_path: Path) -> None:
     job = make_job(config, make_samples((13, 5, 21, 9)), policy, layout=layout, max_tokens=30)
     losses: list[float] = []
     job.recorder.step = lambda line, timing: losses.append(line["loss"])  # type: ignore[method-assign]
-    train(job)
+    run_steps(job)
     assert losses[-1] < losses[0] - 0.05, losses
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from luthier import config
+from luthier.api import Run
 from luthier.data.steps.layout import micro_batches
 from luthier.models.own_losses import own_losses
 from luthier.objectives.z_loss import ZLoss
@@ -93,4 +94,4 @@ def test_a_run_says_so_at_its_start(tmp_path: Path) -> None:
     said.clear()
     done = run.execute(config.load(None, [*keys, term, f"output_dir={tmp_path / 'with'}"]), say=said.append)
     assert not any("z_loss_weight" in line for line in said)
-    assert all(line["largest_logit"] > 0 for line in done.metrics if "loss" in line)
+    assert all(line["largest_logit"] > 0 for line in Run(done).metrics if "loss" in line)

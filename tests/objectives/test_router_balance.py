@@ -18,7 +18,8 @@ from luthier.errors import UserError
 from luthier.models.flat import stock_attention
 from luthier.objectives.router_balance import RouterBalance
 from luthier.objectives.weighted import Weighted
-from luthier.policy.policy import enable_activation_checkpointing, routers
+from luthier.policy import routers
+from luthier.policy.policy import enable_activation_checkpointing
 from luthier.policy.routers import check_routers, routers_of
 from luthier.runs.recorder import METRICS, read_lines
 from luthier.training import run

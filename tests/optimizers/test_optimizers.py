@@ -19,7 +19,7 @@ from luthier.config.other_tools import RENAMED_VALUES
 from luthier.errors import UserError
 from luthier.training import run
 from luthier.training.checkpoint import pack, unpack
-from luthier.training.loop import train as run_loop
+from luthier.training.loop import run_steps as run_loop
 from luthier.training.optimization import make_optimizer, notes_on
 from luthier.training.state import restore, state_of
 from luthier.training.stochastic_adamw import StochasticAdamW, round_stochastically

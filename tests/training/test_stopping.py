@@ -19,14 +19,14 @@ from tests.helpers.tiny_models import tiny_llama
 SLOW_SAVE = """
 import sys, time
 from luthier.training import checkpoint
-whole = checkpoints.save_file
+whole = checkpoint.save_file
 def save_file(tensors, path):
     if "step-000004" in str(path):
         path.write_bytes(b"half")
         print("saving", flush=True)
         time.sleep(60)
     whole(tensors, path)
-checkpoints.save_file = save_file
+checkpoint.save_file = save_file
 from luthier.cli import main
 sys.exit(main(sys.argv[1:]))
 """

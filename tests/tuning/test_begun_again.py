@@ -74,7 +74,6 @@ def stopped_at_2(whole: Path, folder: Path) -> Path:
     shutil.copytree(whole, folder)
     shutil.rmtree(folder / ("adapter" if (folder / "adapter").is_dir() else "model"))
     shutil.rmtree(folder / "checkpoints" / "step-000004")
-    (folder / "report.html").unlink()
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps(manifest | {"state": "running"}))
     return folder

@@ -18,7 +18,7 @@ from luthier.kernels.dropout import DropoutKeys
 from luthier.models import stored
 from luthier.models.load import load_model
 from luthier.models.source import ModelSource
-from luthier.planning.memory import memory
+from luthier.planning import memory
 from luthier.training import build, result, run
 from luthier.tuning import Start
 from tests.helpers.tiny_models import TWINS, tiny_llama, tiny_tokenizer, twin

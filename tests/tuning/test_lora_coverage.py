@@ -12,9 +12,9 @@ from peft.tuners.lora import LoraLayer
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
 from luthier import component, config
+from luthier.api import train_from
 from luthier.errors import UserError
 from luthier.kernels.dropout import DropoutKeys
-from luthier.training import run
 from luthier.tuning import Start
 from luthier.tuning._anatomy import ATTENTION, EDGES, EXPERTS, MLP, OTHER, Anatomy, Weight, anatomy, count_of
 from tests.helpers.tiny_models import TWINS, tiny_llama, twin
@@ -138,7 +138,7 @@ def test_the_line_is_in_the_manifest_and_the_report(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text('{"prompt": "Hello.", "completion": "Hello to you."}\n' * 3)
     keys = [f"model={tmp_path / 'model'}", f"data={tmp_path / 'train.jsonl'}", f"output_dir={tmp_path / 'run'}"]
     said: list[str] = []
-    run.execute(config.load(None, [*keys, "dtype=float32", "max_steps=1"]), say=said.append)
+    train_from(config.load(None, [*keys, "dtype=float32", "max_steps=1"]), say=said.append)
     line = next(text for text in said if text.startswith("LoRA on"))
     assert json.loads((tmp_path / "run" / "manifest.json").read_text())["trained"] == line
     assert line in (tmp_path / "run" / "report.html").read_text()

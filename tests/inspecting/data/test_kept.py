@@ -133,7 +133,7 @@ def test_other_versions_and_other_code_make_it_anew(folder: Path, monkeypatch: p
     shutil.copytree(package, "code", ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(kept, "PACKAGE", Path("code"))
     assert place().find() is not None
-    for name in ("code/reporting/token_view.py", "code/templates/chatml@plain.jinja"):
+    for name in ("code/inspecting/data/token_view.py", "code/templates/chatml@plain.jinja"):
         before = Path(name).read_bytes()
         Path(name).write_bytes(before + b"\n")
         assert place().find() is None, name
