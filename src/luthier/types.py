@@ -129,15 +129,21 @@ Example = Conversation | Preference | Feedback | Prompt | Text
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One encoded example. `targets[i]` is what position i is trained to predict, NO_TARGET for nothing.
+    """What one document of a forward pass holds. `targets[i]` is what position i is trained to predict, NO_TARGET for nothing;
+    it is usually the next input id, but need not be.
 
-    A target is usually the next input id, but need not be. Samples of one group stay in one micro-batch.
+    An example (a row, a pair) gives one sample or several. They are ordered, cut, dropped and counted together, and stay in
+    one optimizer step. Those of one group, which a loss reads together, stay in one micro-batch, beside each other and in
+    their order.
     """
 
     input_ids: Ints
     targets: Ints
     row: str
-    group: int
+    example: int
+    """which example of the data set it is of, from 0"""
+    group: int = 0
+    """which group of the example it is of; by default all of an example are one group"""
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -158,7 +164,7 @@ class MicroBatch:
     targets: torch.Tensor
     """[B, T] int64; NO_TARGET where nothing is trained"""
     rows: torch.Tensor
-    """[B, T] int64; the index in the data set of the row that a position belongs to: keys the random draws"""
+    """[B, T] int64; the index in the data set of the sample that a position belongs to: keys the random draws"""
     lengths: list[int]
     """tokens of each of the S documents"""
     layout: Literal["flat", "padded"]
@@ -166,6 +172,8 @@ class MicroBatch:
     """the optimizer step (from 0): keys the random draws"""
     row_ids: list[str] = field(default_factory=list)
     """file:line of each document, for messages"""
+    examples: list[int] = field(default_factory=list)
+    """the example of each document; none in an empty micro-batch, whose one document is no sample"""
     head_chunks: int = 1
     """in how many pieces the head computes the trained positions; the same on every process"""
 
@@ -223,7 +231,7 @@ class Policy(Protocol):
 
 
 class Renderer(Protocol):
-    """Turns examples into samples of tokens, under a chat template and its laws."""
+    """Turns examples into samples of tokens, under a chat template and its laws. `index`: which example of the data set it is."""
 
     def encode(self, example: Conversation | Text, index: int) -> list[Sample]: ...
 

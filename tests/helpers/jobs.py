@@ -11,6 +11,7 @@ import torch
 
 from luthier import component
 from luthier import config as configuration
+from luthier.data.dataset.samples import SampleSet
 from luthier.data.steps.order import Steps
 from luthier.engines.ddp import DDP
 from luthier.engines.single import Single
@@ -27,6 +28,30 @@ from luthier.training.optimization import make_optimizer, make_schedule
 from luthier.tuning import Start
 from luthier.types import NO_TARGET, Sample
 from tests.helpers.tiny_models import VOCAB, twin
+
+
+class Listed(SampleSet):
+    """Samples of a list, in which those of an example stand one after the other."""
+
+    def __init__(self, samples: Sequence[Sample]) -> None:
+        self._samples = list(samples)
+        examples = [sample.example for sample in samples]
+        assert sorted(set(examples)) == list(dict.fromkeys(examples)) == list(range(len(set(examples))))
+        self.lengths = np.array([len(sample) for sample in samples])
+        self.trained = np.array([sample.trained_tokens for sample in samples])
+        self.groups = np.array([sample.group for sample in samples])
+        self.first_samples = np.unique(examples, return_index=True)[1]
+        self.prompt_keys = np.arange(self.examples, dtype=np.uint64)
+
+    def row(self, example: int) -> str:
+        return self._samples[int(self.first_samples[example])].row
+
+    @property
+    def fingerprint(self) -> str:
+        return "made"
+
+    def at(self, index: int) -> Sample:
+        return self._samples[index]
 
 
 def make_samples(lengths: Sequence[int], seed: int = 0, trained_share: float = 0.6) -> list[Sample]:
@@ -86,8 +111,9 @@ def make_job(
     engine = engine or Single(torch.device("cpu"))
     engine.scale_losses(scaled)
     training = config.training
+    listed = Listed(samples)
     steps = Steps(
-        len(samples), training.global_batch_size, config.seed, training.num_train_epochs or 1.0, training.max_steps
+        listed.examples, training.global_batch_size, config.seed, training.num_train_epochs or 1.0, training.max_steps
     )
     optimizer = make_optimizer(training, policy)
     folder = Path(config.output_dir)
@@ -98,8 +124,8 @@ def make_job(
         wrapped=engine.wrap(policy),
         engine=engine,
         objective=SFT(SFT.Config()),
-        samples=samples,
-        held_out=held_out,
+        samples=listed,
+        held_out=Listed(held_out) if held_out is not None else None,
         steps=steps,
         layout=layout,
         max_tokens=max_tokens,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from luthier.inference import scoring
 from luthier.inference.generation import generate
 from luthier.inference.opened import open_model
 from luthier.models.flat import use_flat_attention
-from luthier.types import NO_TARGET, Message, Sample
+from luthier.types import NO_TARGET, Message, MicroBatch, Sample
 
 TEXT = "What is the capital of France?"
 
@@ -145,6 +147,32 @@ def test_windows_do_not_show(run: Path, monkeypatch: pytest.MonkeyPatch) -> None
     cut = scoring.score_rows(policy, samples(), layout="padded", max_tokens=64)
     assert cut.nll == pytest.approx(whole.nll, abs=1e-4)
     assert cut.correct.tolist() == whole.correct.tolist()
+
+
+@pytest.mark.parametrize("processes", [1, 3])
+def test_a_window_grows_with_the_processes_and_parts_no_example(
+    run: Path, processes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of nine samples, in examples of one, four, two and two, two a process."""
+    policy, seen = open_model(str(run)).policy(), list[list[int]]()
+    rows = [replace(sample, example=of) for sample, of in zip(samples(), [0, 1, 1, 1, 1, 2, 2, 3, 3], strict=True)]
+    lay = scoring.micro_batches
+
+    def noted(window: list[Sample], indices: list[int], **named: Any) -> list[MicroBatch]:
+        seen.append(list(indices))
+        return lay(window, indices, **named)
+
+    monkeypatch.setattr(scoring, "WINDOW", 2)
+    monkeypatch.setattr(scoring, "micro_batches", noted)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda sums: None)
+    found = [
+        scoring.score_rows(policy, rows, layout="padded", max_tokens=64, processes=processes, rank=rank)
+        for rank in range(processes)
+    ]
+    wanted = {1: [[0, 1, 2, 3, 4], [5, 6], [7, 8]], 3: [[0, 1, 2, 3, 4, 5, 6], [7, 8]]}[processes]
+    assert seen == wanted * processes
+    whole = scoring.score_rows(policy, samples(), layout="padded", max_tokens=64)
+    assert sum(one.nll for one in found) == pytest.approx(whole.nll, abs=1e-4)
 
 
 def test_scoring_leaves_no_trace(run: Path) -> None:

@@ -88,7 +88,8 @@ class DataConfig(Config):
     """What happens to a row that cannot be used: all are listed and the run does not start, or they are written to
     `rejected.jsonl` and counted."""
     on_long_row: Literal["error", "drop", "truncate"] = "error"
-    """What happens to a row longer than `max_length`. A truncated answer is counted in the ledger and gets no stop token."""
+    """What happens to a row longer than `max_length`: of a row of several samples, where one of them is. A truncated answer is
+    counted in the ledger and gets no stop token; answers behind it are left out."""
 
     mixing: Literal["concatenate", "first_exhausted", "all_exhausted"] = "concatenate"
     """How several files become one epoch: all rows of all of them; or by their weights, until the first of them would have to
@@ -104,8 +105,8 @@ class TrainingConfig(Config):
     """How it is learned. Keys left out take the defaults of the method, printed at the start."""
 
     global_batch_size: Annotated[int, Field(ge=1)] = 16
-    """Examples of one optimizer step, over all processes: the only spelling of a batch. How they are laid out over the hardware does
-    not change the mathematics."""
+    """Examples (rows) of one optimizer step, over all processes: the only spelling of a batch. A row counts once, also where each of
+    its answers is a sample of its own. How they are laid out over the hardware does not change the mathematics."""
     learning_rate: Annotated[float, Field(ge=0)] | None = None
     """Peak learning rate. Default: 2e-4 for LoRA, 2e-5 when the model's own weights are tuned."""
     num_train_epochs: Annotated[float, Field(gt=0)] | None = None

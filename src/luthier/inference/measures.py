@@ -9,12 +9,13 @@ from typing import Any
 from rich.table import Table
 
 from luthier.config import data_file
+from luthier.data.dataset.samples import SampleSet
 from luthier.inference.comparison import SCORED_TOKENS, figure, share
 from luthier.inference.generation import generate
 from luthier.inference.intervals import bootstrap_ratio
 from luthier.inference.opened import open_model
 from luthier.inference.questions import from_sample, matches, read_samples
-from luthier.inference.scoring import Rows, perplexity, score_rows
+from luthier.inference.scoring import perplexity, score_rows
 from luthier.policy.policy import Policy
 from luthier.system.words import counted
 
@@ -59,7 +60,7 @@ class Measured:
 def measure(
     policy: Policy,
     tokenizer: Any,
-    samples: Rows,
+    samples: SampleSet,
     *,
     stop_ids: Collection[int],
     target: str,
@@ -68,22 +69,25 @@ def measure(
     max_new_tokens: int,
     seed: int = 0,
 ) -> Measured:
-    """Scores all samples, and lets the model answer the last turn of the first `answered` of them, greedily.
+    """Scores all samples, and lets the model answer the last turn of the first `answered` rows, greedily.
+
+    Intervals are over rows: the samples of a row that was split are not independent of each other.
 
     Args:
-        samples: at least one, each with a trained token.
+        samples: of at least one row, each with a trained token.
         answered: for how many rows; 0 for none. Rows without a prompt (plain text) are not asked.
         max_new_tokens: bounds the answers; they are cut earlier where no match is possible any more.
     """
     scores = score_rows(policy, samples, layout="padded", max_tokens=SCORED_TOKENS)
     summary = scores.summary
-    low, high = bootstrap_ratio(scores.nll, scores.tokens, seed)
+    nll, correct, tokens = map(samples.by_example, (scores.nll, scores.correct, scores.tokens))
+    low, high = bootstrap_ratio(nll, tokens, seed)
     figures: dict[str, Figure] = {
         "nll_per_token": (summary["loss"], low, high),
         "perplexity": (summary["perplexity"], perplexity(low), perplexity(high)),
-        "token_accuracy": (summary["token_accuracy"], *bootstrap_ratio(scores.correct, scores.tokens, seed)),
+        "token_accuracy": (summary["token_accuracy"], *bootstrap_ratio(correct, tokens, seed)),
     }
-    first = [samples[index] for index in range(min(answered, len(samples)))]
+    first = [samples[index] for index in samples.last_samples[:answered].tolist()]
     questions = [question for sample in first if (question := from_sample(sample, tokenizer, stop_ids)) is not None]
     if questions:
         longest = max(question.sample.trained_tokens for question in questions if question.sample is not None)
@@ -97,7 +101,7 @@ def measure(
         figures["exact_match"] = share(
             [float(matches(answer, question)) for answer, question in zip(answers, questions, strict=True)]
         )
-    return Measured(target, data, len(samples), int(summary["tokens"]), figures, len(questions))
+    return Measured(target, data, samples.examples, int(summary["tokens"]), figures, len(questions))
 
 
 def measure_target(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ def from_sample(sample: Sample, tokenizer: Any, stop_ids: Collection[int]) -> Qu
         _text(tokenizer, prompt_ids),
         prompt_ids,
         _text(tokenizer, expected),
-        Sample(sample.input_ids, targets, sample.row, sample.group),
+        replace(sample, targets=targets),
         sample.row,
     )
 
@@ -107,10 +107,8 @@ def read_questions(
         questions = [_of_prompt(opened, prompt, system) for prompt in prompts[:limit]]
     else:
         prepared = read_samples(opened, path, drop_bad_rows=drop_bad_rows)
-        count = len(prepared.train) if limit is None else min(limit, len(prepared.train))
-        found = [
-            from_sample(prepared.train[index], opened.tokenizer, opened.renderer.stop_ids) for index in range(count)
-        ]
+        last = prepared.train.last_samples[:limit].tolist()
+        found = [from_sample(prepared.train[index], opened.tokenizer, opened.renderer.stop_ids) for index in last]
         questions = [question for question in found if question is not None]
     if not questions:
         raise UserError(path, "it holds no question", "prompts, or conversations", "luthier eval scores plain text")

@@ -1,6 +1,6 @@
-"""What a model makes of held-out samples: log-probabilities and right tokens, summed by row.
+"""What a model makes of held-out samples: log-probabilities and right tokens, summed by sample.
 
-Nothing here draws a random number or changes the model; sums are by row first, so that the layout and the number of
+Nothing here draws a random number or changes the model; sums are by sample first, so that the layout and the number of
 processes only change the order of work, not the figures.
 """
 
@@ -21,7 +21,7 @@ from luthier.data.steps.layout import micro_batches
 from luthier.types import NO_TARGET, Sample
 
 WINDOW = 256
-"""Samples that are laid out at a time: bounds the memory for their ids, and keeps processes in step."""
+"""Samples a process that are laid out at a time, longest first: bounds the memory for their ids, and keeps processes in step."""
 
 MOST_NATS = 700.0
 """exp() of more is no float."""
@@ -77,7 +77,7 @@ def score_rows(
 
     Args:
         policy: a `luthier.policy.policy.Policy`, possibly wrapped by an engine; run in eval mode, which is undone afterwards.
-        samples: the rows.
+        samples: what is scored; those of one example are never parted by a window.
         layout: how the policy wants its micro-batches.
         max_tokens: most tokens of one forward pass; a longer sample goes alone.
         processes, rank: with more than one process each scores its share and the sums are exchanged.
@@ -85,22 +85,37 @@ def score_rows(
     sums = torch.zeros(2, len(samples), dtype=torch.float64)
     tokens = np.zeros(len(samples), dtype=np.int64)
     with evaluating(policy), torch.no_grad():
-        for start in range(0, len(samples), WINDOW):
-            indices = list(range(start, min(start + WINDOW, len(samples))))
-            window = [samples[index] for index in indices]
+        for indices, window in _windows(samples, WINDOW * processes):
             tokens[indices] = [sample.trained_tokens for sample in window]
+            rows, logps, correct = [], [], []
             for batch in micro_batches(
                 window, indices, layout=layout, max_tokens=max_tokens, step=0, processes=processes, rank=rank
             ):
                 scores = policy(batch, want=("correct",))
-                rows = batch.rows[batch.targets != NO_TARGET]
-                sums[0].index_add_(0, rows, -scores.logps.double().cpu())
-                sums[1].index_add_(0, rows, scores.correct.double().cpu())
+                rows.append(batch.rows[batch.targets != NO_TARGET])
+                logps.append(scores.logps)
+                correct.append(scores.correct)
+            places = torch.cat(rows)  # the device is waited for once a window, here
+            sums[0].index_add_(0, places, -torch.cat(logps).double().cpu())
+            sums[1].index_add_(0, places, torch.cat(correct).cpu().double())
     if processes > 1:
         sums = sums.to(next(policy.parameters()).device)
         torch.distributed.all_reduce(sums)
     nll, correct = sums.cpu().numpy()
     return RowScores(nll, correct.astype(np.int64), tokens)
+
+
+def _windows(samples: Rows, size: int) -> Iterator[tuple[list[int], list[Sample]]]:
+    """Neighbours and their places, `size` at a time, and so many more that no example is parted."""
+    start, window = 0, list[Sample]()
+    for index in range(len(samples)):
+        sample = samples[index]
+        if len(window) >= size and sample.example != window[-1].example:
+            yield list(range(start, index)), window
+            start, window = index, []
+        window.append(sample)
+    if window:
+        yield list(range(start, start + len(window))), window
 
 
 @contextmanager

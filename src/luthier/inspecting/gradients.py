@@ -110,7 +110,7 @@ def one_batch(config: RunConfig, trust_remote_code: bool = False, say: Callable[
     named = dict(core.named_parameters())
     engine.named = {name: parameter for name, parameter in named.items() if parameter.requires_grad}
     engine.norms = {}
-    indices = job.steps.indices(0)
+    indices = job.samples.members_of(job.steps.indices(0))
     samples = [job.samples[index] for index in indices]
     rate = config.training.learning_rate or 0.0
     for group in job.optimizer.param_groups:
@@ -118,7 +118,8 @@ def one_batch(config: RunConfig, trust_remote_code: bool = False, say: Callable[
     before = norms_of_gradients(engine.named)
     start = {name: parameter.detach().clone() for name, parameter in engine.named.items()}
     job.wrapped.train()
-    found = Gradients([], [sample.row for sample in samples], rate, built.tuned.trained)
+    rows = [job.samples.row(example) for example in job.steps.indices(0)]
+    found = Gradients([], rows, rate, built.tuned.trained)
     with _first_non_finite(core) as names:
         try:
             optimizer_step(job, 0, samples, indices)

@@ -20,11 +20,21 @@ class Objective(Protocol):
     only_as_term: float | None = None
     """Of one that says nothing of the answers: its usual weight. It is refused outside a sum (`weighted`) with one that does."""
 
-    def encode(self, example: Example, index: int, renderer: Renderer) -> list[Sample]: ...
+    def encode(self, example: Example, index: int, renderer: Renderer) -> list[Sample]:
+        """The samples of an example, at least one; `index` is its place among the examples, which each of them carries.
 
-    def weight(self, samples: list[Sample]) -> float: ...
+        They stay in one optimizer step. Those of one `Sample.group` are read together by the loss: they lie beside each other
+        in one micro-batch, in this order, and none of them is cut or dropped alone. Others may lie apart.
+        """
+        ...
 
-    def loss(self, policy: Policy, batch: MicroBatch) -> LossOut: ...
+    def weight(self, samples: list[Sample]) -> float:
+        """What the sums of a step are divided by; `samples` are those of the whole step, example after example."""
+        ...
+
+    def loss(self, policy: Policy, batch: MicroBatch) -> LossOut:
+        """The loss of a micro-batch, as a sum. `batch.examples` says which example each document is of."""
+        ...
 
     def survey(self, policy: Policy, batch: MicroBatch) -> list[float]:
         """For a loss that needs totals of the whole step: counts in a micro-batch, without gradient, before the step's losses."""

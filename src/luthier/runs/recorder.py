@@ -91,8 +91,8 @@ class Recorder:
             self._screen.sample(step, prompt, answer)
 
     def row_losses(self, step: int, rows: Sequence[int], losses: Sequence[float]) -> None:
-        """The loss of each row that the step learned from, before it did: a sum over its trained tokens, in nats.
-        `rows` are places in the training data, as the run's encoded samples have them."""
+        """The loss of each row that the step learned from, before it did: a sum over the trained tokens of all samples that it
+        gave, in nats. `rows` are places in the training data, as the run's encoded examples have them."""
         if self._main:
             shown = [float(f"{loss:.7g}") for loss in losses]
             self._write(ROW_LOSSES, {"step": step, "rows": list(rows), "losses": shown})

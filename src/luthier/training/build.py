@@ -188,7 +188,7 @@ def _decide(
     """What is chosen by measurement, on the first process."""
     verdict = prove(model_config, dtype, engine.device)
     limit = tokens_per_micro_batch(config.training.max_tokens_per_micro_batch, engine.device)
-    longest = max(limit, int(data.train.lengths.max()))
+    longest = max(limit, int(data.train.tokens_together.max()))
     asked = config.training.activation_checkpointing
     held = _held_bytes(config, source, model_config, dtype, trust_remote_code) if asked == "auto" else 0
     found = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from luthier.config import TrainingConfig
+from luthier.data.dataset.samples import SampleSet
 from luthier.data.steps.layout import Layout
 from luthier.data.steps.order import Steps
 from luthier.engines import Engine
@@ -18,7 +19,6 @@ from luthier.objectives import Objective
 from luthier.policy.policy import Policy
 from luthier.runs.recorder import Recorder
 from luthier.training.checkpoint import Checkpoints
-from luthier.types import Sample
 
 
 @dataclass
@@ -46,8 +46,8 @@ class Job:
     """the policy as the engine wraps it; what is called"""
     engine: Engine
     objective: Objective
-    samples: Sequence[Sample]
-    held_out: Sequence[Sample] | None
+    samples: SampleSet
+    held_out: SampleSet | None
     steps: Steps
     layout: Layout
     max_tokens: int

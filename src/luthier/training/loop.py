@@ -8,11 +8,11 @@ from __future__ import annotations
 import math
 import signal
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -78,7 +78,8 @@ def train_step(job: Job, check: LearningCheck) -> None:
     rate = job.schedule(step)
     for group in job.optimizer.param_groups:
         group["lr"] = group["peak_lr"] * rate
-    indices = job.steps.indices(step)
+    rows = job.steps.indices(step)
+    indices = job.samples.members_of(rows)
     samples = [job.samples[i] for i in indices]
     shown = (step + 1) % job.config.logging_steps == 0
     shares = gradient_shares(job, step, samples, indices) if shown else {}
@@ -100,7 +101,8 @@ def train_step(job: Job, check: LearningCheck) -> None:
         "trained_tokens": progress.trained_tokens,
     }
     if done.row_losses is not None:
-        job.recorder.row_losses(progress.step, indices, done.row_losses)
+        times = Counter(rows)  # in a mixture a short source may come round within one step
+        job.recorder.row_losses(progress.step, rows, [done.row_losses[row] / times[row] for row in rows])
     tokens = sum(len(sample) for sample in samples)
     job.recorder.step(
         line, {"step_s": seconds, "tokens_per_s": tokens / seconds, "memory_bytes": memory_bytes(job.engine.device)}
@@ -115,8 +117,8 @@ class StepDone:
     """over the global batch"""
     weight: float
     grad_norm: float
-    row_losses: list[float] | None
-    """each sample's part of the loss, in the order of the step's samples; None where the objective does not say"""
+    row_losses: dict[int, float] | None
+    """each example's part of the loss, that of all its samples; None where the objective does not say"""
 
 
 def gradient_shares(job: Job, step: int, samples: Sequence[Sample], indices: Sequence[int]) -> dict[str, float]:
@@ -192,7 +194,7 @@ def optimizer_step(job: Job, step: int, samples: Sequence[Sample], indices: Sequ
         job.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, float] = {"loss": 0.0}
         bad_rows: list[str] = []
-        losses: dict[int, float] | None = dict.fromkeys(indices, 0.0)
+        losses: dict[int, float] | None = dict.fromkeys((sample.example for sample in samples), 0.0)
         for position, batch in enumerate(batches):
             with forward_of(job, step, position, last=position == len(batches) - 1):
                 out = job.objective.loss(job.wrapped, batch)
@@ -202,31 +204,31 @@ def optimizer_step(job: Job, step: int, samples: Sequence[Sample], indices: Sequ
             if not math.isfinite(float(out.sum.detach())):
                 bad_rows += batch.row_ids
             losses = _add_documents(losses, batch, out)
-        # One exchange for all: a row lies on one process, the others add zeros.
+        # One exchange for all: each process adds what it has of a row, most of them nothing.
         totals = engine.sum([float(bool(bad_rows)), *sums.values(), *(losses or {}).values()])
         if totals[0]:
             raise non_finite(step, "loss", bad_rows or ["rows of another process"])
         result = engine.clip_and_step(job.optimizer, job.config.max_grad_norm)
         if result.applied:
             shared = dict(zip(sums, totals[1:], strict=False))
-            return StepDone(shared, weight, result.grad_norm, None if losses is None else totals[1 + len(sums) :])
+            found = None if losses is None else dict(zip(losses, totals[1 + len(sums) :], strict=True))
+            return StepDone(shared, weight, result.grad_norm, found)
         if not engine.loss_scale.overflowed():
             raise non_finite(step, "gradient", [sample.row for sample in samples])
 
 
 def _add_documents(losses: dict[int, float] | None, batch: MicroBatch, out: LossOut) -> dict[int, float] | None:
-    """Each document's loss under its row's index; None as soon as the objective does not say."""
+    """Each document's loss added to its example's; None as soon as the objective does not say."""
     if losses is None or out.documents is None:
         return None
-    starts = np.concatenate([[0], np.cumsum(batch.lengths)[:-1]])
-    rows = batch.rows[0, starts] if batch.layout == "flat" else batch.rows[:, 0]
-    for row, loss in zip(rows.tolist(), out.documents.tolist(), strict=True):
-        if batch.row_ids:  # an empty micro-batch has one document that is no row
-            losses[row] += loss
+    if batch.examples:  # an empty micro-batch has one document that is no sample
+        for example, loss in zip(batch.examples, out.documents.tolist(), strict=True):
+            losses[example] += loss
     return losses
 
 
 def non_finite(step: int, what: str, rows: list[str]) -> NonFinite:
+    rows = list(dict.fromkeys(rows))  # a row may have several samples
     shown = ", ".join(rows[:ROWS_SHOWN]) + (f" and {len(rows) - ROWS_SHOWN} more" if len(rows) > ROWS_SHOWN else "")
     return NonFinite(
         f"step {step + 1}",

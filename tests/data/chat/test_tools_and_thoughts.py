@@ -225,7 +225,7 @@ def test_thoughts_are_trained_once_and_not_shown_again() -> None:
         assert part.evidence.text[: part.evidence.turns[-1].start].count("Six times") == 0
         assert ours.prompt_ids(THOUGHTS.messages[:index]) == part.ids[:start]
     samples = ours.encode(THOUGHTS, 7)
-    assert [sample.group for sample in samples] == [7, 7, 7]
+    assert [(sample.example, sample.group) for sample in samples] == [(7, 0), (7, 1), (7, 2)]
     assert [sample.trained_tokens for sample in samples] == [len(text.encode()) - 9 for (text,) in texts]
 
 

@@ -45,7 +45,7 @@ def run(
     if rows is not None:
         Path("train.jsonl").write_text(lines(rows), encoding="utf-8")
     wanted = config.load(None, ["model=m", "data=train.jsonl", "output_dir=runs/x", *overrides])
-    objective = component.load("objectives", "sft")(wanted.objective)
+    objective = component.make("objectives", wanted.objective)
     tokenizer = tokenizer or tokenizers.chatml()
     return prepare(wanted, tokenizer, context_length=context, objective=objective, refuse=refuse)
 
@@ -60,7 +60,7 @@ def test_all_rows_are_encoded_and_accounted_for() -> None:
     prepared = run(alpaca(30))
     assert len(prepared.train) == 30
     assert prepared.eval is None
-    assert [sample.group for sample in prepared.train] == list(range(30))
+    assert [(sample.example, sample.group) for sample in prepared.train] == [(index, 0) for index in range(30)]
     assert prepared.train[4].row == prepared.train.row(4) == "train.jsonl:5"
     assert prepared.train.lengths.sum() == prepared.ledger.tokens_in
     assert (
@@ -143,6 +143,72 @@ def test_long_rows() -> None:
     assert cut.ledger.tokens_cut == len(full) - 80
     lost = cut.ledger.answer_tokens_cut
     assert f" 1 row lost its end with {lost} tokens of answers (train.jsonl:5)" in cut.ledger.as_text()
+
+
+def sample(length: int, group: int, prompt: int = 2) -> Sample:
+    ids = np.arange(length)
+    targets = np.where(ids < prompt - 1, NO_TARGET, ids + 1)
+    targets[-1] = NO_TARGET
+    return Sample(ids, targets, "x:1", 0, group)
+
+
+def test_what_is_read_together_is_whole_or_not_there() -> None:
+    """Answers of a split row end at the limit, each for itself; of a pair no half is left, and none is cut."""
+
+    def left(*samples: Sample) -> list[tuple[int, int]]:
+        return [(one.group, len(one)) for one in module.within(samples, 10)]
+
+    assert left(sample(5, 0), sample(14, 1), sample(20, 2, prompt=12)) == [(0, 5), (1, 10)]
+    assert left(sample(5, 0), sample(14, 0)) == []
+    assert left(sample(14, 0), sample(14, 0)) == []
+    assert left(sample(5, 0), sample(10, 0)) == [(0, 5), (0, 10)]
+    assert left(sample(5, 0), sample(14, 0), sample(6, 1), sample(6, 1), sample(14, 2)) == [(1, 6), (1, 6), (2, 10)]
+    (cut,) = module.within([sample(14, 3)], 10)
+    assert cut.targets[-1] == NO_TARGET
+    assert cut.trained_tokens == 8
+
+
+@pytest.mark.parametrize("streaming", ["false", "true"])
+def test_a_pair_that_is_too_long_in_one_half_goes_whole(streaming: str) -> None:
+    """Dropped it is one row with the tokens of both; it is never cut, and the ledger adds up."""
+    rows = [{"prompt": f"x: {groups}", "completion": "word " * 6} for groups in ("0", "0 0", "0 0 0 0 0 0 0", "0 1 2")]
+    keys = ["objective=tests.helpers.split_rows:Several", f"streaming={streaming}"]
+    whole = run(rows, *keys)
+    assert (whole.train.examples, len(whole.train)) == (4, 13)
+    longest = int(whole.train.lengths.max())
+    dropped = run(None, *keys, f"max_length={longest - 1}", "on_long_row=drop")
+    assert dropped.ledger.dropped == {"longer than the limit": ["train.jsonl:3"]}
+    assert dropped.ledger.tokens_dropped == whole.train.lengths[3:10].sum()
+    assert [sample.example for sample in dropped.train] == [0, 1, 1, 2, 2, 2]
+    refused_row = refused(None, *keys, f"max_length={longest - 1}", "on_long_row=truncate")
+    assert "1 of 4 rows cannot be used" in refused_row
+    assert "train.jsonl:3" in refused_row
+
+
+@pytest.mark.parametrize("streaming", ["false", "true"])
+def test_shares_bounds_and_mixtures_count_rows(streaming: str) -> None:
+    rows = [{"prompt": f"{number}: " + "0 " * (1 + number % 5), "completion": "word"} for number in range(40)]
+    Path("more.jsonl").write_text(lines(rows[:6]), encoding="utf-8")
+    keys = ["objective=tests.helpers.split_rows:Several", f"streaming={streaming}"]
+    found = run(rows, *keys, "data.eval=0.25")
+    assert found.eval is not None
+    for part, purpose in ((found.train, "rows_trained"), (found.eval, "rows_held_out")):
+        assert part.examples == getattr(found.ledger, purpose)
+        for example in range(part.examples):
+            number = int(part.row(example).rpartition(":")[2]) - 1
+            assert len(part.members_of([example])) == 1 + number % 5
+    assert run(None, *keys, "max_samples=7").train.examples == 7
+    mixed = run(None, *keys, "data.train=[train.jsonl, more.jsonl]", "mixing=first_exhausted")
+    assert mixed.mixture is not None
+    assert mixed.mixture.sizes == (40, 6)
+    assert "6 of 40 from train.jsonl, 6 of 6 from more.jsonl" in mixed.notes[-1]
+
+
+def test_an_objective_that_makes_nothing_of_a_row_says_so() -> None:
+    rows = [{"prompt": "x: 0", "completion": "word"}, {"prompt": "x:", "completion": "word"}]
+    text = refused(rows, "objective=tests.helpers.split_rows:Several")
+    assert "train.jsonl:2" in text
+    assert "makes no sample" in text
 
 
 def test_exactly_the_limit_fits() -> None:
@@ -339,25 +405,34 @@ def test_a_damaged_cache_is_made_again() -> None:
 def test_samples_read_what_was_written(tmp_path: Path) -> None:
     wanted = [
         Sample(np.arange(3), np.array([1, NO_TARGET, NO_TARGET]), "ä.jsonl:1", 0),
-        Sample(np.array([7]), np.array([NO_TARGET]), "b.jsonl:2", 0),
+        Sample(np.array([7]), np.array([NO_TARGET]), "ä.jsonl:1", 0, 1),
         Sample(np.arange(50), np.arange(50), "", 1),
+        Sample(np.arange(2), np.array([1, NO_TARGET]), "b.jsonl:2", 2),
     ]
-    writer, encoded = SampleWriter(tmp_path / "s"), SampleBuffer()
-    for number, sample in enumerate(wanted):
-        encoded.add(sample, number + 2**63)
-    writer.append(encoded.arrays())
+    writer = SampleWriter(tmp_path / "s")
+    for examples in ((0, 1), (2,)):  # two buffers, each with a count of its own
+        encoded = SampleBuffer()
+        for example in examples:
+            encoded.add([sample for sample in wanted if sample.example == example], example + 2**63)
+        writer.append(encoded)
     writer.close()
     samples = Samples(tmp_path / "s")
-    assert samples.lengths.tolist() == [3, 1, 50]
-    assert samples.trained.tolist() == [1, 0, 50]
+    assert samples.lengths.tolist() == [3, 1, 50, 2]
+    assert samples.trained.tolist() == [1, 0, 50, 1]
+    assert samples.groups.tolist() == [0, 1, 0, 0]
+    assert samples.first_samples.tolist() == [0, 2, 3]
     assert samples.prompt_keys.tolist() == [2**63, 2**63 + 1, 2**63 + 2]
+    assert [samples.row(example) for example in range(samples.examples)] == ["ä.jsonl:1", "", "b.jsonl:2"]
     for found, sample in zip(samples, wanted, strict=True):
         assert found.input_ids.tolist() == sample.input_ids.tolist()
         assert found.targets.tolist() == sample.targets.tolist()
-        assert (found.row, found.group) == (sample.row, sample.group)
+        assert (found.row, found.example, found.group) == (sample.row, sample.example, sample.group)
     with pytest.raises(IndexError):
-        samples[3]
-    assert samples[-1].row == ""
+        samples[4]
+    assert samples[-1].row == "b.jsonl:2"
+    assert samples.members_of([2, 0]) == [3, 0, 1]
+    assert samples.last_samples.tolist() == [1, 2, 3]
+    assert samples.by_example(samples.trained).tolist() == [1, 50, 1]
     with pytest.raises(DamagedCache):
         Samples(tmp_path / "nowhere")
 

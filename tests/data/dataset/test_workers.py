@@ -59,9 +59,9 @@ def content(prepared: Prepared) -> dict[str, Any]:
     out: dict[str, Any] = {"ledger": dataclasses.asdict(prepared.ledger), "rejected": prepared.rejected}
     for name, samples in (("train", prepared.train), ("eval", prepared.eval)):
         assert samples is not None
-        out[name] = [(s.input_ids.tolist(), s.targets.tolist(), s.row, s.group) for s in samples]
+        out[name] = [(s.input_ids.tolist(), s.targets.tolist(), s.row, s.example, s.group) for s in samples]
         out[f"{name} fingerprint"] = samples.fingerprint
-        for array in ("lengths", "trained", "groups", "prompt_keys"):
+        for array in ("lengths", "trained", "groups", "first_samples", "prompt_keys"):
             out[f"{name} {array}"] = np.asarray(getattr(samples, array)).tolist()
     return out
 

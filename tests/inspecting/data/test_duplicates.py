@@ -44,18 +44,22 @@ def token_rows(rows: list[list[int]], split: int | None = None) -> TokenRows:
 
 
 def write(
-    folder: Path, rows: list[tuple[str, str]], groups: list[int] | None = None, lines: list[int] | None = None
+    folder: Path, rows: list[tuple[str, str]], examples: list[int] | None = None, lines: list[int] | None = None
 ) -> Samples:
     """Samples of prompt and answer under the tiny tokenizer."""
     tokenizer, encoded, writer = tiny_tokenizer(), SampleBuffer(), SampleWriter(folder)
+    samples: dict[int, list[Sample]] = {}
     for index, (prompt, answer) in enumerate(rows):
         before = tokenizer.encode(f"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n") if prompt else [0]
         ids = np.array([*before, *tokenizer.encode(answer + "<|im_end|>")])
         targets = np.append(ids[1:], NO_TARGET)
         targets[: len(before) - 1] = NO_TARGET
         line = lines[index] if lines else index + 1
-        encoded.add(Sample(ids, targets, f"x:{line}", groups[index] if groups else index), index)
-    writer.append(encoded.arrays())
+        example = examples[index] if examples else index
+        samples.setdefault(example, []).append(Sample(ids, targets, f"x:{line}", example))
+    for example, members in samples.items():
+        encoded.add(members, example)
+    writer.append(encoded)
     writer.close()
     return Samples(folder)
 
@@ -211,8 +215,8 @@ def test_a_row_is_no_duplicate_of_itself(tmp_path: Path) -> None:
     assert [one.rows for one in (alone.exact, alone.normalised, alone.near, alone.conflicts)] == [0, 0, 0, 0]
     twice = write(tmp_path / "twice", [*split, *split], [0, 0, 0, 1, 1, 1], [1, 1, 1, 2, 2, 2])
     found = find_duplicates(twice, train, decoder(tiny_tokenizer()))
-    assert (found.exact.listed, found.exact.extra, found.near.rows) == ([[2, 5]], 1, 0)
-    assert {degree: pairs.listed for degree, pairs in found.overlap.items() if pairs.rows} == {"exact": [(2, 2)]}
+    assert (found.exact.listed, found.exact.extra, found.near.rows) == ([[0, 1]], 1, 0)
+    assert {degree: pairs.listed for degree, pairs in found.overlap.items() if pairs.rows} == {"exact": [(0, 0)]}
     listed_twice = write(tmp_path / "listed", [("Hi", "Ho"), ("Bye", "Ho"), ("Hi", "Ho")], None, [1, 2, 1])
     assert find_duplicates(listed_twice, None, decoder(tiny_tokenizer())).exact.listed == [[0, 2]]
 
@@ -220,7 +224,15 @@ def test_a_row_is_no_duplicate_of_itself(tmp_path: Path) -> None:
 def test_alternatives_of_one_group_are_no_conflict(tmp_path: Path) -> None:
     rows = [("Hi", "chosen"), ("Hi", "rejected"), ("Bye", "chosen"), ("Bye", "other")]
     found = find_duplicates(write(tmp_path / "train", rows, [0, 0, 1, 2]), None, decoder(tiny_tokenizer()))
-    assert found.conflicts.listed == [[2, 3]]
+    assert found.conflicts.listed == [[1, 2]]
+
+
+def test_pairs_are_equal_only_whole(tmp_path: Path) -> None:
+    """Two samples each: the last alone, or the same two the other way round, make no duplicate."""
+    good, bad, other = ("Hi", "Hello to you."), ("Hi", "Go away."), ("Hi", "What do you want?")
+    rows = [good, bad, other, bad, bad, good, good, bad]
+    found = find_duplicates(write(tmp_path / "train", rows, [0, 0, 1, 1, 2, 2, 3, 3]), None, decoder(tiny_tokenizer()))
+    assert (found.exact.listed, found.normalised.listed) == ([[0, 3]], [])
 
 
 def test_many_rows_take_little_memory(tmp_path: Path) -> None:

@@ -75,10 +75,11 @@ class ChatRenderer:
         self._split: dict[Conversation, tuple[Encoded, ...]] = {}
 
     def encode(self, example: Conversation | Text, index: int) -> list[Sample]:
-        """The samples of an example: one; but one for each answer where the template writes an answer otherwise once
-        it is history, so that each is trained as it is served. Raises UserError (BadRow).
+        """The samples of an example: one; but one for each answer, each a group of its own, where the template writes an
+        answer otherwise once it is history, so that each is trained as it is served. Raises UserError (BadRow).
         """
-        return [sample_of(found, example.row, index) for found in self.encoded_parts(example)]
+        parts = self.encoded_parts(example)
+        return [sample_of(found, example.row, index, group) for group, found in enumerate(parts)]
 
     def encode_conversation(self, conversation: Conversation, index: int) -> Sample:
         """The sample of a conversation. Raises UserError (BadRow): not rendered, or a law is broken."""
@@ -428,7 +429,7 @@ def one_answer_each(conversation: Conversation) -> tuple[Conversation, ...]:
     return tuple(replace(conversation, messages=(*untrained[:index], messages[index])) for index in trained)
 
 
-def sample_of(encoded: Encoded, row: str, index: int) -> Sample:
+def sample_of(encoded: Encoded, row: str, index: int, group: int = 0) -> Sample:
     """Position i is trained to predict id i + 1 where that id is the assistant's; at the end of an answer inside the
     text some templates want the stop token, which does not stand there.
     """
@@ -438,4 +439,4 @@ def sample_of(encoded: Encoded, row: str, index: int) -> Sample:
     targets[:-1][trained] = ids[1:][trained]
     for position, stop in encoded.stop_targets:
         targets[position] = stop
-    return Sample(ids, targets, row, index)
+    return Sample(ids, targets, row, index, group)

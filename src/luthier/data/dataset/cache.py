@@ -38,9 +38,8 @@ class Account:
     rows: int = 0
     """records of that file that are done"""
     ledger: Ledger = field(default_factory=Ledger)
-    examples: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PURPOSES, 0))
     by_part: list[dict[str, int]] = field(default_factory=list)
-    """for each file: purpose -> samples"""
+    """for each file: purpose -> examples"""
     refused: list[Refused] = field(default_factory=list)
     """the first of the rows that stop the run"""
     refused_rows: int = 0
@@ -57,8 +56,7 @@ class Account:
         self.refused_long += sum(one.long for one in chunk.refused)
         self.systems = sorted({*self.systems, *chunk.systems})[:2]
         for purpose in PURPOSES:
-            self.examples[purpose] += chunk.examples[purpose]
-            self.by_part[-1][purpose] += len(chunk.sets[purpose])
+            self.by_part[-1][purpose] += chunk.sets[purpose].examples
 
     def begin_part(self) -> None:
         self.by_part.append(dict.fromkeys(PURPOSES, 0))
@@ -116,9 +114,7 @@ class Store:
     def _append(self, chunk: Chunk) -> None:
         for purpose, encoded in chunk.sets.items():
             if len(encoded):
-                arrays = encoded.arrays()
-                arrays["groups"] += self.account.examples[purpose]
-                self.writers[purpose].append(arrays)
+                self.writers[purpose].append(encoded)
         for row in chunk.rejected:
             line = json.dumps(row, ensure_ascii=True, default=str) + "\n"
             self._rejected.write(line.encode())

@@ -73,11 +73,11 @@ class Prepared:
     """what a run says of rows that were left out here though the configuration does not say that they may be"""
 
     def steps(self, config: RunConfig) -> Steps:
-        """Which of the samples each optimizer step takes."""
+        """Which of the examples each optimizer step takes."""
         training = config.training
         assert training.num_train_epochs is not None
         return Steps(
-            len(self.train),
+            self.train.examples,
             training.global_batch_size,
             config.seed,
             training.num_train_epochs,
@@ -226,17 +226,11 @@ def _close_account(
     refused, empty = _all_refused_rows(account, data), _empty(data, parts, account.ledger, sets)
     if error := refused if refused is not None and (refuse or empty) else empty:
         raise error
-    keys = {purpose: _prompt_keys(samples) for purpose, samples in sets.items()}
-    if "eval" in keys:
-        account.ledger.held_out_prompts_also_trained = int(np.isin(keys["eval"], keys["train"]).sum())
+    if "eval" in sets:
+        trained, held_out = (np.asarray(sets[purpose].prompt_keys) for purpose in PURPOSES)
+        account.ledger.held_out_prompts_also_trained = int(np.isin(held_out, trained).sum())
     account.ledger.laws = dict.fromkeys(laws.NAMES, 0) | account.ledger.laws
     account.ledger.check()
-
-
-def _prompt_keys(samples: SampleSet) -> Any:
-    """[examples] uint64"""
-    _, first = np.unique(np.asarray(samples.groups), return_index=True)
-    return np.asarray(samples.prompt_keys)[first]
 
 
 def _meta(account: Account, data: DataConfig) -> dict[str, Any]:

@@ -1,5 +1,5 @@
-"""Encoded samples in files that are mapped into memory: one array of all ids, one of all targets, and where each sample
-begins.
+"""Encoded samples in files that are mapped into memory: one array of all ids, one of all targets, where each sample begins,
+and which is the first sample of each example.
 """
 
 from __future__ import annotations
@@ -30,77 +30,127 @@ DTYPES: dict[str, Any] = {
     "lengths": np.int64,
     "trained": np.int64,
     "groups": np.int64,
-    "row_text": np.uint8,
-    "row_lengths": np.int64,
+    "first_samples": np.int64,
     "prompt_keys": np.uint64,
+    "row_lengths": np.int64,
+    "row_text": np.uint8,
 }
-"""input_ids, targets: [sum of lengths]; row_text: UTF-8 of all row ids; all others: [samples]. `trained` counts the tokens
-with loss. prompt_keys: hashes of what decides the split.
+"""input_ids, targets: [sum of lengths]; lengths, trained (tokens with loss), groups (within the example): [samples];
+first_samples (the first of each example), prompt_keys (hashes of what decides the split), row_lengths: [examples]; row_text:
+UTF-8 of all rows' names.
 """
-LONG = ("input_ids", "targets", "row_text")
-"""The arrays that are longer than the number of samples."""
-FINGERPRINTED = ("input_ids", "targets", "lengths", "groups", "row_text")
+OF_SAMPLES = ("lengths", "trained", "groups")
+OF_EXAMPLES = ("first_samples", "prompt_keys", "row_lengths")
+FINGERPRINTED = ("input_ids", "targets", "lengths", "groups", "first_samples", "row_text")
 """The arrays that say what a run was trained on."""
 
 
 @dataclass(slots=True)
 class SampleBuffer:
-    """Samples in memory, one after the other, as arrays of `DTYPES`."""
+    """Examples in memory, one after the other, as arrays of `DTYPES`."""
 
     samples: list[Sample] = field(default_factory=list)
+    first_samples: list[int] = field(default_factory=list)
     prompt_keys: list[int] = field(default_factory=list)
 
     def __len__(self) -> int:
+        """Samples."""
         return len(self.samples)
 
-    def add(self, sample: Sample, prompt_key: int) -> None:
-        self.samples.append(sample)
+    @property
+    def examples(self) -> int:
+        return len(self.first_samples)
+
+    def add(self, samples: Sequence[Sample], prompt_key: int) -> None:
+        """Adds an example, which has at least one sample."""
+        self.first_samples.append(len(self.samples))
+        self.samples += samples
         self.prompt_keys.append(prompt_key)
 
-    def arrays(self) -> dict[str, Array]:
-        """name -> array; see `DTYPES`."""
-        rows = [sample.row.encode() for sample in self.samples]
+    def arrays(self, before: int = 0) -> dict[str, Array]:
+        """name -> array; see `DTYPES`. `before`: samples that stand before these."""
+        rows = [self.samples[first].row.encode() for first in self.first_samples]
         values: dict[str, Any] = {
             "input_ids": _joined([sample.input_ids for sample in self.samples]),
             "targets": _joined([sample.targets for sample in self.samples]),
             "lengths": [len(sample) for sample in self.samples],
             "trained": [sample.trained_tokens for sample in self.samples],
             "groups": [sample.group for sample in self.samples],
-            "row_text": np.frombuffer(b"".join(rows), dtype=np.uint8),
-            "row_lengths": list(map(len, rows)),
+            "first_samples": [before + first for first in self.first_samples],
             "prompt_keys": self.prompt_keys,
+            "row_lengths": list(map(len, rows)),
+            "row_text": np.frombuffer(b"".join(rows), dtype=np.uint8),
         }
         return {name: np.asarray(value, dtype=DTYPES[name]) for name, value in values.items()}
 
 
 class SampleSet(Sequence[Sample]):
-    """Samples that can be asked for by index, wherever they are.
+    """Samples that can be asked for by index, wherever they are; those of an example stand one after the other.
 
-    `lengths`, `trained` and `groups` are [samples] int64: tokens, tokens with loss, and the example of each;
-    `prompt_keys` is [samples] uint64, as in `DTYPES`.
+    `lengths`, `trained` and `groups` are [samples] int64: tokens, tokens with loss, and the group of each within its example;
+    `first_samples` is [examples] int64: the first sample of each; `prompt_keys` is [examples] uint64, as in `DTYPES`.
     """
 
     lengths: Ints
     trained: Ints
     groups: Ints
+    first_samples: Ints
     prompt_keys: npt.NDArray[np.uint64]
     streamed: bool = False
     """whether neighbours are best read together"""
 
     @abstractmethod
-    def row(self, index: int) -> str:
-        """`file:line` of a sample."""
+    def row(self, example: int) -> str:
+        """`file:line` of an example."""
 
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """A hash of all ids, targets, groups and row names: what a run was trained on."""
+        """A hash of all ids, targets, groups, examples and row names: what a run was trained on."""
 
     @abstractmethod
     def at(self, index: int) -> Sample:
         """The sample at `index`, which is within bounds."""
 
+    @property
+    def examples(self) -> int:
+        """How many examples there are."""
+        return len(self.first_samples)
+
+    def example_of(self, index: int) -> int:
+        """The example that a sample is of."""
+        return int(np.searchsorted(self.first_samples, index, side="right")) - 1
+
+    def members_of(self, examples: Sequence[int]) -> list[int]:
+        """The samples of some examples, example after example."""
+        return [index for example in examples for index in range(*self.span_of(example))]
+
+    def span_of(self, example: int) -> tuple[int, int]:
+        """The first sample of an example, and the one behind its last."""
+        after = example + 1
+        end = int(self.first_samples[after]) if after < self.examples else len(self)
+        return int(self.first_samples[example]), end
+
+    @property
+    def last_samples(self) -> Ints:
+        """[examples] the last sample of each: of a row that is split this one has the whole conversation."""
+        return np.append(self.first_samples[1:], len(self)) - 1
+
+    def by_example(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """[samples] -> [examples]: the sums of what the samples of each have."""
+        return np.add.reduceat(values, self.first_samples)
+
+    @property
+    def tokens_together(self) -> Ints:
+        """[groups of all examples] tokens of the samples that one forward pass must hold, as a loss reads them together."""
+        if self.examples == len(self):
+            return self.lengths
+        examples = np.repeat(np.arange(self.examples), self.last_samples - self.first_samples + 1)
+        _, group = np.unique(examples * (self.groups.max() + 1) + self.groups, return_inverse=True)
+        return np.bincount(group, self.lengths).astype(np.int64)
+
     def __len__(self) -> int:
+        """Samples."""
         return len(self.lengths)
 
     @overload
@@ -139,37 +189,38 @@ class Samples(SampleSet):
         except (OSError, ValueError, EOFError) as error:
             raise DamagedCache(f"{folder}: {error}") from None
         self._ids, self._targets, self._row_text = arrays["input_ids"], arrays["targets"], arrays["row_text"]
-        self.lengths, self.trained, self.groups = arrays["lengths"], arrays["trained"], arrays["groups"]
-        self.prompt_keys = arrays["prompt_keys"]
+        self.lengths, self.trained, self.groups = (arrays[name] for name in OF_SAMPLES)
+        self.first_samples, self.prompt_keys = arrays["first_samples"], arrays["prompt_keys"]
         self._offsets, self._row_offsets = _starts(self.lengths), _starts(arrays["row_lengths"])
-        counts = {len(array) for name, array in arrays.items() if name not in LONG}
         if not (
-            len(counts) == 1
+            len({len(arrays[name]) for name in OF_SAMPLES}) == len({len(arrays[name]) for name in OF_EXAMPLES}) == 1
+            and self.examples <= len(self)
             and self._offsets[-1] == len(self._ids) == len(self._targets)
             and self._row_offsets[-1] == len(self._row_text)
         ):
             raise DamagedCache(f"{folder}: the arrays do not fit together")
 
     def at(self, index: int) -> Sample:
-        start, end = self._offsets[index], self._offsets[index + 1]
+        start, end, example = self._offsets[index], self._offsets[index + 1], self.example_of(index)
         return Sample(
             self._ids[start:end].astype(np.int64),
             self._targets[start:end].astype(np.int64),
-            self.row(index),
+            self.row(example),
+            example,
             int(self.groups[index]),
         )
 
-    def row(self, index: int) -> str:
-        return bytes(self._row_text[self._row_offsets[index] : self._row_offsets[index + 1]]).decode()
+    def row(self, example: int) -> str:
+        return bytes(self._row_text[self._row_offsets[example] : self._row_offsets[example + 1]]).decode()
 
     @property
-    def arrays(self) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
-        """All samples at once, memory-mapped: ids and targets, [tokens]; where each begins, [samples + 1]; groups, [samples]."""
-        return self._ids, self._targets, self._offsets, self.groups
+    def arrays(self) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
+        """All samples at once, memory-mapped: ids and targets, [tokens]; where each sample begins, [samples + 1]."""
+        return self._ids, self._targets, self._offsets
 
     @property
     def row_names(self) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-        """`row` of all samples: UTF-8, [bytes]; where each begins, [samples + 1]."""
+        """`row` of all examples: UTF-8, [bytes]; where each begins, [examples + 1]."""
         return self._row_text, self._row_offsets
 
     @cached_property
@@ -206,7 +257,7 @@ def _starts(lengths: Array) -> Ints:
 
 
 class SampleWriter:
-    """Appends samples to files in a folder. Memory use does not grow with the data.
+    """Appends examples to files in a folder. Memory use does not grow with the data.
 
     `counts` of a moment, kept with `sync`, are enough to go on from that moment in another process.
     """
@@ -231,14 +282,15 @@ class SampleWriter:
             file.truncate(end)
             file.seek(end)
 
-    def append(self, arrays: Mapping[str, Array]) -> None:
-        """Adds samples, given as `SampleBuffer.arrays` gives them."""
-        for name, array in arrays.items():
+    def append(self, buffer: SampleBuffer) -> None:
+        """Adds the examples of a buffer."""
+        for name, array in buffer.arrays(before=len(self)).items():
             self._files[name].write(np.ascontiguousarray(array, dtype=DTYPES[name]).data)
             self.counts[name] += len(array)
 
     def __len__(self) -> int:
-        return self.counts["groups"]
+        """Samples."""
+        return self.counts["lengths"]
 
     def sync(self) -> None:
         """Returns when all that was appended is on the disk."""

@@ -10,13 +10,13 @@ import bisect
 import hashlib
 from collections import OrderedDict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
 import numpy as np
 
-from luthier.data.dataset.samples import DTYPES, FINGERPRINTED, SampleSet, combined
+from luthier.data.dataset.samples import DTYPES, FINGERPRINTED, OF_SAMPLES, SampleSet, combined
 from luthier.data.dataset.workers import Chunk, Encoding
 from luthier.data.files import Source
 from luthier.data.recognise import Purpose, Reader
@@ -28,7 +28,7 @@ KEPT_CHUNKS = 4 * WINDOW // BLOCK
 """Encoded chunks that are kept in memory: those of a window, also where many rows of a chunk were dropped. And two more of
 each file, for in a mixture a window has rows of all.
 """
-COUNTED = ("lengths", "trained", "groups", "prompt_keys")
+COUNTED = (*OF_SAMPLES, "first_samples", "prompt_keys")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,15 +61,15 @@ class StreamedSamples(SampleSet):
         self._fingerprint = fingerprint
         self._most_kept = KEPT_CHUNKS + 2 * len({place.source.name for place in places})
         self._kept: OrderedDict[int, list[Sample]] = OrderedDict()
-        self.lengths, self.trained, self.groups = arrays["lengths"], arrays["trained"], arrays["groups"]
-        self.prompt_keys = arrays["prompt_keys"]
+        self.lengths, self.trained, self.groups = (arrays[name] for name in OF_SAMPLES)
+        self.first_samples, self.prompt_keys = arrays["first_samples"], arrays["prompt_keys"]
 
     @property
     def fingerprint(self) -> str:
         return self._fingerprint
 
-    def row(self, index: int) -> str:
-        return self.at(index).row
+    def row(self, example: int) -> str:
+        return self.at(int(self.first_samples[example])).row
 
     def at(self, index: int) -> Sample:
         """The sample; its chunk is encoded if it is none of those that were asked for last.
@@ -92,7 +92,7 @@ class StreamedSamples(SampleSet):
                 "the same rows until the end of the run",
                 "start the run again",
             )
-        return Sample(sample.input_ids, sample.targets, sample.row, int(self.groups[index]))
+        return replace(sample, example=self.example_of(index))  # its own is its place in the chunk
 
     def _encoded(self, place: Place) -> list[Sample]:
         rows = list(islice(place.source.rows(place.start), place.rows))
@@ -107,7 +107,7 @@ class Counter:
         self._places: list[Place] = []
         self._counted: dict[str, list[Any]] = {name: [] for name in COUNTED}
         self._digests = {name: hashlib.sha256() for name in FINGERPRINTED}
-        self._samples = self._examples = 0
+        self._samples = 0
 
     def add(self, chunk: Chunk, source: Source, reader: Reader | None, purpose: Purpose, start: int) -> None:
         """`start`: how many records of the source come before the chunk; `purpose`: what the source is for."""
@@ -115,14 +115,12 @@ class Counter:
         if not len(encoded):
             return
         self._places.append(Place(source, reader, purpose, start, chunk.ledger.rows_in, self._samples))
-        arrays = encoded.arrays()
-        arrays["groups"] += self._examples
+        arrays = encoded.arrays(before=self._samples)
         for name in COUNTED:
             self._counted[name].append(arrays[name])
         for name, digest in self._digests.items():
             digest.update(np.ascontiguousarray(arrays[name]).data)
         self._samples += len(encoded)
-        self._examples += chunk.examples[self.purpose]
 
     def samples(self, encoding: Encoding) -> StreamedSamples | None:
         """What was counted; None where no sample has this purpose."""

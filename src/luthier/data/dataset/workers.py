@@ -10,12 +10,12 @@ import os
 import signal
 import sys
 import threading
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import numpy as np
@@ -61,7 +61,6 @@ class Chunk:
     """What became of some rows that stand one after the other in a file."""
 
     sets: dict[str, SampleBuffer] = field(default_factory=lambda: {purpose: SampleBuffer() for purpose in PURPOSES})
-    examples: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PURPOSES, 0))
     ledger: Ledger = field(default_factory=Ledger)
     refused: list[Refused] = field(default_factory=list)
     rejected: list[dict[str, Any]] = field(default_factory=list)
@@ -130,21 +129,19 @@ class Encoding:
         prompt = prompt_of(example)
         if isinstance(self.data.eval, float) and is_held_out(prompt, self.data.eval):
             purpose = "eval"
-        samples = self.objective.encode(example, out.examples[purpose], self.renderer)
-        whole, ledger = samples, out.ledger
-        if self.limit is not None and any(len(sample) > self.limit for sample in samples):
-            cut = [truncated(sample, self.limit) for sample in samples] if self.data.on_long_row == "truncate" else []
-            samples = [sample for sample in cut if sample.trained_tokens]  # of a split row some answers may still fit
+        whole = self.objective.encode(example, out.sets[purpose].examples, self.renderer)
+        samples, ledger = whole, out.ledger
+        if not samples:
+            raise BadRow(row.place, "", "the objective makes no sample of it", "at least one")
+        if self.limit is not None and any(len(sample) > self.limit for sample in whole):
+            samples = within(whole, self.limit) if self.data.on_long_row == "truncate" else []
             if not samples:
                 raise LongRow(row, whole, self.limit)
             ledger.rows_cut += 1
             ledger.cut.append(row.id)
             ledger.answer_tokens_cut += _trained(whole) - _trained(samples)
         _count(ledger, whole, samples, purpose)
-        prompt_key = key("prompt", prompt)
-        for sample in samples:
-            out.sets[purpose].add(sample, prompt_key)
-        out.examples[purpose] += 1
+        out.sets[purpose].add(samples, key("prompt", prompt))
         if purpose == "train" and isinstance(example, Conversation):
             first = example.messages[0]
             out.systems.add(first.content if first.role == "system" else "")
@@ -211,13 +208,31 @@ def is_held_out(prompt: str, share: float) -> bool:
     return uniform("held out", prompt) < share
 
 
+def within(samples: Sequence[Sample], limit: int) -> list[Sample]:
+    """What is left of an example of which no sample may have more than `limit` tokens.
+
+    A sample that is a group of its own loses its end, and is left out where nothing is trained before it. So a conversation
+    that was split keeps what it would keep as one sample: the answers that fit, and the beginning of the one that does not.
+    Of several that a loss reads together none is cut or left out alone: it would be another comparison than the row's.
+    """
+    members = Counter(sample.group for sample in samples)
+    long = {sample.group for sample in samples if len(sample) > limit}
+    left = []
+    for sample in samples:
+        if members[sample.group] == 1:
+            left += [cut] if (cut := truncated(sample, limit)).trained_tokens else []
+        elif sample.group not in long:
+            left.append(sample)
+    return left
+
+
 def truncated(sample: Sample, limit: int) -> Sample:
     """The sample without what lies beyond `limit` tokens. No stop token is put at the cut."""
     if len(sample) <= limit:
         return sample
     targets = np.array(sample.targets[:limit])
     targets[-1] = NO_TARGET
-    return Sample(sample.input_ids[:limit], targets, sample.row, sample.group)
+    return replace(sample, input_ids=sample.input_ids[:limit], targets=targets)
 
 
 # ---- several processes

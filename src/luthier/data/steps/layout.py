@@ -6,7 +6,7 @@ The layout never changes the mathematics.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -24,14 +24,18 @@ Layout = Literal["flat", "padded"]
 
 
 def lay_out(
-    lengths: Sequence[int], groups: Sequence[int], *, processes: int, max_tokens: int, layout: Layout
+    lengths: Sequence[int], groups: Sequence[Hashable], *, processes: int, max_tokens: int, layout: Layout
 ) -> list[list[list[int]]]:
     """process -> micro-batches -> indices into `lengths`; every process gets the same number of micro-batches (some may be empty).
 
-    Units (samples of one group, which stay together) go longest first to the process with the fewest tokens, and there into the first
-    micro-batch with room. In the padded layout a micro-batch costs its rows times its longest.
+    Units (samples of one group, which stay beside each other) go longest first to the process with the fewest tokens, and there into
+    the first micro-batch with room. In the padded layout a micro-batch costs its rows times its longest.
+
+    Args:
+        lengths: tokens of each sample of the step.
+        groups: what names the group of each sample, such as its example and the group in it; equal names are one group.
     """
-    members: dict[int, list[int]] = {}
+    members: dict[Hashable, list[int]] = {}
     for index, group in enumerate(groups):
         members.setdefault(group, []).append(index)
     units = sorted(members.values(), key=lambda unit: (-sum(lengths[i] for i in unit), unit))
@@ -65,10 +69,10 @@ def micro_batches(
     processes: int = 1,
     rank: int = 0,
 ) -> list[MicroBatch]:
-    """This process's share of a step. `indices` are the rows' places in the data set: they key the random draws."""
+    """This process's share of a step. `indices` are the samples' places in the data set: they key the random draws."""
     plan = lay_out(
         [len(sample) for sample in samples],
-        [sample.group for sample in samples],
+        [(sample.example, sample.group) for sample in samples],
         processes=processes,
         max_tokens=max_tokens,
         layout=layout,
@@ -103,6 +107,7 @@ def _flat(samples: list[Sample], indices: list[int], step: int) -> MicroBatch:
         layout="flat",
         step=step,
         row_ids=[sample.row for sample in samples],
+        examples=[sample.example for sample in samples],
     )
 
 
@@ -124,7 +129,8 @@ def _padded(samples: list[Sample], indices: list[int], step: int) -> MicroBatch:
         lengths,
         "padded",
         step,
-        [sample.row for sample in samples],
+        row_ids=[sample.row for sample in samples],
+        examples=[sample.example for sample in samples],
     )
 
 
@@ -133,4 +139,4 @@ def _empty(step: int, layout: Layout) -> MicroBatch:
     import torch
 
     one = torch.zeros((1, 1), dtype=torch.int64)
-    return MicroBatch(one, one.clone(), torch.full_like(one, NO_TARGET), one.clone(), [1], layout, step, [])
+    return MicroBatch(one, one.clone(), torch.full_like(one, NO_TARGET), one.clone(), [1], layout, step)

@@ -1,6 +1,7 @@
 """Which examples an optimizer step covers: a pure function of (seed, epoch, step), whatever the hardware.
 
-So the place in the data is two integers, and a resume or a change of process count neither skips nor repeats a row.
+So the place in the data is two integers, and a resume or a change of process count neither skips nor repeats a row. How many
+samples an example has does not matter here: they follow it (`SampleSet.members_of`).
 """
 
 from __future__ import annotations
@@ -44,11 +45,12 @@ class Mixture:
 
 @dataclass(frozen=True)
 class Steps:
-    """The order of the data: step -> indices of its examples. The last step of an epoch may be short."""
+    """The order of the data: step -> its examples. The last step of an epoch may be short."""
 
     examples: int
     """in the data set"""
     global_batch_size: int
+    """examples of a step"""
     seed: int
     epochs: float
     max_steps: int | None = None
@@ -76,6 +78,7 @@ class Steps:
         return round(whole + min(1.0, inside * self.global_batch_size / self.per_pass), 6)
 
     def indices(self, step: int) -> list[int]:
+        """The examples of a step (from 0), by their places in the data set."""
         epoch, inside = divmod(step, self.per_epoch)
         order = _order(self.examples, self.mixture, self.streamed, self.seed, epoch)
         return [int(i) for i in order[inside * self.global_batch_size : (inside + 1) * self.global_batch_size]]
@@ -83,7 +86,7 @@ class Steps:
 
 @lru_cache(maxsize=2)
 def _order(examples: int, mixture: Mixture | None, streamed: bool, seed: int, epoch: int) -> Ints:
-    """[examples of the epoch]: indices into the data set."""
+    """[examples of the epoch]: their places in the data set."""
     if mixture is None:
         order = _pass(examples, streamed, seed, "order", epoch)
         return _shuffled_in_windows(order, seed, epoch) if streamed else order

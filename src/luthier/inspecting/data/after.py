@@ -39,7 +39,9 @@ def after_run(
         UserError: the run learned from other data, or recorded no losses.
     """
     row_losses.check_data(run, prepared)
-    found = row_losses.courses(row_losses.read_row_losses(run, len(prepared.train)), prepared.train.trained)
+    samples = prepared.train
+    losses = row_losses.read_row_losses(run, samples.examples)
+    found = row_losses.courses(losses, samples.by_example(samples.trained))
     out = {"run": str(run), **row_losses.as_values(found, prepared), "examined": 0, "suspects": []}
     rows = suspects.candidates(prepared.train, found.last, examined_rows) if examined_rows else None
     if rows is None or len(rows) < 2:

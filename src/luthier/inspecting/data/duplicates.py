@@ -3,7 +3,7 @@
 Four degrees: exact (the same token ids), normalised (the same text where case, width, spaces and . , ; : ! ? — quotes
 and brackets do not count), near (inspecting/data/near_duplicates.py), and conflicts: the same prompt with different answers.
 
-Rows are compared by their last sample. Where a row has several, one for each answer, the last has all of the row.
+Rows are compared whole, with all samples that they gave; what was asked is the prompt of the last one.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ OVERLAP = (
 MOST_GROUPS = 1_000
 """Groups and pairs that are listed; the counts are always of all."""
 ROWS_AT_A_TIME = 2_048
+ODD = 0x9E3779B97F4A7C15
+"""Tells a sample's key from the same key at another place of its example."""
 NOT_COUNTED = str.maketrans(dict.fromkeys(".,;:!?\"'`´’‘“”«»„()[]{}、。，；：！？「」『』【】…—", " "))
 
 Decode = Callable[[list[list[int]]], list[str]]
@@ -61,7 +63,7 @@ def text_key(folded: str) -> int:
 
 @dataclass(frozen=True)
 class RowKeys:
-    """What decides whether rows are equal. Each is [samples] uint64."""
+    """What decides whether rows are equal. Each is [examples] uint64."""
 
     exact: Keys
     """of the token ids"""
@@ -69,13 +71,13 @@ class RowKeys:
     """of the normalised text"""
     prompt: Keys
     """of the normalised text before the last answer; 0 where nothing stands before it"""
-    last: Mask
-    """the last sample of its row: the others are not looked at, nor is a row that was drawn twice compared with itself"""
+    compared: Mask
+    """whether the example is looked at: a row that was drawn twice is not compared with itself"""
 
 
 def keys_of(samples: Samples, decode: Decode) -> RowKeys:
-    """The keys of all samples: one pass over the ids, and one that decodes them."""
-    ids, targets, offsets, _ = samples.arrays
+    """The keys of all examples: one pass over the ids, and one that decodes them."""
+    ids, targets, offsets = samples.arrays
     text, prompt = np.zeros(len(samples), dtype=np.uint64), np.zeros(len(samples), dtype=np.uint64)
     for first in range(0, len(samples), ROWS_AT_A_TIME):
         edges = np.asarray(offsets[first : first + ROWS_AT_A_TIME + 1], dtype=np.int64)
@@ -91,13 +93,26 @@ def keys_of(samples: Samples, decode: Decode) -> RowKeys:
         end = first + len(asked)
         text[first:end] = [text_key(f"{one} {answer}") for one, answer in zip(before, answers, strict=True)]
         prompt[first:end] = [text_key(one) if one.strip() else 0 for one in before]
-    return RowKeys(row_keys(TokenRows((ids, offsets))), text, prompt, last_of_rows(samples))
+    return RowKeys(
+        exact=_of_examples(row_keys(TokenRows((ids, offsets))), samples),
+        text=_of_examples(text, samples),
+        prompt=prompt[samples.last_samples],
+        compared=last_of_rows(samples),
+    )
+
+
+def _of_examples(keys: Keys, samples: Samples) -> Keys:
+    """[samples] -> [examples]: one key of the samples of each in their order; of a single one its own."""
+    if samples.examples == len(samples):
+        return keys
+    place = np.arange(len(keys)) - np.repeat(samples.first_samples, samples.last_samples - samples.first_samples + 1)
+    return np.add.reduceat(keys * np.power(np.uint64(ODD), place.astype(np.uint64)), samples.first_samples)
 
 
 def last_of_rows(samples: Samples) -> Mask:
-    """[samples] whether the next sample is of another row. A row that was drawn several times follows itself."""
-    names, groups = row_keys(TokenRows(samples.row_names)), np.asarray(samples.groups)
-    return np.append((names[1:] != names[:-1]) & (groups[1:] != groups[:-1]), np.True_)
+    """[examples] whether the next one is another row. A row that was drawn several times follows itself."""
+    names = row_keys(TokenRows(samples.row_names))
+    return np.append(names[1:] != names[:-1], np.True_)
 
 
 def answer_starts(targets: Ints, edges: Ints) -> Ints:
@@ -121,7 +136,7 @@ class Groups:
     """Rows of the training data that belong together."""
 
     listed: list[list[int]]
-    """indices of samples, at most MOST_GROUPS groups, each with its first MOST_GROUPS rows"""
+    """indices of examples, at most MOST_GROUPS groups, each with its first MOST_GROUPS rows"""
     groups: int
     rows: int
     """in all groups"""
@@ -137,7 +152,7 @@ class Pairs:
     """Held-out rows that the training data have too."""
 
     listed: list[tuple[int, int]]
-    """(held-out sample, training sample), at most MOST_GROUPS"""
+    """(held-out example, training example), at most MOST_GROUPS"""
     rows: int
     """held-out rows, each counted once"""
 
@@ -167,27 +182,32 @@ def find_duplicates(train: Samples, held_out: Samples | None, decode: Decode) ->
     """
     keys = keys_of(train, decode)
     other = keys_of(held_out, decode) if held_out is not None else None
-    sets = [samples.arrays for samples in (train, held_out) if samples is not None]
-    rows = TokenRows(*((ids, offsets) for ids, _, offsets, _ in sets))
+    rows = TokenRows(*(_whole_rows(samples) for samples in (train, held_out) if samples is not None))
     both = [one for one in (keys, other) if one is not None]
-    texts, last = np.concatenate([one.text for one in both]), np.concatenate([one.last for one in both])
-    near = near_pairs(rows, _firsts(texts, last))
-    inside = near.pairs[near.pairs[:, 1] < len(train)]
-    across = near.pairs[(near.pairs[:, 0] < len(train)) & (near.pairs[:, 1] >= len(train))]
+    texts, compared = np.concatenate([one.text for one in both]), np.concatenate([one.compared for one in both])
+    near = near_pairs(rows, _firsts(texts, compared))
+    inside = near.pairs[near.pairs[:, 1] < train.examples]
+    across = near.pairs[(near.pairs[:, 0] < train.examples) & (near.pairs[:, 1] >= train.examples)]
     groups = joined(inside)
     return Duplicates(
-        exact=_groups(keys.exact, keys.last),
-        normalised=_groups(keys.text, _firsts(keys.exact, keys.last)),
+        exact=_groups(keys.exact, keys.compared),
+        normalised=_groups(keys.text, _firsts(keys.exact, keys.compared)),
         near=Groups([group[:MOST_GROUPS] for group in groups[:MOST_GROUPS]], len(groups), sum(map(len, groups))),
         conflicts=_conflicts(keys),
-        overlap=_overlap(keys, other, across - np.array([0, len(train)])) if other is not None else {},
+        overlap=_overlap(keys, other, across - np.array([0, train.examples])) if other is not None else {},
         rows_too_short=near.rows_too_short,
         candidates_left_out=near.candidates_left_out,
     )
 
 
+def _whole_rows(samples: Samples) -> tuple[Ints, Ints]:
+    """The ids of all examples, and where each begins, [examples + 1]."""
+    ids, _, offsets = samples.arrays
+    return ids, np.append(offsets[samples.first_samples], offsets[-1])
+
+
 def _firsts(keys: Keys, wanted: Mask) -> Mask:
-    """[samples] whether a sample is the first of those that are wanted with its key."""
+    """[examples] whether one is the first of those that are wanted with its key."""
     places, out = np.flatnonzero(wanted), np.zeros(len(keys), dtype=bool)
     out[places[np.unique(keys[places], return_index=True)[1]]] = True
     return out
@@ -201,13 +221,13 @@ def _groups(keys: Keys, wanted: Mask) -> Groups:
 
 def _conflicts(keys: RowKeys) -> Groups:
     """Groups of rows with one prompt and at least two texts, one row of each text; alternatives of one row are meant."""
-    return _groups(keys.prompt, _firsts(keys.text, keys.last) & (keys.prompt != 0))
+    return _groups(keys.prompt, _firsts(keys.text, keys.compared) & (keys.prompt != 0))
 
 
 def _overlap(train: RowKeys, held_out: RowKeys, near: Ints) -> dict[str, Pairs]:
     """Each held-out row at the first degree at which the training data have it; `near`: as `_equal` gives pairs."""
     found: dict[str, Pairs] = {}
-    left = held_out.last.copy()
+    left = held_out.compared.copy()
     for degree, pairs in {
         "exact": _equal(train.exact, held_out.exact),
         "normalised": _equal(train.text, held_out.text),
@@ -222,7 +242,7 @@ def _overlap(train: RowKeys, held_out: RowKeys, near: Ints) -> dict[str, Pairs]:
 
 
 def _equal(train: Keys, held_out: Keys) -> Ints:
-    """[pairs, 2]: each held-out sample that has a key of a training sample, behind the first of those; 0 is no key."""
+    """[pairs, 2]: each held-out example that has a key of a training example, behind the first of those; 0 is no key."""
     keys, first = np.unique(train, return_index=True)
     at = np.minimum(np.searchsorted(keys, held_out), len(keys) - 1)
     hit = np.flatnonzero((keys[at] == held_out) & (held_out != 0))

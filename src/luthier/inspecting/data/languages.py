@@ -40,17 +40,22 @@ class LanguageMix:
 
 def language_mix(samples: SampleSet, decode: Decode, rows: int = SAMPLED_ROWS) -> LanguageMix:
     """Looks at the trained tokens of at most `rows` rows, drawn at random (the same ones each time)."""
-    chosen = [int(index) for index in permutation(len(samples), 0, "languages")[:rows]]
-    parts = ([int(target) for target in samples[index].targets if target != NO_TARGET] for index in sorted(chosen))
-    texts = [text[:MOST_CHARACTERS] for text in decode(list(parts))]
+    chosen = [int(row) for row in permutation(samples.examples, 0, "languages")[:rows]]
+    texts = [text[:MOST_CHARACTERS] for text in decode([_trained_ids(samples, row) for row in sorted(chosen)])]
     scripts = Counter(script for text in texts for character in text if (script := script_of(character)))
     letters = sum(scripts.values())
     return LanguageMix(
-        rows=len(samples),
+        rows=samples.examples,
         rows_looked_at=len(chosen),
         languages=dict(Counter(map(language_of, texts)).most_common()),
         scripts={script: count / letters for script, count in scripts.most_common()},
     )
+
+
+def _trained_ids(samples: SampleSet, row: int) -> list[int]:
+    """What is learned of a row, in all samples that it gave."""
+    own = (samples[index].targets for index in samples.members_of([row]))
+    return [int(target) for targets in own for target in targets if target != NO_TARGET]
 
 
 @lru_cache(maxsize=1 << 16)

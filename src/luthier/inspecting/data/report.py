@@ -16,14 +16,14 @@ from luthier.data.dataset.samples import Samples, SampleSet
 from luthier.data.steps.layout import Layout, lay_out
 from luthier.inspecting.data.duplicates import SAYS, Decode, decoder, find_duplicates
 from luthier.inspecting.data.languages import language_mix
-from luthier.inspecting.data.shown_rows import ShownRow, Wanted, shown_rows
+from luthier.inspecting.data.shown_rows import ShownRow, Wanted, shown_rows, trained_shares
 from luthier.inspecting.data.token_view import histogram
 from luthier.types import Ints
 
 FORMAT = 1
 """Of the JSON; a key that is removed or changes its meaning raises it."""
 MOST_LAID_OUT = 20_000
-"""Samples whose batches are laid out for the picture."""
+"""Rows whose batches are laid out for the picture."""
 STEPS_DRAWN = 3
 FEW_ROWS = 100_000
 """Up to so many samples the rows of other views are shown at once, for those who ask for them next."""
@@ -39,6 +39,7 @@ class Fill:
     """of the whole run"""
     steps_looked_at: int
     global_batch_size: int
+    """rows of a step"""
     max_tokens: int
     layout: Layout
     processes: int
@@ -52,7 +53,7 @@ class Fill:
     histogram: list[int]
     """micro-batches by tenths of max_tokens; the last has the longer ones too"""
     drawn: list[list[list[int]]]
-    """of the first steps: micro-batches, and the tokens of each of their rows"""
+    """of the first steps: micro-batches, and the tokens of each of their samples"""
 
 
 @dataclass
@@ -96,7 +97,7 @@ def other_views(
     report: DataReport, prepared: Prepared, tokenizer: Any, wanted: Wanted
 ) -> list[tuple[Wanted, DataReport]]:
     """The report with the rows that may be asked for next: the tokenizer is there now, and takes seconds to import."""
-    if len(prepared.train) > FEW_ROWS:
+    if prepared.train.examples > FEW_ROWS:
         return []
     limit, duplicates = report.lengths["limit"], report.duplicates
     return [
@@ -164,7 +165,7 @@ def _laws(prepared: Prepared) -> dict[str, dict[str, Any]]:
 
 
 def _tokens(prepared: Prepared) -> dict[str, Any]:
-    ledger, shares = prepared.ledger, prepared.train.trained / np.maximum(prepared.train.lengths, 1)
+    ledger, shares = prepared.ledger, trained_shares(prepared.train)
     used = ledger.tokens_trained + ledger.tokens_context
     bins, _ = np.histogram(shares, bins=10, range=(0.0, 1.0))
     return {
@@ -190,15 +191,10 @@ def fill_of(config: RunConfig, prepared: Prepared, layout: Layout, max_tokens: i
     count = min(steps.total, steps.per_epoch, max(1, MOST_LAID_OUT // rows))
     costs, tokens, drawn = list[int](), 0, list[list[list[int]]]()
     for step in range(count):
-        indices = steps.indices(step)
-        lengths = [int(samples.lengths[index]) for index in indices]
-        plan = lay_out(
-            lengths,
-            [int(samples.groups[index]) for index in indices],
-            processes=processes,
-            max_tokens=max_tokens,
-            layout=layout,
-        )
+        members = [(index, row) for row in steps.indices(step) for index in samples.members_of([row])]
+        lengths = [int(samples.lengths[index]) for index, _ in members]
+        groups = [(row, int(samples.groups[index])) for index, row in members]
+        plan = lay_out(lengths, groups, processes=processes, max_tokens=max_tokens, layout=layout)
         batches = [[lengths[place] for place in batch] for own in plan for batch in own if batch]
         costs += [sum(batch) if layout == "flat" else len(batch) * max(batch) for batch in batches]
         tokens += sum(lengths)

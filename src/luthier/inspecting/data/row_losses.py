@@ -21,7 +21,8 @@ MOVED = 0.1
 
 
 def read_row_losses(run: Path, rows: int) -> Losses:
-    """[rows, passes] the loss of each row (a sum over its trained tokens, in nats) at each pass; NaN where it had none.
+    """[rows, passes] the loss of each row (a sum over the trained tokens of all samples that it gave, in nats) at each pass; NaN
+    where it had none.
 
     A row's first place in the record is its first pass, its second the second, whatever the order of the data was.
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from luthier.config import RunConfig
 from luthier.data.dataset.prepare import Prepared
@@ -14,7 +15,7 @@ from luthier.data.dataset.samples import SampleSet
 from luthier.data.row_names import NUMBER, RowName, short_names, some
 from luthier.errors import UserError
 from luthier.inspecting.data.token_view import Token, texts_of, tokens_of
-from luthier.types import Conversation, Example, Sample, Text
+from luthier.types import Conversation, Example, Ints, Sample, Text
 
 NEAR_LIMIT = 0.95
 """Share of the limit from which a row is near it: a little more, and it is cut or dropped."""
@@ -86,7 +87,7 @@ def shown_rows(
     duplicates: dict[str, Any],
     every_view: bool,
 ) -> list[ShownRow]:
-    """The rows that are wanted, each once, with all that it was chosen for.
+    """The rows that are wanted, each once for every sample that it gave, with all that it was chosen for.
 
     Args:
         limit: tokens that a row may have, None for no bound.
@@ -98,31 +99,33 @@ def shown_rows(
     """
     chosen: dict[tuple[str, int], list[str]] = {}
 
-    def choose(purpose: str, index: int, why: str) -> None:
-        chosen.setdefault((purpose, index), []).append(why)
+    def choose(purpose: str, row: int, why: str) -> None:
+        chosen.setdefault((purpose, row), []).append(why)
 
     if wanted.row is not None:
-        for purpose, index in places_of(prepared, wanted.row):
-            choose(purpose, index, "asked for")
+        for purpose, row in places_of(prepared, wanted.row):
+            choose(purpose, row, "asked for")
     dropped = [] if wanted.row is None or chosen else _dropped(config, prepared, tokenizer, wanted.row)
     if not wanted.chosen:
-        for index in range(min(wanted.samples, len(prepared.train))):
-            choose("train", index, "one of the first")
+        for row in range(min(wanted.samples, prepared.train.examples)):
+            choose("train", row, "one of the first")
     everything = every_view and not wanted.chosen
     if wanted.worst or everything:
-        for index, why in worst(prepared, limit, duplicates, wanted.samples):
-            choose("train", index, why)
+        for row, why in worst(prepared, limit, duplicates, wanted.samples):
+            choose("train", row, why)
     if wanted.longest or everything:
-        for index in np.argsort(-prepared.train.lengths, kind="stable")[: wanted.samples]:
-            choose("train", int(index), "one of the longest")
-    for row in wanted.rows:
-        for purpose, index in places_of(prepared, row):
-            choose(purpose, index, "suspected by the run")
+        for row in np.argsort(-longest_samples(prepared.train), kind="stable")[: wanted.samples]:
+            choose("train", int(row), "one of the longest")
+    for name in wanted.rows:
+        for purpose, row in places_of(prepared, name):
+            choose(purpose, row, "suspected by the run")
     names = {place: _samples(prepared, place[0]).row(place[1]) for place in chosen}
     examples = examples_of(prepared.parts, config.data.system, set(names.values()))
     views = (
-        _view(prepared, tokenizer, _samples(prepared, place[0])[place[1]], place[0], why, examples.get(names[place]))
-        for place, why in chosen.items()
+        _view(prepared, tokenizer, samples[index], purpose, why, examples.get(names[purpose, row]))
+        for (purpose, row), why in chosen.items()
+        for samples in (_samples(prepared, purpose),)
+        for index in samples.members_of([row])
     )
     return [*dropped, *views]
 
@@ -183,15 +186,27 @@ def _view(
 
 
 def places_of(prepared: Prepared, row: str) -> list[tuple[str, int]]:
-    """Where a row's samples are: by `FILE:N`, or by N alone."""
+    """Where a row is among the examples: by `FILE:N`, or by N alone."""
     wanted = RowName.read(row)
     return [
-        (purpose, index)
+        (purpose, example)
         for purpose, part in (("train", prepared.train), ("eval", prepared.eval))
         if part is not None
-        for index in range(len(part))
-        if wanted.means(part.row(index))
+        for example in range(part.examples)
+        if wanted.means(part.row(example))
     ]
+
+
+def trained_shares(samples: SampleSet) -> npt.NDArray[np.float64]:
+    """[examples] the share of the tokens of each that is trained, in all its samples."""
+    trained, tokens = samples.by_example(samples.trained), samples.by_example(samples.lengths)
+    shares: npt.NDArray[np.float64] = trained / np.maximum(tokens, 1)
+    return shares
+
+
+def longest_samples(samples: SampleSet) -> Ints:
+    """[examples] tokens of the longest sample of each."""
+    return np.maximum.reduceat(samples.lengths, samples.first_samples)
 
 
 def worst(prepared: Prepared, limit: int | None, duplicates: dict[str, Any], most: int) -> list[tuple[int, str]]:
@@ -201,11 +216,11 @@ def worst(prepared: Prepared, limit: int | None, duplicates: dict[str, Any], mos
     rows of which hardly anything is trained; last, whichever have the smallest share of trained tokens.
     """
     train = prepared.train
-    shares = train.trained / np.maximum(train.lengths, 1)
+    shares, lengths = trained_shares(train), longest_samples(train)
     cut = set(prepared.ledger.cut)
     conflicting = {name: group for group in duplicates["conflicts"]["listed"] for name in group}
     named = cut | conflicting.keys()
-    places = [index for index in range(len(train)) if train.row(index) in named] if named else []
+    places = [index for index in range(train.examples) if train.row(index) in named] if named else []
     out: dict[int, str] = {}
     for index in places:
         if train.row(index) in cut:
@@ -215,8 +230,8 @@ def worst(prepared: Prepared, limit: int | None, duplicates: dict[str, Any], mos
             others = [name for name in conflicting[train.row(index)] if name != train.row(index)]
             out.setdefault(index, f"the same prompt has another answer in {some(short_names(others))}")
     if limit is not None:
-        for index in np.flatnonzero(train.lengths >= NEAR_LIMIT * limit)[: most + len(out)]:
-            out.setdefault(int(index), f"{train.lengths[index]:,} of {limit:,} tokens: a little more would not fit")
+        for index in np.flatnonzero(lengths >= NEAR_LIMIT * limit)[: most + len(out)]:
+            out.setdefault(int(index), f"{lengths[index]:,} of {limit:,} tokens: a little more would not fit")
     for index in np.argsort(shares, kind="stable")[: most + len(out)]:
         few = "hardly any" if shares[index] < FEW_TRAINED else "the smallest share"
         out.setdefault(int(index), f"{few} of its tokens trained ({100 * shares[index]:.1f} %)")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ class Examined:
     """What the model says of some rows. Each array has one entry an examined row."""
 
     rows: Ints
-    """indices of samples"""
+    """indices of examples"""
     tokens: Ints
     """answer tokens that were scored"""
     own: Floats
@@ -71,21 +71,26 @@ def candidates(samples: SampleSet, losses: Floats, most: int) -> Ints:
     where all have the same prompt: no other one could be put in its place.
 
     Args:
-        losses: of each row at its last pass, nats per trained token, [samples]; NaN where it was not seen.
+        losses: of each row at its last pass, nats per trained token, [examples]; NaN where it was not seen.
     """
-    starts = np.array([prompt_tokens(samples[index]) for index in range(len(samples))])
+    starts = np.array([prompt_tokens(samples[int(first)]) for first in samples.first_samples])
     able = np.flatnonzero((starts > 1) & (starts <= MOST_PROMPT_TOKENS) & ~np.isnan(losses))
     if len(able) > most:
         able = _most_unusual(samples, losses, able, most)
-    prompts = {samples[int(index)].input_ids[: starts[index]].tobytes() for index in able}
+    prompts = {asked(samples, int(row)).input_ids[: starts[row]].tobytes() for row in able}
     return able if len(prompts) > 1 else able[:0]
 
 
 def _most_unusual(samples: SampleSet, losses: Floats, able: Ints, most: int) -> Ints:
-    lengths = np.log1p(samples.trained[able].astype(np.float64))
+    lengths = np.log1p(samples.by_example(samples.trained)[able].astype(np.float64))
     slope, level = np.polyfit(lengths, losses[able], 1) if len(np.unique(lengths)) > 1 else (0.0, 0.0)
     unusual = losses[able] - (slope * lengths + level)
     return np.sort(able[np.argsort(-unusual, kind="stable")[:most]])
+
+
+def asked(samples: SampleSet, row: int) -> Sample:
+    """The sample that is examined of a row: the first one, whose answer is the first one too."""
+    return samples[int(samples.first_samples[row])]
 
 
 def prompt_tokens(sample: Sample) -> int:
@@ -121,7 +126,7 @@ def _behind(prompt: Ints, sample: Sample, start: int, end: int) -> Sample:
     """The answer `sample[start:end]` behind a prompt. The last token of a prompt is trained to begin the answer."""
     ids = np.concatenate([prompt, sample.input_ids[start:end]])
     targets = np.concatenate([np.full(len(prompt) - 1, NO_TARGET), sample.targets[start - 1 : end - 1], [NO_TARGET]])
-    return Sample(ids, targets, sample.row, sample.group)
+    return replace(sample, input_ids=ids, targets=targets)
 
 
 def examine(
@@ -133,7 +138,7 @@ def examine(
         policy: the run's model, for padded batches.
         progress: gets the number of answers scored so far, of twice the rows.
     """
-    own, other = pairs([samples[int(index)] for index in rows])
+    own, other = pairs([asked(samples, row) for row in rows])
     scored: list[Floats] = []
     done = 0
     for side in (own, other):
@@ -152,7 +157,7 @@ def examine(
 
 def tokens_to_score(samples: SampleSet, rows: Ints) -> int:
     """How many tokens `examine` puts through the model."""
-    return 2 * sum(len(sample) for sample in pairs([samples[int(index)] for index in rows])[0])
+    return 2 * sum(len(sample) for sample in pairs([asked(samples, row) for row in rows])[0])
 
 
 # ---- kept in the run's folder

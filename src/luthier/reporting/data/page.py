@@ -268,7 +268,7 @@ def _lengths(report: DataReport) -> str:
     passes = counted(long, "forward pass holds", "forward passes hold")
     beyond = f" {passes} one sample that is longer than that, drawn in another colour." if long else ""
     return (
-        f'<p class="hint">{bound} {counted(fill.steps, "step")} of {counted(fill.global_batch_size, "sample")}, '
+        f'<p class="hint">{bound} {counted(fill.steps, "step")} of {counted(fill.global_batch_size, "row")}, '
         f"{fill.layout}, at most {counted(fill.max_tokens, 'token')} in a forward pass.{beyond}</p>"
         f'<div class="curves">{pictures.histogram(row["histogram"], "Tokens of a sample", caption(row))}'
         f"{pictures.histogram(answer['histogram'], 'Tokens with loss in a sample', caption(answer), 2)}"

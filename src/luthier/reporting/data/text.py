@@ -134,7 +134,7 @@ def _lengths(report: DataReport) -> Iterator[str]:
 
 def _fill(fill: Fill) -> Iterator[str]:
     yield (
-        f"batches: {counted(fill.steps, 'step')} of {counted(fill.global_batch_size, 'sample')}, {fill.layout}, "
+        f"batches: {counted(fill.steps, 'step')} of {counted(fill.global_batch_size, 'row')}, {fill.layout}, "
         f"at most {counted(fill.max_tokens, 'token')} in a forward pass"
         + (f", {fill.processes} processes" if fill.processes > 1 else "")
     )
