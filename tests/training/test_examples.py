@@ -7,11 +7,19 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from safetensors.torch import load_file
 
 from luthier import config
 from luthier.config import RunConfig
+from luthier.inference.intervals import bootstrap_ratio
+from luthier.inference.measures import measure_target
+from luthier.inference.opened import open_model
+from luthier.inference.questions import read_questions, read_samples
+from luthier.inference.scoring import score_rows
+from luthier.inspecting.data.look import look
+from luthier.inspecting.data.shown_rows import Wanted
 from luthier.runs.recorder import METRICS, ROW_LOSSES, read_lines
 from luthier.training import run
 from tests.helpers import tokenizers
@@ -143,3 +151,27 @@ output_dir: unused
             assert other["losses"] == pytest.approx(one["losses"], rel=1e-4)
         weights = [load_file(run_folder / "adapter/adapter_model.safetensors") for run_folder in (whole, folder)]
         assert max(float((weights[0][name] - weights[1][name]).abs().max()) for name in weights[0]) < 5e-5
+
+
+def test_what_is_measured_afterwards_is_of_rows(there: Path) -> None:
+    """`data --after`, `eval` and `compare` on a run that learned from split rows."""
+    trained("split", "chat_template=splits.jinja")
+    after = look(config.load("runs/split/config.yaml"), Wanted(), after=Path("runs/split")).after
+    assert after is not None
+    assert after["passes"] == 2
+    assert [row["row"] for row in after["rows"]] == [f"train.jsonl:{row + 1}" for row in range(len(ANSWERS))]
+    assert not any(None in row["losses"] for row in after["rows"])
+    assert after["examined"] == len(ANSWERS)
+    measured = measure_target("runs/split", "train.jsonl", answered=4, max_new_tokens=4)
+    assert (measured.rows, measured.answered_rows) == (len(ANSWERS), 4)
+    opened = open_model("runs/split")
+    questions = read_questions(opened, "train.jsonl", limit=3)
+    assert [question.row for question in questions] == [f"train.jsonl:{row + 1}" for row in range(3)]
+    assert [question.reference for question in questions] == [
+        f"assistant {row} {ANSWERS[row] - 1} " + "word " * ((row + ANSWERS[row] - 1) % 3 + 1) for row in range(3)
+    ]
+    samples = read_samples(opened, "train.jsonl").train
+    scores = score_rows(opened.policy(), samples, layout="padded", max_tokens=2_048)
+    assert len(scores.nll) == sum(ANSWERS)
+    by_row = [np.add.reduceat(values, np.cumsum([0, *ANSWERS[:-1]])) for values in (scores.nll, scores.tokens)]
+    assert measured.figures["nll_per_token"][1:] == pytest.approx(bootstrap_ratio(*by_row, 0), rel=1e-9)

@@ -14,13 +14,15 @@ from luthier.data.chat import check
 from luthier.data.chat.check import made_tokenizer
 from luthier.data.chat.renderer import ChatRenderer
 from luthier.data.chat.template import Template
+from luthier.data.steps.order import Steps
 from luthier.errors import UserError
 from luthier.inspecting.data.shown_rows import Wanted
 from luthier.inspecting.data.token_view import INSTEAD, token_view, tokens_of
 from luthier.types import NO_TARGET, Conversation, Message
 from tests.data.dataset.test_prepare import run
 from tests.helpers import tokenizers
-from tests.helpers.looked_at import PLAIN, looked, prepare_folder, write_rows
+from tests.helpers.looked_at import PLAIN, loaded, looked, prepare_folder, write_rows
+from tests.helpers.split_rows import REWRITES, write_conversations
 
 ROOT = Path(__file__).parents[3]
 HUANHUAN = ROOT.parent / "shared" / "data" / "huanhuan.json"
@@ -274,3 +276,32 @@ def test_what_the_row_brings_is_told_from_what_the_template_writes() -> None:
         ["user asks", "gone", "again", "no"],
     )
     assert [token.look for token in some] == [token.look for token in tokens]  # a text may be missing
+
+
+def test_a_split_row_counts_once() -> None:
+    """Steps, shares, languages and duplicates are of rows; a row that is shown is shown with all its samples."""
+    answers = (3, 1, 2, 5, 3, 1, 4, 2, 3)
+    write_conversations(Path("train.jsonl"), answers)
+    Path("splits.jinja").write_text(REWRITES, encoding="utf-8")
+    keys = ["chat_template=splits.jinja", "global_batch_size=2", "num_train_epochs=2"]
+    report = looked(*keys, wanted=Wanted(samples=3))
+    assert (report.batches.steps, report.batches.global_batch_size) == (10, 2)
+    steps = report_steps(*keys)
+    for step, drawn in enumerate(report.batches.drawn):
+        assert sum(map(len, drawn)) == sum(answers[row] for row in steps.indices(step))
+    assert sum(report.tokens["rows_by_trained_share"]) == report.languages["rows"] == len(answers)
+    assert sum(bar["rows"] for bar in report.lengths["row"]["histogram"]) == sum(answers)
+    assert [row.row for row in report.rows] == [
+        f"train.jsonl:{row + 1}" for row in range(3) for _ in range(answers[row])
+    ]
+    longest = looked(*keys, wanted=Wanted(longest=True, samples=1)).rows
+    assert {row.row for row in longest} == {"train.jsonl:4"}
+    write_rows([json.loads(line) for line in Path("train.jsonl").read_text().splitlines()] * 2)
+    twice = looked(*keys).duplicates
+    assert (twice["exact"]["groups"], twice["exact"]["extra"]) == (len(answers), len(answers))
+
+
+def report_steps(*overrides: str) -> Steps:
+    training = loaded(*overrides).training
+    assert training.num_train_epochs is not None
+    return Steps(9, training.global_batch_size, 0, training.num_train_epochs)
