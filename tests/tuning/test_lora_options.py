@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from luthier import component, config
 from luthier.data.steps.layout import micro_batches
@@ -347,3 +347,17 @@ def test_an_update_of_a_head_that_could_not_be_merged_is_refused(
     made = tuning(tuning.Config(target_modules=targets))
     with pytest.raises(UserError, match=said):
         made.apply(twin(name, **more), Start(DropoutKeys(0), rows))
+
+
+def test_experts_by_code_of_the_models_own_are_trained_in_float32_only() -> None:
+    """Llama 4 multiplies its experts itself: an update can only be added to their weights, which 16 bits round away."""
+    small = {"hidden_size": 64, "intermediate_size": 32, "intermediate_size_mlp": 32, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "num_local_experts": 4}
+    settings = AutoConfig.for_model("llama4_text", vocab_size=128, interleave_moe_layer_step=1, **small, **heads)
+    model = AutoModelForCausalLM.from_config(settings, dtype=torch.float32)
+    policy = adapted(model, r=2, experts=True)
+    before = logits(policy.core)
+    move(policy)
+    assert not torch.equal(logits(policy.core), before)
+    with pytest.raises(UserError, match=r"(?s)added to weights in bfloat16.*model\.dtype=float32"):
+        adapted(AutoModelForCausalLM.from_config(settings, dtype=torch.bfloat16), r=2, experts=True)

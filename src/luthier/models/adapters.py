@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from luthier.errors import UserError
 from luthier.models.checks import check_adapter_config
 from luthier.models.new_tokens import grow, grown
+from luthier.tuning._experts import compute_apart
 from luthier.tuning._starts import ADAPTER, FromStart, lora_layers, tie_edges
 
 STARTS_AT_ZERO = (True, "gaussian", "eva", "orthogonal")
@@ -192,6 +193,7 @@ def load_adapter(model: Any, folder: Path, trainable: bool = False, base: Mappin
         for name, tensor in _adapter_weights(adapted).items():
             tensor.copy_(weights[name])
     tie_edges(adapted)
+    compute_apart(adapted)
     if (began := begins(folder)) is not None:
         config.init_lora_weights = began  # peft's own file cannot say it
     return adapted

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 import transformers
 
-from luthier.kernels import attention
+from luthier.kernels import attention, experts
 from luthier.models import architectures
 from luthier.system.paths import cache_dir, cache_written
 
@@ -34,7 +34,12 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 
 _SOURCES = [
     hashlib.sha256(file.read_bytes()).hexdigest()
-    for file in (Path(__file__), Path(attention.__file__), *sorted(Path(architectures.__file__).parent.rglob("*.py")))
+    for file in (
+        Path(__file__),
+        Path(attention.__file__),
+        Path(experts.__file__),
+        *sorted(Path(architectures.__file__).parent.rglob("*.py")),
+    )
 ]
 """A verdict holds for the code that gave it."""
 
@@ -181,6 +186,7 @@ def twin(config: Any, dtype: torch.dtype, device: torch.device) -> Any:
             for parameter in model.parameters():
                 if parameter.ndim >= 2:
                     parameter.normal_(0.0, WEIGHT_STD, generator=generator)
+    experts.use_experts(model)
     return model.to(device, dtype).eval()
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import torch
 
 from luthier.errors import EnvironmentProblem, UserError, excerpt
+from luthier.kernels.experts import use_experts
 from luthier.models import architectures
 from luthier.models.checks import (
     check_vocabulary,
@@ -187,6 +188,7 @@ def load_model(
         for weight in (*model.parameters(), *model.buffers()):
             if weight.dtype == quantized_from:
                 weight.data = weight.data.to(dtype)
+    use_experts(model)
     return model.eval()
 
 

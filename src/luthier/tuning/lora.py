@@ -263,11 +263,14 @@ def _outside(whole: Sequence[str], new_rows: Mapping[str, Sequence[int]]) -> dic
 
 
 def _make_ready(adapted: Any, keys: DropoutKeys) -> None:
-    """Keyed dropout, shared edges, and all that is trained in float32."""
+    """Keyed dropout, shared edges, updates of experts beside them, and all that is trained in float32."""
+    from luthier.tuning._experts import compute_apart, refuse_lost_updates
     from luthier.tuning._starts import tie_edges
 
     _replace_dropout(adapted, keys)
     tie_edges(adapted)
+    compute_apart(adapted)
+    refuse_lost_updates(adapted)
     for parameter in adapted.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
