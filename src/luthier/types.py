@@ -180,9 +180,10 @@ class MicroBatch:
     def by_document(self, values: torch.Tensor) -> torch.Tensor:
         """Values of the trained positions, [N], as sums over each document: [S], float64, on the CPU, without gradient."""
         trained = (self.targets != NO_TARGET).nonzero()
-        row, place = trained.unbind(1)
-        lengths = self.targets.new_tensor(self.lengths)
-        document = row if self.layout == "padded" else (place[:, None] >= lengths.cumsum(0)).sum(1)
+        document, place = trained.unbind(1)
+        if self.layout == "flat":
+            lengths = self.targets.new_tensor(self.lengths)
+            document = lengths.new_tensor(range(len(lengths))).repeat_interleave(lengths)[place]
         exact = values.detach().double().cpu()
         return exact.new_zeros(len(self.lengths)).index_add_(0, document.cpu(), exact)
 

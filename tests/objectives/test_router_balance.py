@@ -29,7 +29,7 @@ from luthier.training.loop import survey, train_step
 from luthier.types import Sample
 from tests.helpers.jobs import make_config, make_job, make_policy, make_samples
 from tests.helpers.processes import torchrun
-from tests.helpers.tiny_models import tiny_llama, twin
+from tests.helpers.tiny_models import save_twin, tiny_llama, twin
 from tests.objectives.test_weighted import apart, gradient
 
 LENGTHS = (3, 70, 17, 40, 5, 61, 33, 8)
@@ -223,3 +223,15 @@ def test_a_model_without_routers_is_refused_before_training(tmp_path: Path) -> N
     with pytest.raises(UserError, match="leave router_balance out"):
         run.execute(config.load(None, keys), say=lambda text: None)
     assert not (tmp_path / "run" / METRICS).exists()
+
+
+@pytest.mark.parametrize("tuning", [("tuning=freeze",), ("tuning=lora", "modules_to_save=[embed_tokens]")])
+def test_routers_are_checked_where_weights_are_of_two_types(tuning: tuple[str, ...], tmp_path: Path) -> None:
+    """Trained in float32, beside frozen ones in bfloat16, as a run is built."""
+    save_twin(tmp_path / "model", "qwen3_moe")
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "Say 1.", "completion": "1!"}\n' * 4)
+    keys = [f"model={tmp_path}/model", f"data={tmp_path}/rows.jsonl", "model.dtype=bfloat16", "max_steps=1"]
+    keys += ["objective={kind: weighted, terms: [{kind: sft}, {kind: router_balance, weight: 0.1}]}"]
+    run.execute(config.load(None, [*keys, *tuning, f"output_dir={tmp_path}/run"]), say=lambda text: None)
+    (line,) = [line for line in lines_of(tmp_path / "run") if "loss_router_balance" in line]
+    assert line["loss_router_balance"] > 0

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
+from luthier import config
 from luthier.data.steps.layout import Layout, micro_batches
+from luthier.inference.generation import generate
 from luthier.policy.neftune import Noise
 from luthier.policy.policy import Policy
+from luthier.training import run
 from tests.helpers.jobs import make_config, make_policy, make_samples
+from tests.helpers.tiny_models import save_twin, tiny_tokenizer
 
 SAMPLES = make_samples([24, 17, 9])
 
@@ -54,3 +59,24 @@ def test_its_size_is_as_published(tmp_path: Path) -> None:
         assert float(row[:length].abs().max()) <= width
         assert float(row[:length].square().mean()) == pytest.approx(width**2 / 3, rel=0.1)
         assert abs(float(row[:length].mean())) < 0.1 * width
+
+
+def test_answers_are_generated_without_noise(tmp_path: Path) -> None:
+    """In the middle of a run and after it, whatever the last batch was: the policy trains on, its answers are the model's own."""
+    policy = make_policy(make_config(tmp_path)).train()
+    prompts, tokenizer = [[5, 6, 7, 8, 9], [4]], tiny_tokenizer()
+    want = [answer.ids for answer in generate(policy.model, tokenizer, prompts, max_new_tokens=6, stop_ids=[])]
+    Noise(policy, 300.0)
+    scored(policy, "flat", step=0)
+    assert policy.training
+    assert [answer.ids for answer in generate(policy.model, tokenizer, prompts, max_new_tokens=6, stop_ids=[])] == want
+
+
+def test_a_run_with_noise_answers_its_prompts(tmp_path: Path) -> None:
+    save_twin(tmp_path / "model", "llama")
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "Say 1.", "completion": "1!"}\n' * 4)
+    keys = [f"model={tmp_path}/model", f"data={tmp_path}/rows.jsonl", "sample_prompts=[Hello!]", "max_steps=2"]
+    keys += ["neftune_noise_alpha=5", "dtype=float32", f"output_dir={tmp_path}/run"]
+    run.execute(config.load(None, keys), say=lambda text: None)
+    (answer,) = json.loads((tmp_path / "run" / "answers.json").read_text())
+    assert answer["prompt"] == "Hello!"

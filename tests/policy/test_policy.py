@@ -182,3 +182,16 @@ def test_keys_of_another_batch_are_refused(tmp_path: Path) -> None:
     policy.keys.positions = None
     with pytest.raises(RuntimeError, match="keys"):
         policy.core(input_ids=torch.zeros(1, 4, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("layout", ["flat", "padded"])
+def test_dropout_on_an_adapter_of_the_head(layout: str, tmp_path: Path) -> None:
+    """Its mask is that of each position, in however many pieces the head is computed."""
+    config = make_config(tmp_path, "target_modules=[q_proj, lm_head]", "lora_dropout=0.3")
+    policy = make_policy(config, "llama", layout, tie_word_embeddings=False).train()
+    samples = make_samples((30, 17))
+    (batch,) = micro_batches(samples, [0, 1], layout=layout, max_tokens=512, step=0)
+    whole = policy(batch).logps
+    batch.head_chunks = 5
+    torch.testing.assert_close(policy(batch).logps, whole, rtol=1e-5, atol=1e-5)
+    assert float((policy.eval()(batch).logps - whole).abs().max()) > 1e-2

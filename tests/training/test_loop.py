@@ -16,7 +16,7 @@ from luthier.errors import NonFinite, Stopped, UserError
 from luthier.runs.recorder import read_lines
 from luthier.training.job import Job
 from luthier.training.learning_check import LearningCheck
-from luthier.training.loop import every, run_steps, train_step
+from luthier.training.loop import every, forward_of, run_steps, train_step
 from luthier.training.optimization import make_optimizer, make_schedule
 from luthier.training.state import restore
 from luthier.types import NO_TARGET, Sample
@@ -285,7 +285,19 @@ def test_schedules_are_those_of_transformers(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "total", "steps"), [(0.1, 95, 10), (0.34, 9, 4), (5, 100, 5), (None, 7, 7), (0.001, 10, 1)]
+    ("value", "total", "steps"),
+    [(0.1, 95, 10), (0.34, 9, 4), (5, 100, 5), (None, 7, 7), (0.001, 10, 1), (0.07, 100, 7)],
 )
 def test_every(value: float | None, total: int, steps: int) -> None:
     assert every(value, total) == steps
+
+
+def test_a_models_own_draws_are_of_the_step_and_the_micro_batch(tmp_path: Path) -> None:
+    """Whatever was drawn before: a resume draws the same."""
+    job, found = job_of(tmp_path), []
+    for step, position in ((0, 0), (0, 1), (1, 0), (0, 0)):
+        torch.rand(5)
+        with forward_of(job, step, position, last=True):
+            found.append(torch.nn.functional.dropout(torch.ones(64)))
+    assert torch.equal(found[0], found[3])
+    assert not any(torch.equal(found[0], other) for other in found[1:3])

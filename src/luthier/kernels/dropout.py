@@ -82,7 +82,7 @@ class KeyedDropout(nn.Module):
         self.keys = keys
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not self.training or self.p == 0.0:
+        if not self.training or self.p == 0.0 or x.numel() == 0:  # the decoder is run with a head of no positions
             return x
         return x * self.mask(x.shape, x.device).to(x.dtype) * (1.0 / (1.0 - self.p))
 

@@ -33,9 +33,9 @@ class Noise:
         else:
             self.lengths = lengths[:, None].expand(-1, batch.input_ids.shape[1])
 
-    def _add(self, _embedding: nn.Module, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
+    def _add(self, embedding: nn.Module, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
         keys = self.policy.keys.positions
-        if not self.policy.training or keys is None or self.lengths is None:
+        if not embedding.training or keys is None or self.lengths is None:
             return output
         noise = mixed(keys, output.shape[-1], "neftune").to(torch.float32) / 2**31
         width = self.alpha / (self.lengths.to(output.device) * output.shape[-1]).sqrt()

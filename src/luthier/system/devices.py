@@ -47,6 +47,15 @@ def hardware(where: torch.device) -> dict[str, Any]:
     return {"device": where.type, "name": name, "threads": torch.get_num_threads(), "platform": platform.platform()}
 
 
+def seed_generators(seed: int, where: torch.device) -> None:
+    """Of the CPU and of `where`. `torch.manual_seed` seeds every card of the machine, and takes a trace of the stack for it."""
+    torch.default_generator.manual_seed(seed)
+    if where.type == "cuda":
+        torch.cuda.default_generators[where.index or 0].manual_seed(seed)
+    elif where.type == "mps":
+        torch.mps.manual_seed(seed)
+
+
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Inside, torch's default generators start from `seed`; afterwards they are as they were."""

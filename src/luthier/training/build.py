@@ -129,7 +129,8 @@ def build(
     for note in (*own_losses(model_config, config.objective), *notes_on(config.training.optim, engine.device)):
         say(note)
     if "routing" in objective.wants:
-        check_routers(policy.core)
+        with policy.computing():
+            check_routers(policy.core)
     if objective.needs_reference:
         policy.keep_reference()
     job = _job(config, policy, tuned, data, objective, engine, decisions, checkpoints)

@@ -20,7 +20,7 @@ from luthier.data.steps.layout import micro_batches
 from luthier.errors import NonFinite, Stopped
 from luthier.inference.scoring import score_rows
 from luthier.randomness import key
-from luthier.system.devices import memory_bytes
+from luthier.system.devices import memory_bytes, seed_generators
 from luthier.training.job import Job
 from luthier.training.learning_check import LearningCheck
 from luthier.training.state import state_of
@@ -177,7 +177,7 @@ def survey(job: Job, step: int, samples: Sequence[Sample], batches: Sequence[Mic
 def forward_of(job: Job, step: int, position: int, last: bool) -> Iterator[None]:
     """Surrounds forward and backward of one micro-batch."""
     # A model's own dropout draws from the default generator: keyed here, so that it does not depend on what ran before.
-    torch.manual_seed(key(job.seed, "internal", step, position, job.engine.rank) % 2**63)
+    seed_generators(key(job.seed, "internal", step, position, job.engine.rank) % 2**63, job.engine.device)
     with job.engine.accumulating(last=last):
         yield
 
@@ -274,7 +274,7 @@ def save(job: Job) -> None:
 
 
 def every(value: float | int | None, total: int) -> int:
-    """Steps between two events; below 1 a share of all steps."""
+    """Steps between two events; below 1 a share of all steps (0.07 of 100 are 7, although their product is a little more in floats)."""
     if value is None:
         return total
-    return max(1, math.ceil(value * total)) if isinstance(value, float) and value < 1 else int(value)
+    return max(1, math.ceil(round(value * total, 9))) if isinstance(value, float) and value < 1 else int(value)

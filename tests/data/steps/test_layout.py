@@ -119,3 +119,10 @@ def test_targets_at_document_edges_are_untrained() -> None:
     (batch,) = micro_batches(samples, [0, 1, 2], layout="flat", max_tokens=100, step=0)
     ends = np.cumsum(batch.lengths) - 1
     assert (batch.targets[0, ends] == NO_TARGET).all()
+
+
+def test_a_share_of_an_epoch_is_whole_steps() -> None:
+    """0.07 * 100 is 7.000000000000001 in floats."""
+    assert Steps(100, 1, 0, 0.07).total == 7
+    assert Steps(100, 1, 0, 0.075).total == 8
+    assert Steps(3, 2, 0, 0.1).total == 1

@@ -70,7 +70,9 @@ class Steps:
 
     @property
     def total(self) -> int:
-        return self.max_steps if self.max_steps is not None else max(1, math.ceil(self.epochs * self.per_epoch))
+        if self.max_steps is not None:
+            return self.max_steps
+        return max(1, math.ceil(round(self.epochs * self.per_epoch, 9)))  # 0.07 * 100 is a little more than 7 in floats
 
     def epoch_of(self, step: int) -> float:
         """Passes over the data when `step` (from 0) is done."""
