@@ -210,6 +210,8 @@ class Scores:
     logsumexp: torch.Tensor | None = None
     largest: torch.Tensor | None = None
     """the largest logit"""
+    reference: torch.Tensor | None = field(default=None, init=False)
+    """log-probabilities by the policy as it was at step 0, without gradient"""
     routing: Routing | None = field(default=None, init=False)
 
 
@@ -228,7 +230,13 @@ class LossOut:
 class Policy(Protocol):
     """A model in training form. Called only through `__call__`, because engines wrap it."""
 
-    def __call__(self, batch: MicroBatch, want: tuple[str, ...] = ()) -> Scores: ...
+    def __call__(self, batch: MicroBatch, want: tuple[str, ...] = (), head: bool = True) -> Scores:
+        """Scores of the trained positions.
+
+        Args:
+            want: what is asked beside log-probabilities, by the names of Scores.
+            head: False where nothing of the logits is asked: the head is not computed, and `logps` are empty.
+        """
 
 
 class Renderer(Protocol):

@@ -246,7 +246,7 @@ def test_the_words_are_ours(text: str, said: list[str]) -> None:
         ("router_balance", {"sft": 1.0, "router_balance": 0.01}),
         ("{kind: z_loss, form: largest}", {"sft": 1.0, "z_loss": 1e-4}),
         (
-            "{kind: weighted, gradient_shares: false, terms: [{kind: z_loss, weight: 0.3}, {kind: router_balance}]}",
+            "{kind: weighted, gradient_shares: true, terms: [{kind: z_loss, weight: 0.3}, {kind: router_balance}]}",
             {"sft": 1.0, "z_loss": 0.3, "router_balance": 1.0},
         ),
     ],
@@ -261,7 +261,7 @@ def test_an_objective_that_says_nothing_of_the_answers_is_refused_alone(
     assert {term.kind: term.weight for term in mended.terms} == weights
     if "largest" in objective:
         assert mended.terms[1].form == "largest"
-    assert mended.gradient_shares == ("gradient_shares" not in objective)
+    assert mended.gradient_shares == ("gradient_shares" in objective)
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ def test_terms_are_named_that_give_them() -> None:
 
 def test_the_line_keeps_the_terms_that_are_there_and_has_all_that_are_missing() -> None:
     both = twin_config("qwen3_moe", output_router_logits=True, router_aux_loss_coef=0.02, z_loss_weight=2e-4)
-    written = "{kind: weighted, gradient_shares: false, terms: [{kind: sft, weight: 0.7}, {kind: z_loss, weight: 0.1}]}"
+    written = "{kind: weighted, gradient_shares: true, terms: [{kind: sft, weight: 0.7}, {kind: z_loss, weight: 0.1}]}"
     for given, weights in (
         ("sft", {"sft": 1.0, "z_loss": 2e-4, "router_balance": 0.02}),
         (written, {"sft": 0.7, "z_loss": 0.1, "router_balance": 0.02}),
@@ -71,7 +71,7 @@ def test_the_line_keeps_the_terms_that_are_there_and_has_all_that_are_missing() 
         (line,) = own_losses(both, objective(given))
         mended = objective(line.partition("objective=")[2])
         assert {term.kind: term.weight for term in mended.terms} == weights
-        assert mended.gradient_shares == (given == "sft")
+        assert mended.gradient_shares == (given == written)
         assert own_losses(both, mended) == []
 
 

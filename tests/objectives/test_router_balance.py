@@ -46,7 +46,7 @@ def balance(over: str) -> RouterBalance:
 
 def together(over: str, weight: float = 0.5) -> Weighted:
     terms = ({"kind": "sft"}, {"kind": "router_balance", "over": over, "weight": weight})
-    return Weighted(Weighted.Config.model_validate({"kind": "weighted", "terms": terms}))
+    return Weighted(Weighted.Config.model_validate({"kind": "weighted", "gradient_shares": True, "terms": terms}))
 
 
 def job_of(

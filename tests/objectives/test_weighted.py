@@ -124,15 +124,15 @@ def test_shares_of_the_gradient(tmp_path: Path) -> None:
         "sft": 0.7 * float(gradient(job_of(tmp_path / "a", SFT(SFT.Config()), 150, "flat", clip)).norm()),
         "z_loss": 0.01 * float(gradient(job_of(tmp_path / "b", ZLoss(ZLoss.Config()), 150, "flat", clip)).norm()),
     }
-    lines, weights = steps_of(job_of(tmp_path / "c", weighted(**FACTORS), 150))
+    shown = weighted(**FACTORS)
+    shown.config = shown.config.model_copy(update={"gradient_shares": True})
+    lines, weights = steps_of(job_of(tmp_path / "c", shown, 150))
     for kind, norm in norms.items():
         assert lines[0][f"grad_share_{kind}"] == pytest.approx(norm / sum(norms.values()), rel=1e-5)
-    every_second, same = steps_of(job_of(tmp_path / "d", weighted(**FACTORS), 150, "flat", "logging_steps=2"))
+    every_second, same = steps_of(job_of(tmp_path / "d", shown, 150, "flat", "logging_steps=2"))
     assert ["grad_share_sft" in line for line in every_second] == [False, True]
     assert torch.equal(weights, same)
-    without = weighted(**FACTORS)
-    without.config = without.config.model_copy(update={"gradient_shares": False})
-    lines, same = steps_of(job_of(tmp_path / "e", without, 150))
+    lines, same = steps_of(job_of(tmp_path / "e", weighted(**FACTORS), 150))
     assert not any("grad_share_sft" in line for line in lines)
     assert torch.equal(weights, same)
 

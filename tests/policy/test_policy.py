@@ -67,7 +67,7 @@ def test_logits_flat_are_logits_alone(family: str, tmp_path: Path) -> None:
     (batch,) = micro_batches(samples, [0, 1, 2, 3, 4], layout="flat", max_tokens=512, step=0)
     order = [sample for row in batch.row_ids for sample in samples if sample.row == row]
     with torch.no_grad():
-        hidden = policy._hidden(batch, torch.device("cpu"), policy.keys.of(batch))
+        hidden = policy.head.hidden(policy._inputs(batch, torch.device("cpu")))
         flat = policy.head(hidden[0]).split([len(sample) for sample in order])
         with stock_attention(policy.model):
             for sample, got in zip(order, flat, strict=True):
@@ -113,7 +113,7 @@ def test_frozen_head_at_once_is_the_checkpointed_head(chunks: int, tmp_path: Pat
     batch.head_chunks = chunks
     found = []
     for twin in (False, True):
-        policy.__dict__["_head_is_trained"] = twin
+        policy.head.__dict__["is_trained"] = twin
         policy.zero_grad()
         logps = policy(batch).logps
         (logps * torch.linspace(-1, 2, len(logps))).sum().backward()
@@ -195,3 +195,82 @@ def test_dropout_on_an_adapter_of_the_head(layout: str, tmp_path: Path) -> None:
     batch.head_chunks = 5
     torch.testing.assert_close(policy(batch).logps, whole, rtol=1e-5, atol=1e-5)
     assert float((policy.eval()(batch).logps - whole).abs().max()) > 1e-2
+
+
+@pytest.mark.parametrize("chunks", [1, 4])
+def test_pieces_of_the_head_are_one_split(chunks: int, tmp_path: Path) -> None:
+    """The gradient of a slice is a tensor as large as what it was cut from: one a piece would be quadratic."""
+    policy = make_policy(make_config(tmp_path, "target_modules=[lm_head]"), "llama", tie_word_embeddings=False)
+    (batch,) = micro_batches(make_samples((30, 17)), [0, 1], layout="flat", max_tokens=512, step=0)
+    batch.head_chunks = chunks
+    taken: list[str] = []
+    embedding = policy.core.get_input_embeddings()
+    embedding.register_forward_hook(lambda _module, _inputs, output: output.requires_grad_())
+    walk, seen = [policy(batch).logps.grad_fn], set()
+    while walk:
+        node = walk.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        taken.append(node.name())
+        walk += [before for before, _ in node.next_functions]
+    assert len([name for name in taken if name.startswith("Split")]) == 1
+
+
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+@pytest.mark.parametrize("layout", ["flat", "padded"])
+def test_the_reference_is_a_score_like_others(tuning: str, layout: str, tmp_path: Path) -> None:
+    """With dropout on and activations computed again: the policy of step 0 without its dropout; the gradient is untouched by it."""
+    more = ["lora_dropout=0.2"] if tuning == "lora" else []
+    config = make_config(tmp_path, f"tuning={tuning}", "learning_rate=1e-2", "warmup_steps=0", *more)
+    policy, samples = make_policy(config, layout=layout, warm=tuning == "full"), make_samples((12, 8))
+    policy.keep_reference()
+    enable_activation_checkpointing(policy.core)
+    (batch,) = micro_batches(samples, [0, 1], layout=layout, max_tokens=64, step=0)
+    start = policy.eval()(batch).logps.detach()
+    for parameter in policy.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+    policy.train()
+    found = []
+    for want in ((), ("reference",)):
+        policy.zero_grad()
+        scores = policy(batch, want)
+        scores.logps.sum().backward()
+        found.append((scores, torch.cat([p.grad.flatten() for p in policy.parameters() if p.requires_grad])))
+    (plain, gradient), (with_reference, same) = found
+    assert torch.equal(gradient, same)
+    assert torch.equal(plain.logps, with_reference.logps)
+    assert torch.equal(with_reference.reference, start)
+    assert plain.reference is None
+    assert all(module.training for module in policy.modules())
+
+
+def test_without_the_head_only_the_decoder_is_run(tmp_path: Path) -> None:
+    policy = make_policy(make_config(tmp_path), "qwen3_moe")
+    (batch,) = micro_batches(make_samples((12, 8)), [0, 1], layout="flat", max_tokens=64, step=0)
+    rows: list[int] = []
+    policy.core.get_output_embeddings().register_forward_hook(lambda _m, inputs, _o: rows.append(inputs[0].shape[-2]))
+    with torch.no_grad():
+        found = policy(batch, want=("routing",), head=False)
+        whole = policy(batch, want=("routing",))
+    assert rows[0] == 0
+    assert sum(rows) == len(whole.logps) > 0
+    assert len(found.logps) == 0
+    assert all(map(torch.equal, found.routing.logits, whole.routing.logits))
+
+
+def test_a_name_that_the_decoder_does_not_answer_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """None in the place of a misspelt name would be taken for an answer."""
+    policy = make_policy(make_config(tmp_path), "llama", "padded")
+    asked: list[object] = []
+
+    def forward(inputs_embeds: torch.Tensor, use_cache: bool) -> None:
+        asked.append(policy.core.model(inputs_embeds=inputs_embeds))
+        asked.append(asked[0].past_key_values)  # type: ignore[attr-defined]
+        asked.append(asked[0].last_hidden_sate)  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(policy.core, "forward", forward)
+    with pytest.raises(AttributeError, match="last_hidden_sate"):
+        policy.head(torch.zeros(2, 64))
+    assert asked[1] is None

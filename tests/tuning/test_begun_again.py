@@ -37,12 +37,11 @@ class Against(SFT):
     class Config(ComponentConfig):
         """It has no keys of its own."""
 
-    needs_reference = True
+    wants = ("reference",)
 
     def loss(self, policy: Policy, batch: MicroBatch) -> LossOut:
-        with torch.no_grad(), policy.reference():  # type: ignore[attr-defined]
-            reference = policy(batch).logps
-        return LossOut(-nn.functional.logsigmoid(policy(batch).logps - reference).sum())
+        scores = policy(batch, self.wants)
+        return LossOut(-nn.functional.logsigmoid(scores.logps - scores.reference).sum())
 
 
 AGAINST = f"objective={__name__}:Against"

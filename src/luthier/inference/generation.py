@@ -17,8 +17,8 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from transformers.generation import BaseStreamer
 
 from luthier import randomness
-from luthier.inference.scoring import evaluating
 from luthier.models.flat import stock_attention
+from luthier.policy.policy import evaluating
 
 MAX_BATCH = 32
 MAX_BATCH_TOKENS = 16_384

@@ -6,8 +6,6 @@ processes only change the order of work, not the figures.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from math import exp, inf
 from typing import Literal, Protocol
@@ -18,6 +16,7 @@ import torch
 from torch import nn
 
 from luthier.data.steps.layout import micro_batches
+from luthier.policy.policy import evaluating
 from luthier.types import NO_TARGET, Sample
 
 WINDOW = 256
@@ -116,15 +115,3 @@ def _windows(samples: Rows, size: int) -> Iterator[tuple[list[int], list[Sample]
         window.append(sample)
     if window:
         yield list(range(start, start + len(window))), window
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode, undone afterwards module by module."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode

@@ -13,10 +13,8 @@ class Objective(Protocol):
 
     takes: tuple[type, ...]
     """The types of example that it can learn from."""
-    needs_reference: bool = False
-    """Whether its loss looks at the policy of step 0."""
     wants: tuple[str, ...] = ()
-    """What its loss asks of the policy beside log-probabilities."""
+    """What its loss asks of the policy beside log-probabilities. `reference` makes the run keep what it began with."""
     only_as_term: float | None = None
     """Of one that says nothing of the answers: its usual weight. It is refused outside a sum (`weighted`) with one that does."""
 

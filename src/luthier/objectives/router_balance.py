@@ -60,7 +60,7 @@ class RouterBalance(TrainedTokens):
         """How often each expert of each router is chosen in a micro-batch, router after router; over documents, nothing."""
         if not self.over_step:
             return []
-        routing = policy(batch, want=self.wants).routing
+        routing = policy(batch, want=self.wants, head=False).routing
         assert routing is not None
         counts = [_taken(*said).sum(0) for said in zip(routing.logits, routing.chosen, strict=True)]
         self._experts = [len(count) for count in counts]

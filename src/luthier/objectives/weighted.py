@@ -38,9 +38,9 @@ class Weighted(Objective):
         terms: Annotated[tuple[Term, ...], Field(min_length=1)]
         """The objectives: a list of maps, each with `kind`, `weight` (default 1) and the keys of the kind's own, as
         `{kind: sft, weight: 0.7}`."""
-        gradient_shares: bool = True
+        gradient_shares: bool = False
         """Whether each term's share of the gradient's norm is recorded, as `grad_share_KIND`. Costs a forward and a backward
-        pass a term, at every `training.logging_steps` only."""
+        pass a term, at every `training.logging_steps` only: with two terms and at every step, a run takes three times as long."""
 
         @field_validator("terms")
         @classmethod
@@ -65,11 +65,11 @@ class Weighted(Objective):
         self.takes = tuple(
             kind for kind in self._first.takes if all(kind in term.takes for term in self.terms.values())
         )
-        if not self.takes or any(term.needs_reference for term in self.terms.values()):
+        if not self.takes:
             raise UserError(
                 "objective.terms",
                 f"{', '.join(self.terms)} do not learn from the same rows",
-                "terms that take the same examples and no reference",
+                "terms that take the same examples",
                 "objective={kind: weighted, terms: [{kind: sft, weight: 1.0}, {kind: z_loss, weight: 1e-4}]}",
             )
         self.wants = tuple(sorted({want for term in self.terms.values() for want in term.wants}))
@@ -145,9 +145,9 @@ class _Once:
         self.policy, self.wants = policy, wants
         self.scores: Scores | None = None
 
-    def __call__(self, batch: MicroBatch, want: tuple[str, ...] = ()) -> Scores:
-        if not set(want) <= set(self.wants):
-            return self.policy(batch, want)
+    def __call__(self, batch: MicroBatch, want: tuple[str, ...] = (), head: bool = True) -> Scores:
+        if not head or not set(want) <= set(self.wants):
+            return self.policy(batch, want, head)
         if self.scores is None:
             self.scores = self.policy(batch, self.wants)
         return self.scores

@@ -131,7 +131,7 @@ def build(
     if "routing" in objective.wants:
         with policy.computing():
             check_routers(policy.core)
-    if objective.needs_reference:
+    if "reference" in objective.wants:
         policy.keep_reference()
     job = _job(config, policy, tuned, data, objective, engine, decisions, checkpoints)
     return Built(source, tokenizer, data, decisions, tuned, new, restored, job)
