@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import LlamaConfig, MistralConfig
 
-from luthier.models.flat import LENGTHS, WINDOW_TOKENS, prove, reduced, stock_attention, use_flat_attention
+from luthier.kernels import attention
+from luthier.models import flat
+from luthier.models.flat import LENGTHS, TOLERANCE, WINDOW_TOKENS, prove, reduced, stock_attention, use_flat_attention
 from luthier.training.loop import run_steps
 from tests.helpers.jobs import make_config, make_job, make_policy, make_samples
 from tests.helpers.tiny_models import twin, twin_config
@@ -60,8 +64,6 @@ def test_documents_of_the_proof_are_longer_and_shorter_than_the_window() -> None
 
 def test_a_naive_attention_function_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """An attention that forgets the documents, or the window, does not pass."""
-    from luthier.kernels import attention
-
     whole = attention.per_document_attention
     monkeypatch.setattr(
         attention, "per_document_attention", lambda q, k, v, edges, *rest: whole(q, k, v, [0, edges[-1]], *rest)
@@ -107,3 +109,63 @@ def test_generation_runs_with_the_stock_attention() -> None:
     with stock_attention(model):
         assert model.config._attn_implementation == stock
     assert model.config._attn_implementation == "luthier_flat"
+
+
+class _Louder(torch.autograd.Function):
+    """x, with a gradient that is a quarter too large."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        return 1.25 * gradients[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_wrong_gradient_is_caught(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of keys alone, in an attention whose outputs are right."""
+    whole = attention.per_document_attention
+    monkeypatch.setattr(attention, "per_document_attention", lambda q, k, *rest: whole(q, _Louder.apply(k), *rest))
+    verdict = prove(twin_config("llama", hidden_size=96, num_attention_heads=6, num_key_value_heads=3), dtype)
+    assert not verdict.flat
+    assert "gradients of documents flat differ" in verdict.why
+    assert verdict.agreement is not None
+    assert verdict.agreement <= TOLERANCE[dtype]
+
+
+def test_what_does_not_run_alone_goes_padded(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = flat.twin
+
+    def broken(*given: Any) -> Any:
+        model = whole(*given)
+        model.forward = lambda **_: torch.zeros(2) @ torch.zeros(3)
+        return model
+
+    monkeypatch.setattr(flat, "twin", broken)
+    verdict = prove(twin_config("llama", hidden_size=80, num_attention_heads=5, num_key_value_heads=5), torch.float32)
+    assert not verdict.flat
+    assert "does not run by the stock attention (RuntimeError: " in verdict.why
+
+
+def test_padded_that_is_no_better_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = flat._padded
+    monkeypatch.setattr(flat, "_padded", lambda *given: [2 * logits for logits in whole(*given)])
+    why = prove(twin_config("lfm2", hidden_size=96), torch.float32).why
+    assert "leak into one another" in why
+    assert "padded, its gradients differ too" in why
+    assert "padded" not in prove(twin_config("lfm2"), torch.float32).why
+
+
+def test_a_verdict_holds_for_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package by which transformers computes otherwise asks for a proof of its own."""
+    config, proofs = twin_config("llama", hidden_size=112, num_attention_heads=7, num_key_value_heads=7), []
+    whole, known = flat._prove, metadata.version
+    monkeypatch.setattr(flat, "_prove", lambda *given: proofs.append(1) or whole(*given))
+    prove(config, torch.float32)
+    prove(config, torch.float32)
+    assert len(proofs) == 1
+    monkeypatch.setattr(metadata, "version", lambda name: "1.0" if name == "causal-conv1d" else known(name))
+    prove(config, torch.float32)
+    assert len(proofs) == 2

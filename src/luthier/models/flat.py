@@ -11,9 +11,10 @@ import copy
 import hashlib
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,17 @@ LENGTHS = (13, 5, 21, 1, 9)
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 """Largest difference of logits, relative to the largest logit: rounding of the dtype. Isolation is held to that of float32."""
+
+GRADIENTS = {torch.float32: 1e-4, torch.bfloat16: 1e-1, torch.float16: 5e-2}
+"""Largest difference of a weight's gradient, relative to its norm: a few times what rounding gives on a CPU."""
+
+MOST_NUMBERS = 2**22
+"""In a weight whose gradient is looked at: twins of some architectures keep their wide layers."""
+
+NEXT_TO_NOTHING = 1e-3
+"""Of the largest norm of a gradient: what is smaller is rounding of what should be zero, such as that of a key's bias."""
+
+FASTER_PATHS = ("causal-conv1d", "flash-attn", "flash-linear-attention", "fla-core", "kernels", "mamba-ssm")
 
 _SOURCES = [
     hashlib.sha256(file.read_bytes()).hexdigest()
@@ -57,6 +69,8 @@ class Verdict:
     """how far document B's logits moved when document A changed"""
     agreement: float | None = None
     """how far each document flat is from itself alone under the stock attention"""
+    gradients: float | None = None
+    """how far the gradients of documents flat are from those of documents alone"""
 
 
 @contextmanager
@@ -99,6 +113,7 @@ def prove(config: Any, dtype: torch.dtype, device: torch.device | str = "cpu") -
             str(dtype),
             _device_name(device),
             _SOURCES,
+            _faster_paths(),
             torch.__version__,
             transformers.__version__,
         ],
@@ -123,6 +138,15 @@ def prove(config: Any, dtype: torch.dtype, device: torch.device | str = "cpu") -
 def _device_name(device: torch.device) -> str:
     """A verdict holds for one kind of card: which attention path runs depends on it."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _faster_paths() -> dict[str, str]:
+    """Packages that transformers computes by where they are installed, and their versions."""
+    installed = {}
+    for package in FASTER_PATHS:
+        with suppress(metadata.PackageNotFoundError):
+            installed[package] = metadata.version(package)
+    return installed
 
 
 def reduced(config: Any) -> Any:
@@ -190,59 +214,127 @@ def twin(config: Any, dtype: torch.dtype, device: torch.device) -> Any:
     return model.to(device, dtype).eval()
 
 
-@torch.no_grad()
 def _prove(config: Any, dtype: torch.dtype, device: torch.device) -> Verdict:
     try:
         model = twin(config, dtype, device)
     except (ValueError, RuntimeError, TypeError, AttributeError, KeyError, ZeroDivisionError, ImportError) as error:
-        return Verdict(
-            False, f"no small twin of this architecture could be made ({type(error).__name__}: {str(error)[:120]})"
-        )
+        return Verdict(False, f"no small twin of this architecture could be made ({_said(error)})")
     generator = torch.Generator().manual_seed(2)
     documents = [torch.randint(1, VOCABULARY, (length,), generator=generator) for length in LENGTHS]
     changed = [(documents[0] + 1 + torch.arange(LENGTHS[0])) % (VOCABULARY - 1) + 1, *documents[1:]]
-    alone = [model(input_ids=document[None].to(device), use_cache=False).logits[0].float() for document in documents]
-    scale = max(float(logits.abs().max()) for logits in alone)
+    try:
+        alone = _run(model, lambda: _alone(model, documents, device))
+        padded = _run(model, lambda: _padded(model, documents, device))
+    except BREAKS as error:
+        return Verdict(False, f"its twin does not run by the stock attention ({_said(error)})")
     try:
         use_flat_attention(model)
-        before, after = _flat_logits(model, documents, device), _flat_logits(model, changed, device)
-    except (ValueError, RuntimeError, TypeError, KeyError, AttributeError, IndexError, NotImplementedError) as error:
-        return Verdict(
-            False, f"it does not take flat batches ({type(error).__name__}: {str(error).splitlines()[0][:120]})"
-        )
-    isolation = max(float((a - b).abs().max()) for a, b in zip(before[1:], after[1:], strict=True)) / scale
-    agreement = max(float((a - b).abs().max()) for a, b in zip(before, alone, strict=True)) / scale
-    if not isolation <= TOLERANCE[torch.float32]:
-        return Verdict(
-            False,
-            f"documents leak into one another (a change moved its neighbour's logits by {isolation:.1e})",
-            isolation,
-            agreement,
-        )
-    if not agreement <= TOLERANCE[dtype]:
-        return Verdict(False, f"documents flat differ from documents alone (by {agreement:.1e})", isolation, agreement)
-    return Verdict(
-        True,
-        f"proven in {str(dtype).removeprefix('torch.')}: isolation {isolation:.0e}, agreement {agreement:.0e}",
-        isolation,
-        agreement,
+        flat = _run(model, lambda: _flat(model, documents, device))
+        with torch.no_grad():
+            moved = _flat(model, changed, device)
+    except BREAKS as error:
+        return Verdict(False, f"it does not take flat batches ({_said(error)})" + _doubt(padded, alone, dtype))
+    found = _Figures(
+        isolation=_apart(flat.logits[1:], moved[1:], alone),
+        agreement=_apart(flat.logits, alone.logits, alone),
+        gradients=_gradients_apart(flat, alone),
     )
+    verdict = found.verdict(dtype)
+    return verdict if verdict.flat else replace(verdict, why=verdict.why + _doubt(padded, alone, dtype))
 
 
-def _flat_logits(model: Any, documents: list[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
+BREAKS = (ValueError, RuntimeError, TypeError, KeyError, AttributeError, IndexError, NotImplementedError)
+"""What architectures raise for input that they were not written for."""
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """One way through the twin: logits [L, V] of each document, and the gradient of a random projection of all of them."""
+
+    logits: list[torch.Tensor]
+    gradients: dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class _Figures:
+    isolation: float
+    agreement: float
+    gradients: float
+
+    def verdict(self, dtype: torch.dtype) -> Verdict:
+        wrong = None
+        if not self.isolation <= TOLERANCE[torch.float32]:
+            wrong = f"documents leak into one another (a change moved its neighbour's logits by {self.isolation:.1e})"
+        elif not self.agreement <= TOLERANCE[dtype]:
+            wrong = f"documents flat differ from documents alone (by {self.agreement:.1e})"
+        elif not self.gradients <= GRADIENTS[dtype]:
+            wrong = f"gradients of documents flat differ from those of documents alone (by {self.gradients:.1e})"
+        said = f"isolation {self.isolation:.0e}, agreement {self.agreement:.0e}, gradients {self.gradients:.0e}"
+        why = f"proven in {str(dtype).removeprefix('torch.')}: {said}" if wrong is None else wrong
+        return Verdict(wrong is None, why, self.isolation, self.agreement, self.gradients)
+
+
+def _doubt(padded: _Pass, alone: _Pass, dtype: torch.dtype) -> str:
+    """Of the layout that is taken where flat is not: what is to be said, if there is something."""
+    apart = _gradients_apart(padded, alone)
+    if apart <= GRADIENTS[dtype]:
+        return ""
+    return f"; padded, its gradients differ too (by {apart:.1e}): max_tokens_per_micro_batch=1 takes each row alone"
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}"
+
+
+def _run(model: Any, compute: Callable[[], list[torch.Tensor]]) -> _Pass:
+    """Logits, and gradients of their projection on random directions, the same for each way.
+
+    Of small weights: the embeddings are among them, whose gradient has come through every layer."""
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter.numel() <= MOST_NUMBERS)
+    logits, generator = compute(), torch.Generator().manual_seed(3)
+    directions = [torch.randn(each.shape, generator=generator).to(each) for each in logits]
+    model.zero_grad()
+    torch.autograd.backward(logits, directions)
+    found = {name: p.grad.float() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    return _Pass([each.detach() for each in logits], found)
+
+
+def _apart(some: list[torch.Tensor], others: list[torch.Tensor], alone: _Pass) -> float:
+    """The largest difference of logits, relative to the largest logit."""
+    scale = max(float(logits.abs().max()) for logits in alone.logits)
+    return max(float((one - other).abs().max()) for one, other in zip(some, others, strict=True)) / scale
+
+
+def _gradients_apart(one: _Pass, alone: _Pass) -> float:
+    """The largest difference of a weight's gradient, relative to its norm; weights whose gradient is next to nothing are left out."""
+    norms = {name: float(gradient.norm()) for name, gradient in alone.gradients.items()}
+    counted = [name for name, norm in norms.items() if norm >= NEXT_TO_NOTHING * max(norms.values())]
+    return max(float((one.gradients[name] - alone.gradients[name]).norm()) / norms[name] for name in counted)
+
+
+def _alone(model: Any, documents: list[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
+    return [model(input_ids=document[None].to(device), use_cache=False).logits[0].float() for document in documents]
+
+
+def _padded(model: Any, documents: list[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
+    ids = torch.nn.utils.rnn.pad_sequence(documents, batch_first=True).to(device)
+    mask = torch.arange(ids.shape[1], device=device) < torch.tensor([[len(each)] for each in documents], device=device)
+    logits = model(input_ids=ids, attention_mask=mask.to(torch.int64), use_cache=False).logits.float()
+    return [row[: len(document)] for row, document in zip(logits, documents, strict=True)]
+
+
+def _flat(model: Any, documents: list[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
     lengths = [len(document) for document in documents]
     edges = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32).to(device)
-    logits = (
-        model(
-            input_ids=torch.cat(documents)[None].to(device),
-            position_ids=torch.cat([torch.arange(length) for length in lengths])[None].to(device),
-            cu_seq_lens_q=edges,
-            cu_seq_lens_k=edges,
-            max_length_q=max(lengths),
-            max_length_k=max(lengths),
-            use_cache=False,
-        )
-        .logits[0]
-        .float()
-    )
-    return list(logits.split(lengths))
+    logits = model(
+        input_ids=torch.cat(documents)[None].to(device),
+        position_ids=torch.cat([torch.arange(length) for length in lengths])[None].to(device),
+        cu_seq_lens_q=edges,
+        cu_seq_lens_k=edges,
+        max_length_q=max(lengths),
+        max_length_k=max(lengths),
+        use_cache=False,
+    ).logits[0]
+    return list(logits.float().split(lengths))
