@@ -6,6 +6,7 @@ processes only change the order of work, not the figures.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import exp, inf
 from typing import Literal, Protocol
