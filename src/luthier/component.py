@@ -71,6 +71,11 @@ def load(family: str, kind: str) -> type[Any]:
     return _class_of(module, name, kind)
 
 
+def about(family: str, kind: str) -> str:
+    """What a component is, in the first line of its file."""
+    return (inspect.getdoc(inspect.getmodule(load(family, kind))) or "").partition("\n")[0]
+
+
 def make(family: str, config: ComponentConfig) -> Any:
     """The component that a piece of configuration names, made of it."""
     return load(family, config.kind)(config)

@@ -163,7 +163,7 @@ def test_a_duplicate_key_names_its_second_line() -> None:
         ("load_best_checkpoint=no", "training.load_best_checkpoint"),
         ("optim=adam", "training.optim"),
         ("max_grad_norm=0", "training.max_grad_norm"),
-        ("adam_beta1=1", "training.adam_beta1"),
+        ("adam_beta1=1", "training.optim.adam_beta1"),
         ("save_total_limit=1", "training.save_total_limit"),
         ("report_to=tensorbord", "report_to"),
         ("data=[]", "data.train"),
@@ -394,7 +394,8 @@ def test_every_key_has_a_meaning_and_says_what_it_takes() -> None:
 def test_explain_finds_keys_by_name_and_by_path_and_other_tools_names() -> None:
     assert [key.dotted for key in find("learning_rate")] == ["training.learning_rate"]
     assert "2e-4 (lora)" in explain("training.learning_rate")
-    assert "2e-5 (full)" in explain("learning_rate")
+    assert "2e-5 (freeze, full)" in explain("learning_rate")
+    assert "muon: Muon (Jordan, 2024)" in explain("optim")
     assert "tuning.r" in explain("lora_rank")
     assert "exit code 4" in explain("exit 4")
     assert explain("nan").startswith("NaN: ")

@@ -99,9 +99,10 @@ CASES = {
     "training.num_train_epochs": Case("num_train_epochs=0.2", "num_train_epochs=0.5", "metrics", ("max_steps=null",)),
     "training.max_steps": Case("max_steps=3", "max_steps=2", "metrics"),
     "training.optim": Case("optim=adamw", "optim=muon", "metrics"),
-    "training.adam_beta1": Case("adam_beta1=0.9", "adam_beta1=0.5", "metrics"),
-    "training.adam_beta2": Case("adam_beta2=0.999", "adam_beta2=0.5", "metrics"),
-    "training.adam_epsilon": Case("adam_epsilon=1e-8", "adam_epsilon=1e-2", "metrics"),
+    # Of each optimizer that has them: tests/optimizers.
+    "training.optim.adam_beta1": Case("adam_beta1=0.9", "adam_beta1=0.5", "metrics"),
+    "training.optim.adam_beta2": Case("adam_beta2=0.999", "adam_beta2=0.5", "metrics"),
+    "training.optim.adam_epsilon": Case("adam_epsilon=1e-8", "adam_epsilon=1e-2", "metrics"),
     "training.lr_scheduler_type": Case("lr_scheduler_type=cosine", "lr_scheduler_type=linear", "metrics"),
     "training.warmup_steps": Case("warmup_steps=0", "warmup_steps=2", "metrics"),
     "training.weight_decay": Case("weight_decay=0", "weight_decay=0.5", "metrics", ("learning_rate=0.1",)),

@@ -28,7 +28,8 @@ def load(text: str, *overrides: str) -> config.RunConfig:
 @example({}, ["a\x85b", "\u2028", "\ufeff"], "a\x85b", 0)
 @given(
     st.dictionaries(
-        st.sampled_from(["learning_rate", "adam_epsilon", "weight_decay"]), st.floats(min_value=1e-300, max_value=1e300)
+        st.sampled_from(["learning_rate", "max_grad_norm", "weight_decay"]),
+        st.floats(min_value=1e-300, max_value=1e300),
     ),
     st.lists(st.text(max_size=12), max_size=3),
     st.text(min_size=1, max_size=12),

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from luthier.training import loop
+from luthier.training.step import Step
 
 
 class Broken(Exception):
@@ -17,8 +18,8 @@ def break_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets each run end before the step that follows."""
     whole = loop.optimizer_step
 
-    def breaking(job: loop.Job, step: int, *rest: Any) -> Any:
-        if step == steps:
+    def breaking(job: loop.Job, step: Step, *rest: Any) -> Any:
+        if step.number == steps:
             raise Broken
         return whole(job, step, *rest)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,11 @@ from luthier.randomness import key
 from luthier.runs.recorder import Recorder
 from luthier.system.devices import seeded
 from luthier.training.checkpoint import Checkpoints
-from luthier.training.job import Job
-from luthier.training.optimization import make_optimizer, make_schedule
+from luthier.training.job import Job, Record
+from luthier.training.parameters import make_optimizer
+from luthier.training.schedule import make_schedule
 from luthier.tuning import Start
+from luthier.tuning._anatomy import trained_experts
 from luthier.types import NO_TARGET, Sample
 from tests.helpers.tiny_models import VOCAB, twin
 
@@ -52,6 +55,13 @@ class Listed(SampleSet):
 
     def at(self, index: int) -> Sample:
         return self._samples[index]
+
+
+@dataclass(kw_only=True)
+class MadeJob(Job):
+    """A job, and where it writes."""
+
+    record: Record
 
 
 def make_samples(lengths: Sequence[int], seed: int = 0, trained_share: float = 0.6) -> list[Sample]:
@@ -107,8 +117,8 @@ def make_job(
     held_out: Sequence[Sample] | None = None,
     engine: Single | DDP | None = None,
     scaled: bool = False,
-) -> Job:
-    engine = engine or Single(torch.device("cpu"))
+) -> MadeJob:
+    engine = engine or Single(Single.Config(), torch.device("cpu"))
     engine.scale_losses(scaled)
     training = config.training
     listed = Listed(samples)
@@ -117,7 +127,8 @@ def make_job(
     )
     optimizer = make_optimizer(training, policy)
     folder = Path(config.output_dir)
-    job = Job(
+    recorder = Recorder(folder, config, total_steps=steps.total, main=engine.main, quiet=True)
+    return MadeJob(
         config=training,
         seed=config.seed,
         policy=policy,
@@ -132,7 +143,6 @@ def make_job(
         optimizer=optimizer,
         schedule=make_schedule(training, steps.total),
         checkpoints=Checkpoints(folder / "checkpoints", training.save_total_limit),
+        waiting=trained_experts(policy),
+        record=Record(recorder, {}, lambda step: None),
     )
-    job.recorder = Recorder(folder, config, total_steps=steps.total, main=engine.main, quiet=True)
-    job.manifest, job.answer_samples = {}, lambda step: None
-    return job

@@ -27,8 +27,8 @@ def main(folder: Path, result: Path) -> None:
     for over in OVER:
         found[over] = gradient(job_of(folder / over, together(over), MAX_TOKENS, engine=engine))
         job = job_of(folder / f"{over}-step", together(over), MAX_TOKENS, engine=engine)
-        train_step(job, LearningCheck(job.policy))
-        job.recorder.sync()
+        train_step(job, job.record, LearningCheck(job.policy))
+        job.record.recorder.sync()
     samples, places = list(job.samples), range(len(job.samples))
     laid_out = [
         batch

@@ -19,6 +19,8 @@ from torch import distributed
 from luthier import config
 from luthier.errors import LuthierError
 from luthier.training import build, loop, run
+from luthier.training.step import Step
+from luthier.training.stop_signal import StopSignal
 
 
 class Notes:
@@ -41,9 +43,9 @@ class Notes:
             file.write(json.dumps(what) + "\n")
 
     def optimizer_step(self, whole: Any) -> Any:
-        def noted(job: loop.Job, step: int, samples: Any, indices: Any) -> Any:
-            self.write(step=step, rows=indices)
-            return whole(job, step, samples, indices)
+        def noted(job: loop.Job, step: Step, stop: StopSignal) -> Any:
+            self.write(step=step.number, rows=list(step.indices))
+            return whole(job, step, stop)
 
         return noted
 

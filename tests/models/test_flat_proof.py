@@ -53,8 +53,8 @@ def test_each_trains(family: str, tmp_path: Path) -> None:
     policy = make_policy(config, family, layout, warm=False)
     job = make_job(config, make_samples((13, 5, 21, 9)), policy, layout=layout, max_tokens=30)
     losses: list[float] = []
-    job.recorder.step = lambda line, timing: losses.append(line["loss"])  # type: ignore[method-assign]
-    run_steps(job)
+    job.record.recorder.step = lambda line, timing: losses.append(line["loss"])  # type: ignore[method-assign]
+    run_steps(job, job.record)
     assert losses[-1] < losses[0] - 0.05, losses
 
 

@@ -23,9 +23,11 @@ from luthier.policy.policy import enable_activation_checkpointing
 from luthier.policy.routers import check_routers, routers_of
 from luthier.runs.recorder import METRICS, read_lines
 from luthier.training import run
+from luthier.training.before_step import survey
 from luthier.training.job import Job
 from luthier.training.learning_check import LearningCheck
-from luthier.training.loop import survey, train_step
+from luthier.training.loop import train_step
+from luthier.training.step import Step
 from luthier.types import Sample
 from tests.helpers.jobs import make_config, make_job, make_policy, make_samples
 from tests.helpers.processes import torchrun
@@ -106,7 +108,7 @@ def test_it_is_the_loss_of_transformers(family: str, layout: str, tmp_path: Path
     assert sum(float(out.sum.detach()) for out in outs) == pytest.approx(sum(map(float, found.values())), rel=1e-6)
 
     job.objective = balance("step")
-    survey(job, 0, samples, batches)
+    survey(job, Step(0, [], samples, 1.0, batches))
     whole = [torch.cat(layer) for layer in zip(*alone, strict=True)]
     got = sum(float(job.objective.loss(job.policy, batch).sum.detach()) for batch in batches)
     assert got == pytest.approx(sum(s.trained_tokens for s in samples) * by_transformers(whole), rel=1e-5)
@@ -167,7 +169,7 @@ def test_the_step_is_surveyed_once(tmp_path: Path) -> None:
     begin = job.objective.begin_step
     job.objective.begin_step = lambda *given: (calls.append(1), begin(*given))[1]  # type: ignore[method-assign]
     for _ in range(2):
-        train_step(job, LearningCheck(job.policy))
+        train_step(job, job.record, LearningCheck(job.policy))
     assert len(calls) == 2
 
 
@@ -191,8 +193,8 @@ def lines_of(folder: Path) -> list[dict[str, Any]]:
 
 def lines_of_a_step(folder: Path, over: str) -> list[dict[str, Any]]:
     job = job_of(folder, together(over))
-    train_step(job, LearningCheck(job.policy))
-    job.recorder.sync()
+    train_step(job, job.record, LearningCheck(job.policy))
+    job.record.recorder.sync()
     return lines_of(folder)
 
 
@@ -204,8 +206,8 @@ def test_experts_come_to_be_used_alike(tuning: str, rate: float, tmp_path: Path)
     routers = [router.weight.detach().clone() for router, _ in routers_of(job.policy.core)]
     check = LearningCheck(job.policy)
     for _ in range(20):
-        train_step(job, check)
-    job.recorder.sync()
+        train_step(job, job.record, check)
+    job.record.recorder.sync()
     first, *_, last = (line["loss_router_balance"] - CHOSEN for line in lines_of(tmp_path))
     assert first > 0.05
     assert last < first / 3

@@ -17,9 +17,11 @@ from luthier.objectives.sft import SFT
 from luthier.objectives.weighted import Weighted
 from luthier.objectives.z_loss import ZLoss
 from luthier.runs.recorder import METRICS, read_lines
+from luthier.training.before_step import survey
 from luthier.training.job import Job
 from luthier.training.learning_check import LearningCheck
-from luthier.training.loop import optimizer_step, train_step
+from luthier.training.loop import train_step
+from luthier.training.step import optimizer_step, planned
 from luthier.types import NO_TARGET, Sample
 from tests.helpers.jobs import make_config, make_job, make_policy, make_samples
 from tests.helpers.tiny_models import tiny_llama
@@ -45,8 +47,9 @@ def job_of(folder: Path, objective: Any, max_tokens: int = 100_000, layout: str 
 
 
 def gradient(job: Job) -> torch.Tensor:
-    indices = job.steps.indices(0)
-    optimizer_step(job, 0, [job.samples[index] for index in indices], indices)
+    step = planned(job, 0)
+    survey(job, step)
+    optimizer_step(job, step)
     return gradient_of(job)
 
 
@@ -111,10 +114,10 @@ def test_terms_share_one_forward_pass(tmp_path: Path) -> None:
 def steps_of(job: Job, count: int = 2) -> tuple[list[dict[str, Any]], torch.Tensor]:
     check = LearningCheck(job.policy)
     for _ in range(count):
-        train_step(job, check)
-    job.recorder.sync()
+        train_step(job, job.record, check)
+    job.record.recorder.sync()
     weights = torch.cat([p.detach().flatten() for p in job.policy.parameters() if p.requires_grad])
-    return read_lines(Path(job.recorder.folder) / METRICS), weights
+    return read_lines(Path(job.record.recorder.folder) / METRICS), weights
 
 
 def test_shares_of_the_gradient(tmp_path: Path) -> None:
@@ -176,7 +179,7 @@ def test_terms_that_divide_by_different_weights_are_refused(tmp_path: Path) -> N
     objective.terms["z_loss"].weight = by_row
     job = job_of(tmp_path, objective)
     with pytest.raises(UserError, match="divided by different weights"):
-        train_step(job, LearningCheck(job.policy))
+        train_step(job, job.record, LearningCheck(job.policy))
 
 
 def test_the_command_line_takes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

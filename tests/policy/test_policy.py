@@ -166,8 +166,8 @@ def test_reference_is_the_policy_at_step_zero(tuning: str, tmp_path: Path) -> No
 
         job = make_job(config, samples, policy)
         check = LearningCheck(policy)
-        train_step(job, check)
-        train_step(job, check)
+        train_step(job, job.record, check)
+        train_step(job, job.record, check)
         with torch.no_grad():
             with policy.reference():
                 again = policy(batch).logps

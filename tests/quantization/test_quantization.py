@@ -14,7 +14,7 @@ from torch import nn
 
 from luthier import component, config
 from luthier.data.steps.layout import micro_batches
-from luthier.engines._replicas import LossScale
+from luthier.engines import _replicas
 from luthier.errors import UserError
 from luthier.inference.chat import Chat, Settings
 from luthier.inference.opened import open_model
@@ -201,13 +201,7 @@ def test_float16_answers_what_it_learned(model: Path, tmp_path: Path) -> None:
 
 def test_an_overflow_in_float16_costs_no_step(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A loss scale that is far too large is halved until the gradient fits; every step is taken, and learns."""
-    plain = LossScale.__init__
-
-    def far_too_large(self: LossScale, enabled: bool) -> None:
-        plain(self, enabled)
-        self.scale = 2.0**24 if enabled else 1.0
-
-    monkeypatch.setattr(LossScale, "__init__", far_too_large)
+    monkeypatch.setattr(_replicas, "INITIAL_SCALE", 2.0**24)
     large = trained(model, tmp_path, "dtype=float16", "learning_rate=1e-2")
     state = json.loads(next((tmp_path / "run" / "checkpoints").glob("*12/state.json")).read_text())
     assert '"scale", 16777216.0' not in json.dumps(state), "it was halved"

@@ -11,7 +11,8 @@ from luthier.data.steps.layout import lay_out
 from luthier.runs.recorder import METRICS, ROW_LOSSES, read_lines
 from luthier.training.job import Job
 from luthier.training.learning_check import LearningCheck
-from luthier.training.loop import optimizer_step, train_step
+from luthier.training.loop import train_step
+from luthier.training.step import optimizer_step, planned
 from tests.helpers.jobs import make_config, make_job, make_policy, make_samples
 from tests.helpers.processes import torchrun
 
@@ -30,8 +31,7 @@ def job_of(folder: Path, max_tokens: int, layout: str = "flat", *extra: str) -> 
 
 def first_gradient(job: Job) -> torch.Tensor:
     job.wrapped.train()
-    indices = job.steps.indices(0)
-    optimizer_step(job, 0, [job.samples[i] for i in indices], indices)
+    optimizer_step(job, planned(job, 0))
     return torch.cat([p.grad.flatten() for p in job.policy.parameters() if p.requires_grad and p.grad is not None])
 
 
@@ -39,7 +39,7 @@ def trained(job: Job, steps: int = 5) -> torch.Tensor:
     job.wrapped.train()
     check = LearningCheck(job.policy)
     for _ in range(steps):
-        train_step(job, check)
+        train_step(job, job.record, check)
     return torch.cat([p.detach().flatten() for p in job.policy.parameters() if p.requires_grad])
 
 
@@ -56,8 +56,8 @@ def test_accumulation(name: str, layout: str, tmp_path: Path) -> None:
 def row_losses(job: Job) -> dict[int, float]:
     """Loss of each row of the first step, as the run's record has it."""
     trained(job, steps=1)
-    job.recorder.sync()
-    (line,) = read_lines(Path(job.recorder.folder) / ROW_LOSSES)
+    job.record.recorder.sync()
+    (line,) = read_lines(Path(job.record.recorder.folder) / ROW_LOSSES)
     return dict(zip(line["rows"], line["losses"], strict=True))
 
 
@@ -95,7 +95,7 @@ def test_loss_curves_of_20_steps(tmp_path: Path) -> None:
             max_tokens=80,
         )
         losses: list[float] = []
-        job.recorder.step = lambda line, timing, losses=losses: losses.append(line["loss"])  # type: ignore[method-assign]
+        job.record.recorder.step = lambda line, timing, losses=losses: losses.append(line["loss"])  # type: ignore[method-assign]
         trained(job, steps=20)
         curves.append(losses)
     assert len(curves[0]) == 20

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,11 @@ from luthier.errors import NonFinite, Stopped, UserError
 from luthier.runs.recorder import read_lines
 from luthier.training.job import Job
 from luthier.training.learning_check import LearningCheck
-from luthier.training.loop import every, forward_of, run_steps, train_step
-from luthier.training.optimization import make_optimizer, make_schedule
+from luthier.training.loop import every, run_steps, train_step
+from luthier.training.parameters import make_optimizer
+from luthier.training.schedule import make_schedule
 from luthier.training.state import restore
+from luthier.training.step import forward_of, planned
 from luthier.types import NO_TARGET, Sample
 from tests.helpers.jobs import make_config, make_job, make_policy, make_samples
 
@@ -81,10 +84,10 @@ def test_a_non_finite_step_changes_nothing(where: str, tmp_path: Path) -> None:
     clean = job_of(tmp_path / "clean", "logging_steps=100")
     poison_from_step(job, 2, where)
     with pytest.raises(NonFinite) as caught:
-        run_steps(job)
+        run_steps(job, job.record)
     check = LearningCheck(clean.policy)
     for _ in range(2):
-        train_step(clean, check)
+        train_step(clean, clean.record, check)
     assert caught.value.exit_code == 4
     assert "step 3" in caught.value.where
     assert "made.jsonl:" in str(caught.value)
@@ -100,7 +103,7 @@ def test_a_tensor_that_does_not_learn_is_named(tmp_path: Path) -> None:
     layer = job.policy.core.model.layers[1].mlp
     layer.forward = lambda x: x
     with pytest.raises(UserError, match=r"layers\.1\.mlp") as caught:
-        run_steps(job)
+        run_steps(job, job.record)
     assert "6 of" in str(caught.value)
     assert job.progress.step == 2
 
@@ -110,9 +113,10 @@ def test_an_expert_without_a_token_is_counted_and_no_failure(tmp_path: Path) -> 
     layer = job.policy.core.model.layers[1]
     layer.mlp.experts = torch.nn.ModuleList([torch.nn.Linear(4, 4)])  # a trained tensor that no forward pass reaches
     notes: list[str] = []
-    job.recorder.note = notes.append  # type: ignore[method-assign]
+    job.record.recorder.note = notes.append  # type: ignore[method-assign]
+    job.waiting = list(layer.mlp.experts.parameters())
     job.optimizer.add_param_group({"params": list(layer.mlp.experts.parameters()), "peak_lr": 1e-2})
-    run_steps(job)
+    run_steps(job, job.record)
     assert notes == ["2 tensors of experts or new tokens got no token in the first two steps"]
 
 
@@ -124,27 +128,28 @@ def test_an_optimizer_of_other_parameters_is_noticed(tmp_path: Path) -> None:
             p.grad = torch.ones_like(p)
     job.optimizer.zero_grad = lambda set_to_none=True: None  # type: ignore[method-assign]
     with pytest.raises(UserError, match="did not change"):
-        run_steps(job)
+        run_steps(job, job.record)
 
 
 def test_a_long_warm_up_is_no_failure(tmp_path: Path) -> None:
     """At a rate of 1e-9 a norm's weight of 1.0 cannot move in float32; its gradient is enough."""
-    run_steps(job_of(tmp_path, "tuning=full", "learning_rate=1e-9"))
+    job = job_of(tmp_path, "tuning=full", "learning_rate=1e-9")
+    run_steps(job, job.record)
 
 
 def test_a_rate_of_zero_trains_nothing_and_checks_nothing(tmp_path: Path) -> None:
     job = job_of(tmp_path, "learning_rate=0")
     before = weights_of(job)
-    run_steps(job)
+    run_steps(job, job.record)
     assert all(torch.equal(value, weights_of(job)[name]) for name, value in before.items())
 
 
 def test_fp16_overflow_repeats_the_step_at_half_the_scale(tmp_path: Path) -> None:
     """Scaled far beyond fp16's largest number the first step overflows; it is repeated until it fits, and no row is lost."""
     job = job_of(tmp_path, dtype=torch.float16, scaled=True)
-    job.engine.loss_scale.scale = 2.0**40
-    run_steps(job)
-    assert 1.0 <= job.engine.loss_scale.scale < 2.0**40
+    job.engine.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
+    run_steps(job, job.record)
+    assert 1.0 <= job.engine.scaler.get_scale() < 2.0**40
     lines = read_lines(tmp_path / "metrics.jsonl")
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     assert all(math.isfinite(line["loss"]) for line in lines)
@@ -158,8 +163,8 @@ def test_fp16_without_an_end_to_halving_stops(tmp_path: Path) -> None:
     job = job_of(tmp_path, dtype=torch.float16, scaled=True)
     poison_from_step(job, 0, "gradient")
     with pytest.raises(NonFinite):
-        run_steps(job)
-    assert job.engine.loss_scale.scale < 2.0
+        run_steps(job, job.record)
+    assert job.engine.scaler.get_scale() < 1.0
     assert job.progress.step == 0
 
 
@@ -167,8 +172,8 @@ def test_evaluation_does_not_move_training(tmp_path: Path) -> None:
     """With an evaluation at each step and with none: the same weights to the bit, dropout on."""
     often = job_of(tmp_path / "a", "lora_dropout=0.2", "eval_steps=1", held_out=True)
     never = job_of(tmp_path / "b", "lora_dropout=0.2")
-    run_steps(often)
-    run_steps(never)
+    run_steps(often, often.record)
+    run_steps(never, never.record)
     assert all(torch.equal(value, weights_of(often)[name]) for name, value in weights_of(never).items())
     evaluations = [line for line in read_lines(tmp_path / "a" / "metrics.jsonl") if "eval_loss" in line]
     assert [line["step"] for line in evaluations] == [0, 1, 2, 3, 4]
@@ -187,7 +192,7 @@ def test_early_stopping_keeps_the_best(tmp_path: Path) -> None:
         "load_best_checkpoint=true",
         held_out=True,
     )
-    run_steps(job)
+    run_steps(job, job.record)
     assert job.progress.step < 40
     losses = {
         line["step"]: line["eval_loss"]
@@ -210,7 +215,7 @@ def test_a_signal_finishes_the_step_and_saves(tmp_path: Path) -> None:
 
     job.objective.loss = loss  # type: ignore[method-assign,assignment]
     with pytest.raises(Stopped) as caught:
-        run_steps(job)
+        run_steps(job, job.record)
     assert caught.value.exit_code == 143
     assert job.checkpoints.steps() == [2]
     again = job_of(tmp_path / "again")
@@ -223,7 +228,7 @@ def test_loss_is_cross_entropy_of_the_next_token(tmp_path: Path) -> None:
     """Against transformers' own loss; the mean over the trained tokens of the global batch."""
     job = job_of(tmp_path, "global_batch_size=4", warm=True)
     indices = job.steps.indices(0)
-    train_step(job, LearningCheck(job.policy))
+    train_step(job, job.record, LearningCheck(job.policy))
     (line,) = read_lines(tmp_path / "metrics.jsonl")
     fresh = make_policy(make_config(tmp_path / "x"), layout="padded")
     total, count = 0.0, 0
@@ -252,7 +257,7 @@ def test_a_sequence_of_period_seven_is_learned(tmp_path: Path) -> None:
         "lr_scheduler_type=constant",
     )
     job = make_job(config, [Sample(ids, targets, "x:1", 0)], make_policy(config))
-    run_steps(job)
+    run_steps(job, job.record)
     assert read_lines(tmp_path / "metrics.jsonl")[-1]["loss"] < 0.1
 
 
@@ -297,7 +302,8 @@ def test_a_models_own_draws_are_of_the_step_and_the_micro_batch(tmp_path: Path) 
     job, found = job_of(tmp_path), []
     for step, position in ((0, 0), (0, 1), (1, 0), (0, 0)):
         torch.rand(5)
-        with forward_of(job, step, position, last=True):
+        two = planned(job, step)
+        with forward_of(job, replace(two, batches=[*two.batches, *two.batches]), position):
             found.append(torch.nn.functional.dropout(torch.ones(64)))
     assert torch.equal(found[0], found[3])
     assert not any(torch.equal(found[0], other) for other in found[1:3])

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from luthier import config
 from luthier.errors import EnvironmentProblem, UserError
 from luthier.training import loop, run
+from luthier.training.step import Step
 from tests.helpers.killing import (
     STEPS,
     STEPS_PER_EPOCH,
@@ -90,8 +91,8 @@ def test_a_run_that_had_no_room_goes_on_in_smaller_passes(
 ) -> None:
     whole = loop.optimizer_step
 
-    def full(job: loop.Job, step: int, *rest: Any) -> Any:
-        if step == 20:
+    def full(job: loop.Job, step: Step, *rest: Any) -> Any:
+        if step.number == 20:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return whole(job, step, *rest)
 

@@ -208,5 +208,7 @@ def test_what_is_held_is_counted(tmp_path: Path) -> None:
         tuning = component.load("tuning", kind)
         count = memory.trained_parameters(model.config, tuning(tuning.Config(**settings)))
         assert count == trained
-        assert memory.held_bytes(total, count, 2) == 2 * (total - trained) + 16 * trained
-        assert memory.held_bytes(total, count, 2, in_bfloat16=True) == 2 * (total - trained) + 8 * trained
+        assert memory.held_bytes(total, count, 2) == 2 * (total - trained) + 18 * trained
+        assert (
+            memory.held_bytes(total, count, 2, state_bytes=4, in_bfloat16=True) == 2 * (total - trained) + 8 * trained
+        )

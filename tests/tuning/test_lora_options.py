@@ -256,7 +256,7 @@ def test_what_does_not_fit_is_refused(settings: dict[str, Any], said: str) -> No
 
 def test_b_learns_faster_by_the_ratio(tmp_path: Path) -> None:
     """AdamW's first step is as long as its rate, so the step of B is `loraplus_lr_ratio` times that of A."""
-    from luthier.training.optimization import make_optimizer
+    from luthier.training.parameters import make_optimizer
 
     policy = adapted(twin("llama"), r=4)
     move(policy)

@@ -17,6 +17,7 @@ from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.representer import SafeRepresenter
 
+from luthier.config.components import COMPONENTS
 from luthier.errors import EnvironmentProblem, UserError, excerpt
 
 MAX_BYTES = 1_000_000
@@ -80,16 +81,12 @@ class Document:
             ) from None
 
     def set(self, path: Sequence[str], value: Any) -> None:
-        """Puts a value into the tree, turning a bare string or list on the way (`model: x`, `data: [a, b]`) into its map."""
-        shorthand = {
-            "model": "path",
-            "data": "train",
-            "train": "path",
-            "tuning": "kind",
-            "objective": "kind",
-            "quantization": "kind",
-            "format": "kind",
-        }
+        """Puts a value into the tree, turning a bare string or list on the way (`model: x`, `data: [a, b]`) into its map.
+
+        A bare kind beside keys that are there already (`r=8 tuning=lora`) is put to them.
+        """
+        shorthand = {"model": "path", "data": "train", "train": "path"}
+        shorthand |= {component_path[-1]: "kind" for component_path in COMPONENTS}
         node = self.tree
         for depth, key in enumerate(path[:-1], 1):
             child = node.get(key)
@@ -111,6 +108,14 @@ class Document:
             child = child or {}
             node[key] = child
             node = child
+        there = node.get(path[-1])
+        if (
+            shorthand.get(path[-1]) == "kind"
+            and isinstance(value, str)
+            and isinstance(there, dict)
+            and "kind" not in there
+        ):
+            value = {**there, "kind": value}
         node[path[-1]] = value
         self.from_command_line.add(tuple(path))
 

@@ -18,9 +18,9 @@ from pydantic_core import PydanticUndefined
 from luthier import component
 from luthier.component import ComponentConfig, Config
 from luthier.config import error_guide
-from luthier.config.defaults import method_defaults
+from luthier.config.components import AUTO, COMPONENTS, DEFAULT_KINDS
 from luthier.config.other_tools import RENAMED_VALUES, foreign_key
-from luthier.config.reading import AUTO, COMPONENTS, FILLED_IN
+from luthier.config.reading import FILLED_IN
 from luthier.config.sections import DataConfig, DataFile, ModelConfig, RunConfig, TrainingConfig
 from luthier.errors import UserError
 
@@ -110,22 +110,27 @@ def _takes_shorthand(path: tuple[str, ...], by_type: str) -> str:
 
 
 def default_of(section: str, name: str, field: Any) -> str:
-    """The default as YAML writes it; for the keys of the table of methods, each method's."""
+    """The default as YAML writes it; of a key that methods have defaults for, each method's."""
     if section == "" and name in FILLED_IN:
         return FILLED_IN[name]
-    if section == "training":
-        by_kind = {kind: method_defaults(kind).get(name) for kind in component.listing("tuning")}
-        if any(value is not None for value in by_kind.values()):
-            values = {kind: as_yaml(value) for kind, value in by_kind.items()}
-            return (
-                values["lora"]
-                if len(set(values.values())) == 1
-                else ", ".join(f"{value} ({kind})" for kind, value in values.items())
-            )
+    if (*section.split("."), name) in COMPONENTS and name in DEFAULT_KINDS:
+        return DEFAULT_KINDS[name]
+    if section == "training" and (said := _by_method(name)):
+        return said
     if field.is_required():
         return ""
     value = field.get_default(call_default_factory=True)
     return "" if value is PydanticUndefined or isinstance(value, Config) else as_yaml(value)
+
+
+def _by_method(name: str) -> str:
+    """What tuning methods and objectives say of a key of `training`: `2e-5 (freeze, full), 2e-4 (lora)`, or one for all."""
+    kinds: dict[str, list[str]] = {}
+    for family in ("tuning", "objectives"):
+        for kind in component.listing(family):
+            if (value := component.load(family, kind).defaults.get(name)) is not None:
+                kinds.setdefault(as_yaml(value), []).append(kind)
+    return ", ".join(kinds) if len(kinds) < 2 else ", ".join(f"{v} ({', '.join(held)})" for v, held in kinds.items())
 
 
 def as_yaml(value: Any) -> str:
@@ -193,7 +198,7 @@ def explain(word: str) -> str:
         return f"{word} is another tool's name: {message}"
     for key, values in RENAMED_VALUES.items():
         if word in values:
-            return f"{word} is another tool's name: write {key}: {values[word]}"
+            return f"{word} is another tool's name: write {key.removesuffix('.kind')}: {values[word]}"
     if message := error_guide.find(word):
         return message
     if holders := [key for key in keys() if word in key.values]:
@@ -210,13 +215,15 @@ def explain(word: str) -> str:
 def _paragraph(key: Key) -> str:
     title = key.dotted + (f" (kind: {key.kind})" if key.kind else "")
     default = "none; it is required" if key.required else key.default or "that of each of its keys"
-    schema = (
-        component.load(COMPONENTS[tuple(key.section.split("."))], key.kind).Config
-        if key.kind
-        else SECTIONS[key.section]
-    )
+    schema = component.load(_family(key.section), key.kind).Config if key.kind else SECTIONS[key.section]
     source = f"{schema.__module__}, class {schema.__qualname__}"
-    return f"{title}\n  {key.meaning}\n  takes: {key.takes}\n  default: {default}\n  source: {source}"
+    family = COMPONENTS.get(tuple(key.dotted.split("."))) if not key.kind else None
+    kinds = [f"\n    {kind}: {component.about(family, kind)}" for kind in component.listing(family)] if family else []
+    return f"{title}\n  {key.meaning}\n  takes: {key.takes}{''.join(kinds)}\n  default: {default}\n  source: {source}"
+
+
+def _family(section: str) -> str:
+    return COMPONENTS[tuple(section.split("."))]
 
 
 def overview() -> str:
@@ -243,20 +250,19 @@ def markdown() -> str:
         "enough where it is unique: `luthier train mine.yaml learning_rate=1e-4`. `luthier explain KEY` prints the",
         "same text, and `luthier config schema` prints a JSON Schema for editors.",
     ]
-    groups: dict[tuple[str, str], list[Key]] = {}
+    kinds = [(".".join(path), kind) for path, family in COMPONENTS.items() for kind in component.listing(family)]
+    groups: dict[tuple[str, str], list[Key]] = {
+        place: [] for place in [*((section, "") for section in SECTIONS), *kinds]
+    }
     for key in keys():
-        groups.setdefault((key.section, key.kind), []).append(key)
+        groups[key.section, key.kind].append(key)
     for (section, kind), members in groups.items():
         title = f"`{section}`" if section else "The top"
         if section == "data.train":
             title = "Each file of `data.train` and `data.eval`"
-        lines += [
-            "",
-            f"## {title}" + (f", `kind: {kind}`" if kind else ""),
-            "",
-            "| key | takes | default | meaning |",
-            "|---|---|---|---|",
-        ]
+        lines += ["", f"## {title}" + (f", `kind: {kind}`" if kind else "")]
+        lines += ["", component.about(_family(section), kind)] if kind else []
+        lines += ["", "| key | takes | default | meaning |", "|---|---|---|---|"] if members else []
         lines += [
             f"| `{key.name}` | {_cell(key.takes)} | {_default_cell(key)} | {_cell(key.meaning)} |" for key in members
         ]

@@ -81,7 +81,7 @@ RENAMED = {
     "saves_per_epoch": "training.save_steps",
     "evals_per_epoch": "training.eval_steps",
     "special_tokens": "the tokenizer's own special tokens",
-    "optim_args": "training.optim, with the keys of training",
+    "optim_args": "training.optim: {kind: ..., and the keys of that kind}",
     "loraplus_lr_embedding": "training.learning_rate, which embeddings share",
     # torchtune, LitGPT, Unsloth
     "checkpoint_dir": "model.path",
@@ -93,7 +93,7 @@ RENAMED = {
 """Another tool's key: ours."""
 
 RENAMED_VALUES = {
-    "training.optim": {
+    "training.optim.kind": {
         # transformers, whose names LLaMA-Factory, Axolotl, Unsloth and QLoRA share; torch's and bitsandbytes' classes
         "adamw_torch": "adamw",
         "adamw_torch_fused": "adamw",

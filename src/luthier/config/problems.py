@@ -11,10 +11,10 @@ from pydantic_core import PydanticCustomError
 
 from luthier import component
 from luthier.component import ComponentConfig, Config
-from luthier.config.defaults import WITHOUT_WARMUP
+from luthier.config.components import COMPONENTS
 from luthier.config.documents import Document, to_line
 from luthier.config.other_tools import RENAMED_VALUES, foreign_key
-from luthier.config.sections import DataConfig, DataFile, ModelConfig, RunConfig, TrainingConfig
+from luthier.config.sections import WITHOUT_WARMUP, DataConfig, DataFile, ModelConfig, RunConfig, TrainingConfig
 from luthier.errors import UserError, excerpt
 
 Problem = tuple[tuple[str | int, ...], str, Any, str]
@@ -45,7 +45,7 @@ BOUNDS = {
 }
 """The same for what stands before a value."""
 
-DEEP = ("data.train", "model.quantization")
+DEEP = ("data.train", *(".".join(path) for path in COMPONENTS if len(path) == 2))
 """What has keys of its own one level below the keys of a section."""
 
 SECTIONS: dict[str, type[Config]] = {
@@ -104,7 +104,7 @@ def _expected(message: str) -> str:
 
 def _did_you_mean(loc: tuple[str | int, ...], schema: type[Config], tree: Mapping[str, Any]) -> str:
     """The key that an unknown one may stand for: with its section if that is another one, and then only if much like it."""
-    sections = {**SECTIONS, **{name: type(part) for name, part in tree.items() if isinstance(part, ComponentConfig)}}
+    sections = {**SECTIONS, **_components_in(tree)}
     here = ".".join(part for part in loc[:-1] if isinstance(part, str))
     own = sections.get(here) if schema is RunConfig else schema
     places: dict[str, list[str]] = {}
@@ -117,6 +117,17 @@ def _did_you_mean(loc: tuple[str | int, ...], schema: type[Config], tree: Mappin
         return near
     meant = difflib.get_close_matches(word, places, n=1, cutoff=0.75)
     return f"did you mean {' or '.join(places[meant[0]])}?" if meant else ""
+
+
+def _components_in(tree: Mapping[str, Any], above: str = "") -> dict[str, type[Config]]:
+    """The classes of the components of a tree, by their places, but for those of files."""
+    found: dict[str, type[Config]] = {}
+    for name, part in tree.items():
+        if isinstance(part, ComponentConfig):
+            found[above + name] = type(part)
+        elif isinstance(part, Mapping) and name != "data":
+            found |= _components_in(part, f"{above}{name}.")
+    return found
 
 
 def _keys(schema: type[Config]) -> list[str]:

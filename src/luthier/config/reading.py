@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from luthier import component
 from luthier.component import ComponentConfig, Config
-from luthier.config.defaults import method_defaults
+from luthier.config.components import AUTO, COMPONENTS, DEFAULT_KINDS, method_defaults
 from luthier.config.documents import Document, read_yaml, to_line
 from luthier.config.other_tools import foreign_key
 from luthier.config.problems import (
@@ -28,22 +28,14 @@ from luthier.config.problems import (
     problems_of,
     refuse_wrong_combinations,
 )
-from luthier.config.sections import DataConfig, DataFile, ModelConfig, RunConfig, TrainingConfig
+from luthier.config.sections import WITHOUT_WARMUP, DataConfig, DataFile, ModelConfig, RunConfig, TrainingConfig
 from luthier.errors import UserError, excerpt
 
-COMPONENTS = {
-    ("tuning",): "tuning",
-    ("objective",): "objectives",
-    ("model", "quantization"): "quantization",
-    ("data", "train", "format"): "formats",
+FILLED_IN = {
+    "tuning": DEFAULT_KINDS["tuning"],
+    "objective": DEFAULT_KINDS["objective"],
+    "output_dir": "runs/<name of the data>",
 }
-"""Keys whose value is a component, and the folder in which its kinds lie. What is said of `data.train` goes for
-`data.eval` too."""
-
-DEFAULT_KINDS = {"tuning": "lora", "objective": "sft"}
-AUTO = {"format": "auto"}
-"""The word that stands for no component, where there is one."""
-FILLED_IN = {**DEFAULT_KINDS, "output_dir": "runs/<name of the data>"}
 """Keys of the top that `normalise` fills in, and what docs/config.md says of it."""
 
 
@@ -157,6 +149,7 @@ def normalise(tree: Mapping[str, Any]) -> dict[str, Any]:
                 data[key] = (data[key],)
             if isinstance(data.get(key), tuple):
                 data[key] = tuple({"path": item} if isinstance(item, str) else item for item in data[key])
+    out.setdefault("training", {})
     for path, parent, _ in _component_places(out):
         name = str(path[-1])
         default = DEFAULT_KINDS.get(name)
@@ -230,10 +223,24 @@ def _unique_leaf(document: Document, key: str, text: str, value: Any) -> list[st
             "the file that it belongs to",
             _of_a_file(document, key, text, value),
         )
+    if of_others := _of_another_kind(sections, key):
+        raise UserError(f"command line: {key}", *of_others, f"leave {key} out")
     known = [name for schema in sections.values() for name in schema.model_fields]
     raise UserError(
         f"command line: {key}", "there is no such key", "see luthier explain", component.did_you_mean(key, known)
     )
+
+
+def _of_another_kind(sections: Mapping[str, type[Config]], key: str) -> tuple[str, str] | None:
+    """(what was found, what was expected) for a key that other kinds of a component have than the one that is chosen."""
+    for path, family in COMPONENTS.items():
+        schemas = {kind: component.load(family, kind).Config for kind in component.listing(family)}
+        holders = [kind for kind, schema in schemas.items() if key in schema.model_fields]
+        here = ".".join(path)
+        if holders and here in sections:
+            chosen = next(kind for kind, schema in schemas.items() if schema is sections[here])
+            return f"{here}: {chosen} has no such key", "one that has it: " + ", ".join(holders)
+    return None
 
 
 def _in_our_words(document: Document, message: str, text: str, value: Any) -> tuple[str, str]:
@@ -268,7 +275,9 @@ def _of_a_file(document: Document, key: str, text: str, value: Any) -> str:
 
 
 def _with_method_defaults(config: RunConfig) -> RunConfig:
-    chosen = method_defaults(config.tuning.kind, config.training.lr_scheduler_type)
+    chosen = method_defaults(config.tuning.kind, config.objective.kind)
+    if config.training.lr_scheduler_type == WITHOUT_WARMUP:
+        chosen["warmup_steps"] = 0
     if config.data.eval is not None:
         chosen["eval_steps"] = 0.1
     filled = {key: value for key, value in chosen.items() if getattr(config.training, key) is None}

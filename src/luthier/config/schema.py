@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from luthier import component
-from luthier.config.reading import AUTO, COMPONENTS, DEFAULT_KINDS, FILLED_IN
+from luthier.config.components import AUTO, COMPONENTS, DEFAULT_KINDS
+from luthier.config.reading import FILLED_IN
 from luthier.config.sections import RunConfig
 
 Schema = dict[str, Any]
@@ -19,7 +20,12 @@ def json_schema() -> Schema:
     schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "luthier"}
     definitions = schema["$defs"]
     definitions.pop("ComponentConfig")
-    sections = {"": schema, "model": definitions["ModelConfig"], "data.train": definitions["DataFile"]}
+    sections = {
+        "": schema,
+        "model": definitions["ModelConfig"],
+        "data.train": definitions["DataFile"],
+        "training": definitions["TrainingConfig"],
+    }
     for path, family in COMPONENTS.items():
         section = sections[".".join(path[:-1])]
         old = section["properties"][path[-1]]
@@ -55,7 +61,7 @@ def _component(family: str, key: str, description: str, definitions: Schema) -> 
         definitions.update(schema.pop("$defs", {}))
         if kind != DEFAULT_KINDS.get(key):
             schema["required"] = sorted({*schema.get("required", []), "kind"})
-        definitions[f"{family}.{kind}"] = {**schema, "title": kind}
+        definitions[f"{family}.{kind}"] = {**schema, "title": kind, "description": component.about(family, kind)}
         maps.append({"$ref": f"#/$defs/{family}.{kind}"})
     maps.append({"type": "object", "properties": {"kind": ELSEWHERE}, "required": ["kind"]})
     auto = AUTO.get(key, "").split()

@@ -5,15 +5,20 @@ The docstring under each key is what `luthier explain` and docs/config.md say of
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Literal
 
 from pydantic import Field, SerializeAsAny
 
 from luthier.component import ComponentConfig, Config
+from luthier.config.components import default_component
 from luthier.config.documents import to_yaml
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 Name = Annotated[str, Field(min_length=1)]
+WITHOUT_WARMUP = "constant"
+"""The schedule that has no warm-up, whatever is asked for."""
+
 Every = Annotated[float, Field(gt=0, lt=1)] | Annotated[int, Field(ge=1)]
 
 
@@ -29,7 +34,7 @@ class ModelConfig(Config):
     """How the frozen weights are held and what is computed in. `auto`: bfloat16 where the hardware computes in it, else
     float16 on a GPU and float32 on a CPU. Trained weights are float32, or bfloat16 under `optim: adamw_bf16`."""
     quantization: SerializeAsAny[ComponentConfig] | None = None
-    """Holds the frozen weights in fewer bits: `nf4` (4 bits, QLoRA), `fp4` or `int8`. Default: none."""
+    """Holds the frozen weights in fewer bits. Default: none."""
 
 
 class DataFile(Config):
@@ -108,41 +113,30 @@ class TrainingConfig(Config):
     """Examples (rows) of one optimizer step, over all processes: the only spelling of a batch. A row counts once, also where each of
     its answers is a sample of its own. How they are laid out over the hardware does not change the mathematics."""
     learning_rate: Annotated[float, Field(ge=0)] | None = None
-    """Peak learning rate. Default: 2e-4 for LoRA, 2e-5 when the model's own weights are tuned."""
+    """Peak learning rate. Default: that of the method."""
     num_train_epochs: Annotated[float, Field(gt=0)] | None = None
-    """Passes over the data; may be a fraction. Default: 3."""
+    """Passes over the data; may be a fraction. Default: that of the method."""
     max_steps: Annotated[int, Field(ge=1)] | None = None
     """Optimizer steps; where given it decides instead of `num_train_epochs`."""
-    optim: Literal[
-        "adamw", "paged_adamw", "adamw_8bit", "paged_adamw_8bit", "adamw_bf16", "adafactor", "lion", "muon"
-    ] = "adamw"
-    """The optimizer. `adamw_8bit`: its means in 8 bits. `paged_`: its means are moved to the CPU's memory where the card is
-    full; without a card nothing is paged. `adamw_bf16`: weights, gradients and means in bfloat16, rounded by chance.
-    `adafactor`: one mean a row and column. `lion`: wants about a tenth of the learning rate. `muon`: for the matrices
-    between embeddings and head, AdamW for the rest."""
-    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Decay of AdamW's mean of the gradient."""
-    adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
-    """Decay of AdamW's mean of the squared gradient."""
-    adam_epsilon: Annotated[float, Field(gt=0)] = 1e-8
-    """AdamW's term against division by zero."""
+    optim: SerializeAsAny[ComponentConfig] = Field(default_factory=partial(default_component, "optim"))
+    """The optimizer, with the keys of its own."""
     lr_scheduler_type: Literal[
         "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"
     ] = "cosine"
     """Schedule of the learning rate, as in transformers."""
     warmup_steps: Annotated[float, Field(ge=0, lt=1)] | Annotated[int, Field(ge=0)] | None = None
-    """Steps over which the learning rate rises from 0; below 1 a share of all steps. Default: 0.03; `constant` has none."""
+    """Steps over which the learning rate rises from 0; below 1 a share of all steps. Default: that of the method; the schedule
+    `constant` has none."""
     weight_decay: Annotated[float, Field(ge=0)] | None = None
-    """AdamW's decoupled weight decay. Default: 0 for LoRA, 0.01 when the model's own weights are tuned. Biases
-    and norms are spared."""
+    """Decoupled weight decay. Default: that of the method. Biases and norms are spared."""
     max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
     """The gradient is scaled down to this global norm; `null` leaves it as it is."""
     logging_steps: Annotated[int, Field(ge=1)] = 1
     """Steps between two lines on the screen and in the trackers; `metrics.jsonl` has every step."""
     eval_steps: Every | None = None
-    """Steps between evaluations; below 1 a share of all steps. Default: 0.1 where there is held-out data."""
-    save_steps: Every | None = None
-    """Steps between checkpoints; below 1 a share of all steps. Default: 0.34, three a run."""
+    """Steps between evaluations; below 1 a share of all steps. Default: a tenth of them, where there is held-out data."""
+    save_steps: Every | None = 0.34
+    """Steps between checkpoints; below 1 a share of all steps; `null`: only one, at the end."""
     save_total_limit: Annotated[int, Field(ge=2)] = 2
     """How many checkpoints are kept; the best one is kept beside them."""
     early_stopping_patience: Annotated[int, Field(ge=1)] | None = None
@@ -170,13 +164,14 @@ class RunConfig(Config):
     data: DataConfig
     """What is learned from; a bare string is a file."""
     tuning: SerializeAsAny[ComponentConfig]
-    """What is trained: `lora` (default), `freeze` or `full`, with the keys of its own."""
+    """What is trained, with the keys of its own."""
     objective: SerializeAsAny[ComponentConfig]
-    """What is minimised: `sft` (default). `router_balance` and `z_loss` only as terms of `weighted`."""
+    """What is minimised, with the keys of its own. Some say nothing of the answers, and are refused without a term beside them
+    that does."""
     training: TrainingConfig = Field(default_factory=TrainingConfig)
     """How it is learned."""
-    distributed: Literal["auto", "ddp"] = "auto"
-    """How processes share the work, when started by `torchrun`. `auto`: one process, or DDP where there are several."""
+    distributed: Literal["auto"] | SerializeAsAny[ComponentConfig] = "auto"
+    """How processes share the work, when started by `torchrun`. `auto`: the engine that serves so many processes."""
     report_to: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio", "swanlab", "comet_ml", "aim"], ...] = ()
     """Experiment trackers that get the metrics, beside the run's own files."""
     seed: int = 0

@@ -3,28 +3,44 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from luthier import component
+from luthier.component import ComponentConfig
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # a configuration is read without torch
+    from collections.abc import Iterable
     from contextlib import AbstractContextManager
 
     import torch
     from torch import nn
 
-    from luthier.engines._replicas import LossScale, StepResult
+
+@dataclass(frozen=True)
+class StepResult:
+    """What became of a step."""
+
+    applied: bool
+    grad_norm: float
+    """global norm of the gradient before clipping"""
+    overflowed: bool = False
+    """not applied, because a gradient was too large for float16: the same step is worth another try, at the scale that is left"""
 
 
 class Engine(Protocol):
-    """What the loop asks of an engine. In every one the gradient is the sum over processes of loss / weight of the step."""
+    """What the loop asks of an engine. In every one the gradient is the sum over processes of loss / weight of the step.
+
+    Its file imports torch inside of functions: a configuration is read without it.
+    """
 
     processes: int
     rank: int
     device: torch.device
-    loss_scale: LossScale
+    scaler: torch.amp.GradScaler
+    """of losses in float16; it does nothing in other types"""
 
-    def __init__(self, device: torch.device) -> None: ...
+    def __init__(self, config: ComponentConfig, device: torch.device) -> None: ...
 
     @classmethod
     def serves(cls, processes: int) -> bool:
@@ -40,11 +56,17 @@ class Engine(Protocol):
     def wrap(self, policy: nn.Module) -> nn.Module:
         """The policy as it is called in training."""
 
+    def clear_gradients(self, optimizer: torch.optim.Optimizer) -> None:
+        """Before the backward passes of a step."""
+
     def accumulating(self, last: bool) -> AbstractContextManager[None]:
         """Surrounds forward and backward of one micro-batch; gradients need to be exchanged only in the last one."""
 
     def backward(self, loss_sum: torch.Tensor, global_weight: float) -> None:
         """Adds the gradient of this process's part of the loss, a sum, divided by the weight of the whole step."""
+
+    def gradient_norm(self, parameters: Iterable[nn.Parameter]) -> torch.Tensor:
+        """Global norm of the gradients as they are, in float32; a scalar."""
 
     def clip_and_step(self, optimizer: torch.optim.Optimizer, max_grad_norm: float | None) -> StepResult:
         """One optimizer step, unless the gradient is not finite: then nothing has changed."""
@@ -62,14 +84,16 @@ class Engine(Protocol):
         """Leaves the process group."""
 
 
-def make_engine(kind: str, device: torch.device) -> Engine:
+def make_engine(distributed: str | ComponentConfig, device: torch.device) -> Engine:
     """The engine for the processes that were started (by torchrun, which sets WORLD_SIZE).
 
     Args:
-        kind: `distributed` of the configuration; `auto` takes the one that serves so many processes.
+        distributed: as in the configuration; `auto` takes the one that serves so many processes.
     """
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    kinds = component.listing("engines") if kind == "auto" else [kind]
-    engines = [component.load("engines", each) for each in kinds]
-    engine: Engine = next(each for each in engines if kind != "auto" or each.serves(processes))(device)
+    if not isinstance(distributed, ComponentConfig):
+        processes = int(os.environ.get("WORLD_SIZE", "1"))
+        kinds = [component.load("engines", kind) for kind in component.listing("engines")]
+        chosen: ComponentConfig = next(kind for kind in kinds if kind.serves(processes)).Config()
+        distributed = chosen
+    engine: Engine = component.load("engines", distributed.kind)(distributed, device)
     return engine

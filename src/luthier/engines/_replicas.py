@@ -1,48 +1,31 @@
 """What engines share whose every process holds the whole model: the one division, the scale of a loss, clipping and the step.
 
 The loss that is differentiated is sum * processes / global weight, because such engines average gradients over processes.
+
+float16 keeps small gradients by `torch.amp.GradScaler`: it scales, finds what is not finite, halves and doubles. Its own `step` is not
+called, because that leaves a step out without a word, and the loop has to know: the same step is then repeated.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import nn
+from luthier.engines import StepResult
 
-MAX_SCALE, GROWTH_STEPS = 2.0**24, 2000
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from contextlib import AbstractContextManager
 
+    import torch
+    from torch import nn
 
-@dataclass(frozen=True)
-class StepResult:
-    applied: bool
-    grad_norm: float
-    """global norm of the gradient before clipping"""
+    from luthier.component import ComponentConfig
 
-
-class LossScale:
-    """Keeps fp16 gradients above its smallest number: doubles after many good steps, halves on an overflow, whose step is repeated."""
-
-    def __init__(self, enabled: bool) -> None:
-        self.scale = 2.0**15 if enabled else 1.0
-        self.enabled = enabled
-        self.good_steps = 0
-
-    def overflowed(self) -> bool:
-        """Halves the scale; False below 1, where a non-finite gradient is no overflow."""
-        if not self.enabled or self.scale < 2.0:
-            return False
-        self.scale, self.good_steps = self.scale / 2, 0
-        return True
-
-    def stepped(self) -> None:
-        self.good_steps += 1
-        if self.enabled and self.good_steps % GROWTH_STEPS == 0:
-            self.scale = min(self.scale * 2, MAX_SCALE)
+INITIAL_SCALE, GROWTH_STEPS = 2.0**15, 2000
+SMALLEST_SCALE = 1.0
+"""Below it a gradient that is not finite is no overflow of float16."""
 
 
 class Replica:
@@ -51,13 +34,21 @@ class Replica:
     processes = 1
     rank = 0
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, config: ComponentConfig, device: torch.device) -> None:
+        self.config = config
         self.device = device
-        self.loss_scale = LossScale(False)
+        self.scale_losses(False)
 
     def scale_losses(self, enabled: bool) -> None:
         """Whether losses are scaled against underflow, as fp16 needs it."""
-        self.loss_scale = LossScale(enabled)
+        import torch
+
+        self.scaler = torch.amp.GradScaler(
+            self.device.type,
+            init_scale=INITIAL_SCALE,
+            growth_interval=GROWTH_STEPS,
+            enabled=enabled,
+        )
 
     @property
     def main(self) -> bool:
@@ -66,28 +57,44 @@ class Replica:
     def wrap(self, policy: nn.Module) -> nn.Module:
         return policy
 
+    def clear_gradients(self, optimizer: torch.optim.Optimizer) -> None:
+        optimizer.zero_grad(set_to_none=True)
+
     def accumulating(self, last: bool) -> AbstractContextManager[None]:
         """Surrounds forward and backward of one micro-batch; gradients need to be exchanged only in the last one."""
         del last
         return contextlib.nullcontext()
 
     def backward(self, loss_sum: torch.Tensor, global_weight: float) -> None:
-        scaled = loss_sum * (self.loss_scale.scale * self.processes / global_weight)
-        torch.autograd.backward(scaled)
+        self.scaler.scale(loss_sum * (self.processes / global_weight)).backward()  # type: ignore[no-untyped-call]
+
+    def gradient_norm(self, parameters: Iterable[nn.Parameter]) -> torch.Tensor:
+        """As torch's `get_total_norm`, which gives a number of 16 bits where the gradients have 16."""
+        import torch
+
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        if not gradients:
+            return torch.zeros(())
+        norms = torch._foreach_norm(gradients, 2.0, torch.float32)
+        whole: torch.Tensor = torch.linalg.vector_norm(torch.stack(norms))
+        return whole
 
     def clip_and_step(self, optimizer: torch.optim.Optimizer, max_grad_norm: float | None) -> StepResult:
         """One optimizer step, unless the gradient is not finite: then nothing has changed."""
+        from torch.nn.utils import clip_grads_with_norm_
+
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        if self.loss_scale.scale != 1.0:
-            torch._foreach_mul_([p.grad for p in parameters], 1.0 / self.loss_scale.scale)
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if not torch.isfinite(norm):
-            return StepResult(False, float(norm))
-        if max_grad_norm is not None:
-            torch.nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, norm)
-        optimizer.step()
-        self.loss_scale.stepped()
-        return StepResult(True, float(norm))
+        scale = self.scaler.get_scale()
+        self.scaler.unscale_(optimizer)
+        norm = self.gradient_norm(parameters)
+        applied = bool(norm.isfinite())
+        if applied:
+            if max_grad_norm is not None:
+                clip_grads_with_norm_(parameters, max_grad_norm, norm)
+            optimizer.step()
+        self.scaler.update()
+        halved = self.scaler.get_scale() < scale
+        return StepResult(applied, float(norm), overflowed=halved and not applied and scale / 2 >= SMALLEST_SCALE)
 
     def sum(self, values: list[float]) -> list[float]:
         """Each value summed over processes, in float64."""

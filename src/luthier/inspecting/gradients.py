@@ -18,15 +18,17 @@ import torch
 from torch import nn
 
 from luthier.config import RunConfig
-from luthier.engines._replicas import StepResult
+from luthier.engines import StepResult
 from luthier.engines.single import Single
 from luthier.errors import NonFinite
 from luthier.inspecting.module_tree import table
 from luthier.models.precision import choose_dtype, dtype_name
 from luthier.system.devices import device
 from luthier.system.words import counted
+from luthier.training.before_step import survey
 from luthier.training.build import build, silent
-from luthier.training.loop import optimizer_step
+from luthier.training.job import Job
+from luthier.training.step import Step, optimizer_step, planned
 
 LARGE, USUAL = 0.1, 0.01
 """Of a weight's norm: a first step that changes so much is suspicious; what the advice aims at."""
@@ -88,7 +90,7 @@ class WatchedEngine(Single):
     norms: Norms
 
     def clip_and_step(self, optimizer: torch.optim.Optimizer, max_grad_norm: float | None) -> StepResult:
-        self.norms = norms_of_gradients(self.named, 1 / self.loss_scale.scale)
+        self.norms = norms_of_gradients(self.named, 1 / self.scaler.get_scale())
         return super().clip_and_step(optimizer, max_grad_norm)
 
 
@@ -102,7 +104,7 @@ def one_batch(config: RunConfig, trust_remote_code: bool = False, say: Callable[
     Raises:
         UserError, EnvironmentProblem: as training would.
     """
-    engine = WatchedEngine(device())
+    engine = WatchedEngine(WatchedEngine.Config(), device())
     dtype, why = choose_dtype(config.model.dtype, engine.device)
     say(f"computed in {dtype_name(dtype)} ({why}), on {engine.device}")
     built = build(config, engine, dtype, trust_remote_code=trust_remote_code, say=say)
@@ -110,23 +112,22 @@ def one_batch(config: RunConfig, trust_remote_code: bool = False, say: Callable[
     named = dict(core.named_parameters())
     engine.named = {name: parameter for name, parameter in named.items() if parameter.requires_grad}
     engine.norms = {}
-    indices = job.samples.members_of(job.steps.indices(0))
-    samples = [job.samples[index] for index in indices]
+    step = planned(job, 0)
     rate = config.training.learning_rate or 0.0
     for group in job.optimizer.param_groups:
         group["lr"] = group["peak_lr"]
     before = norms_of_gradients(engine.named)
     start = {name: parameter.detach().clone() for name, parameter in engine.named.items()}
     job.wrapped.train()
-    rows = [job.samples.row(example) for example in job.steps.indices(0)]
+    rows = [job.samples.row(example) for example in step.examples]
     found = Gradients([], rows, rate, built.tuned.trained)
     with _first_non_finite(core) as names:
         try:
-            optimizer_step(job, 0, samples, indices)
+            _take(job, step)
             after, late = engine.norms, {}
             changes = {name: _change(start[name], parameter) for name, parameter in engine.named.items()}
             if without := [name for name in engine.named if not after.get(name)]:
-                optimizer_step(job, 1, samples, indices)
+                _take(job, step)
                 late = engine.norms
                 changes |= {name: _change(start[name], engine.named[name]) for name in without}
         except NonFinite as error:
@@ -135,6 +136,11 @@ def one_batch(config: RunConfig, trust_remote_code: bool = False, say: Callable[
     found.modules = _modules(core, before, after, changes, late)
     found.verdict = list(_verdict(found))
     return found
+
+
+def _take(job: Job, step: Step) -> None:
+    survey(job, step)
+    optimizer_step(job, step)
 
 
 @contextmanager

@@ -34,10 +34,10 @@ def _mix32(bits: torch.Tensor) -> torch.Tensor:
     return bits
 
 
-def random_bits(shape: torch.Size, device: torch.device, *parts: int | str) -> torch.Tensor:
-    """int32 of `shape`: 32 bits for each place, of the parts and the place."""
+def random_bits(shape: torch.Size, device: torch.device, *parts: int | str, start: int = 0) -> torch.Tensor:
+    """int32 of `shape`: 32 bits for each place, of the parts and the place; places are counted from `start`."""
     first, second = _int32(key(*parts, 0)), _int32(key(*parts, 1))
-    places = torch.arange(shape.numel(), dtype=torch.int32, device=device)
+    places = torch.arange(start, start + shape.numel(), dtype=torch.int32, device=device)
     return _mix32(_mix32(places ^ first) + second).reshape(shape)
 
 

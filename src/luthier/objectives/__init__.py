@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Protocol
 
 from luthier.types import Example, LossOut, MicroBatch, Policy, Renderer, Sample
@@ -13,6 +14,8 @@ class Objective(Protocol):
 
     takes: tuple[type, ...]
     """The types of example that it can learn from."""
+    defaults: Mapping[str, float] = MappingProxyType({"num_train_epochs": 3.0, "warmup_steps": 0.03})
+    """Of keys of `training` that are left out; before those of the tuning method."""
     wants: tuple[str, ...] = ()
     """What its loss asks of the policy beside log-probabilities. `reference` makes the run keep what it began with."""
     only_as_term: float | None = None

@@ -48,14 +48,23 @@ def trained_parameters(model_config: Any, tuning: Tuning, trust_remote_code: boo
     return sum(parameter.numel() for parameter in tuned.parameters() if parameter.requires_grad)
 
 
-def held_bytes(parameters: int, trained: int, frozen_bytes: int, in_bfloat16: bool = False) -> int:
-    """Estimated bytes of weights and, of those that are trained, of their gradients and AdamW's two means.
+def held_bytes(
+    parameters: int, trained: int, compute_bytes: int, state_bytes: float = 8, in_bfloat16: bool = False
+) -> int:
+    """Estimated bytes of weights and, of those that are trained, of gradients and of the optimizer's state.
+
+    The gradients of several processes lie in the buckets that they exchange, and an update works in slices: neither is more.
 
     Args:
-        parameters: of the model, `trained` of which are trained: 16 bytes each in float32, 8 in bfloat16.
-        frozen_bytes: of one of the others.
+        parameters: of the model, `trained` of which are trained.
+        compute_bytes: of a number of the type that is computed in. The others are held in it; of trained weights in more bits autocast
+            keeps a copy in it during a pass.
+        state_bytes: of the optimizer's state, a trained number (`Optimizer.state_bytes`).
+        in_bfloat16: whether trained weights and gradients are bfloat16; else float32.
     """
-    return (parameters - trained) * frozen_bytes + trained * (8 if in_bfloat16 else 16)
+    weight_bytes = 2 if in_bfloat16 else 4
+    copy_bytes = compute_bytes if compute_bytes < weight_bytes else 0
+    return int((parameters - trained) * compute_bytes + trained * (2 * weight_bytes + state_bytes + copy_bytes))
 
 
 def free_bytes(device: torch.device) -> int | None:

@@ -168,11 +168,14 @@ def manifest(
     config: RunConfig,
     data: Prepared,
     base: Mapping[str, Any],
+    *,
     decisions: Mapping[str, Any],
     hardware: Mapping[str, Any],
     total_steps: int,
     processes: int,
     trained: str,
+    trained_tensors: Mapping[str, int],
+    adapter: str | None,
 ) -> dict[str, Any]:
     """What a run says of itself: versions, fingerprints, hardware, decisions."""
     held_out = data.eval.fingerprint if data.eval is not None else None
@@ -190,11 +193,13 @@ def manifest(
             "held_out": held_out,
             "template": data.template.fingerprint if data.template else None,
             "base": base.get("weights_hash"),
+            "adapter": adapter,
         },
         "template_clock": data.template.clock if data.template else None,
         "hardware": dict(hardware),
         "decisions": dict(decisions),
         "processes": processes,
+        "trained_tensors": dict(trained_tensors),
     }
 
 

@@ -32,6 +32,7 @@ from luthier.models.precision import dtype_name, hold_frozen
 from luthier.models.source import ModelSource
 from luthier.models.sources.resolve import resolve
 from luthier.objectives import Objective
+from luthier.optimizers import Optimizer
 from luthier.planning.memory import activation_checkpointing, held_bytes, tokens_per_micro_batch, trained_parameters
 from luthier.policy.neftune import Noise
 from luthier.policy.policy import Policy, enable_activation_checkpointing
@@ -43,14 +44,8 @@ from luthier.system.devices import seeded
 from luthier.system.words import counted, noun
 from luthier.training.checkpoint import Checkpoints
 from luthier.training.job import Job
-from luthier.training.optimization import (
-    ROUNDS_STOCHASTICALLY,
-    make_optimizer,
-    make_schedule,
-    notes_on,
-    train_in_bfloat16,
-    warmup_steps,
-)
+from luthier.training.parameters import make_optimizer, train_in_bfloat16
+from luthier.training.schedule import make_schedule, warmup_steps
 from luthier.tuning import Tuned, Tuning
 
 
@@ -113,20 +108,21 @@ def build(
 
     if decided is not None:
         asked = {name: getattr(config.training, name) for name in ASKED_ANEW}
-        decisions = decided | {name: value for name, value in asked.items() if value != "auto"}
+        decisions = engine.from_main(decided | {name: value for name, value in asked.items() if value != "auto"})
     else:
         decisions = _decide(config, source, model_config, data, dtype, engine, trust_remote_code)
     torch.set_num_threads(decisions["threads"])
     limit = decisions["max_tokens_per_micro_batch"]
     say(f"layout: {decisions['layout']} ({decisions['layout_reason']}), at most {limit:,} tokens in one forward pass")
     checkpoints = Checkpoints(Path(config.output_dir) / "checkpoints", config.training.save_total_limit)
-    restored = decided is not None and bool(checkpoints.steps())
+    restored = engine.from_main(decided is not None and bool(checkpoints.steps()))
     where = engine.device
     policy, tuned = build_policy(
         config, source, dtype, where, decisions, trust_remote_code, data, new, restored=restored, say=say
     )
     say(tuned.trained)
-    for note in (*own_losses(model_config, config.objective), *notes_on(config.training.optim, engine.device)):
+    optimizer: Optimizer = component.make("optimizers", config.training.optim)
+    for note in (*own_losses(model_config, config.objective), *optimizer.notes(engine.device)):
         say(note)
     if "routing" in objective.wants:
         with policy.computing():
@@ -216,14 +212,9 @@ def _held_bytes(
     if config.model.quantization is not None:
         return stored.bytes
     tuning = component.make("tuning", config.tuning)
-    if tuning.makes_adapter:
-        trained = 0
-    elif config.tuning.kind == "full":
-        trained = stored.parameters
-    else:
-        trained = trained_parameters(model_config, tuning, trust_remote_code)
-    in_bfloat16 = config.training.optim == ROUNDS_STOCHASTICALLY
-    return held_bytes(stored.parameters, trained, dtype.itemsize, in_bfloat16)
+    trained = 0 if tuning.makes_adapter else trained_parameters(model_config, tuning, trust_remote_code)
+    optimizer = component.load("optimizers", config.training.optim.kind)
+    return held_bytes(stored.parameters, trained, dtype.itemsize, optimizer.state_bytes, optimizer.in_bfloat16)
 
 
 def build_policy(
@@ -270,13 +261,13 @@ def build_policy(
     if not tuning.makes_adapter:
         hold_frozen(tuned.model, dtype)
     core = tuned.model.get_base_model() if tuning.makes_adapter else tuned.model
-    by_chance = config.training.optim == ROUNDS_STOCHASTICALLY
-    said = [f"{tuned.trained}, in {'bfloat16, rounded by chance' if by_chance else 'float32'}"]
+    in_bfloat16 = component.load("optimizers", config.training.optim.kind).in_bfloat16
+    said = [f"{tuned.trained}, in {'bfloat16, rounded stochastically' if in_bfloat16 else 'float32'}"]
     if decisions["activation_checkpointing"]:
         enable_activation_checkpointing(core)
         said.append("activation checkpointing")
-    if by_chance:
-        train_in_bfloat16(tuned.model, dtype)
+    if in_bfloat16:
+        train_in_bfloat16(tuned.model, dtype, config.training.optim)
     policy = Policy(tuned.model, keys, compute_dtype=dtype, starts_at_base=tuned.off_is_start == "to the bit")
     if (alpha := config.training.neftune_noise_alpha) is not None:
         Noise(policy, alpha)
@@ -344,4 +335,5 @@ def _job(
         optimizer=optimizer,
         schedule=make_schedule(training, steps.total),
         checkpoints=checkpoints,
+        waiting=tuned.waiting,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,7 +37,7 @@ class Progress:
 
 @dataclass
 class Job:
-    """Everything that the loop works with, built by training/run.py."""
+    """Everything that the loop works with, built by training/build.py."""
 
     config: TrainingConfig
     seed: int
@@ -55,11 +55,17 @@ class Job:
     schedule: Callable[[int], float]
     """step (from 0) -> share of the peak learning rate"""
     checkpoints: Checkpoints
+    waiting: Collection[nn.Parameter] = ()
+    """of what is trained, those that learn only once a token comes to them (`Tuned.waiting`)"""
     progress: Progress = field(default_factory=Progress)
-    surveyed: int | None = None
-    """the step whose totals the objective has"""
-    recorder: Recorder = field(init=False)
-    """made when the step that the run starts from is known, as the next two"""
-    manifest: Mapping[str, Any] = field(init=False)
-    answer_samples: Callable[[int], None] = field(init=False)
+
+
+@dataclass(frozen=True)
+class Record:
+    """Where a run writes what it does; made when the step that it starts from is known."""
+
+    recorder: Recorder
+    manifest: Mapping[str, Any]
+    """what every checkpoint says of the run"""
+    answer_samples: Callable[[int], None]
     """lets the model answer the sample prompts after a step"""

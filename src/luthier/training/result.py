@@ -23,12 +23,11 @@ from luthier.models.shards import SHARD_BYTES, write_shards
 from luthier.models.source import ModelSource
 from luthier.models.stored import Change, NotByName, Read, Stored, save_settings
 from luthier.runs import run_folder
-from luthier.runs.recorder import SAMPLES, read_lines
+from luthier.runs.recorder import SAMPLES, Recorder, read_lines
 from luthier.system.devices import seeded
 from luthier.system.files import verify, write_folder, write_json
 from luthier.training.build import Built
 from luthier.training.job import Job
-from luthier.training.optimization import ROUNDS_STOCHASTICALLY
 from luthier.training.state import put_weights
 from luthier.types import Message
 
@@ -45,6 +44,7 @@ def write_result(config: RunConfig, built: Built, base: dict[str, Any]) -> None:
     folder, job, data = Path(config.output_dir), built.job, built.data
     step = _take_best(config, job)
     tuning = component.load("tuning", config.tuning.kind)
+    in_float32 = not component.load("optimizers", config.training.optim.kind).in_bfloat16
 
     def fill(target: Path) -> None:
         if tuning.makes_adapter:
@@ -59,7 +59,7 @@ def write_result(config: RunConfig, built: Built, base: dict[str, Any]) -> None:
                 adapter_path=built.tuned.adapter_path,
             )
         else:
-            _save_model(job.policy.core, built.source, target, config.training.optim != ROUNDS_STOCHASTICALLY)
+            _save_model(job.policy.core, built.source, target, in_float32)
             write_origin(target, {"base": base, "system": data.system})
         if data.template is not None:
             built.tokenizer.chat_template = data.template.saved_source
@@ -143,14 +143,14 @@ def _write_answers(config: RunConfig, built: Built) -> None:
         )
 
 
-def sampler(config: RunConfig, built: Built) -> Callable[[int], None]:
+def sampler(config: RunConfig, built: Built, recorder: Recorder) -> Callable[[int], None]:
     """Answers the sample prompts on the main process, greedily, by the stock attention."""
     prompts, job = config.training.sample_prompts, built.job
 
     def answer(step: int) -> None:
         if prompts and job.engine.main:
             for prompt, text in zip(prompts, answers(built, prompts), strict=True):
-                job.recorder.sample(step, prompt, text)
+                recorder.sample(step, prompt, text)
 
     return answer
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
+from luthier import component
 from luthier.errors import UserError
+from luthier.optimizers import Optimizer
 from luthier.policy.policy import Policy
 from luthier.training.job import Job
-from luthier.training.optimization import restore_state
 
 
 def state_of(job: Job) -> dict[str, Any]:
@@ -21,18 +22,17 @@ def state_of(job: Job) -> dict[str, Any]:
         },
         "optimizer": job.optimizer.state_dict(),
         "progress": asdict(job.progress),
-        "loss_scale": {"scale": job.engine.loss_scale.scale, "good_steps": job.engine.loss_scale.good_steps},
+        "scaler": job.engine.scaler.state_dict(),
     }
 
 
 def restore(job: Job, state: Mapping[str, Any]) -> None:
     """Puts a checkpoint's state into a freshly built job."""
     put_weights(job.policy, state["weights"])
-    restore_state(job.optimizer, state["optimizer"])
-    job.engine.loss_scale.scale, job.engine.loss_scale.good_steps = (
-        state["loss_scale"]["scale"],
-        state["loss_scale"]["good_steps"],
-    )
+    optimizer: Optimizer = component.make("optimizers", job.config.optim)
+    optimizer.restore(job.optimizer, state["optimizer"])
+    if job.engine.scaler.is_enabled():
+        job.engine.scaler.load_state_dict(state["scaler"])
     for name, value in state["progress"].items():
         setattr(job.progress, name, value)
 

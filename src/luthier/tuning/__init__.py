@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
     from luthier.kernels.dropout import DropoutKeys
 
@@ -57,6 +58,8 @@ class Tuned:
     """parts of the names of parameters, and how many times the learning rate they learn at"""
     adapter_path: str | None = None
     """the adapter that it goes on from"""
+    waiting: Collection[nn.Parameter] = ()
+    """of what is trained, those that learn only once a token comes to them, as experts and the rows of new tokens do"""
 
 
 class Tuning(Protocol):
@@ -64,5 +67,7 @@ class Tuning(Protocol):
 
     makes_adapter: bool
     """Whether PEFT's files are saved, or the whole model."""
+    defaults: Mapping[str, float]
+    """Of keys of `training` that are left out: `learning_rate` and `weight_decay`. An objective may say otherwise."""
 
     def apply(self, model: Any, start: Start) -> Tuned: ...

@@ -110,6 +110,11 @@ def is_router(model: Any, name: str) -> bool:
     return outputs is not None and outputs == experts_of(model) and hasattr(beside, "experts")
 
 
+def trained_experts(model: nn.Module) -> list[nn.Parameter]:
+    """What is trained of the experts of a mixture, or on them."""
+    return [p for name, p in model.named_parameters() if p.requires_grad and "experts" in name.split(".")]
+
+
 def layers_of(model: Any) -> tuple[str, nn.ModuleList]:
     """The model's stack of layers, and its name in the model.
 

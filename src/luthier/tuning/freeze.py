@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -34,6 +34,7 @@ class Freeze:
         """Regular expressions over whole names of weights, for example `.*\\.mlp\\..*`; what one matches is trained too."""
 
     makes_adapter = False
+    defaults: ClassVar = {"learning_rate": 2e-5, "weight_decay": 0.01}
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -44,6 +45,8 @@ class Freeze:
         Raises:
             UserError: there are not so many layers, a pattern is none or matches nothing.
         """
+        from luthier.tuning._anatomy import trained_experts
+
         config, parameters = self.config, dict(model.named_parameters())
         last = config.last_layers
         if last is None and config.first_layers is None and not config.patterns:
@@ -64,7 +67,7 @@ class Freeze:
         trained = sum(parameters[name].numel() for name in chosen)
         total = sum(parameter.numel() for parameter in parameters.values())
         share = f"{trained:,} of {total:,} parameters are trained ({100 * trained / total:.2f} %)"
-        return Tuned(model, f"{', '.join(said)}: {share}")
+        return Tuned(model, f"{', '.join(said)}: {share}", waiting=trained_experts(model))
 
     def _of_layers(self, model: Any, key: str, count: int) -> set[str]:
         from luthier.tuning._anatomy import layers_of

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -82,6 +82,7 @@ class Lora:
         """A run, or a folder with an adapter on this very base, to go on from. Ranks, scales and layers are then its own."""
 
     makes_adapter = True
+    defaults: ClassVar = {"learning_rate": 2e-4, "weight_decay": 0.0}
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -141,7 +142,8 @@ class Lora:
         )
         _make_ready(adapted, start.keys)
         self._begin(adapted, start)
-        return Tuned(adapted, self._coverage(adapted, parts), self._off_is_start(adapted), self._rates())
+        said, off = self._coverage(adapted, parts), self._off_is_start(adapted)
+        return Tuned(adapted, said, off, self._rates(), waiting=_waiting(adapted))
 
     def _go_on(self, adapted: Any, start: Start) -> Tuned:
         """A loaded adapter as one that is trained on.
@@ -175,7 +177,9 @@ class Lora:
             layer.lora_dropout["default"] = nn.Dropout(loaded.lora_dropout) if loaded.lora_dropout else nn.Identity()
         _make_ready(adapted, start.keys)
         said = f"goes on from {self.config.adapter_path}, rank {loaded.r}; {self._coverage(adapted, None)}"
-        return Tuned(adapted, said, rates=self._rates(), adapter_path=self.config.adapter_path)
+        return Tuned(
+            adapted, said, rates=self._rates(), adapter_path=self.config.adapter_path, waiting=_waiting(adapted)
+        )
 
     def _begin(self, adapted: Any, start: Start) -> None:
         """Beginnings that peft does not have, or not on a base that stays as it is."""
@@ -247,6 +251,16 @@ class Lora:
         layers = counted(len(covered), "layer")
         where = parts.coverage(set(covered)) if parts is not None else layers
         return f"LoRA on {where}: {trained:,} trained parameters ({share}) in {layers}: {', '.join(kinds)}"
+
+
+def _waiting(adapted: Any) -> list[nn.Parameter]:
+    """What of an adapter learns only once a token comes to it: parts on experts, and the rows of new tokens."""
+    from peft.tuners.trainable_tokens import TrainableTokensLayer
+
+    from luthier.tuning._anatomy import trained_experts
+
+    layers = [module for module in adapted.modules() if isinstance(module, TrainableTokensLayer)]
+    return [*trained_experts(adapted), *(p for layer in layers for p in layer.trainable_tokens_delta.values())]
 
 
 def _same(asked: Any, own: Any) -> bool:

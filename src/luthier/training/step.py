@@ -1,0 +1,142 @@
+"""One optimizer step: what is planned for it, the forward and backward passes, one exchange between processes, one update.
+
+Losses are sums; the one division is by the weight of the whole global batch, known from the plan before the first forward pass.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from luthier.data.steps.layout import micro_batches
+from luthier.errors import NonFinite
+from luthier.randomness import key
+from luthier.system.devices import seed_generators
+from luthier.training.job import Job
+from luthier.training.stop_signal import StopSignal
+from luthier.types import LossOut, MicroBatch, Sample
+
+ROWS_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one optimizer step works on, known before its first forward pass."""
+
+    number: int
+    """from 0"""
+    examples: Sequence[int]
+    """of the global batch, by their places in the data set"""
+    samples: Sequence[Sample]
+    """of these examples"""
+    weight: float
+    """what the sum of the losses is divided by"""
+    batches: Sequence[MicroBatch]
+    """of this process"""
+
+
+@dataclass(frozen=True)
+class StepDone:
+    """What one optimizer step found out, the same on every process."""
+
+    sums: dict[str, float]
+    """over the global batch"""
+    grad_norm: float
+    row_losses: list[float] | None
+    """each example's part of the loss, that of all its samples, in the order of the step's examples; None where the objective
+    does not say"""
+    stopping: bool
+    """whether a process was told to stop before the exchange"""
+
+
+def planned(job: Job, number: int) -> Step:
+    """Step `number` of the run."""
+    examples = job.steps.indices(number)
+    indices = job.samples.members_of(examples)
+    samples = [job.samples[index] for index in indices]
+    batches = micro_batches(
+        samples,
+        indices,
+        layout=job.layout,
+        max_tokens=job.max_tokens,
+        step=number,
+        processes=job.engine.processes,
+        rank=job.engine.rank,
+    )
+    return Step(number, examples, samples, job.objective.weight(samples), batches)
+
+
+@contextmanager
+def forward_of(job: Job, step: Step, position: int) -> Iterator[MicroBatch]:
+    """Gives the micro-batch at `position`, and surrounds its forward and backward pass."""
+    # A model's own dropout draws from the default generator: keyed here, so that it does not depend on what ran before.
+    seed_generators(key(job.seed, "internal", step.number, position, job.engine.rank) % 2**63, job.engine.device)
+    with job.engine.accumulating(last=position == len(step.batches) - 1):
+        yield step.batches[position]
+
+
+def optimizer_step(job: Job, step: Step, stop: StopSignal | None = None) -> StepDone:
+    """Gradients of the whole global batch, then one step.
+
+    An fp16 overflow repeats the step at half the loss scale. Raises NonFinite otherwise; nothing has changed then.
+
+    Args:
+        stop: its flag travels with the step's one exchange.
+    """
+    engine = job.engine
+    while True:
+        engine.clear_gradients(job.optimizer)
+        sums: dict[str, float] = {"loss": 0.0}
+        bad_rows: list[str] = []
+        losses: dict[int, float] | None = dict.fromkeys(step.examples, 0.0)
+        for position in range(len(step.batches)):
+            with forward_of(job, step, position) as batch:
+                out = job.objective.loss(job.wrapped, batch)
+                engine.backward(out.sum, step.weight)
+            for name, value in {"loss": out.sum.detach(), **out.metrics}.items():
+                sums[name] = sums.get(name, 0.0) + float(value)
+            if not math.isfinite(float(out.sum.detach())):
+                bad_rows += batch.row_ids
+            losses = _add_documents(losses, batch, out)
+        # One exchange for all: each process adds what it has of a row, most of them nothing.
+        flags = [float(bool(bad_rows)), float(stop is not None and stop.number > 0)]
+        bad, stopping, *totals = engine.sum([*flags, *sums.values(), *(losses or {}).values()])
+        if bad:
+            raise non_finite(step.number, "loss", bad_rows or ["rows of another process"])
+        result = engine.clip_and_step(job.optimizer, job.config.max_grad_norm)
+        if result.applied:
+            shared, rows = dict(zip(sums, totals, strict=False)), totals[len(sums) :]
+            found = None if losses is None else _in_order(step, dict(zip(losses, rows, strict=True)))
+            return StepDone(shared, result.grad_norm, found, stopping > 0)
+        if not result.overflowed:
+            raise non_finite(step.number, "gradient", [sample.row for sample in step.samples])
+
+
+def _add_documents(losses: dict[int, float] | None, batch: MicroBatch, out: LossOut) -> dict[int, float] | None:
+    """Each document's loss added to its example's; None as soon as the objective does not say."""
+    if losses is None or out.documents is None:
+        return None
+    if batch.examples:  # an empty micro-batch has one document that is no sample
+        for example, loss in zip(batch.examples, out.documents.tolist(), strict=True):
+            losses[example] += loss
+    return losses
+
+
+def _in_order(step: Step, losses: dict[int, float]) -> list[float]:
+    """The loss of each entry of the step's examples: in a mixture a short source may come round within one step."""
+    times = Counter(step.examples)
+    return [losses[example] / times[example] for example in step.examples]
+
+
+def non_finite(step: int, what: str, rows: list[str]) -> NonFinite:
+    rows = list(dict.fromkeys(rows))  # a row may have several samples
+    shown = ", ".join(rows[:ROWS_SHOWN]) + (f" and {len(rows) - ROWS_SHOWN} more" if len(rows) > ROWS_SHOWN else "")
+    return NonFinite(
+        f"step {step + 1}",
+        f"the {what} is not finite; nothing was updated with it. Rows: {shown}",
+        "finite numbers",
+        "look at these rows (luthier data CONFIG --row FILE:N), lower learning_rate, or use model.dtype=bfloat16 or float32",
+    )
