@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from docs import make_pages
 
+from luthier.component import listing
 from luthier.config.error_guide import ERRORS
 
 ROOT = Path(__file__).parent.parent
@@ -133,7 +134,7 @@ def imports(path: Path) -> Iterator[tuple[str, int]]:
 
 def test_every_folder_has_its_place() -> None:
     there = {folder_of(path) for path in FILES} - {"__init__"}
-    known = {name for floor in ORDER for name in floor} | {"optimizers"}
+    known = {name for floor in ORDER for name in floor}
     assert there <= known, f"give these a place in ORDER: {sorted(there - known)}"
     top = [path.name for path in FILES if path.parent == SOURCE]
     assert len(top) <= MOST_MODULES_AT_THE_TOP, top
@@ -207,6 +208,39 @@ def test_model_families_are_named_only_in_their_folders() -> None:
                 if (name, match[1].lower()) not in ALLOWED_FAMILY_WORDS:
                     wrong.add(f"{name}:{line} names {match[0]}: {text[:60]!r}")
     assert not wrong, "\n".join(sorted(wrong))
+
+
+KINDS = {
+    kind: {path for path in FILES if path.parts[-2:] == (family, f"{kind}.py")}
+    for family in (*FAMILIES, "export")
+    for kind in listing(family)
+    if kind not in ("text", "messages", "adapter", "merged")
+}
+"""The kinds of all families and their files, but for those that are everyday words of the code as well."""
+
+MAY_NAME_KINDS = {
+    "config/components.py": "what is meant where nothing is said",
+    "config/other_tools.py": "our words for another tool's",
+    "data/registry.py": "the same for LLaMA-Factory's registry, some of whose words are like ours",
+    "demo/requests.py": "writes configurations, as a person does",
+    "inference/chat.py": "whose context is full: no kind",
+}
+
+
+def test_no_kind_is_named_outside_of_its_own_file() -> None:
+    """So a new kind is one file: what there is to know of it, its class says."""
+    assert {"lora", "full", "sft", "adamw", "ddp", "nf4", "alpaca"} <= KINDS.keys()
+    wrong = [
+        f"{name_of(path)}:{node.lineno} names {node.value!r}"
+        for path in FILES
+        if name_of(path) not in MAY_NAME_KINDS
+        for skipped in [documentation(TREES[path])]
+        for node in ast.walk(TREES[path])
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in skipped
+        if node.value in KINDS and path not in KINDS[node.value]
+    ]
+    assert not wrong, "\n".join(wrong)
+    assert MAY_NAME_KINDS.keys() <= {name_of(path) for path in FILES}
 
 
 def test_no_file_is_longer_than_a_reader_bears() -> None:

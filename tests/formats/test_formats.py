@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from luthier import component
+from luthier.data.recognise import best_formats
 from luthier.errors import BadRow
 from luthier.types import Conversation, Example, Preference, Prompt, Row, Text
 from tests.helpers.properties import examples
@@ -238,13 +239,15 @@ TURN = {"role": "user", "content": "a"}
         ({"prompt": "a", "response": "b"}, None),
         ({"question": "a", "answer": "b"}, None),
         ({"messages": "a"}, None),
+        ({"instruction": "a", "output": "b", "chosen": "c"}, None),
+        ({"text": "a", "response": "b"}, None),
+        ({"text": "a", "label": 1}, "text"),
         ({}, None),
     ],
 )
 def test_exactly_one_format_recognises_a_row(first: dict[str, Any], kind: str | None) -> None:
     assert set(component.listing("formats")) == set(KINDS)
-    found = [name for name in KINDS if component.load("formats", name).recognises(frozenset(first), first)]
-    assert found == ([] if kind is None else [kind])
+    assert best_formats(Row(first, "made.jsonl", 1)) == ([] if kind is None else [kind])
 
 
 JSON = st.recursive(

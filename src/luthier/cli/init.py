@@ -24,7 +24,9 @@ def init(
         ),
     ] = None,
     output: Annotated[Path, typer.Option("--output", help="The configuration to write.")] = Path("mine.yaml"),
-    tuning: Annotated[str, typer.Option("--tuning", help="lora, freeze (some layers) or full (all weights).")] = "lora",
+    tuning: Annotated[
+        str | None, typer.Option("--tuning", help="lora (default), freeze (some layers) or full (all weights).")
+    ] = None,
     ask: Annotated[str | None, typer.Option("--ask", metavar="TEXT", help="Say what you want instead.")] = None,
     writer: Annotated[
         str, typer.Option("--writer", metavar="RUN", help="With --ask: the run that writes the configuration.")

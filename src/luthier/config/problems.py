@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError
 
 from luthier import component
 from luthier.component import ComponentConfig, Config
-from luthier.config.components import COMPONENTS
+from luthier.config.components import COMPONENTS, default_component
 from luthier.config.documents import Document, to_line
 from luthier.config.other_tools import RENAMED_VALUES, foreign_key
 from luthier.config.sections import WITHOUT_WARMUP, DataConfig, DataFile, ModelConfig, RunConfig, TrainingConfig
@@ -239,7 +239,7 @@ def terms_of(objective: ComponentConfig) -> tuple[ComponentConfig, ...]:
 
 
 def _is_sum(objective: ComponentConfig) -> bool:
-    return objective.kind == "weighted"
+    return bool(component.load("objectives", objective.kind).is_sum)
 
 
 def weighted_sum(objective: ComponentConfig, before: Sequence[Any] = (), after: Sequence[Any] = ()) -> str:
@@ -247,7 +247,8 @@ def weighted_sum(objective: ComponentConfig, before: Sequence[Any] = (), after: 
     terms = [term.model_dump(exclude_unset=True) for term in terms_of(objective)]
     terms = [{key: value for key, value in term.items() if (key, value) != ("weight", 1)} for term in terms]
     own = objective.model_dump(exclude_unset=True, exclude={"kind", "terms"}) if _is_sum(objective) else {}
-    return f"objective={to_line({'kind': 'weighted', 'terms': [*before, *terms, *after], **own})}"
+    kinds = [kind for kind in component.listing("objectives") if component.load("objectives", kind).is_sum]
+    return f"objective={to_line({'kind': kinds[0], 'terms': [*before, *terms, *after], **own})}"
 
 
 def refuse_wrong_combinations(document: Document, config: RunConfig) -> None:
@@ -312,12 +313,13 @@ def _nothing_to_learn_from(objective: ComponentConfig) -> Iterator[tuple[tuple[s
     if None in usual:
         return
     found = f"{' and '.join(kinds)} alone: nothing would be learned from the answers"
-    if objective.kind == "weighted":
-        fix = weighted_sum(objective, before=[{"kind": "sft"}])
+    beside = default_component("objective")
+    if _is_sum(objective):
+        fix = weighted_sum(objective, before=[{"kind": beside.kind}])
     else:
         term = objective.model_dump(exclude_unset=True) | {"weight": usual[0]}
-        fix = weighted_sum(ComponentConfig(kind="sft"), after=[term])
-    yield ("objective",), found, "a term beside sft", fix
+        fix = weighted_sum(ComponentConfig(kind=beside.kind), after=[term])
+    yield ("objective",), found, f"a term beside {beside.kind}", fix
 
 
 def _idle_weights(data: DataConfig) -> Iterator[tuple[tuple[str | int, ...], str, str, str]]:

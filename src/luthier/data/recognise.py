@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, Literal
 
 from luthier import component
@@ -14,7 +15,7 @@ from luthier.data.files import Source, sources
 from luthier.data.registry import from_registry
 from luthier.data.subset import sampled
 from luthier.errors import BadRow, UserError, excerpt
-from luthier.formats._shared import PAIRED, is_label
+from luthier.formats import Format
 from luthier.types import Example, Message, Preference, Row, Text
 
 ROWS_TO_RECOGNISE = 8
@@ -68,10 +69,13 @@ class Reader:
         would be learned like the others. Raises BadRow.
         """
         columns = frozenset(map(str, row.values))
-        verdict = "rejected" if columns >= PAIRED else "label" if is_label(row.values.get("label")) else ""
-        if verdict and not self.format.recognises(columns, row.values):
-            expected = f"rows of the format {self.kind}, which the first ones have"
-            raise BadRow(row.place, verdict, "a verdict on an answer", expected, f"format: {self.kind} ignores it")
+        for other, verdicts in judging_formats():
+            if columns.issuperset(verdicts) and other is not type(self.format):
+                ours, theirs = self.format.fit(columns, row.values), other.fit(columns, row.values)
+                if (theirs or 0) > (ours or 0):
+                    expected = f"rows of the format {self.kind}, which the first ones have"
+                    fix = f"format: {self.kind} ignores it"
+                    raise BadRow(row.place, verdicts[-1], "a verdict on an answer", expected, fix)
 
 
 def plan(config: RunConfig, takes: Sequence[type]) -> list[Part]:
@@ -143,19 +147,38 @@ def reader_of(
     return reader, itertools.chain(first, rows)
 
 
+@cache
+def judging_formats() -> list[tuple[type[Format], tuple[str, ...]]]:
+    """The formats that read verdicts on answers, and the columns of these."""
+    formats = [component.load("formats", kind) for kind in component.listing("formats")]
+    return [(each, each.verdicts) for each in formats if each.verdicts]
+
+
+def best_formats(row: Row) -> list[str]:
+    """The formats that fit a row best, by what each says; none where no one fits, or the row does not tell."""
+    columns, fits = frozenset(map(str, row.values)), dict[str, int]()
+    for kind in component.listing("formats"):
+        fit = component.load("formats", kind).fit(columns, row.values)
+        if fit is None:
+            return []
+        fits[kind] = fit
+    most = max(fits.values())
+    return [kind for kind, fit in fits.items() if fit == most > 0]
+
+
 def recognise(rows: Sequence[Row], name: str, key: str) -> str:
-    """The one format that recognises the first rows.
+    """The one format that fits the first rows best.
 
     Raises:
         UserError: none does, or several do; lists the columns.
     """
     kinds = component.listing("formats")
     for row in rows:
-        columns = frozenset(map(str, row.values))
-        found = [kind for kind in kinds if component.load("formats", kind).recognises(columns, row.values)]
+        found = best_formats(row)
         if len(found) == 1:
             return found[0]
         if found:
+            columns = frozenset(map(str, row.values))
             raise UserError(
                 row.place,
                 f"several formats fit the columns {excerpt(sorted(columns))}",

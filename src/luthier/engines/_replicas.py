@@ -73,9 +73,9 @@ class Replica:
         import torch
 
         gradients = [p.grad for p in parameters if p.grad is not None]
-        if not gradients:
-            return torch.zeros(())
-        norms = torch._foreach_norm(gradients, 2.0, torch.float32)
+        if all(gradient.dtype == torch.float32 for gradient in gradients):
+            return torch.nn.utils.get_total_norm(gradients)
+        norms = [torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in gradients]
         whole: torch.Tensor = torch.linalg.vector_norm(torch.stack(norms))
         return whole
 

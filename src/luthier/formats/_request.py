@@ -15,6 +15,9 @@ from luthier.types import Message, Row
 REQUESTS = ("prompt", "messages", "conversations", "instruction", "question")
 """Columns that hold what is asked, where the configuration names none."""
 
+ANSWERS = ("completion", "output", "response")
+"""Columns that hold an answer to it."""
+
 
 class RequestConfig(ComponentConfig):
     """The columns and names of what is asked."""

@@ -14,9 +14,6 @@ from luthier.types import Message, Row
 Column = Annotated[str, Field(min_length=1)]
 """The name of a column; the same as the key where a file uses the usual name."""
 
-PAIRED = frozenset({"chosen", "rejected"})
-"""Columns of preference data, which no format for plain answers may take for its own."""
-
 MEDIA = frozenset({"image", "images", "video", "videos", "audio", "audios"})
 """Columns of what is no text. A row that has something there would be learned without what it is about."""
 
@@ -116,18 +113,6 @@ def verdict_of(value: object) -> bool | None:
     if isinstance(value, str):
         return VERDICTS.get(value.strip().lower())
     return bool(value) if value in (0, 1) else None
-
-
-def is_label(value: object) -> bool:
-    """Whether a value looks like a verdict on an answer."""
-    return verdict_of(value) is not None
-
-
-def unlabelled(first: Mapping[str, Any]) -> bool:
-    """Whether a row's `label` is no verdict (the next row may have one where it is null or empty): else bad answers would
-    be learned.
-    """
-    return "label" not in first or not (first["label"] in (None, "") or is_label(first["label"]))
 
 
 AFTER = {

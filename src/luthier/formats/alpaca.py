@@ -6,16 +6,15 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from luthier.component import ComponentConfig
+from luthier.formats import Format
 from luthier.formats._history import history_of
 from luthier.formats._shared import (
     AN_ANSWER,
-    PAIRED,
     Column,
     conversation,
     filled,
     only_text,
     text_of,
-    unlabelled,
     with_system,
 )
 from luthier.formats._tools import tools_of
@@ -24,7 +23,7 @@ from luthier.types import Conversation, Message, Row
 __all__ = ["Alpaca"]
 
 
-class Alpaca:
+class Alpaca(Format):
     """The request is `instruction` and `input` joined by a newline; `history` holds earlier [request, answer] pairs,
     trained too.
     """
@@ -50,8 +49,8 @@ class Alpaca:
         self.config = config
 
     @classmethod
-    def recognises(cls, columns: frozenset[str], first: Mapping[str, Any]) -> bool:
-        return {"instruction", "output"} <= columns and not columns & PAIRED and unlabelled(first)
+    def fit(cls, columns: frozenset[str], first: Mapping[str, Any]) -> int | None:
+        return 2 if {"instruction", "output"} <= columns else 0
 
     def parse(self, row: Row) -> Conversation:
         only_text(row)

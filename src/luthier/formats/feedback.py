@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from luthier.errors import BadRow, excerpt
+from luthier.formats import Format
 from luthier.formats._request import (
+    ANSWERS,
     RequestConfig,
     answer_of,
     answered,
@@ -14,20 +16,19 @@ from luthier.formats._request import (
     request_column,
     request_of,
 )
-from luthier.formats._shared import PAIRED, Column, conversation, found, is_label, missing, only_text, verdict_of
+from luthier.formats._shared import Column, conversation, found, missing, only_text, verdict_of
 from luthier.formats._tools import tools_of
 from luthier.types import Feedback, Row
 
 __all__ = ["UserFeedback"]
 
-ANSWERS = ("completion", "output", "response")
 
-
-class UserFeedback:
+class UserFeedback(Format):
     """The last answer of `messages` (or `conversations`), or the `completion` (or `output`) of a `prompt` (or
     `instruction`), and whether it is good.
     """
 
+    verdicts = ("label",)
     columns = ("label",)
 
     class Config(RequestConfig):
@@ -42,10 +43,13 @@ class UserFeedback:
         self.config = config
 
     @classmethod
-    def recognises(cls, columns: frozenset[str], first: Mapping[str, Any]) -> bool:
+    def fit(cls, columns: frozenset[str], first: Mapping[str, Any]) -> int | None:
+        """A `label` that is neither true nor false is none of ours; where it is null or empty, the next row may have one."""
         whole = isinstance(first.get("messages", first.get("conversations")), (list, tuple))
         parts = ({"prompt", "completion"} <= columns) or ({"instruction", "output"} <= columns)
-        return (whole or parts) and not columns & PAIRED and is_label(first.get("label"))
+        if "label" not in columns or not (whole or parts):
+            return 0
+        return None if first["label"] in (None, "") else 3 if verdict_of(first["label"]) is not None else 0
 
     def parse(self, row: Row) -> Feedback:
         only_text(row)

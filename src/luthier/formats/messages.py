@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from luthier.component import ComponentConfig
-from luthier.formats._shared import PAIRED, Column, conversation, numbered, only_text, unlabelled, with_system
+from luthier.formats import Format
+from luthier.formats._shared import Column, conversation, numbered, only_text, with_system
 from luthier.formats._tools import tools_of
 from luthier.formats._turns import API, API_ROLES, Meaning, Spelling, is_turns, meanings, turns_of
 from luthier.types import Conversation, Row
@@ -14,7 +15,7 @@ from luthier.types import Conversation, Row
 __all__ = ["Messages"]
 
 
-class Messages:
+class Messages(Format):
     """Every assistant's message is trained, unless it says `train: false` (or `weight: 0`). `tool_calls`, results of role
     `tool`, `reasoning_content` and texts in parts are read as chat APIs write them.
     """
@@ -42,9 +43,8 @@ class Messages:
         self.spelling = Spelling(config.role, config.content, meanings(config.roles, API_ROLES))
 
     @classmethod
-    def recognises(cls, columns: frozenset[str], first: Mapping[str, Any]) -> bool:
-        """A true-or-false `label` beside the messages is feedback on them, not an answer to learn."""
-        return is_turns(first.get("messages"), API) and not columns & PAIRED and unlabelled(first)
+    def fit(cls, columns: frozenset[str], first: Mapping[str, Any]) -> int | None:
+        return 2 if is_turns(first.get("messages"), API) else 0
 
     def parse(self, row: Row) -> Conversation:
         only_text(row)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from luthier.errors import BadRow, excerpt
+from luthier.formats import Format
 from luthier.formats._request import (
     RequestConfig,
     answer_in,
@@ -14,7 +15,7 @@ from luthier.formats._request import (
     request_column,
     request_of,
 )
-from luthier.formats._shared import PAIRED, Column, found, only_text, with_system
+from luthier.formats._shared import Column, found, only_text, with_system
 from luthier.formats._tools import tools_of
 from luthier.types import Message, Preference, Row
 
@@ -24,11 +25,12 @@ Turns = tuple[list[Message], list[str]]
 """Messages and their places."""
 
 
-class Preferences:
+class Preferences(Format):
     """An answer is a text, a message, or a list of messages. Lists that begin with the request hold it themselves: it is
     what they have in common, and a `prompt` beside them must be the same.
     """
 
+    verdicts = ("chosen", "rejected")
     columns = ("chosen", "rejected")
 
     class Config(RequestConfig):
@@ -44,8 +46,12 @@ class Preferences:
         self.config = config
 
     @classmethod
-    def recognises(cls, columns: frozenset[str], first: Mapping[str, Any]) -> bool:
-        return columns >= PAIRED or ("prompt" in columns and isinstance(first.get("answers"), (list, tuple)))
+    def fit(cls, columns: frozenset[str], first: Mapping[str, Any]) -> int | None:
+        """One of a pair alone may be the half of a row whose other half is null: the next row tells."""
+        pair = columns & {"chosen", "rejected"}
+        if len(pair) == 1:
+            return None
+        return 4 if pair or ("prompt" in columns and isinstance(first.get("answers"), (list, tuple))) else 0
 
     def parse(self, row: Row) -> Preference:
         only_text(row)

@@ -6,16 +6,15 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from luthier.component import ComponentConfig
+from luthier.formats import Format
 from luthier.formats._shared import (
     AN_ANSWER,
-    PAIRED,
     Column,
     conversation,
     filled,
     numbered,
     only_text,
     text_of,
-    unlabelled,
     with_system,
 )
 from luthier.formats._tools import tools_of
@@ -25,7 +24,7 @@ from luthier.types import Conversation, Message, Row
 __all__ = ["PromptCompletion"]
 
 
-class PromptCompletion:
+class PromptCompletion(Format):
     """As texts: a user's message and the answer. As lists: messages; only those of the completion are trained."""
 
     columns = ("prompt", "completion")
@@ -45,8 +44,8 @@ class PromptCompletion:
         self.config = config
 
     @classmethod
-    def recognises(cls, columns: frozenset[str], first: Mapping[str, Any]) -> bool:
-        return {"prompt", "completion"} <= columns and not columns & PAIRED and unlabelled(first)
+    def fit(cls, columns: frozenset[str], first: Mapping[str, Any]) -> int | None:
+        return 2 if {"prompt", "completion"} <= columns else 0
 
     def parse(self, row: Row) -> Conversation:
         only_text(row)

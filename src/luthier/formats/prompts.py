@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from luthier.formats._request import RequestConfig, asked, request_column, request_of
-from luthier.formats._shared import PAIRED, only_text
+from luthier.formats import Format
+from luthier.formats._request import ANSWERS, RequestConfig, asked, request_column, request_of
+from luthier.formats._shared import only_text
 from luthier.formats._tools import json_text, tools_of
 from luthier.types import Prompt, Row
 
 __all__ = ["Prompts"]
 
-ANSWERS = PAIRED | {"completion", "output", "response", "answers", "text", "label", "messages", "conversations"}
-"""Columns beside which a `prompt` has an answer."""
 
-
-class Prompts:
+class Prompts(Format):
     """A request as a text or as messages. The other columns are kept for a reward that needs them: a solution, say."""
 
     columns = ("prompt",)
@@ -28,8 +26,8 @@ class Prompts:
         self.config = config
 
     @classmethod
-    def recognises(cls, columns: frozenset[str], first: Mapping[str, Any]) -> bool:
-        return "prompt" in columns and not columns & ANSWERS
+    def fit(cls, columns: frozenset[str], first: Mapping[str, Any]) -> int | None:
+        return 1 if "prompt" in columns and not columns & {*ANSWERS, "answers", "label"} else 0
 
     def parse(self, row: Row) -> Prompt:
         only_text(row)

@@ -8,7 +8,8 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field
 
 from luthier.component import ComponentConfig
-from luthier.formats._shared import PAIRED, Column, conversation, numbered, only_text, unlabelled, with_system
+from luthier.formats import Format
+from luthier.formats._shared import Column, conversation, numbered, only_text, with_system
 from luthier.formats._tools import tools_of
 from luthier.formats._turns import SHAREGPT, SHAREGPT_ROLES, Meaning, Spelling, is_turns, meanings, turns_of
 from luthier.types import Conversation, Row
@@ -16,7 +17,7 @@ from luthier.types import Conversation, Row
 __all__ = ["ShareGPT"]
 
 
-class ShareGPT:
+class ShareGPT(Format):
     """`from` is human (or user), gpt (or assistant), system, function_call (the text is the JSON of an assistant's calls),
     observation (or tool). Every answer and every call is trained.
     """
@@ -46,8 +47,8 @@ class ShareGPT:
         self.spelling = Spelling(config.from_, config.value, meanings(config.roles, SHAREGPT_ROLES))
 
     @classmethod
-    def recognises(cls, columns: frozenset[str], first: Mapping[str, Any]) -> bool:
-        return is_turns(first.get("conversations"), SHAREGPT) and not columns & PAIRED and unlabelled(first)
+    def fit(cls, columns: frozenset[str], first: Mapping[str, Any]) -> int | None:
+        return 2 if is_turns(first.get("conversations"), SHAREGPT) else 0
 
     def parse(self, row: Row) -> Conversation:
         only_text(row)

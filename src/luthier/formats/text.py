@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from luthier.component import ComponentConfig
-from luthier.formats._shared import PAIRED, Column, filled, only_text, text_of
+from luthier.formats import Format
+from luthier.formats._request import ANSWERS, REQUESTS
+from luthier.formats._shared import Column, filled, only_text, text_of
 from luthier.types import Row, Text
 
 __all__ = ["PlainText"]
 
-OTHERS = PAIRED | {"instruction", "output", "prompt", "completion", "messages", "conversations"}
 
-
-class PlainText:
+class PlainText(Format):
     """For continued pretraining: no chat template, no roles."""
 
     columns = ("text",)
@@ -28,9 +28,9 @@ class PlainText:
         self.config = config
 
     @classmethod
-    def recognises(cls, columns: frozenset[str], first: Mapping[str, Any]) -> bool:
-        """A `text` beside the columns of a conversation is a rendering of it, which would train the prompt as well."""
-        return "text" in columns and not columns & OTHERS
+    def fit(cls, columns: frozenset[str], first: Mapping[str, Any]) -> int | None:
+        """A `text` beside a request or an answer is a rendering of them, which would train the request as well."""
+        return 1 if "text" in columns and not columns & {*REQUESTS, *ANSWERS} else 0
 
     def parse(self, row: Row) -> Text:
         only_text(row)

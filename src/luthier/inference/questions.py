@@ -12,9 +12,11 @@ import numpy as np
 from luthier import component
 from luthier import config as configuration
 from luthier.config import DataFile
+from luthier.config.components import default_component
 from luthier.data.dataset.prepare import Prepared, prepare
 from luthier.data.files import sources
 from luthier.errors import UserError, excerpt
+from luthier.formats.prompts import Prompts
 from luthier.inference.generation import Generation
 from luthier.inference.opened import Opened
 from luthier.types import NO_TARGET, Message, Prompt, Row, Sample
@@ -124,11 +126,10 @@ def _lines(path: str) -> list[str]:
 
 def _prompts_alone(file: DataFile) -> list[Prompt] | None:
     """What rows ask that hold no answer; None where the file names another format, or its first row is anything else."""
-    kind = component.load("formats", "prompts")
-    named = isinstance(file.format, kind.Config)
+    named = isinstance(file.format, Prompts.Config)
     if not named and file.format != "auto":
         return None
-    reader = kind(file.format if named else kind.Config())
+    reader = Prompts(file.format if isinstance(file.format, Prompts.Config) else Prompts.Config())
     out: list[Prompt] = []
     for source in sources(file, "--prompts"):
         for row in source.rows():
@@ -166,11 +167,9 @@ def read_samples(opened: Opened, path: str, *, drop_bad_rows: bool = False) -> P
             },
         }
     )
-    objective = component.load("objectives", "sft")
+    objective = component.make("objectives", default_component("objective"))
     try:
-        return prepare(
-            config, opened.tokenizer, context_length=opened.context_tokens, objective=objective(objective.Config())
-        )
+        return prepare(config, opened.tokenizer, context_length=opened.context_tokens, objective=objective)
     except UserError as error:
         if "rows cannot be used" in error.found:
             found = error.found.replace("; nothing was trained", "")

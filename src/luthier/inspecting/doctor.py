@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from luthier import component
+from luthier.component import ComponentConfig
 from luthier.config import RunConfig
 from luthier.data.steps.layout import Layout, micro_batches
 from luthier.errors import LuthierError
@@ -26,6 +27,8 @@ from luthier.policy.policy import Policy
 from luthier.system import machine
 from luthier.system.devices import device as find_device
 from luthier.tuning import Start
+from luthier.tuning.full import Full
+from luthier.tuning.lora import Lora
 from luthier.types import NO_TARGET, Sample
 
 LENGTHS = (3, 40, 7, 200, 12, 65, 5, 120)
@@ -132,15 +135,14 @@ OF_THE_WHOLE_MODEL = ("layers_to_transform", "rank_pattern", "alpha_pattern", "i
 def _policy(model_config: Any, config: RunConfig | None, device: torch.device) -> Policy:
     """The twin, its trained part moved off its start: by the adapter of the configuration (without one: LoRA with dropout),
     or in all its weights, since it has fewer layers than may be named there."""
-    tuning = component.load("tuning", config.tuning.kind if config else "lora")
-    chosen = config.tuning if config else tuning.Config(kind="lora", r=4, lora_dropout=0.1)
-    if not tuning.makes_adapter:
-        tuning = component.load("tuning", "full")
-        chosen = tuning.Config()
+    chosen: ComponentConfig = config.tuning if config else Lora.Config(r=4, lora_dropout=0.1)
+    if not component.load("tuning", chosen.kind).makes_adapter:
+        chosen = Full.Config()
     others = {name: field.get_default(call_default_factory=True) for name, field in type(chosen).model_fields.items()}
     chosen = chosen.model_copy(update={name: others[name] for name in OF_THE_WHOLE_MODEL if name in others})
     keys = DropoutKeys(0)
-    model = tuning(chosen).apply(flat.twin(flat.reduced(model_config), torch.float32, device), Start(keys)).model
+    tuning = component.make("tuning", chosen)
+    model = tuning.apply(flat.twin(flat.reduced(model_config), torch.float32, device), Start(keys)).model
     generator = torch.Generator().manual_seed(3)
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.ndim >= 2:

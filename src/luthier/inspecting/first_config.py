@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier import component, config
+from luthier.config.components import DEFAULT_KINDS
 from luthier.config.documents import parse_yaml, to_yaml
 from luthier.data.files import Source, sources
 from luthier.data.recognise import reader_of
@@ -101,7 +102,7 @@ def _look(source: Source) -> DataLook:
             f"none of its {counted(len(rows), 'row')} can be used; the first: {bad[0]}",
             f"rows in the format {reader.kind}",
         )
-    if not isinstance(examples[0], component.load("objectives", "sft").takes):
+    if not isinstance(examples[0], component.load("objectives", DEFAULT_KINDS["objective"]).takes):
         raise UserError(
             source.name,
             f"its rows have the format {reader.kind}, from which supervised fine-tuning cannot learn",
@@ -154,7 +155,7 @@ def draft(
     model: str,
     looks: Sequence[DataLook],
     paths: Sequence[str],
-    tuning: str = "lora",
+    tuning: str | None = None,
     output_dir: str = "",
     fit: Fit | None = None,
 ) -> str:
@@ -166,6 +167,7 @@ def draft(
     Raises:
         UserError: the model or the tuning method is none.
     """
+    tuning = tuning or DEFAULT_KINDS["tuning"]
     rows = sum(look.rows for look in looks)
     entries = [config.data_entry(path) for path in paths]
     data: dict[str, Any] = {"train": entries[0] if len(entries) == 1 else entries}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from luthier import component
 from luthier.component import ComponentConfig
 from luthier.config.problems import terms_of, weighted_sum
 
@@ -12,18 +13,13 @@ def own_losses(model_config: Any, objective: ComponentConfig) -> list[str]:
     """One line for all that the objective lacks, with the objective that has them beside its own terms; none if it has all.
 
     Args:
-        model_config: the model's transformers configuration. `z_loss_weight` is asked for by a number that is not zero,
-            `router_aux_loss_coef` by `output_router_logits` beside it.
+        model_config: the model's transformers configuration (see `Objective.of_model`).
     """
-    config = model_config.get_text_config()
-    asked = {"z_loss_weight": {"kind": "z_loss", "form": "largest"}}
-    if getattr(config, "output_router_logits", False):
-        asked["router_aux_loss_coef"] = {"kind": "router_balance", "over": "step"}
-    used = {term.kind for term in terms_of(objective)}
-    weights = {key: getattr(config, key, 0.0) for key, term in asked.items() if term["kind"] not in used}
-    lacking = {key: weight for key, weight in weights.items() if weight}
+    config, used = model_config.get_text_config(), {term.kind for term in terms_of(objective)}
+    kinds = [component.load("objectives", kind) for kind in component.listing("objectives") if kind not in used]
+    lacking = [found for kind in kinds if (found := kind.of_model(config)) is not None]
     if not lacking:
         return []
-    named = " and ".join(f"{key} of {weight:g}" for key, weight in lacking.items())
-    line = weighted_sum(objective, after=[{**asked[key], "weight": weight} for key, weight in lacking.items()])
+    named = " and ".join(f"{key} of {term['weight']:g}" for key, term in lacking)
+    line = weighted_sum(objective, after=[term for _, term in lacking])
     return [f"not used: the model's own {named}; to train with {'it' if len(lacking) == 1 else 'them'}: {line}"]

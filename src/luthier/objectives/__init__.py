@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Protocol
+from typing import Any, Protocol
 
 from luthier.types import Example, LossOut, MicroBatch, Policy, Renderer, Sample
 
@@ -19,7 +19,9 @@ class Objective(Protocol):
     wants: tuple[str, ...] = ()
     """What its loss asks of the policy beside log-probabilities. `reference` makes the run keep what it began with."""
     only_as_term: float | None = None
-    """Of one that says nothing of the answers: its usual weight. It is refused outside a sum (`weighted`) with one that does."""
+    """Of one that says nothing of the answers: its usual weight. It is refused outside a sum with one that does."""
+    is_sum: bool = False
+    """Whether it adds up other objectives: those in the `terms` of its Config."""
 
     def encode(self, example: Example, index: int, renderer: Renderer) -> list[Sample]:
         """The samples of an example, at least one; `index` is its place among the examples, which each of them carries.
@@ -43,6 +45,12 @@ class Objective(Protocol):
 
     def begin_step(self, totals: list[float], samples: list[Sample]) -> None:
         """Gets the sums of what was counted, over micro-batches and processes; not called where nothing was."""
+
+    @classmethod
+    def of_model(cls, model_config: Any) -> tuple[str, dict[str, Any]] | None:
+        """The term of this kind that a model adds in its own training, as its config.json says: the key there, and the term with
+        its `weight`. None where it adds none."""
+        return None
 
     def parts(self) -> Mapping[str, Term]:
         """Losses whose shares of the gradient are to be logged."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -46,6 +46,14 @@ class RouterBalance(TrainedTokens):
     only_as_term = 0.01
     """the weight of Fedus et al."""
     wants = ("routing",)
+
+    @classmethod
+    def of_model(cls, model_config: Any) -> tuple[str, dict[str, Any]] | None:
+        """A model adds it only where it is asked for its routers' logits."""
+        weight = getattr(model_config, "router_aux_loss_coef", 0.0)
+        if not weight or not getattr(model_config, "output_router_logits", False):
+            return None
+        return "router_aux_loss_coef", {"kind": "router_balance", "over": "step", "weight": weight}
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)

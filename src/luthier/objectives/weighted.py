@@ -55,6 +55,8 @@ class Weighted(Objective):
                 raise handed_on(problems)
             return tuple(term for term, _ in filled)
 
+    is_sum = True
+
     def __init__(self, config: Config) -> None:
         self.config = config
         self.terms: dict[str, Any] = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from luthier.component import ComponentConfig
 from luthier.objectives._trained_tokens import TrainedTokens
@@ -31,6 +31,11 @@ class ZLoss(TrainedTokens):
     config: Config
     only_as_term = 1e-4
     """the weight of Chowdhery et al."""
+
+    @classmethod
+    def of_model(cls, model_config: Any) -> tuple[str, dict[str, Any]] | None:
+        weight = getattr(model_config, "z_loss_weight", 0.0)
+        return ("z_loss_weight", {"kind": "z_loss", "form": "largest", "weight": weight}) if weight else None
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)

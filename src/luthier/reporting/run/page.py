@@ -10,6 +10,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from luthier.config.components import DEFAULT_KINDS
 from luthier.reporting.run.curves import short_number
 from luthier.reporting.run.loss_curves import all_curves
 from luthier.reporting.style import STYLE
@@ -76,8 +77,8 @@ def _what(run: RunFigures) -> str:
     model = at(run.config, "model", "path") or at(run.config, "model")
     if not isinstance(model, str):
         return '<p class="what">There is no config.yaml that says what was trained.</p>'
-    tuning = at(run.config, "tuning", "kind") or at(run.config, "tuning") or "lora"
-    objective = at(run.config, "objective", "kind") or at(run.config, "objective") or "sft"
+    tuning = at(run.config, "tuning", "kind") or at(run.config, "tuning") or DEFAULT_KINDS["tuning"]
+    objective = at(run.config, "objective", "kind") or at(run.config, "objective") or DEFAULT_KINDS["objective"]
     held_in = at(run.config, "model", "quantization", "kind")
     rank = at(run.config, "tuning", "r")
     method = f"{tuning}{f', rank {rank}' if rank else ''}{f', base in {held_in}' if held_in else ''}"
