@@ -173,6 +173,24 @@ def test_no_component_imports_another_of_its_family() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+def test_what_lies_in_an_underscore_is_its_own_folders() -> None:
+    """`_shared.py` is for the files beside it (and below them); what others use has a public place."""
+    wrong = [
+        f"{name_of(path)}:{line} imports {target}"
+        for path in FILES
+        for target, line in imports(path)
+        for parts in [target.split(".")]
+        for depth, part in enumerate(parts)
+        if part.startswith("_") and list(path.relative_to(SOURCE).parts[:depth]) != parts[:depth]
+        if target not in IMPORTED_ALL_THE_SAME
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+IMPORTED_ALL_THE_SAME = {"data.readers._bytes", "export._parts"}
+"""Of these `data/files.py` opens what the readers read, and `inference/verified_export.py` is the only one who exports."""
+
+
 def documentation(tree: ast.AST) -> set[int]:
     """Ids of the strings that only say something to a reader: docstrings, and strings that stand alone."""
     return {
@@ -373,6 +391,19 @@ def test_help_does_not_wait_for_torch(arguments: list[str]) -> None:
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False, timeout=60
     )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_configuration_is_read_without_torch() -> None:
+    """Of every kind of the families whose Config is asked for; what computes is imported when it computes."""
+    code = (
+        "import sys; from luthier import component, config; "
+        "kinds = [(f, k) for f in ('tuning', 'optimizers', 'engines', 'quantization', 'formats') for k in component.listing(f)]; "
+        "[component.load(*kind).Config for kind in kinds]; "
+        "config.load(None, ['model=m', 'data=d', 'distributed=ddp', 'optim=muon', 'adam_beta1=0.8']); "
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr
 
 

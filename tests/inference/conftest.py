@@ -11,10 +11,10 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from luthier import config
+from luthier.kernels.lora import tie_edges
 from luthier.models.adapters import save_adapter
 from luthier.models.load import fingerprint
 from luthier.models.new_tokens import grow
-from luthier.tuning._starts import tie_edges
 from tests.helpers.tiny_models import tiny_llama, tiny_tokenizer
 
 

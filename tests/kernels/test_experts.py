@@ -16,8 +16,8 @@ from luthier.data.steps.layout import micro_batches
 from luthier.engines import make_engine
 from luthier.kernels import experts
 from luthier.kernels.experts import UPDATES, Update, experts_forward, experts_one_by_one, grouped, use_experts
+from luthier.kernels.experts_lora import compute_apart
 from luthier.training import build
-from luthier.tuning._experts import compute_apart
 from tests.helpers.tiny_models import save_twin, twin
 
 KINDS = {

@@ -14,12 +14,12 @@ from safetensors.torch import load_file, save_file
 from luthier import component
 from luthier.errors import UserError
 from luthier.kernels.dropout import DropoutKeys
+from luthier.kernels.lora import lora_layers
 from luthier.models.load import load_model
 from luthier.models.source import ModelSource
 from luthier.runs.beginning import RunStart
 from luthier.tuning import Tuned, _inputs
 from luthier.tuning._inputs import Sketch
-from luthier.tuning._starts import lora_layers
 from tests.helpers.jobs import make_samples
 from tests.helpers.properties import examples
 from tests.helpers.tiny_models import save_twin, twin

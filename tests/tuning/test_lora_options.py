@@ -15,6 +15,7 @@ from luthier import component, config
 from luthier.data.steps.layout import micro_batches
 from luthier.errors import UserError
 from luthier.kernels.dropout import DropoutKeys
+from luthier.kernels.lora import lora_layers
 from luthier.models.adapters import load_adapter, save_adapter
 from luthier.models.load import fingerprint, load_model
 from luthier.models.source import ModelSource
@@ -23,7 +24,6 @@ from luthier.policy.policy import Policy
 from luthier.runs.beginning import RunStart
 from luthier.training import build, run
 from luthier.tuning import Start
-from luthier.tuning._starts import lora_layers
 from tests.helpers.jobs import make_samples
 from tests.helpers.tiny_models import save_twin, tiny_llama, twin
 

@@ -32,28 +32,30 @@ Page = Annotated[
     Path | None,
     typer.Option("--html", metavar="FILE", help="Write the report as one page that needs nothing else."),
 ]
+OneRow = Annotated[
+    str | None,
+    typer.Option(
+        "--row",
+        metavar="N|FILE:N",
+        help="Show this row. N is its line; in a JSON array the record's number, not its line. FILE: its path or name.",
+    ),
+]
+Worst = Annotated[
+    bool,
+    typer.Option("--worst", help="Show the most suspicious rows: cut, contradicted, near the limit, hardly trained."),
+]
+Longest = Annotated[bool, typer.Option("--longest", help="Show the longest rows.")]
+Samples = Annotated[
+    int, typer.Option("--samples", min=0, help="How many rows are shown: of the first, the worst or the longest.")
+]
 
 
 def data(
     arguments: ConfigAndOverrides = None,
-    row: Annotated[
-        str | None,
-        typer.Option(
-            "--row",
-            metavar="N|FILE:N",
-            help="Show this row. N is its line; in a JSON array the record's number, not its line. FILE: its path or name.",
-        ),
-    ] = None,
-    worst: Annotated[
-        bool,
-        typer.Option(
-            "--worst", help="Show the most suspicious rows: cut, contradicted, near the limit, hardly trained."
-        ),
-    ] = False,
-    longest: Annotated[bool, typer.Option("--longest", help="Show the longest rows.")] = False,
-    samples: Annotated[
-        int, typer.Option("--samples", min=0, help="How many rows are shown: of the first, the worst or the longest.")
-    ] = 3,
+    row: OneRow = None,
+    worst: Worst = False,
+    longest: Longest = False,
+    samples: Samples = 3,
     after: After = None,
     suspects: Suspects = EXAMINED_ROWS,
     html: Page = None,

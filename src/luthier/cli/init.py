@@ -7,6 +7,11 @@ from typing import Annotated
 
 import typer
 
+Tuning = Annotated[
+    str | None,
+    typer.Option("--tuning", help="lora (default), freeze (some layers) or full (all weights).", show_default=False),
+]
+
 
 def init(
     data: Annotated[
@@ -24,9 +29,7 @@ def init(
         ),
     ] = None,
     output: Annotated[Path, typer.Option("--output", help="The configuration to write.")] = Path("mine.yaml"),
-    tuning: Annotated[
-        str | None, typer.Option("--tuning", help="lora (default), freeze (some layers) or full (all weights).")
-    ] = None,
+    tuning: Tuning = None,
     ask: Annotated[str | None, typer.Option("--ask", metavar="TEXT", help="Say what you want instead.")] = None,
     writer: Annotated[
         str, typer.Option("--writer", metavar="RUN", help="With --ask: the run that writes the configuration.")

@@ -34,7 +34,7 @@ from luthier import component
 from luthier.component import ComponentConfig, did_you_mean, nearest
 from luthier.config import DataFile
 from luthier.errors import EnvironmentProblem, UserError, excerpt
-from luthier.formats._shared import MEDIA
+from luthier.formats import MEDIA
 from luthier.system import strict_json
 from luthier.types import Conversation, Prompt, Text
 

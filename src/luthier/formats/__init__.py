@@ -7,6 +7,9 @@ from typing import Any, Protocol
 
 from luthier.types import Example, Row
 
+MEDIA = frozenset({"image", "images", "video", "videos", "audio", "audios"})
+"""Columns of what is no text. A row that has something there would be learned without what it is about."""
+
 
 class Format(Protocol):
     """How rows are read. One file in `formats/`, whose class inherits from this one: what it leaves out is as here."""

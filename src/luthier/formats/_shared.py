@@ -9,13 +9,11 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from luthier.errors import BadRow, excerpt
+from luthier.formats import MEDIA
 from luthier.types import Message, Row
 
 Column = Annotated[str, Field(min_length=1)]
 """The name of a column; the same as the key where a file uses the usual name."""
-
-MEDIA = frozenset({"image", "images", "video", "videos", "audio", "audios"})
-"""Columns of what is no text. A row that has something there would be learned without what it is about."""
 
 AN_ANSWER = "an answer: an empty one trains only the stop token"
 KINDS = {"dict": "a map", "list": "a list", "tuple": "a list", "int": "a number", "float": "a number"}

@@ -148,11 +148,8 @@ def open_model(
     source = resolve(target, trust_remote_code=trust_remote_code)
     result = source.adapter or source.folder
     config = _config_of_run(result)
-    if config is not None and dtype == "auto":
-        manifest = json.loads((result.parent / "manifest.json").read_text(encoding="utf-8"))
-        dtype = manifest.get("decisions", {}).get("dtype", config.model.dtype)
     where = device if device is not None else this_device()
-    chosen, _why = choose_dtype(dtype, where)
+    chosen, _why = choose_dtype(_of_run(result, config) if dtype == "auto" and config is not None else dtype, where)
     held = _trained_quantization(result, config) if source.adapter is not None else None
     quantization, before = None, None
     if held is not None and base != "16bit":
@@ -186,6 +183,12 @@ def open_model(
         trust_remote_code,
         held,
     )
+
+
+def _of_run(result: Path, config: RunConfig) -> str:
+    """The dtype in which a run computed."""
+    manifest = json.loads((result.parent / "manifest.json").read_text(encoding="utf-8"))
+    return str(manifest.get("decisions", {}).get("dtype", config.model.dtype))
 
 
 def _trained_quantization(result: Path, config: RunConfig | None) -> ComponentConfig | None:

@@ -14,10 +14,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from luthier.errors import UserError
+from luthier.kernels.experts_lora import compute_apart
+from luthier.kernels.lora import ADAPTER, FromStart, lora_layers, tie_edges
 from luthier.models.checks import check_adapter_config
 from luthier.models.new_tokens import grow, grown
-from luthier.tuning._experts import compute_apart
-from luthier.tuning._starts import ADAPTER, FromStart, lora_layers, tie_edges
 
 STARTS_AT_ZERO = (True, "gaussian", "eva", "orthogonal")
 """PEFT's ways to begin that leave the base as it is; others (PiSSA, OLoRA, ...) change its weights."""
@@ -154,7 +154,29 @@ def load_adapter(model: Any, folder: Path, trainable: bool = False, base: Mappin
             "the model that it was trained on",
             f"use the base that {CONFIG} names",
         ) from None
-    wanted = _adapter_weights(adapted)
+    weights = _fitting(weights, _adapter_weights(adapted), folder)
+    parameters = dict(adapted.named_parameters())
+    for name, parameter in parameters.items():
+        if parameter.requires_grad or ".lora_" in name or "trainable_tokens" in name:
+            parameter.data = parameter.data.float()
+    with torch.no_grad():
+        for name, tensor in _adapter_weights(adapted).items():
+            tensor.copy_(weights[name])
+    tie_edges(adapted)
+    compute_apart(adapted)
+    if (began := begins(folder)) is not None:
+        config.init_lora_weights = began  # peft's own file cannot say it
+    return adapted
+
+
+def _fitting(
+    weights: dict[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], folder: Path
+) -> dict[str, torch.Tensor]:
+    """The weights of an adapter's file, if they are those that it has on this model, with rows for tokens that are new to it.
+
+    Raises:
+        UserError: missing or unexpected keys, wrong shapes, or numbers that are not finite.
+    """
     missing, unexpected = sorted(wanted.keys() - weights.keys()), sorted(weights.keys() - wanted.keys())
     if missing or unexpected:
         raise UserError(
@@ -185,18 +207,7 @@ def load_adapter(model: Any, folder: Path, trainable: bool = False, base: Mappin
             "finite weights",
             "use an older checkpoint of the run",
         )
-    parameters = dict(adapted.named_parameters())
-    for name, parameter in parameters.items():
-        if parameter.requires_grad or ".lora_" in name or "trainable_tokens" in name:
-            parameter.data = parameter.data.float()
-    with torch.no_grad():
-        for name, tensor in _adapter_weights(adapted).items():
-            tensor.copy_(weights[name])
-    tie_edges(adapted)
-    compute_apart(adapted)
-    if (began := begins(folder)) is not None:
-        config.init_lora_weights = began  # peft's own file cannot say it
-    return adapted
+    return weights
 
 
 def _with_new_rows(value: torch.Tensor, wanted: torch.Size, rows: int) -> torch.Tensor:

@@ -147,19 +147,38 @@ def load_model(
     if quantization is not None or torch.device(device).type != "cpu":
         options["device_map"] = {"": torch.device(device)}
     config = load_config(folder, trust_remote_code)
+    plain = plain_linear(config.model_type) if quantization is not None else nullcontext()
+    with _failures_explained(folder, name, dtype), quiet(), plain:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype=quantized_from or dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are in the report, with their names, and are refused below
+            **options,
+        )
+    refuse_misfits(report, name)
+    _refuse_non_finite(model.named_parameters() if quantization is None else stored_weights(folder, name), name)
+    refuse_misread(model, folder, name)
+    if type(options.get("quantization_config")).__name__ == "BitsAndBytesConfig":
+        refuse_unquantized(model, name)
+        alike_in_training_and_scoring(model)
+    if quantized_from not in (None, dtype):
+        for weight in (*model.parameters(), *model.buffers()):
+            if weight.dtype == quantized_from:
+                weight.data = weight.data.to(dtype)
+    use_experts(model)
+    return model.eval()
+
+
+@contextmanager
+def _failures_explained(folder: Path, name: str, dtype: torch.dtype) -> Iterator[None]:
+    """What transformers fails with, as errors that say what to do."""
     try:
-        with quiet(), plain_linear(config.model_type) if quantization is not None else nullcontext():
-            model, report = AutoModelForCausalLM.from_pretrained(
-                folder,
-                config=config,
-                dtype=quantized_from or dtype,
-                use_safetensors=True,
-                local_files_only=True,
-                trust_remote_code=trust_remote_code,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # they are in the report, with their names, and are refused below
-                **options,
-            )
+        yield
     except ImportError as error:
         raise EnvironmentProblem(
             name, excerpt(str(error), 200), "the package that this model needs", _install(error)
@@ -178,18 +197,6 @@ def load_model(
             "a causal language model that it knows",
             "download the model again, or another model",
         ) from error
-    refuse_misfits(report, name)
-    _refuse_non_finite(model.named_parameters() if quantization is None else stored_weights(folder, name), name)
-    refuse_misread(model, folder, name)
-    if type(options.get("quantization_config")).__name__ == "BitsAndBytesConfig":
-        refuse_unquantized(model, name)
-        alike_in_training_and_scoring(model)
-    if quantized_from not in (None, dtype):
-        for weight in (*model.parameters(), *model.buffers()):
-            if weight.dtype == quantized_from:
-                weight.data = weight.data.to(dtype)
-    use_experts(model)
-    return model.eval()
 
 
 def _need(folder: Path, name: str, dtype: torch.dtype) -> str:

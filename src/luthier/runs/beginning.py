@@ -18,6 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from luthier.errors import UserError
+from luthier.kernels.lora import starts_of
 from luthier.models.adapters import adapter_folder, embedding_rows, load_adapter, new_tokens
 from luthier.models.folder import Tensor, tensors
 from luthier.models.new_tokens import refuse_other_tokens
@@ -25,7 +26,6 @@ from luthier.models.source import ModelSource
 from luthier.policy.policy import Policy
 from luthier.system.files import verify, write_folder
 from luthier.tuning import Start
-from luthier.tuning._starts import starts_of
 from luthier.types import Sample
 
 FOLDER, TENSORS = "beginning", "tensors.safetensors"

@@ -12,10 +12,10 @@ from luthier import component
 from luthier.component import ComponentConfig
 from luthier.config import TrainingConfig
 from luthier.errors import UserError
+from luthier.kernels.lora import starts_of
 from luthier.models.precision import dtype_name
 from luthier.optimizers import Optimizer, Trained
 from luthier.policy.policy import Policy
-from luthier.tuning._starts import starts_of
 
 
 def make_optimizer(

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from luthier.kernels.dropout import random_bits
+from luthier.kernels.lora import ADAPTER, lora_layers
 from luthier.tuning import Start
-from luthier.tuning._starts import ADAPTER, lora_layers
 
 ROWS = 64
 """How many rows are looked at."""

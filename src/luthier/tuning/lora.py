@@ -153,7 +153,7 @@ class Lora:
         """
         from torch import nn
 
-        from luthier.tuning._starts import lora_layers
+        from luthier.kernels.lora import lora_layers
 
         loaded = adapted.peft_config["default"]
         for name in OF_THE_ADAPTER:
@@ -240,8 +240,8 @@ class Lora:
                     )
 
     def _coverage(self, adapted: Any, parts: Anatomy | None) -> str:
+        from luthier.kernels.lora import lora_layers
         from luthier.tuning._anatomy import count_of
-        from luthier.tuning._starts import lora_layers
 
         covered = [name for name, _ in lora_layers(adapted)]
         kinds = dict.fromkeys(name.rpartition(".")[2] for name in covered)
@@ -278,8 +278,8 @@ def _outside(whole: Sequence[str], new_rows: Mapping[str, Sequence[int]]) -> dic
 
 def _make_ready(adapted: Any, keys: DropoutKeys) -> None:
     """Keyed dropout, shared edges, updates of experts beside them, and all that is trained in float32."""
-    from luthier.tuning._experts import compute_apart, refuse_lost_updates
-    from luthier.tuning._starts import tie_edges
+    from luthier.kernels.experts_lora import compute_apart, refuse_lost_updates
+    from luthier.kernels.lora import tie_edges
 
     _replace_dropout(adapted, keys)
     tie_edges(adapted)
@@ -295,7 +295,7 @@ def _replace_dropout(adapted: Any, keys: DropoutKeys) -> None:
     from torch import nn
 
     from luthier.kernels.dropout import KeyedDropout
-    from luthier.tuning._starts import lora_layers
+    from luthier.kernels.lora import lora_layers
 
     for name, layer in lora_layers(adapted):
         for adapter, dropout in list(layer.lora_dropout.items()):
