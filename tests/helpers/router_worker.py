@@ -27,7 +27,7 @@ def main(folder: Path, result: Path) -> None:
     for over in OVER:
         found[over] = gradient(job_of(folder / over, together(over), MAX_TOKENS, engine=engine))
         job = job_of(folder / f"{over}-step", together(over), MAX_TOKENS, engine=engine)
-        train_step(job, job.record, LearningCheck(job.policy))
+        train_step(job, job.record, LearningCheck(job.policy, job.waiting))
         job.record.recorder.sync()
     samples, places = list(job.samples), range(len(job.samples))
     laid_out = [

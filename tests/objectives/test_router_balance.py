@@ -169,7 +169,7 @@ def test_the_step_is_surveyed_once(tmp_path: Path) -> None:
     begin = job.objective.begin_step
     job.objective.begin_step = lambda *given: (calls.append(1), begin(*given))[1]  # type: ignore[method-assign]
     for _ in range(2):
-        train_step(job, job.record, LearningCheck(job.policy))
+        train_step(job, job.record, LearningCheck(job.policy, job.waiting))
     assert len(calls) == 2
 
 
@@ -193,7 +193,7 @@ def lines_of(folder: Path) -> list[dict[str, Any]]:
 
 def lines_of_a_step(folder: Path, over: str) -> list[dict[str, Any]]:
     job = job_of(folder, together(over))
-    train_step(job, job.record, LearningCheck(job.policy))
+    train_step(job, job.record, LearningCheck(job.policy, job.waiting))
     job.record.recorder.sync()
     return lines_of(folder)
 
@@ -204,7 +204,7 @@ def test_experts_come_to_be_used_alike(tuning: str, rate: float, tmp_path: Path)
     keys = (f"tuning={tuning}", f"learning_rate={rate}")
     job = job_of(tmp_path, together("step", 1.0), 100_000, "flat", "qwen3_moe", *keys)
     routers = [router.weight.detach().clone() for router, _ in routers_of(job.policy.core)]
-    check = LearningCheck(job.policy)
+    check = LearningCheck(job.policy, job.waiting)
     for _ in range(20):
         train_step(job, job.record, check)
     job.record.recorder.sync()

@@ -112,7 +112,7 @@ def test_terms_share_one_forward_pass(tmp_path: Path) -> None:
 
 
 def steps_of(job: Job, count: int = 2) -> tuple[list[dict[str, Any]], torch.Tensor]:
-    check = LearningCheck(job.policy)
+    check = LearningCheck(job.policy, job.waiting)
     for _ in range(count):
         train_step(job, job.record, check)
     job.record.recorder.sync()
@@ -179,7 +179,7 @@ def test_terms_that_divide_by_different_weights_are_refused(tmp_path: Path) -> N
     objective.terms["z_loss"].weight = by_row
     job = job_of(tmp_path, objective)
     with pytest.raises(UserError, match="divided by different weights"):
-        train_step(job, job.record, LearningCheck(job.policy))
+        train_step(job, job.record, LearningCheck(job.policy, job.waiting))
 
 
 def test_the_command_line_takes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,7 +37,7 @@ def first_gradient(job: Job) -> torch.Tensor:
 
 def trained(job: Job, steps: int = 5) -> torch.Tensor:
     job.wrapped.train()
-    check = LearningCheck(job.policy)
+    check = LearningCheck(job.policy, job.waiting)
     for _ in range(steps):
         train_step(job, job.record, check)
     return torch.cat([p.detach().flatten() for p in job.policy.parameters() if p.requires_grad])

@@ -228,7 +228,7 @@ def test_loss_is_cross_entropy_of_the_next_token(tmp_path: Path) -> None:
     """Against transformers' own loss; the mean over the trained tokens of the global batch."""
     job = job_of(tmp_path, "global_batch_size=4", warm=True)
     indices = job.steps.indices(0)
-    train_step(job, job.record, LearningCheck(job.policy))
+    train_step(job, job.record, LearningCheck(job.policy, job.waiting))
     (line,) = read_lines(tmp_path / "metrics.jsonl")
     fresh = make_policy(make_config(tmp_path / "x"), layout="padded")
     total, count = 0.0, 0

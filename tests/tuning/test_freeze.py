@@ -177,7 +177,7 @@ def test_what_is_trained_begins_as_it_is_stored(
 
 @pytest.mark.parametrize(
     ("tuning", "checkpointing", "counted"),
-    [("freeze", "true", 0), ("freeze", "false", 0), ("full", "auto", 0), ("freeze", "auto", 1)],
+    [("freeze", "true", 0), ("freeze", "false", 0), ("full", "auto", 1), ("freeze", "auto", 1)],
 )
 def test_a_model_is_made_for_counting_only_where_it_must(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tuning: str, checkpointing: str, counted: int
