@@ -22,6 +22,7 @@ from luthier.inspecting.data.look import look
 from luthier.inspecting.data.shown_rows import Wanted
 from luthier.runs.recorder import METRICS, ROW_LOSSES, read_lines
 from luthier.training import run
+from luthier.training.loop import non_finite
 from tests.helpers import tokenizers
 from tests.helpers.killing import Worker, differences
 from tests.helpers.split_rows import REWRITES, write_conversations
@@ -175,3 +176,7 @@ def test_what_is_measured_afterwards_is_of_rows(there: Path) -> None:
     assert len(scores.nll) == sum(ANSWERS)
     by_row = [np.add.reduceat(values, np.cumsum([0, *ANSWERS[:-1]])) for values in (scores.nll, scores.tokens)]
     assert measured.figures["nll_per_token"][1:] == pytest.approx(bootstrap_ratio(*by_row, 0), rel=1e-9)
+
+
+def test_a_row_of_several_samples_is_named_once() -> None:
+    assert "Rows: a:1, b:2" in str(non_finite(0, "loss", ["a:1", "a:1", "b:2", "a:1"]))
