@@ -31,7 +31,7 @@ from luthier.models.load import fingerprint, quiet
 from luthier.system.files import as_readable_as, fsync
 from luthier.system.memory import give_back_memory
 from luthier.system.words import human_bytes
-from luthier.types import Message, Sample
+from luthier.types import Message
 
 QUESTIONS = (
     "What is the capital of France?",
@@ -348,8 +348,9 @@ def _held_out(opened: Opened, say: Callable[[str], None]) -> list[list[int]]:
     except LuthierError as error:
         say(f"compared without rows that the run held out: {error.where}: {error.found}")
         return []
-    rows: Sequence[Sample] = data.eval or ()
-    return [list(map(int, rows[index].input_ids)) for index in range(min(HELD_OUT_ROWS, len(rows)))]
+    if data.eval is None:
+        return []
+    return [list(map(int, data.eval[index].input_ids)) for index in data.eval.last_samples[:HELD_OUT_ROWS].tolist()]
 
 
 @torch.no_grad()
