@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -14,6 +16,7 @@ from luthier.kernels.attention import (
     dense_attention,
     flat_attention,
     per_document_attention,
+    varlen_attention,
 )
 from tests.helpers.properties import examples
 
@@ -127,3 +130,65 @@ def test_table_of_cuda_paths(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     assert choose_path(torch.device("cuda"), dtype, head, value) == path
+
+
+KV_HEADS, HEAD_SIZE, LENGTHS = 2, 64, (5, 130, 1, 64)
+
+
+def heads_of(query_heads: int, size: int = HEAD_SIZE, **where: Any) -> list[torch.Tensor]:
+    return [
+        torch.randn(1, heads, sum(LENGTHS), size, **where).requires_grad_()
+        for heads in (query_heads, KV_HEADS, KV_HEADS)
+    ]
+
+
+def test_a_cpu_keeps_keys_and_values_with_the_heads_that_they_have() -> None:
+    kept = set[int]()
+    given = heads_of(8)
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.add(x.numel()) or x, lambda x: x):
+        per_document_attention(*given, [0, sum(LENGTHS)], HEAD_SIZE**-0.5, None)
+    assert given[1].numel() in kept
+    assert sum(LENGTHS) * 8 * HEAD_SIZE == given[0].numel() == max(kept)
+
+
+@pytest.mark.parametrize("window", [None, 8])
+@pytest.mark.parametrize("query_heads", [2, 8])
+def test_the_fused_call_fits_this_torch(window: int | None, query_heads: int) -> None:
+    """Its arguments, shapes and backward pass, without a card; and keys and values are kept with the heads that they have."""
+    given = heads_of(query_heads, device="meta", dtype=torch.bfloat16)
+    edges = torch.tensor([0, *LENGTHS]).cumsum(0).to("meta")
+    kept: list[torch.Size] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.shape) or x, lambda x: x):
+        out = varlen_attention(*given, edges, max(LENGTHS), HEAD_SIZE**-0.5, window)
+    assert out.shape == (1, sum(LENGTHS), query_heads, HEAD_SIZE)
+    out.sum().backward()
+    assert [part.grad.shape for part in given] == [part.shape for part in given]
+    wide = {shape for shape in kept if len(shape) == 3}
+    assert wide == {(sum(LENGTHS), query_heads, HEAD_SIZE), (sum(LENGTHS), KV_HEADS, HEAD_SIZE)}
+
+
+@pytest.mark.skipif(
+    not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 0),
+    reason="torch's fused attention wants a CUDA card of capability 8.0 or more",
+)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("size", [64, 128, 256])
+@pytest.mark.parametrize("query_heads", [2, 8])
+@pytest.mark.parametrize("window", [None, 1, 8, 100])
+def test_the_fused_kernel_is_the_definition(
+    window: int | None, query_heads: int, size: int, dtype: torch.dtype
+) -> None:
+    """Outputs and gradients, against the definition in float32 of the same 16-bit numbers."""
+    torch.manual_seed(0)
+    given = heads_of(query_heads, size, device="cuda", dtype=dtype)
+    exact = [part.detach().float().requires_grad_() for part in given]
+    edges = [0, *torch.tensor(LENGTHS).cumsum(0).tolist()]
+    out = varlen_attention(*given, torch.tensor(edges, device="cuda"), max(LENGTHS), size**-0.5, window)
+    want = dense_attention(*exact, edges, size**-0.5, window)
+    direction = torch.randn_like(want)
+    out.backward(direction.to(dtype))
+    want.backward(direction)
+    tolerance = 2e-2 if dtype == torch.bfloat16 else 3e-3
+    pairs = [(out, want), *((part.grad, whole.grad) for part, whole in zip(given, exact, strict=True))]
+    for got, right in pairs:
+        assert float((got.float() - right).norm() / right.norm()) < tolerance

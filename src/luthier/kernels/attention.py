@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import cache
 from itertools import pairwise
 from typing import Any, cast
 
@@ -134,7 +135,10 @@ def per_document_attention(
 ) -> torch.Tensor:
     """Each document by torch's scaled_dot_product_attention. Shapes as in flat_attention; `edges` are cumulative lengths from 0."""
     groups = query.shape[1] // key.shape[1]
-    if groups > 1:
+    # On CUDA the kernel that saves memory on older cards and in float32 takes no fewer heads of keys and values; torch would fall
+    # back to scores of [T, T].
+    shared = groups > 1 and query.device.type == "cpu"
+    if groups > 1 and not shared:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     longest = max(end - start for start, end in pairwise(edges))
     bias = None if slopes is None else alibi_bias(slopes, longest, window).to(query.dtype)
@@ -151,6 +155,7 @@ def per_document_attention(
             dropout_p=dropout,
             is_causal=mask is None,
             scale=scaling,
+            enable_gqa=shared,
         )
         parts.append(part.transpose(1, 2))
     return torch.cat(parts, dim=1)
@@ -206,10 +211,10 @@ def varlen_attention(
     window: int | None,
 ) -> torch.Tensor:
     """torch's fused kernel for documents of different lengths (CUDA). Causality is said explicitly: its default window is two-way,
-    and the keyword for it came and went between torch releases."""
+    and the keyword for it came and went between torch releases. Fewer heads of keys and values are not repeated where it takes them."""
     from torch.nn.attention.varlen import varlen_attn
 
-    accepted = inspect.signature(varlen_attn).parameters
+    accepted = _keywords_of(varlen_attn)
     left = -1 if window is None else window - 1
     options: dict[str, Any] = {"scale": scaling}
     if "window_size" in accepted:
@@ -219,10 +224,17 @@ def varlen_attention(
     if "is_causal" in accepted:
         options["is_causal"] = True
     groups = query.shape[1] // key.shape[1]
-    if groups > 1:
+    if groups > 1 and "enable_gqa" in accepted:
+        options["enable_gqa"] = True
+    elif groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     q, k, v = (tensor[0].transpose(0, 1).contiguous() for tensor in (query, key, value))
     edges = cu_seq_lens.to(torch.int32)
     attend = cast(Callable[..., torch.Tensor], varlen_attn)  # a tensor, unless more is asked for
     out = attend(q, k, v, edges, edges, longest, longest, **options)
     return out.unsqueeze(0)
+
+
+@cache
+def _keywords_of(function: Callable[..., Any]) -> frozenset[str]:
+    return frozenset(inspect.signature(function).parameters)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from functools import cache
+from typing import Any
 
 import torch
 from torch import nn
@@ -56,6 +57,14 @@ def _cpu_speed(dtype: torch.dtype) -> float:
             torch.nn.functional.linear(left, right)
             best = min(best, time.perf_counter() - start)
     return best
+
+
+def leave_casts_to_autocast(model: nn.Module) -> None:
+    """For a model of peft that is called under autocast only: its layers do not widen their inputs to float32, which autocast
+    narrows again for the product. The numbers are the same; each layer would keep a narrow copy of its own for the backward pass."""
+    layers: list[Any] = [module for module in model.modules() if hasattr(module, "cast_input_dtype_enabled")]
+    for layer in layers:
+        layer.cast_input_dtype_enabled = False
 
 
 def hold_frozen(model: nn.Module, dtype: torch.dtype) -> None:

@@ -28,7 +28,7 @@ from luthier.models.folder import summarise
 from luthier.models.load import context_length, fingerprint, load_config, load_model, load_tokenizer
 from luthier.models.new_tokens import add_tokens, grow, names_of_edges, refuse_untrained
 from luthier.models.own_losses import own_losses
-from luthier.models.precision import dtype_name, hold_frozen
+from luthier.models.precision import dtype_name, hold_frozen, leave_casts_to_autocast
 from luthier.models.source import ModelSource
 from luthier.models.sources.resolve import resolve
 from luthier.objectives import Objective
@@ -240,9 +240,7 @@ def build_policy(
     new = new or {}
     keys = DropoutKeys(config.seed)
     tuning: Tuning = component.make("tuning", config.tuning)
-    # Weights that are trained are float32 from the start: loaded in fewer bits than are stored they would begin rounded.
-    as_stored = set(summarise(source.folder, source.name).floating) <= {dtype_name(dtype)}
-    loaded = dtype if tuning.makes_adapter or as_stored else torch.float32
+    loaded = dtype if tuning.makes_adapter else _dtype_of_trained(source, dtype)
     model = _hold_base(config, source, loaded, device, trust_remote_code, say)
     grow(model, max(new.values(), default=-1) + 1)
     start = RunStart(
@@ -260,6 +258,8 @@ def build_policy(
     refuse_untrained(tuned.model, new)
     if not tuning.makes_adapter:
         hold_frozen(tuned.model, dtype)
+    if dtype != torch.float32:
+        leave_casts_to_autocast(tuned.model)
     core = tuned.model.get_base_model() if tuning.makes_adapter else tuned.model
     in_bfloat16 = component.load("optimizers", config.training.optim.kind).in_bfloat16
     said = [f"{tuned.trained}, in {'bfloat16, rounded stochastically' if in_bfloat16 else 'float32'}"]
@@ -277,6 +277,12 @@ def build_policy(
     if decisions["layout"] == "flat":
         use_flat_attention(core)
     return policy, replace(tuned, trained="; ".join(said))
+
+
+def _dtype_of_trained(source: ModelSource, dtype: torch.dtype) -> torch.dtype:
+    """Weights that are trained are float32 from the start: loaded in fewer bits than are stored they would begin rounded."""
+    as_stored = set(summarise(source.folder, source.name).floating) <= {dtype_name(dtype)}
+    return dtype if as_stored else torch.float32
 
 
 def _hold_base(
