@@ -16,6 +16,7 @@ from luthier.errors import UserError, excerpt
 from luthier.reporting.run.loss_curves import loss_curve
 from luthier.runs.figures import read_figures
 from luthier.runs.recorder import read_lines
+from luthier.system.files import write_file
 from luthier.system.paths import cache_dir, cache_written
 from luthier.system.words import counted
 
@@ -190,9 +191,7 @@ def _rows_file(rows: Sequence[Mapping[str, Any]]) -> Path:
     if not path.is_file():
         with cache_written(path):
             path.parent.mkdir(exist_ok=True)
-            partial = path.with_suffix(".partial")
-            partial.write_bytes(raw)
-            partial.replace(path)
+            write_file(path, raw)
     return path
 
 

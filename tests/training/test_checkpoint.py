@@ -186,7 +186,7 @@ def test_a_full_disk_leaves_the_older_one(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere; run as another user to test a read-only folder")
 def test_a_read_only_folder(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
-    with pytest.raises(EnvironmentProblem, match="could not be written"):
+    with pytest.raises(EnvironmentProblem, match="cannot be written"):
         write_folder(tmp_path / "x", lambda folder: None, {})
     tmp_path.chmod(0o700)
 

@@ -7,7 +7,6 @@ at all is an error at once. Reading streams (`readers/`), and notices a file tha
 from __future__ import annotations
 
 import glob
-import hashlib
 import itertools
 import os
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from luthier.data import readers
 from luthier.data.readers import hub_data
 from luthier.data.readers._bytes import File, unreadable
 from luthier.errors import BadRow, UserError, excerpt
+from luthier.system.files import sha256
 from luthier.types import Ints, Row
 
 HUBS = {"hf:": hub_data.huggingface, "ms:": hub_data.modelscope}
@@ -61,8 +61,7 @@ class Source:
             return f"hub:{self.dataset._fingerprint}{chosen}"
         self.check_unchanged()
         try:
-            with self.path.open("rb") as stream:
-                digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            digest = sha256(self.path)
         except OSError as error:
             raise unreadable(self.name, error) from None
         self.check_unchanged()

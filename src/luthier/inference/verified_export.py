@@ -7,7 +7,6 @@ What an export writes and how it is read back is the component's own (`export/`)
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,6 @@ from typing import Any, cast, get_args
 
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError
 
 from luthier import component
 from luthier.component import ComponentConfig
@@ -26,9 +24,9 @@ from luthier.errors import EnvironmentProblem, LuthierError, UserError, excerpt
 from luthier.export._parts import Parts
 from luthier.inference import served
 from luthier.inference.opened import Base, Opened, base_dtype, open_model
-from luthier.models.adapters import OURS, begins, origin_of, write_origin
+from luthier.models.adapters import begins, origin_of, write_origin
 from luthier.models.load import fingerprint, quiet
-from luthier.system.files import as_readable_as, fsync
+from luthier.system.files import whole_folder
 from luthier.system.memory import give_back_memory
 from luthier.system.words import human_bytes
 from luthier.types import Message
@@ -204,9 +202,7 @@ def _write_and_compare(
     Args:
         asked: what another engine's prompts are compared with, if they are.
     """
-    temporary = folder.absolute().with_name(f".tmp-{folder.absolute().name}-{os.getpid()}")
-    try:
-        temporary.mkdir(parents=True)
+    with whole_folder(folder.absolute(), existing="refuse", fix="free space, or another --output") as temporary:
         say(f"writing {folder}")
         with quiet():
             exporter.write(parts, temporary, say)
@@ -220,17 +216,6 @@ def _write_and_compare(
         if asked is not None:
             say("comparing prompts with another engine")
             prompts = served.compare(temporary, asked)
-        files = [path for path in temporary.rglob("*") if path.is_file()]
-        as_readable_as(temporary / OURS, files)
-        for path in [*files, temporary]:
-            fsync(path)
-        temporary.rename(folder)
-        fsync(folder.absolute().parent)
-    except (OSError, SafetensorError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise EnvironmentProblem(str(folder), f"could not be written: {why}", "a writable folder with room") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return found, prompts
 
 

@@ -18,6 +18,7 @@ from luthier.kernels.experts_lora import compute_apart
 from luthier.kernels.lora import ADAPTER, FromStart, lora_layers, tie_edges
 from luthier.models.checks import check_adapter_config
 from luthier.models.new_tokens import grow, grown
+from luthier.system.files import sha256
 
 STARTS_AT_ZERO = (True, "gaussian", "eva", "orthogonal")
 """PEFT's ways to begin that leave the base as it is; others (PiSSA, OLoRA, ...) change its weights."""
@@ -107,8 +108,7 @@ def adapter_hash(folder: Path) -> str:
     """What tells an adapter from another: of its weights and peft's configuration."""
     digest = hashlib.blake2b(digest_size=16)
     for name in (CONFIG, WEIGHTS):
-        with (folder / name).open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+        digest.update(bytes.fromhex(sha256(folder / name)))
     return digest.hexdigest()
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
@@ -23,6 +22,7 @@ import transformers
 
 from luthier.kernels import attention, experts
 from luthier.models import architectures
+from luthier.system.files import write_file
 from luthier.system.paths import cache_dir, cache_written
 
 VOCABULARY = 128
@@ -129,9 +129,7 @@ def prove(config: Any, dtype: torch.dtype, device: torch.device | str = "cpu") -
         verdict = verdict if low.flat else low
     with cache_written(path):
         path.parent.mkdir(exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.tmp")
-        partial.write_text(json.dumps(asdict(verdict)))
-        partial.replace(path)
+        write_file(path, json.dumps(asdict(verdict)).encode())
     return verdict
 
 

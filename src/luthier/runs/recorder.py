@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 import math
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from luthier.runs.screen import Screen
 from luthier.runs.trackers import Trackers
+from luthier.system.files import write_file
 
 if TYPE_CHECKING:
     from luthier.config import RunConfig
@@ -161,7 +161,7 @@ def cut_back(folder: Path | str, step: int) -> None:
         lines = (raw for raw in before.split(b"\n") if _is_up_to(raw, step))
         after = b"".join(raw + b"\n" for raw in lines)
         if after != before:
-            _replace(path, after)
+            write_file(path, after)
 
 
 def _is_up_to(raw: bytes, step: int) -> bool:
@@ -175,21 +175,3 @@ def _parse(raw: bytes) -> dict[str, Any] | None:
     except ValueError:  # cut in the middle of a character, or of the JSON
         return None
     return found if isinstance(found, dict) else None
-
-
-def _replace(path: Path, content: bytes) -> None:
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(path.stat().st_mode & 0o777)
-        Path(temporary).replace(path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

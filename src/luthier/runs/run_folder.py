@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import json
 import platform
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -15,14 +14,14 @@ from typing import IO, TYPE_CHECKING, Any
 from luthier.config import RunConfig
 from luthier.config.documents import read_yaml
 from luthier.errors import EnvironmentProblem, UserError
-from luthier.system.files import MANIFEST, fsync, is_still, write_json
+from luthier.system.files import MANIFEST, as_json, is_leftover, is_still, settle, write_file, write_json
 from luthier.system.words import counted
 
 if TYPE_CHECKING:
     from luthier.data.dataset.prepare import Prepared
 
 CONFIG, LEDGER, REJECTED, LOCK = "config.yaml", "ledger.json", "rejected.jsonl", ".lock"
-BEFORE_THE_MANIFEST = {CONFIG, LEDGER, REJECTED, LOCK, f".{MANIFEST}.tmp"}
+BEFORE_THE_MANIFEST = {CONFIG, LEDGER, REJECTED, LOCK}
 """What may lie in the folder of a run that was killed before it began."""
 
 ASKED_ANEW = ("max_tokens_per_micro_batch", "activation_checkpointing")
@@ -100,7 +99,7 @@ def _lock(lock: IO[str], folder: Path) -> None:
 
 def _check_content(folder: Path, resume: bool) -> None:
     is_run = (folder / MANIFEST).is_file()
-    content = {path.name for path in folder.iterdir()}
+    content = {path.name for path in folder.iterdir() if not is_leftover(path.name)}
     if resume and not is_run:
         raise UserError("output_dir", f"{folder} holds no run to resume", "the folder of a run", "leave --resume out")
     if not resume and not content <= BEFORE_THE_MANIFEST:
@@ -238,8 +237,8 @@ def begin(
         for name in ("processes", *ASKED_ANEW):
             if before["decisions"][name] != now[name]:
                 say(f"{name} {now[name]} instead of {before['decisions'][name]}: the same mathematics, other bits")
-        for leftover in (*folder.glob(".tmp-*"), *folder.glob("checkpoints/.tmp-*")):
-            shutil.rmtree(leftover)
+        settle(folder)
+        settle(folder / "checkpoints")
     else:
         write_json(folder / LEDGER, data.ledger.as_dict())
         if data.rejected:
@@ -257,8 +256,4 @@ def set_state(folder: Path, state: str, enabled: bool = True) -> None:
 
 
 def _replace(path: Path, tree: Mapping[str, Any]) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    write_json(temporary, dict(tree))
-    fsync(temporary)
-    temporary.replace(path)
-    fsync(path.parent)
+    write_file(path, as_json(dict(tree)))

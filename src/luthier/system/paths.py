@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-from luthier.errors import EnvironmentProblem
+from luthier.system.files import not_written, whole_folder
+
+CACHE_WITH_ROOM = (
+    "a cache folder that may be written, with room",
+    "free space, or LUTHIER_CACHE=/path/with/space luthier ...",
+)
+"""(expected, fix) of an error"""
 
 
 def cache_dir() -> Path:
@@ -34,13 +39,13 @@ def cache_written(place: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        raise EnvironmentProblem(
-            str(place),
-            "the disk is full" if full else f"cannot be written: {error.strerror or error}",
-            "a cache folder that may be written, with room",
-            "free space, or LUTHIER_CACHE=/path/with/space luthier ...",
-        ) from error
+        raise not_written(place, error, *CACHE_WITH_ROOM) from error
+
+
+def cache_folder(target: Path) -> AbstractContextManager[Path]:
+    """A folder of the cache that is whole or absent, as `whole_folder`; one that another process made meanwhile is kept."""
+    expected, fix = CACHE_WITH_ROOM
+    return whole_folder(target, existing="keep", expected=expected, fix=fix)
 
 
 def decline_telemetry() -> None:

@@ -86,6 +86,7 @@ def test_a_report_is_made_where_nothing_can_be_kept_beside_the_data() -> None:
     found = looked().duplicates
     (kept,) = Path("cache/encoded").rglob("duplicates.json")
     kept.unlink()
-    kept.with_suffix(".tmp").mkdir()
+    kept.mkdir()
     assert looked().duplicates == found
-    assert not kept.exists()
+    assert kept.is_dir()
+    assert [path.name for path in kept.parent.glob(".*")] == []

@@ -27,6 +27,7 @@ from luthier.data.recognise import Part, plan
 from luthier.inspecting.data.report import DataReport
 from luthier.inspecting.data.shown_rows import Wanted
 from luthier.system import machine
+from luthier.system.files import sha256, write_file
 from luthier.system.paths import cache_dir
 
 PACKAGES = (*machine.PACKAGES, "jinja2", "numpy", "py3langid", "sentencepiece", "tiktoken")
@@ -104,11 +105,9 @@ class KeptReport:
             part.source.check_unchanged()
         for wanted, report in reversed(reports):  # the one that was asked for is the last, and is kept in any case
             path, body = self._path(wanted), json.dumps(_values(report)).encode()
-            partial = path.with_suffix(f".{os.getpid()}.tmp")
             with suppress(OSError):  # no room, or a cache that is not ours to write: it is made anew the next time
-                partial.parent.mkdir(exist_ok=True)
-                partial.write_bytes(hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
-                partial.replace(path)
+                path.parent.mkdir(exist_ok=True)
+                write_file(path, hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
                 cache.remove_unused(keep=path)
 
 
@@ -143,21 +142,16 @@ def _data_file(part: Part) -> list[object]:
 
 def _template_file(config: RunConfig) -> str | None:
     path = Path(config.data.chat_template)
-    return _hash(path) if path.is_file() else None
+    return sha256(path) if path.is_file() else None
 
 
 def _contents(folder: Path, files: list[Path]) -> list[str]:
     """The hash of each file by its name; weights decide nothing here."""
     return [
-        f"{path.relative_to(folder)} {_hash(path)}"
+        f"{path.relative_to(folder)} {sha256(path)}"
         for path in sorted(files)
         if path.suffix not in WEIGHTS and path.is_file()
     ]
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _versions() -> Iterator[str]:

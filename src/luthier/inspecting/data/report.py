@@ -18,6 +18,7 @@ from luthier.inspecting.data.duplicates import SAYS, Decode, decoder, find_dupli
 from luthier.inspecting.data.languages import language_mix
 from luthier.inspecting.data.shown_rows import ShownRow, Wanted, shown_rows, trained_shares
 from luthier.inspecting.data.token_view import histogram
+from luthier.system.files import write_file
 from luthier.types import Ints
 
 FORMAT = 1
@@ -230,10 +231,8 @@ def _found(prepared: Prepared, decode: Decode) -> dict[str, Any]:
         "duplicates": _named(prepared, decode),
         "languages": asdict(language_mix(prepared.train, decode)),
     }
-    partial = place.with_suffix(".tmp")
     with suppress(OSError):  # no room, or a cache that is not ours to write: it is made anew the next time
-        partial.write_text(json.dumps(found, ensure_ascii=False), encoding="utf-8", errors="backslashreplace")
-        partial.replace(place)
+        write_file(place, json.dumps(found, ensure_ascii=False).encode("utf-8", errors="backslashreplace"))
     return found
 
 

@@ -21,7 +21,7 @@ from torch import nn
 from luthier.data.dataset.samples import SampleSet
 from luthier.inference.scoring import score_rows
 from luthier.randomness import permutation
-from luthier.system.files import MANIFEST, write_json
+from luthier.system.files import MANIFEST, as_json, write_file
 from luthier.types import NO_TARGET, Ints, Sample
 
 SUSPECTS = "suspects.json"
@@ -187,6 +187,4 @@ def kept(run: Path, key: str) -> Examined | None:
 def keep(run: Path, key: str, found: Examined) -> None:
     """Writes the figures into the run's folder, whole or not at all."""
     values = {name: getattr(found, name).tolist() for name in ("rows", "tokens", "own", "other")}
-    partial = run / f".{SUSPECTS}.tmp"
-    write_json(partial, {"key": key, **values})
-    partial.replace(run / SUSPECTS)
+    write_file(run / SUSPECTS, as_json({"key": key, **values}))

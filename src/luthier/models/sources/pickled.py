@@ -18,7 +18,8 @@ from typing import Any
 from luthier.errors import EnvironmentProblem, UserError, excerpt
 from luthier.models.folder import check_config, check_tokenizer, read_json, refuse_stub, weight_files
 from luthier.models.shards import INDEX, SHARD_BYTES, SINGLE
-from luthier.models.sources._folders import Say
+from luthier.models.sources._say import Say
+from luthier.system.files import not_written
 from luthier.system.words import human_bytes
 
 BIN_INDEX = "pytorch_model.bin.index.json"
@@ -27,6 +28,7 @@ BIN_FILES = "pytorch_model*.bin"
 _OTHERS = (".json", ".model", ".txt", ".jinja", ".tiktoken")
 """Ends of the names of files that belong to a model beside its weights."""
 _CHILD = Path(__file__).with_name("pickled_child.py")
+WRITABLE = "a folder with space that may be written"
 _AGAIN = "download the model again, or another copy of it"
 
 
@@ -54,7 +56,7 @@ def convert_folder(source: Path, target: Path, name: str, trust_remote_code: boo
         target.mkdir(parents=True, exist_ok=True)
         made = Path(tempfile.mkdtemp(prefix=".converting.", dir=target))
     except OSError as error:
-        raise _cannot_write(target, error) from None
+        raise not_written(target, error, WRITABLE) from None
     try:
         if (free := shutil.disk_usage(made).free) < size:
             raise EnvironmentProblem(
@@ -68,7 +70,7 @@ def convert_folder(source: Path, target: Path, name: str, trust_remote_code: boo
             if target != source or file.suffix == ".safetensors" or file.name == INDEX:
                 os.replace(file, target / file.name)
     except OSError as error:
-        raise _cannot_write(target, error) from None
+        raise not_written(target, error, WRITABLE) from None
     finally:
         shutil.rmtree(made, ignore_errors=True)
 
@@ -160,9 +162,3 @@ def _check(folder: Path, name: str, trust_remote_code: bool) -> None:
             name, f"transformers cannot use it: {excerpt(str(error), 300)}", "a causal language model", _AGAIN
         ) from error
     refuse_misfits(report, name)
-
-
-def _cannot_write(folder: Path, error: OSError) -> EnvironmentProblem:
-    return EnvironmentProblem(
-        str(folder), f"cannot be written: {error.strerror or error}", "a folder with space that may be written"
-    )

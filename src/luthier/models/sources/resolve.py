@@ -17,7 +17,7 @@ from luthier.errors import EnvironmentProblem, UserError
 from luthier.models.folder import check_folder, pickles
 from luthier.models.source import ModelSource
 from luthier.models.sources import gguf, hub, package_index, pickled
-from luthier.models.sources._folders import Say, to_stderr
+from luthier.models.sources._say import Say, to_stderr
 
 PREFIXES = ("hf:", "ms:", "pypi:")
 _MODELSCOPE_FIX = "pip install 'luthier[modelscope]'"
