@@ -45,67 +45,65 @@ def command_names() -> list[str]:
     return sorted(path.stem.replace("_", " ").strip() for path in FOLDER.glob("*.py") if not path.stem.startswith("_"))
 
 
-def short_help(module_name: str) -> str:
-    """The first line of a file's docstring, read without importing the file."""
-    tree = ast.parse((FOLDER / f"{module_name}.py").read_text(encoding="utf-8"))
-    return (ast.get_docstring(tree) or "").partition("\n")[0]
+def short_help(name: str) -> str:
+    """Of a command the first line of its file's docstring, read without importing the file; of a group what is in it."""
+    file = FOLDER / f"{name.replace(' ', '_')}.py"
+    if file.is_file():
+        return (ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or "").partition("\n")[0]
+    inner = [full.removeprefix(f"{name} ") for full in command_names() if full.startswith(f"{name} ")]
+    return f"{', '.join(inner).capitalize()} of {name}."
+
+
+def _write_examples(command: Any, _: Any, formatter: Any) -> None:
+    formatter.write(f"\n{command.epilog}\n")
 
 
 class Command(TyperCommand):
     """A command whose help ends with examples, a line each."""
 
-    def format_epilog(self, ctx: Any, formatter: Any) -> None:
-        formatter.write(f"\n{self.epilog}\n")
+    format_epilog = _write_examples
 
 
 class Commands(TyperGroup):
-    """The commands whose names start with `prefix`; each is imported on demand."""
+    """The commands whose names start with `prefix`. Their files are read for a list of them, and imported when one is used."""
 
     prefix: str = ""
-
-    def format_epilog(self, ctx: Any, formatter: Any) -> None:
-        formatter.write(f"\n{self.epilog}\n")
+    format_epilog = _write_examples
 
     def list_commands(self, ctx: Any) -> list[str]:
-        starts = [name.removeprefix(self.prefix) for name in command_names() if name.startswith(self.prefix)]
-        return list(dict.fromkeys(name.partition(" ")[0] for name in starts))
+        names = [name.removeprefix(self.prefix) for name in command_names() if name.startswith(self.prefix)]
+        return list(dict.fromkeys(name.partition(" ")[0] for name in names))
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        if cmd_name not in self.list_commands(ctx):
-            return None
         full = self.prefix + cmd_name
         if full in command_names():
-            return OnDemand(full)
-        return _group(full + " ")
+            return load_command(full.replace(" ", "_"))
+        return _group(full + " ") if cmd_name in self.list_commands(ctx) else None
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, short_help(self.prefix + name)) for name in self.list_commands(ctx)])
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        self.commands = {name: self.get_command(ctx, name) for name in self.list_commands(ctx)}  # for "did you mean"
+        self.commands = dict.fromkeys(self.list_commands(ctx), self)  # whose names "did you mean" chooses from
         return super().resolve_command(ctx, args)
+
+    def get_help_option(self, ctx: Any) -> Any:
+        option = super().get_help_option(ctx)
+        if option is not None:
+            option.default = False  # typer imports pydantic to find that None is no bool: longer than all the rest
+        return option
 
 
 def _group(prefix: str) -> Commands:
     names = [name.removeprefix(prefix) for name in command_names() if name.startswith(prefix)]
     name = prefix.strip()
-    help_text, epilog = _help(f"{', '.join(names).capitalize()} of {name}.\n\nExample:\n  luthier {prefix}{names[0]}")
+    help_text, epilog = _help(f"{short_help(name)}\n\nExample:\n  luthier {prefix}{names[0]}")
     group = Commands(
         name=name.rpartition(" ")[2], help=help_text, epilog=epilog, rich_markup_mode=None, no_args_is_help=True
     )
     group.prefix = prefix
     return group
-
-
-class OnDemand(TyperCommand):
-    """A command that is known by its file's docstring until it is used."""
-
-    def __init__(self, full_name: str) -> None:
-        self.module_name = full_name.replace(" ", "_")
-        super().__init__(full_name.rpartition(" ")[2], help=short_help(self.module_name))
-
-    def get_short_help_str(self, limit: int = 0) -> str:
-        return self.help or ""  # whole: what is cut off is no help
-
-    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
-        return load_command(self.module_name).make_context(info_name, args, parent=parent, **extra)
 
 
 def load_command(module_name: str) -> Any:

@@ -10,7 +10,6 @@ from typing import Annotated
 import typer
 
 from luthier.cli._options import AsJson, ConfigAndOverrides, TrustRemoteCode
-from luthier.inspecting.data.look import EXAMINED_ROWS, look
 
 After = Annotated[
     Path | None,
@@ -57,7 +56,7 @@ def data(
     longest: Longest = False,
     samples: Samples = 3,
     after: After = None,
-    suspects: Suspects = EXAMINED_ROWS,
+    suspects: Suspects = 1_000,
     html: Page = None,
     as_json: AsJson = False,
     trust_remote_code: TrustRemoteCode = False,
@@ -80,6 +79,7 @@ def data(
     from luthier import config
     from luthier.cli._shared import print_json, split_config_and_overrides
     from luthier.errors import UserError
+    from luthier.inspecting.data.look import look
     from luthier.inspecting.data.shown_rows import Wanted
     from luthier.reporting.data.text import print_report
 

@@ -14,15 +14,13 @@ from luthier.inspecting.data.report import DataReport
 from luthier.inspecting.data.shown_rows import Wanted
 from luthier.models.sources.resolve import resolve
 
-EXAMINED_ROWS = 1_000
-
 
 def look(
     config: RunConfig,
     wanted: Wanted,
     *,
     after: Path | None = None,
-    examined_rows: int = EXAMINED_ROWS,
+    examined_rows: int = 1_000,
     every_view: bool = False,
     trust_remote_code: bool = False,
     environment: Mapping[str, str] | None = None,
