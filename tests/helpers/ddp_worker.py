@@ -1,4 +1,5 @@
-"""One of two processes: `torchrun ... -m tests.helpers.ddp_worker FOLDER MAX_TOKENS RESULT` trains as training/test_invariance.py does."""
+"""One of two processes: `torchrun ... -m tests.helpers.ddp_worker FOLDER MAX_TOKENS RESULT` trains
+as tests/training/test_invariance.py does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""One of two processes: `torchrun ... -m tests.helpers.router_worker FOLDER RESULT` trains as objectives/test_router_balance.py does."""
+"""One of two processes: `torchrun ... -m tests.helpers.router_worker FOLDER RESULT` trains
+as tests/objectives/test_router_balance.py does."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ ROWS = [{"prompt": f"Say {number}.", "completion": f"{number}!"} for number in r
 
 
 def adapted(model: Any, folder: Path = Path("none"), **settings: Any) -> Policy:
-    """A policy as build.py makes it; `folder` is the model's."""
+    """A policy as `training/build.py` makes it; `folder` is the model's."""
     lora, keys = component.load("tuning", "lora"), DropoutKeys(0)
     source = ModelSource(folder, "model", None, "folder")
     start = RunStart(keys, source=source, base={}, samples=SAMPLES, new={}, tell=lambda text: None)

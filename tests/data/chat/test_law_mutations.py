@@ -25,7 +25,7 @@ RENDERING_CHECKS = {
     laws.MARKS_CHANGE_NOTHING: ("if text != plain:", "if False:"),
     laws.TEMPLATE_ONLY_APPENDS: ("elif text.startswith(before) and text.startswith(after):", "elif True:"),
 }
-"""Where `renderer.py` checks a law, and the same line without the check."""
+"""Where `data/chat/renderer.py` checks a law, and the same line without the check."""
 
 
 def mutated(module: ModuleType, source: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:

@@ -1,7 +1,7 @@
 """Samples that are kept nowhere: encoded once to be counted and checked, and again whenever they are asked for.
 
 So the data may be larger than the disk has room for twice. Neighbours are read and encoded together; the order of the
-data (`order.py`) asks for them together.
+data (`data/steps/order.py`) asks for them together.
 """
 
 from __future__ import annotations

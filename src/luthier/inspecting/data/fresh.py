@@ -32,7 +32,7 @@ def new_report(
     trust_remote_code: bool,
     say: Callable[[str], None],
 ) -> list[tuple[Wanted, DataReport]]:
-    """As `data_look.look`, and the same with other rows, where they come cheap; `folder` is the model's."""
+    """As `look.look`, and the same with other rows, where they come cheap; `folder` is the model's."""
     tokenizer = load_tokenizer(folder, trust_remote_code)
     add_tokens(tokenizer, config.data.add_tokens)
     model_config = load_config(folder, trust_remote_code)

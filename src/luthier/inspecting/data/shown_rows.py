@@ -91,7 +91,7 @@ def shown_rows(
 
     Args:
         limit: tokens that a row may have, None for no bound.
-        duplicates: as `data_report` names them; conflicts are suspicious.
+        duplicates: as `report._named` names them; conflicts are suspicious.
         every_view: the first, the worst and the longest where nothing is asked for.
 
     Raises:
