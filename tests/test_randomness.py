@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from luthier.data.steps.layout import micro_batches
-from luthier.kernels.dropout import DropoutKeys, KeyedDropout
+from luthier.kernels.dropout import DropoutKeys, KeyedDropout, mixed, random_bits
 from luthier.randomness import key, permutation, uniform
 from tests.helpers.jobs import make_samples
 
@@ -32,6 +32,15 @@ def test_keys_are_the_same_on_every_machine() -> None:
     assert key(0, "order", 1) == 7636051531545546627
     assert 0 <= uniform(3, "x") < 1
     assert key("a", "bc") != key("ab", "c")
+
+
+def test_the_bits_of_draws_are_those_of_the_first_day() -> None:
+    """A run that was begun with an older luthier goes on with the same order, masks and rounding."""
+    assert permutation(12, 5, "order").tolist() == [3, 9, 10, 8, 4, 0, 7, 5, 6, 2, 11, 1]
+    drawn = random_bits(torch.Size([5]), torch.device("cpu"), 3, "lora")
+    assert drawn.tolist() == [-556986831, 1713519787, 2126904949, 284736104, -510503833]
+    features = mixed(torch.tensor([7, -9], dtype=torch.int32), 3, "layer")
+    assert features.tolist() == [[-2061727941, 1206815116, 826952499], [-336300952, -716461030, -1623007979]]
 
 
 def mask(p: float, name: str = "layer", seed: int = 0, step: int = 0, features: int = 256) -> torch.Tensor:

@@ -15,8 +15,24 @@ import pytest
 from luthier.cli import main
 from luthier.data import files
 from luthier.data.readers import _bytes
-from tests.data.bad_files import CATEGORIES, LONG, Case
+from tests.data import bad_files
+from tests.data.bad_files import LONG, Case
+from tests.data.bad_packed_files import COMPRESSED
 from tests.helpers.tiny_models import tiny_llama
+
+CATEGORIES: dict[str, dict[str, Case]] = {
+    "encodings": bad_files.ENCODINGS,
+    "line and format": bad_files.FORMAT,
+    "JSON values": bad_files.VALUES,
+    "types": bad_files.TYPES,
+    "emptiness": bad_files.EMPTINESS,
+    "roles": bad_files.ROLES,
+    "schema": bad_files.SCHEMA,
+    "length": bad_files.LENGTH,
+    "duplicates and leaks": bad_files.DUPLICATES,
+    "compressed and columnar": COMPRESSED,
+    "paths": bad_files.PATHS,
+}
 
 COUNTS = {
     "encodings": 10,

@@ -54,21 +54,20 @@ def short_help(name: str) -> str:
     return f"{', '.join(inner).capitalize()} of {name}."
 
 
-def _write_examples(command: Any, _: Any, formatter: Any) -> None:
-    formatter.write(f"\n{command.epilog}\n")
-
-
 class Command(TyperCommand):
     """A command whose help ends with examples, a line each."""
 
-    format_epilog = _write_examples
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        formatter.write(f"\n{self.epilog}\n")
 
 
 class Commands(TyperGroup):
     """The commands whose names start with `prefix`. Their files are read for a list of them, and imported when one is used."""
 
     prefix: str = ""
-    format_epilog = _write_examples
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        formatter.write(f"\n{self.epilog}\n")
 
     def list_commands(self, ctx: Any) -> list[str]:
         names = [name.removeprefix(self.prefix) for name in command_names() if name.startswith(self.prefix)]

@@ -1,4 +1,9 @@
-"""A model's weights written as safetensors while they come, so that one file of them is in memory and no more."""
+"""A model's weights written as safetensors while they come, so that one file of them is in memory and no more.
+
+The hub's client (`split_torch_state_dict_into_shards`) plans files from a dictionary of all tensors, which must be there first.
+Here they come one after the other, and how many files there will be is known at the end: the names are given then. Names
+and index are those that it writes.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,10 @@
 
 A checkpoint is a folder that is whole or absent (`system/files.py`). Loading verifies; a damaged checkpoint is named and the next older
 one is used; none left is an error, never a silent fresh start.
+
+`pack` and `unpack` are here because what torch has (`torch.save`, also with `weights_only`, and the metadata of
+`torch.distributed.checkpoint`) is pickled, and because equal states must be equal files: a test holds a resumed run's against an
+unbroken one's, byte for byte.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tests.helpers.properties import examples
 
 from luthier import config
-from luthier.reporting.run.curves import HEIGHT, MAX_DRAWN, WIDTH, Series, short_number, smoothed, svg_curve, ticks
+from luthier.reporting.curves import HEIGHT, MAX_DRAWN, WIDTH, Series, short_number, smoothed, svg_curve, ticks
 from luthier.reporting.run.page import write_report
 from luthier.reporting.run.summary import end_summary
 from luthier.runs.recorder import Recorder

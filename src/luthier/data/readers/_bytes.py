@@ -1,5 +1,9 @@
 """Files as streams of bytes and lines: unpacked on the way, in UTF-8, with a bound on a record and on what a packed file may
 grow to.
+
+The unpacking is the libraries' own. `xopen` and `fsspec` choose one of these by the name of a file as well, but bound nothing: a
+bomb of some kilobytes fills memory or disk, and damage is an error that names no file. Nor does either go on from a mark in
+the middle of a file.
 """
 
 from __future__ import annotations

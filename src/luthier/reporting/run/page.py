@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.config.components import DEFAULT_KINDS
-from luthier.reporting.run.curves import short_number
+from luthier.reporting.curves import short_number
 from luthier.reporting.run.loss_curves import all_curves
 from luthier.reporting.style import STYLE
 from luthier.runs.figures import Line, RunFigures, at, read_figures

@@ -1,5 +1,8 @@
 """Curves as SVG, without scripts: for the report and for notebooks.
 
+matplotlib draws with one set of colours and says nothing on hover, and is no small thing to install; Vega puts a library of
+scripts on every page. A page of a run opens anywhere, offline, light and dark, without scripts, and is small.
+
 Colours are CSS variables with a value of their own, so that a page may set them (light, dark) and a notebook need not.
 """
 

@@ -1,0 +1,115 @@
+"""A GGUF file as a source of models: converted once, the same model, and refused where it is not whole or not understood."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from peft import AutoPeftModelForCausalLM
+
+import luthier
+from luthier.errors import EnvironmentProblem, UserError
+from luthier.inference import verified_export
+from luthier.models.folder import summarise
+from luthier.models.load import load_model, load_tokenizer
+from luthier.models.sources.resolve import resolve
+from luthier.system.words import human_bytes
+from tests.helpers.gguf_files import to_gguf
+from tests.helpers.tiny_models import CHATML, tiny_tokenizer, twin
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("LUTHIER_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_a_gguf_file_becomes_a_folder_once_and_is_the_same_model(tmp_path: Path, cache: Path) -> None:
+    file = to_gguf(tmp_path / "tiny.gguf")
+    said: list[str] = []
+    source = resolve(str(file), say=said.append)
+    assert source.kind == "gguf"
+    assert source.folder.parent == cache / "gguf"
+    assert len(said) == 1
+    assert resolve(str(file), say=said.append) == source
+    assert len(said) == 1
+    expected = twin("llama", tie_word_embeddings=True)
+    model = load_model(source, dtype=torch.float32, device="cpu")
+    assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
+    ids = torch.arange(40)[None]
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, expected(ids).logits)
+    tokenizer = load_tokenizer(source.folder)
+    assert tokenizer.chat_template == CHATML
+    assert tokenizer.encode("The capital") == tiny_tokenizer().encode("The capital")
+    assert tokenizer.tokenize("a  12") == ["a", *tokenizer.tokenize("  "), "1", "2"]  # digits apart, as its name says
+    assert list((cache / "gguf").iterdir()) == [source.folder]
+
+
+def test_an_adapter_on_a_gguf_file_loads_in_plain_peft(tmp_path: Path, cache: Path) -> None:
+    """peft knows nothing of GGUF files: its own file names the converted folder, ours the file."""
+    file = to_gguf(tmp_path / "tiny.gguf")
+    rows = [{"instruction": "Hi", "output": "Hello."}] * 4
+    run = luthier.train(str(file), rows, max_steps=1, dtype="float32", output_dir=tmp_path / "run")
+    adapter = run.folder / "adapter"
+    plain = AutoPeftModelForCausalLM.from_pretrained(adapter)
+    ids = torch.arange(40)[None]
+    with torch.no_grad():
+        assert torch.equal(plain(ids).logits, run.opened.model(ids).logits)
+    assert json.loads((adapter / "luthier.json").read_text())["base"]["name"] == str(file)
+    assert (adapter / "adapter_model.safetensors").stat().st_mode == (adapter / "luthier.json").stat().st_mode
+
+
+def test_a_run_on_a_gguf_file_is_merged_at_the_size_of_its_weights(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the converted folder's, whatever the file holds; where the file has another name now, the error says so."""
+    file = to_gguf(tmp_path / "tiny.gguf")
+    rows = [{"instruction": "Hi", "output": "Hello."}] * 4
+    run = luthier.train(str(file), rows, max_steps=1, dtype="float32", output_dir=tmp_path / "run").folder
+    weights = summarise(resolve(str(file)).folder, "tiny").parameters
+    for dtype, width in (("auto", 4), ("bfloat16", 2)):
+        with monkeypatch.context() as patch:
+            patch.setattr(verified_export.shutil, "disk_usage", lambda _path: shutil._ntuple_diskusage(10**6, 0, 1000))
+            with pytest.raises(EnvironmentProblem, match=r"1\.0 kB are free") as caught:
+                verified_export.export(str(run), "merged", tmp_path / "out", settings={"dtype": dtype})
+        assert caught.value.expected == human_bytes(width * weights)
+    said: list[str] = []
+    verified_export.export(str(run), "merged", tmp_path / "out", unproven=True, say=said.append)
+    assert not [line for line in said if "in memory" in line]
+    assert summarise(tmp_path / "out", "out").bytes == 4 * weights
+    file.rename(tmp_path / "other.gguf")
+    with pytest.raises(UserError, match="there is no such file") as missing:
+        verified_export.export(str(run), "merged", tmp_path / "again")
+    assert str(file) in str(missing.value)
+    ours = run / "adapter" / "luthier.json"
+    assert f"new place as base.name into {ours}" in missing.value.fix
+    tree = json.loads(ours.read_text())
+    tree["base"]["name"] = str(tmp_path / "other.gguf")
+    ours.write_text(json.dumps(tree))
+    verified_export.export(str(run), "merged", tmp_path / "again", unproven=True, say=said.append)
+    again, before = (tmp_path / name / "model.safetensors" for name in ("again", "out"))
+    assert again.read_bytes() == before.read_bytes()
+
+
+@pytest.mark.parametrize("pre", ["somebody-elses", None])
+def test_a_tokenizer_that_splits_in_an_unknown_way_is_refused(tmp_path: Path, cache: Path, pre: str | None) -> None:
+    with pytest.raises(UserError, match=r"tokenizer\.ggml\.pre"):
+        resolve(str(to_gguf(tmp_path / "tiny.gguf", pre)))
+    assert list((cache / "gguf").iterdir()) == []
+
+
+def test_a_gguf_file_that_lacks_a_weight(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="lacks 1 weights"):
+        resolve(str(to_gguf(tmp_path / "tiny.gguf", drop="blk.1.ffn_up.weight")))
+
+
+@pytest.mark.parametrize("size", [0, 3, 40, 5_000, 200_000])
+def test_a_gguf_file_that_is_cut_off(tmp_path: Path, size: int) -> None:
+    file = to_gguf(tmp_path / "tiny.gguf")
+    file.write_bytes(file.read_bytes()[:size])
+    with pytest.raises(UserError, match=r"whole \.gguf file"):
+        resolve(str(file))
