@@ -22,7 +22,7 @@ from luthier.inspecting.data.look import look
 from luthier.inspecting.data.shown_rows import Wanted
 from luthier.runs.recorder import METRICS, ROW_LOSSES, read_lines
 from luthier.training import run
-from luthier.training.loop import non_finite
+from luthier.training.step import non_finite
 from tests.helpers import tokenizers
 from tests.helpers.killing import Worker, differences
 from tests.helpers.split_rows import REWRITES, write_conversations
