@@ -62,7 +62,8 @@ def job_of(
 ) -> Job:
     """Its routers say more than those of fresh weights do."""
     keys = ("global_batch_size=8", "max_steps=30", "max_grad_norm=null", "lr_scheduler_type=constant", *more)
-    given = make_config(folder, "lora_dropout=0.1", "learning_rate=1e-2", "warmup_steps=0", *keys)
+    dropout = () if "tuning=full" in keys else ("lora_dropout=0.1",)
+    given = make_config(folder, *dropout, "learning_rate=1e-2", "warmup_steps=0", *keys)
     policy = make_policy(given, family, layout=layout)
     with torch.no_grad():
         for router, _ in routers_of(policy.core):
