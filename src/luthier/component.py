@@ -89,7 +89,7 @@ def _class_of(module: Any, name: str, kind: str) -> type[Any]:
 
 
 def nearest(word: str, known: list[str], most: int = 5) -> list[str]:
-    """The known words that are most like a word, the likest first: spelt nearly so, or with the word in them."""
+    """The known words that are nearest to a word, the nearest first: spelt nearly so, or with the word in them."""
     near = difflib.get_close_matches(word, known, n=most, cutoff=0.6)
     inside = sorted((name for name in known if word.lower() in name.lower()), key=len)
     return list(dict.fromkeys([*near, *inside]))[:most]

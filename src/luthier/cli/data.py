@@ -31,7 +31,7 @@ Page = Annotated[
     Path | None,
     typer.Option("--html", metavar="FILE", help="Write the report as one page that needs nothing else."),
 ]
-OneRow = Annotated[
+RowName = Annotated[
     str | None,
     typer.Option(
         "--row",
@@ -44,17 +44,17 @@ Worst = Annotated[
     typer.Option("--worst", help="Show the most suspicious rows: cut, contradicted, near the limit, hardly trained."),
 ]
 Longest = Annotated[bool, typer.Option("--longest", help="Show the longest rows.")]
-Samples = Annotated[
+Count = Annotated[
     int, typer.Option("--samples", min=0, help="How many rows are shown: of the first, the worst or the longest.")
 ]
 
 
 def data(
     arguments: ConfigAndOverrides = None,
-    row: OneRow = None,
+    row: RowName = None,
     worst: Worst = False,
     longest: Longest = False,
-    samples: Samples = 3,
+    samples: Count = 3,
     after: After = None,
     suspects: Suspects = 1_000,
     html: Page = None,

@@ -50,8 +50,8 @@ class Chat:
         Raises:
             UserError: the model's context has no room for an answer; the conversation is as before.
         """
-        asked = [*self.messages, Message("user", text)]
-        prompt = self.opened.renderer.prompt_ids(asked)
+        conversation = [*self.messages, Message("user", text)]
+        prompt = self.opened.renderer.prompt_ids(conversation)
         context = self.opened.context_tokens
         room = (
             self.settings.max_new_tokens
@@ -66,7 +66,7 @@ class Chat:
                 "/reset starts anew",
             )
         # the number of the turn is part of the key, so that the same question twice may get two answers
-        seed = self.settings.seed + len(asked)
+        seed = self.settings.seed + len(conversation)
         (answer,) = generate(
             self.opened.model,
             self.opened.tokenizer,
@@ -78,7 +78,7 @@ class Chat:
             seed=seed,
             on_text=on_text,
         )
-        self.messages = [*asked, Message("assistant", answer.text)]
+        self.messages = [*conversation, Message("assistant", answer.text)]
         self.used_tokens = len(prompt) + len(answer.ids)
         return answer
 

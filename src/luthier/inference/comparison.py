@@ -21,7 +21,7 @@ from luthier.errors import UserError
 from luthier.inference.generation import Generation, generate
 from luthier.inference.intervals import FEWEST_PAIRS, bootstrap_ratio, paired_bootstrap, wilson
 from luthier.inference.opened import open_model
-from luthier.inference.questions import Question, asked, matches, read_questions
+from luthier.inference.questions import Question, matches, question_of, read_questions
 from luthier.inference.scoring import RowScores, score_rows
 from luthier.policy.policy import Policy
 
@@ -165,7 +165,7 @@ def compare_target(
         data_file(path)  # what is wrong with its map is told before the model is loaded
     opened = open_model(target, trust_remote_code=trust_remote_code)
     policy = opened.policy(with_reference=True)
-    questions = [asked(opened, text, system) for text in prompts]
+    questions = [question_of(opened, text, system) for text in prompts]
     if path is not None:
         questions += read_questions(opened, path, system=system, drop_bad_rows=drop_bad_rows, limit=limit)
     return compare(

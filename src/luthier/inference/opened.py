@@ -170,18 +170,9 @@ def open_model(
     tokenizer = load_tokenizer(result if (result / TOKENIZER).is_file() else source.folder, trust_remote_code)
     template = Template.choose(tokenizer) if tokenizer.chat_template else None
     renderer = ChatRenderer(tokenizer, template, _stop_ids(model))
+    system = trained_system(result)
     return Opened(
-        target,
-        model.eval(),
-        tokenizer,
-        renderer,
-        template,
-        source,
-        config,
-        chosen,
-        trained_system(result),
-        trust_remote_code,
-        held,
+        target, model.eval(), tokenizer, renderer, template, source, config, chosen, system, trust_remote_code, held
     )
 
 

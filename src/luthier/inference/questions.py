@@ -70,7 +70,7 @@ def matches(answer: Generation, question: Question) -> bool:
     return answer.stopped and question.reference is not None and answer.text.strip() == question.reference.strip()
 
 
-def asked(opened: Opened, prompt: str, system: str | None = None, row: str | None = None) -> Question:
+def question_of(opened: Opened, prompt: str, system: str | None = None, row: str | None = None) -> Question:
     """A plain request as a question without a reference. Raises UserError where the model has no chat template."""
     return _of_prompt(opened, Prompt((Message("user", prompt),), row or ""), system)
 
@@ -101,7 +101,7 @@ def read_questions(
     file = configuration.data_file(path)
     if file.path.endswith(".txt") and file.format == "auto":
         questions = [
-            asked(opened, line.strip(), system, f"{file.path}:{number}")
+            question_of(opened, line.strip(), system, f"{file.path}:{number}")
             for number, line in enumerate(_lines(file.path), start=1)
             if line.strip()
         ]

@@ -120,14 +120,14 @@ def compare(folder: Path, renderer: ChatRenderer) -> Compared:
     if renderer.template is None:
         return Compared(engine, 0, not_compared="there is no chat template")
     plain, odd = conversations(renderer)
-    asked = [*plain, *(messages for some in odd.values() for messages in some)]
+    every = [*plain, *(messages for some in odd.values() for messages in some)]
     with tempfile.TemporaryDirectory() as temporary:
         file = Path(temporary) / "tokenizer.gguf"
         try:
             write_tokenizer(_tokenizer(folder), file)
         except NotExpressible as error:
             return Compared(engine, 0, not_compared=f"the tokenizer cannot be written as GGUF: {error}")
-        answers = iter(ask(file, asked))
+        answers = iter(ask(file, every))
     for number, messages in enumerate(plain, start=1):
         ours, theirs = renderer.prompt_ids(messages), next(answers)
         if ours != theirs:
@@ -138,10 +138,10 @@ def compare(folder: Path, renderer: ChatRenderer) -> Compared:
     return Compared(engine, len(plain), read_otherwise=others)
 
 
-def ask(file: Path, asked: Sequence[Messages]) -> list[Ids | str]:
+def ask(file: Path, conversations: Sequence[Messages]) -> list[Ids | str]:
     """The ids that llama.cpp's server makes of each conversation's prompt, or its error. Raises EnvironmentProblem."""
     questions, answers = file.with_suffix(".questions.json"), file.with_suffix(".answers.json")
-    chats = [[{"role": message.role, "content": message.content} for message in messages] for messages in asked]
+    chats = [[{"role": message.role, "content": message.content} for message in messages] for messages in conversations]
     questions.write_text(json.dumps(chats), encoding="utf-8")
     command = [sys.executable, "-P", str(CHILD), str(file), str(questions), str(answers)]
     try:
@@ -205,16 +205,16 @@ def _differs(
 ) -> UserError:
     """The first difference, in tokens."""
     fix = "--unproven writes the folder all the same; luthier chat serves it as it was trained"
-    asked = excerpt(messages[-1].content, 60)
+    prompt = excerpt(messages[-1].content, 60)
     if isinstance(theirs, str):
-        return UserError(f"{name} ({asked})", f"{engine} cannot render it: {theirs}", "the prompt as trained", fix)
+        return UserError(f"{name} ({prompt})", f"{engine} cannot render it: {theirs}", "the prompt as trained", fix)
     at = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
 
     def shown(ids: Ids) -> str:
         return " ".join(f"{index}{renderer.tokenizer.decode([index])!r}" for index in ids[at : at + 4]) or "the end"
 
     return UserError(
-        f"{name} ({asked})",
+        f"{name} ({prompt})",
         f"{engine} makes other ids of it, from token {at} on: {shown(theirs)}",
         f"as trained: {shown(ours)}",
         fix,

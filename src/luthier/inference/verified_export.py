@@ -168,10 +168,10 @@ def export(
     original = _logits(parts.model, inputs)
     choice = drift(held, original) if held is not None else None
     tuning = _effect_of_tuning(parts, original, inputs)
-    asked = None if unproven or exporter.needs_adapter else opened.renderer
-    found, prompts = _write_and_compare(exporter, parts, folder, original, inputs, tuning, asked, say)
+    renderer = None if unproven or exporter.needs_adapter else opened.renderer
+    written, prompts = _write_and_compare(exporter, parts, folder, original, inputs, tuning, renderer, say)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    return Exported(folder, to, exporter.dtype(parts), size, found, tuning, prompts, opened.system, choice)
+    return Exported(folder, to, exporter.dtype(parts), size, written, tuning, prompts, opened.system, choice)
 
 
 def _open(target: str, base: Base, trust_remote_code: bool) -> Opened:
@@ -194,13 +194,13 @@ def _write_and_compare(
     original: Sequence[torch.Tensor],
     inputs: list[list[int]],
     tuning: Drift | None,
-    asked: ChatRenderer | None,
+    renderer: ChatRenderer | None,
     say: Callable[[str], None],
 ) -> tuple[Drift, served.Compared | None]:
     """Writes aside, reads back, compares, and only then gives the folder its name.
 
     Args:
-        asked: what another engine's prompts are compared with, if they are.
+        renderer: what another engine's prompts are compared with, if they are.
     """
     with whole_folder(folder.absolute(), existing="refuse", fix="free space, or another --output") as temporary:
         say(f"writing {folder}")
@@ -210,13 +210,13 @@ def _write_and_compare(
             parts.model = None
             give_back_memory()
             say("reading it back")
-            found = drift(original, _logits(exporter.reload(parts, temporary), inputs))
-        _refuse_lost(found, tuning, exporter.dtype(parts))
+            written = drift(original, _logits(exporter.reload(parts, temporary), inputs))
+        _refuse_lost(written, tuning, exporter.dtype(parts))
         prompts = None
-        if asked is not None:
+        if renderer is not None:
             say("comparing prompts with another engine")
-            prompts = served.compare(temporary, asked)
-    return found, prompts
+            prompts = served.compare(temporary, renderer)
+    return written, prompts
 
 
 def _config(kind: Any, to: str, settings: dict[str, Any]) -> ComponentConfig:
@@ -364,16 +364,16 @@ def drift(original: Sequence[torch.Tensor], written: Sequence[torch.Tensor]) -> 
     )
 
 
-def _refuse_lost(found: Drift, tuning: Drift | None, dtype: str) -> None:
-    if dtype == "float32" and not found.max_logit_difference <= EXACT * max(found.largest_logit, 1.0):
+def _refuse_lost(written: Drift, tuning: Drift | None, dtype: str) -> None:
+    if dtype == "float32" and not written.max_logit_difference <= EXACT * max(written.largest_logit, 1.0):
         raise RuntimeError(
-            f"the written model is not the one it came from: logits differ by {found.max_logit_difference:.2e}"
+            f"the written model is not the one it came from: logits differ by {written.max_logit_difference:.2e}"
         )
     effect = tuning.mean_kl_nats if tuning is not None else float("inf")
-    if not found.mean_kl_nats <= max(NEGLIGIBLE_NATS, LOST_SHARE * effect):
+    if not written.mean_kl_nats <= max(NEGLIGIBLE_NATS, LOST_SHARE * effect):
         raise UserError(
             "export",
-            f"rounding to {dtype} changes the model by {found.mean_kl_nats:.1e} nats a token, tuning by {effect:.1e}: "
+            f"rounding to {dtype} changes the model by {written.mean_kl_nats:.1e} nats a token, tuning by {effect:.1e}: "
             "what was learned would be lost",
             "a dtype that holds it",
             "--dtype float32, or --to adapter",

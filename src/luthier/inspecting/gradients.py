@@ -247,10 +247,10 @@ def as_text(found: Gradients, everything: bool = False) -> str:
             groups.setdefault((alike, module.state), []).append(module)
     rows: list[Sequence[str]] = [HEADINGS]
     for (name, state), members in groups.items():
-        said = "no" if state == "frozen" else "yes"
+        trained = "no" if state == "frozen" else "yes"
         norms = (_range([getattr(module, key) for module in members], "none") for key in ("before", "after"))
         updates = _range([module.update for module in members], "from zero" if state != "frozen" else "")
-        rows.append((name, str(len(members)), said, *norms, updates, "" if state in ("learns", "frozen") else state))
+        rows.append((name, str(len(members)), trained, *norms, updates, "" if state in ("learns", "frozen") else state))
     frozen = len(found.of("frozen"))
     notes = [] if everything or not frozen else [f"{frozen} modules with weights are frozen and need no gradient."]
     head = f"{found.trained}\n{counted(len(found.rows), 'row')}, learning rate {found.learning_rate:g} (the peak)\n"

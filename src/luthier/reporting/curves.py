@@ -208,11 +208,11 @@ def _hovers(series: Sequence[Series], frame: _Frame, x_label: str, format_y: Cal
             for one, known in zip(series, xs, strict=True)
             if (found := _at(one.points, known, place)) is not None
         ]
-        said = f"{x_label} {place:g}: {', '.join(values)}"
+        tooltip = f"{x_label} {place:g}: {', '.join(values)}"
         out.append(
             f'<rect class="hit" x="{left:.1f}" y="{TOP}" width="{max(right - left, 0.5):.1f}" '
             f'height="{HEIGHT - TOP - BOTTOM}" '
-            f'fill="{INK}" fill-opacity="0"><title>{escape(said)}</title></rect>'
+            f'fill="{INK}" fill-opacity="0"><title>{escape(tooltip)}</title></rect>'
         )
     return "".join(out)
 

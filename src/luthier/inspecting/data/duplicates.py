@@ -86,11 +86,11 @@ def keys_of(samples: Samples, decode: Decode) -> RowKeys:
             answer_starts(np.asarray(targets[edges[0] : edges[-1]]), edges),
         )
         places = edges - edges[0]
-        asked = [part[a:b].tolist() for a, b in zip(places[:-1], places[:-1] + starts, strict=True)]
-        said = [part[a:b].tolist() for a, b in zip(places[:-1] + starts, places[1:], strict=True)]
-        texts = [normalised(one) for one in decode([*asked, *said])]
-        before, answers = texts[: len(asked)], texts[len(asked) :]
-        end = first + len(asked)
+        prompt_ids = [part[a:b].tolist() for a, b in zip(places[:-1], places[:-1] + starts, strict=True)]
+        answer_ids = [part[a:b].tolist() for a, b in zip(places[:-1] + starts, places[1:], strict=True)]
+        texts = [normalised(one) for one in decode([*prompt_ids, *answer_ids])]
+        before, answers = texts[: len(prompt_ids)], texts[len(prompt_ids) :]
+        end = first + len(prompt_ids)
         text[first:end] = [text_key(f"{one} {answer}") for one, answer in zip(before, answers, strict=True)]
         prompt[first:end] = [text_key(one) if one.strip() else 0 for one in before]
     return RowKeys(

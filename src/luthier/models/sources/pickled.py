@@ -100,7 +100,7 @@ def _files(folder: Path, name: str) -> list[Path]:
 def _run(source: Path, made: Path, files: list[Path], name: str, say: Say) -> None:
     """The other process, whose lines are passed on."""
     command = [sys.executable, "-P", str(_CHILD), str(source), str(made), str(SHARD_BYTES)]
-    said: dict[str, Any] = {}
+    message: dict[str, Any] = {}
     with (
         tempfile.TemporaryFile() as errors,
         subprocess.Popen(
@@ -109,20 +109,23 @@ def _run(source: Path, made: Path, files: list[Path], name: str, say: Say) -> No
     ):
         assert child.stdout is not None
         for line in child.stdout:
-            said = json.loads(line)
-            if "done" in said:
-                say(f"{name}: {said['done'] + 1} of {said['of']}: {said['file']}")
+            message = json.loads(line)
+            if "done" in message:
+                say(f"{name}: {message['done'] + 1} of {message['of']}: {message['file']}")
         status = child.wait()
         errors.seek(0)
         last = errors.read().decode(errors="replace").strip().splitlines()[-1:]
-    if "refused" in said:
+    if "refused" in message:
         raise UserError(
-            str(source / said["file"]), excerpt(said["refused"], 300).strip("'\""), "named tensors, and finite", _AGAIN
+            str(source / message["file"]),
+            excerpt(message["refused"], 300).strip("'\""),
+            "named tensors, and finite",
+            _AGAIN,
         )
-    if status != 0 or "tensors" not in said:
+    if status != 0 or "tensors" not in message:
         raise EnvironmentProblem(
             name,
-            f"the process that reads {said.get('file', files[0].name)} ended with status {status}: "
+            f"the process that reads {message.get('file', files[0].name)} ended with status {status}: "
             f"{excerpt(' '.join(last), 200)}",
             "memory for one file of weights",
             "a machine with more memory",

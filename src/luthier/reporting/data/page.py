@@ -173,8 +173,8 @@ def _tokens(tokens: Sequence[Token]) -> str:
 def _token(token: Token) -> str:
     instead = ""
     if token.instead is not None:
-        said = f"learned here: id {token.instead.id}; the text goes on with what follows"
-        instead = f'<i class="trained" title="{said}">{INSTEAD}{_visible(token.instead.text)}</i>'
+        tooltip = f"learned here: id {token.instead.id}; the text goes on with what follows"
+        instead = f'<i class="trained" title="{tooltip}">{INSTEAD}{_visible(token.instead.text)}</i>'
     return instead + (f'<i class="{token.look}" title="{token.id}">{_visible(token.text)}</i>' if token.text else "")
 
 

@@ -50,12 +50,12 @@ def histogram(
         start, end = x(bar["from"]), x(bar["to"] + 1)
         tall = bar["rows"] / most * (bottom - TOP)
         sizes = f"{bar['from']:,} {unit} and more" if bar.get("open") else f"{bar['from']:,} to {bar['to']:,} {unit}"
-        said = f"{sizes}: {bar['rows']:,} {of}"
+        tooltip = f"{sizes}: {bar['rows']:,} {of}"
         out.append(
             f'<g><rect x="{start + 0.5:.1f}" width="{max(end - start - 1, 0.5):.1f}" y="{bottom - tall:.1f}" '
             f'height="{tall:.1f}" rx="1.5" fill="{COLOURS[colour]}" fill-opacity="0.85"/>'
             f'<rect class="hit" x="{start:.1f}" width="{end - start:.1f}" y="{TOP}" height="{bottom - TOP}" '
-            f'fill="{INK}" fill-opacity="0"/><title>{escape(said)}</title></g>'
+            f'fill="{INK}" fill-opacity="0"/><title>{escape(tooltip)}</title></g>'
         )
     for value in filter(_whole, ticks(low, high - 1, 5)):
         out.append(
@@ -155,8 +155,8 @@ def spark(values: Sequence[float | None], low: float, high: float) -> str:
     points = [(4 + index * step, 21 - 18 * (min(max(value, low), high) - low) / span) for index, value in known]
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
     dots = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.2" fill="{COLOURS[1]}"/>' for x, y in points)
-    said = " → ".join(f"{value:.2f}" for _, value in known)
+    course = " → ".join(f"{value:.2f}" for _, value in known)
     return (
-        f'<svg class="spark" viewBox="0 0 72 24" role="img" aria-label="loss {said}"><polyline points="{path}" fill="none" '
+        f'<svg class="spark" viewBox="0 0 72 24" role="img" aria-label="loss {course}"><polyline points="{path}" fill="none" '
         f'stroke="{COLOURS[1]}" stroke-width="1.6"/>{dots}</svg>'
     )
