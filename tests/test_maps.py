@@ -30,17 +30,15 @@ PAIR = re.compile(
 DOTTED = re.compile(r"`(luthier(?:\.\w+)+)`|(?<![\w.])(luthier(?:\.\w+){2,})(?![\w(]|\.\w)")
 FILE = re.compile(r"(?<![\w/.{*@-])((?:[\w.-]+/)*[\w-]+\.(?:py|md|jinja))(?![\w*])")
 MARKED = re.compile(r"`([A-Za-z_][\w.]*)(?:\(\))?`")
-OF_LIBRARIES = set(
-    [
-        "batch_decode",
-        "core_model_loading",
-        "convert_and_load_state_dict_in_model",
-        "ijson",
-        "xopen",
-        "fsspec",
-        "split_torch_state_dict_into_shards",
-    ]
-)
+OF_LIBRARIES = {
+    "batch_decode",
+    "core_model_loading",
+    "convert_and_load_state_dict_in_model",
+    "fsspec",
+    "ijson",
+    "split_torch_state_dict_into_shards",
+    "xopen",
+}
 SUPERLATIVE = re.compile(
     r"[^.:;]*\b(?:the|this\s+is\s+the)\s+(?:one|only|single)\s+(?:place|file|module|table|dynamic\s+import)\b[^.:;]*"
 )
