@@ -5,8 +5,9 @@ one stretch. The chance that a pair of similarity s becomes a candidate is 1 - (
 (Broder 1997; Leskovec, Rajaraman and Ullman, Mining of Massive Datasets, chapter 3).
 
 Libraries do the first half. Beside them (benchmarks/near_duplicates.py) this takes a tenth of datasketch's time and less than
-rensa's, finds the same, and what it gives is checked: of their pairs three in four are not similar where rows share sentences. With rensa's hashes in the place of ours it would
-take two thirds of the time: two seconds of 100,000 rows, for which luthier needs no further package.
+rensa's, finds the same, and what it gives is checked: of their pairs three in four are not similar where rows share
+sentences. With rensa's hashes in the place of ours it would take two thirds of the time: two seconds less for 100,000
+rows, for which luthier needs no further package.
 """
 
 from __future__ import annotations
