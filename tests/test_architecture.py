@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 import ast
-import json
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-from docs import make_pages
-
 from luthier.component import listing
-from luthier.config.error_guide import ERRORS
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "luthier"
@@ -175,7 +168,7 @@ def test_no_component_imports_another_of_its_family() -> None:
 
 
 def test_what_lies_in_an_underscore_is_its_own_folders() -> None:
-    """`_shared.py` is for the files beside it (and below them); what others use has a public place."""
+    """Such a file is for those beside it (and below them); what others use has a public place."""
     wrong = [
         f"{name_of(path)}:{line} imports {target}"
         for path in FILES
@@ -389,91 +382,3 @@ def test_nothing_is_left_to_do() -> None:
         if words.search(line)
     ]
     assert not wrong, wrong
-
-
-HELP_IMPORTS = {"luthier", "typer", "click", "shellingham", "annotated_doc", "typing_extensions", "colorama"}
-"""Of what is not Python's own; pydantic, which typer imports to convert a value, takes as long as all the rest."""
-HELP_IMPORTS_OF_OURS = r"luthier(\.(__main__|errors|cli(\..*)?|models(\.architectures)?))?"
-
-ASKS_FOR_HELP = """
-import contextlib, io, json, sys
-there = set(sys.modules)
-from luthier.cli import command_names, main
-found = {}
-for arguments in [["--help"], ["--version"], *([*name.split(), "--help"] for name in ["config", "template", *command_names()])]:
-    with contextlib.redirect_stdout(io.StringIO()) as shown:
-        code = main(arguments)
-    found[" ".join(arguments)] = [code, len(shown.getvalue()), sorted(set(sys.modules) - there)]
-    there |= set(sys.modules)
-print(json.dumps(found))
-"""
-
-
-def test_help_waits_for_nothing_that_it_does_not_need() -> None:
-    done = subprocess.run([sys.executable, "-c", ASKS_FOR_HELP], capture_output=True, text=True, check=True, timeout=60)
-    found = json.loads(done.stdout)
-    assert len(found) > 20
-    assert all(code == 0 and length > 10 for code, length, _ in found.values()), found
-    wrong = {
-        asked: heavy
-        for asked, (_, _, modules) in found.items()
-        if (
-            heavy := [
-                name
-                for name in modules
-                if (top := name.partition(".")[0]) not in HELP_IMPORTS | sys.stdlib_module_names
-                or (top == "luthier" and not re.fullmatch(HELP_IMPORTS_OF_OURS, name))
-            ]
-        )
-    }
-    assert not wrong, wrong
-
-
-def test_a_configuration_is_read_without_torch() -> None:
-    """Of every kind of the families whose Config is asked for; what computes is imported when it computes."""
-    code = (
-        "import sys; from luthier import component, config; "
-        "kinds = [(f, k) for f in ('tuning', 'optimizers', 'engines', 'quantization', 'formats') for k in component.listing(f)]; "
-        "[component.load(*kind).Config for kind in kinds]; "
-        "config.load(None, ['model=m', 'data=d', 'distributed=ddp', 'optim=muon', 'adam_beta1=0.8']); "
-        "assert 'torch' not in sys.modules"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
-    assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.parametrize("name", ["config.md", "claims.md"])
-def test_generated_pages_are_current(name: str) -> None:
-    assert (ROOT / "docs" / name).read_text(encoding="utf-8") == make_pages.pages(ROOT)[name], "run: make docs"
-
-
-CLAIM = re.compile(
-    r"(?<![\w.])(\d[\d,.]*\d|\d)\s?"
-    r"(%|×|(?:x|times|ms|s|seconds?|min|minutes?|hours?|[KMGT]i?B|tokens/s|tokens a second|tokens per second)\b)"
-)
-
-
-def claims_in(text: str) -> list[str]:
-    """Figures with a unit in prose and tables; code is no claim."""
-    text = re.sub(r"```.*?```|`[^`\n]*`|<!--.*?-->|\]\([^)]*\)", " ", text, flags=re.DOTALL)
-    return [" ".join(match.group(1, 2)) for match in CLAIM.finditer(text)]
-
-
-def test_claims_are_found_where_people_make_them() -> None:
-    text = "Takes 15 minutes on 2 cores, 98.5 % exact, 1,200 tokens/s, 3x faster, < 0.5 s; `0.1 s`\n```\n7 %\n```"
-    assert claims_in(text) == ["15 minutes", "98.5 %", "1,200 tokens/s", "3 x", "0.5 s"]
-
-
-def test_the_readme_claims_nothing_that_was_not_measured() -> None:
-    readme = ROOT / "README.md"
-    proven = {
-        " ".join(match.group(1, 2))
-        for match in CLAIM.finditer((ROOT / "docs" / "claims.md").read_text(encoding="utf-8"))
-    }
-    wrong = [claim for claim in claims_in(readme.read_text(encoding="utf-8")) if claim not in proven]
-    assert not wrong, f"README.md says {wrong}, which is not in docs/claims.md"
-
-
-def test_explained_errors_are_those_that_luthier_prints() -> None:
-    source = "\n".join(path.read_text(encoding="utf-8") for path in FILES if path.name != "config/error_guide.py")
-    assert not [error.says for error in ERRORS.values() if error.says not in source]

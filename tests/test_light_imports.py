@@ -1,0 +1,58 @@
+"""Nobody waits for what is not needed: help imports next to nothing, and a configuration is read without torch."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+
+HELP_IMPORTS = {"luthier", "typer", "click", "shellingham", "annotated_doc", "typing_extensions", "colorama"}
+"""Of what is not Python's own; pydantic, which typer imports to convert a value, takes as long as all the rest."""
+HELP_IMPORTS_OF_OURS = r"luthier(\.(__main__|errors|cli(\..*)?|models(\.architectures)?))?"
+
+ASKS_FOR_HELP = """
+import contextlib, io, json, sys
+there = set(sys.modules)
+from luthier.cli import command_names, main
+found = {}
+for arguments in [["--help"], ["--version"], *([*name.split(), "--help"] for name in ["config", "template", *command_names()])]:
+    with contextlib.redirect_stdout(io.StringIO()) as shown:
+        code = main(arguments)
+    found[" ".join(arguments)] = [code, len(shown.getvalue()), sorted(set(sys.modules) - there)]
+    there |= set(sys.modules)
+print(json.dumps(found))
+"""
+
+
+def test_help_waits_for_nothing_that_it_does_not_need() -> None:
+    done = subprocess.run([sys.executable, "-c", ASKS_FOR_HELP], capture_output=True, text=True, check=True, timeout=60)
+    found = json.loads(done.stdout)
+    assert len(found) > 20
+    assert all(code == 0 and length > 10 for code, length, _ in found.values()), found
+    wrong = {
+        asked: heavy
+        for asked, (_, _, modules) in found.items()
+        if (
+            heavy := [
+                name
+                for name in modules
+                if (top := name.partition(".")[0]) not in HELP_IMPORTS | sys.stdlib_module_names
+                or (top == "luthier" and not re.fullmatch(HELP_IMPORTS_OF_OURS, name))
+            ]
+        )
+    }
+    assert not wrong, wrong
+
+
+def test_a_configuration_is_read_without_torch() -> None:
+    """Of every kind of the families whose Config is asked for; what computes is imported when it computes."""
+    code = (
+        "import sys; from luthier import component, config; "
+        "kinds = [(f, k) for f in ('tuning', 'optimizers', 'engines', 'quantization', 'formats') for k in component.listing(f)]; "
+        "[component.load(*kind).Config for kind in kinds]; "
+        "config.load(None, ['model=m', 'data=d', 'distributed=ddp', 'optim=muon', 'adam_beta1=0.8']); "
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
