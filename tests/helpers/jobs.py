@@ -16,13 +16,12 @@ from luthier.data.dataset.samples import SampleSet
 from luthier.data.steps.order import Steps
 from luthier.engines.ddp import DDP
 from luthier.engines.single import Single
-from luthier.kernels.dropout import DropoutKeys
+from luthier.kernels.dropout import DropoutKeys, seeded
 from luthier.models.flat import use_flat_attention
 from luthier.objectives.sft import SFT
 from luthier.policy.policy import Policy
 from luthier.randomness import key
 from luthier.runs.recorder import Recorder
-from luthier.system.devices import seeded
 from luthier.training.checkpoint import Checkpoints
 from luthier.training.job import Job, Record
 from luthier.training.parameters import make_optimizer

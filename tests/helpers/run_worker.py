@@ -44,7 +44,7 @@ class Notes:
 
     def optimizer_step(self, whole: Any) -> Any:
         def noted(job: loop.Job, step: Step, stop: StopSignal) -> Any:
-            self.write(step=step.number, rows=list(step.indices))
+            self.write(step=step.number, rows=list(step.examples))
             return whole(job, step, stop)
 
         return noted

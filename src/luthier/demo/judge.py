@@ -120,7 +120,20 @@ def leaves(tree: Mapping[str, Any]) -> dict[str, Any]:
             walk(value, f"{path}.{key}" if path else str(key))
 
     walk(normalise(tree), "")
-    return out
+    # The kind of a component inside a section is a default of that section, as its other keys are.
+    return {path: value for path, value in out.items() if path.count(".") < 2 or _stands_in(tree, path)}
+
+
+def _stands_in(tree: Mapping[str, Any], path: str) -> bool:
+    """Whether what holds a leaf was written, if as a shorthand."""
+    node: Any = tree
+    for part in path.split(".")[:-1]:
+        if not isinstance(node, Mapping):
+            return True
+        if part not in node:
+            return False
+        node = node[part]
+    return True
 
 
 def _written(tree: Mapping[str, Any], found: Mapping[str, Any]) -> set[str]:

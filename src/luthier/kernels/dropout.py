@@ -1,4 +1,6 @@
-"""Random draws on tensors as a function of what they are drawn for, as randomness.py has it; and dropout by them."""
+"""Random draws on tensors as a function of what they are drawn for, as randomness.py has it; dropout by them; and the seeds of
+torch's own generators, for what draws from those.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +30,23 @@ def mixed(positions: torch.Tensor, features: int, what: str) -> torch.Tensor:
     places = torch.arange(features, dtype=torch.int32, device=positions.device)
     salted = mix32(positions ^ int32(key("module", what)))
     return mix32(salted[..., None] + places * int32(0x9E3779B9))
+
+
+def seed_generators(seed: int, where: torch.device) -> None:
+    """Of the CPU and of `where`. `torch.manual_seed` seeds every card of the machine, and takes a trace of the stack for it."""
+    torch.default_generator.manual_seed(seed)
+    if where.type == "cuda":
+        torch.cuda.default_generators[where.index or 0].manual_seed(seed)
+    elif where.type == "mps":
+        torch.mps.manual_seed(seed)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Inside, torch's default generators start from `seed`; afterwards they are as they were."""
+    with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
+        torch.manual_seed(seed)
+        yield
 
 
 class DropoutKeys:

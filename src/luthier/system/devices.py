@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import platform
 import resource
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -45,20 +43,3 @@ def hardware(where: torch.device) -> dict[str, Any]:
     """What the manifest says of the machine."""
     name = torch.cuda.get_device_name(where) if where.type == "cuda" else platform.processor() or platform.machine()
     return {"device": where.type, "name": name, "threads": torch.get_num_threads(), "platform": platform.platform()}
-
-
-def seed_generators(seed: int, where: torch.device) -> None:
-    """Of the CPU and of `where`. `torch.manual_seed` seeds every card of the machine, and takes a trace of the stack for it."""
-    torch.default_generator.manual_seed(seed)
-    if where.type == "cuda":
-        torch.cuda.default_generators[where.index or 0].manual_seed(seed)
-    elif where.type == "mps":
-        torch.mps.manual_seed(seed)
-
-
-@contextlib.contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Inside, torch's default generators start from `seed`; afterwards they are as they were."""
-    with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
-        torch.manual_seed(seed)
-        yield

@@ -20,7 +20,7 @@ from luthier.data.dataset.progress import RowProgress
 from luthier.data.steps.layout import Layout
 from luthier.engines import Engine
 from luthier.errors import EnvironmentProblem, UserError
-from luthier.kernels.dropout import DropoutKeys
+from luthier.kernels.dropout import DropoutKeys, seeded
 from luthier.models.adapters import adapter_folder, adapter_hash
 from luthier.models.checks import quantized
 from luthier.models.flat import prove, use_flat_attention
@@ -40,7 +40,6 @@ from luthier.policy.routers import check_routers
 from luthier.randomness import key
 from luthier.runs.beginning import RunStart
 from luthier.runs.run_folder import ASKED_ANEW
-from luthier.system.devices import seeded
 from luthier.system.words import counted, noun
 from luthier.training.checkpoint import Checkpoints
 from luthier.training.job import Job

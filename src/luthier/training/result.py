@@ -14,6 +14,7 @@ from luthier.config import RunConfig
 from luthier.data.chat.stop_tokens import save_stop_ids
 from luthier.errors import UserError
 from luthier.inference.generation import generate
+from luthier.kernels.dropout import seeded
 from luthier.models.adapters import save_adapter, write_origin
 from luthier.models.flat import stock_attention
 from luthier.models.load import load_model
@@ -24,7 +25,6 @@ from luthier.models.source import ModelSource
 from luthier.models.stored import Change, NotByName, Read, Stored, save_settings
 from luthier.runs import run_folder
 from luthier.runs.recorder import SAMPLES, Recorder, read_lines
-from luthier.system.devices import seeded
 from luthier.system.files import verify, write_folder, write_json
 from luthier.training.build import Built
 from luthier.training.job import Job

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from luthier.data.steps.layout import micro_batches
 from luthier.errors import NonFinite
+from luthier.kernels.dropout import seed_generators
 from luthier.randomness import key
-from luthier.system.devices import seed_generators
 from luthier.training.job import Job
 from luthier.training.stop_signal import StopSignal
 from luthier.types import LossOut, MicroBatch, Sample

@@ -363,5 +363,5 @@ def test_a_system_text_alone_cannot_be_folded() -> None:
 def test_targets_outside_answers_are_none() -> None:
     with Template.choose(tokenizer_for("chatml"), "chatml") as template:
         (sample,) = ChatRenderer(tokenizer_for("chatml"), template).encode(Conversation(DIALOGUE, "a:1"), 3)
-    assert sample.group == 3
+    assert sample.example == 3
     assert sample.targets[-1] == NO_TARGET
