@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from luthier.models import architectures
+from luthier.system import cores
 
 if TYPE_CHECKING:
     from luthier.api import Run, train
@@ -39,3 +40,4 @@ def __dir__() -> list[str]:
 
 
 architectures.watch()
+cores.spin_briefly()

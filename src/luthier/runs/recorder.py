@@ -64,7 +64,8 @@ class Recorder:
 
     def step(self, line: Mapping[str, Any], timing: Mapping[str, Any]) -> None:
         """One optimizer step. `line`: step, epoch, loss, learning_rate, grad_norm, token_accuracy, trained_tokens
-        (of the run so far). `timing`: step_s, tokens_per_s, memory_bytes; its step is taken from `line`."""
+        (of the run so far). `timing`: step_s, tokens_per_s, memory_bytes, and on a CPU cpu_pressure, the share of the step in
+        which a task of the machine waited for a core; its step is taken from `line`."""
         if not self._main:
             return
         step = line["step"]

@@ -12,6 +12,8 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
 SAMPLE_CHARS = 200
+SHARED_PRESSURE = 0.2
+"""Of a step's time: on a quiet machine it is 0.01, beside one busy process on two cores 0.36."""
 
 
 def duration(seconds: float | None) -> str:
@@ -39,6 +41,14 @@ def memory(size_bytes: float | None) -> str:
 def figure(value: object, pattern: str) -> str:
     """`value` in the pattern of `format`, or `?` where there is none."""
     return format(value, pattern) if isinstance(value, (int, float)) else "?"
+
+
+def speed(timing: Mapping[str, Any]) -> str:
+    """`312 tok/s`, and why it may be slow: `62 tok/s (others use this machine: 45 % of the time a task waits for a core)`."""
+    shown = f"{figure(timing.get('tokens_per_s'), ',.0f')} tok/s"
+    pressure = timing.get("cpu_pressure") or 0.0
+    shared = f" (others use this machine: {pressure:.0%} of the time a task waits for a core)"
+    return shown + shared if pressure >= SHARED_PRESSURE else shown
 
 
 class TimeLeft:
@@ -70,7 +80,7 @@ def plain_step(line: Mapping[str, Any], timing: Mapping[str, Any], total_steps: 
         f"loss {figure(line.get('loss'), '.3f')}",
         f"lr {figure(line.get('learning_rate'), '.1e')}",
         f"grad {figure(line.get('grad_norm'), '.2f')}",
-        f"{figure(timing.get('tokens_per_s'), ',.0f')} tok/s",
+        speed(timing),
         memory(timing.get("memory_bytes")),
         f"left {duration(left_s)}",
     )
@@ -172,7 +182,7 @@ class Screen:
             *([self._eval] if self._eval else []),
             f"lr {figure(line.get('learning_rate'), '.1e')}",
             f"grad {figure(line.get('grad_norm'), '.2f')}",
-            f"{figure(timing.get('tokens_per_s'), ',.0f')} tok/s",
+            speed(timing),
             f"{figure(timing.get('step_s'), '.2f')} s/step",
             memory(timing.get("memory_bytes")),
         )

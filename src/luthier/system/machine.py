@@ -12,6 +12,8 @@ from typing import Any
 
 from packaging.requirements import Requirement
 
+from luthier.system.cores import CGROUP, cores
+
 PACKAGES = (
     "luthier",
     "torch",
@@ -24,7 +26,6 @@ PACKAGES = (
     "pydantic",
     "safetensors",
 )
-CGROUP = Path("/sys/fs/cgroup")
 MEMINFO = Path("/proc/meminfo")
 NVIDIA = Path("/proc/driver/nvidia")
 CARDS = ("nvidia*", "kfd", "dxg", "dri/*")
@@ -78,16 +79,6 @@ def look(folder: Path | None = None) -> Machine:
         disk_free_bytes=shutil.disk_usage(_existing(folder or Path.cwd())).free,
         gpus=_gpus(),
     )
-
-
-def cores() -> int:
-    """CPU cores that this process may use: its affinity, bounded by the container's quota."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = (CGROUP / "cpu.max").read_text().split()
-    except (OSError, ValueError):
-        return usable
-    return min(usable, max(1, int(quota) // int(period))) if quota.isdigit() else usable
 
 
 def versions() -> dict[str, str]:

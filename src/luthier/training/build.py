@@ -40,6 +40,7 @@ from luthier.policy.routers import check_routers
 from luthier.randomness import key
 from luthier.runs.beginning import RunStart
 from luthier.runs.run_folder import ASKED_ANEW
+from luthier.system.cores import waiting
 from luthier.system.words import counted, noun
 from luthier.training.checkpoint import Checkpoints
 from luthier.training.job import Job
@@ -195,6 +196,7 @@ def _decide(
         "activation_checkpointing": activation_checkpointing(asked, model_config, longest, held, engine.device),
         "dtype": dtype_name(dtype),
         "threads": torch.get_num_threads(),
+        "waiting": waiting(),
         "processes": engine.processes,
     }
     # Processes with other amounts of work in a step would wait for each other for ever.

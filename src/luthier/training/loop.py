@@ -8,6 +8,7 @@ import time
 
 from luthier.errors import Stopped
 from luthier.inference.scoring import score_rows
+from luthier.system.cores import pressure_s
 from luthier.system.devices import memory_bytes
 from luthier.training.before_step import gradient_shares, survey
 from luthier.training.job import Job, Record
@@ -62,7 +63,7 @@ def run_steps(job: Job, record: Record) -> None:
 
 def train_step(job: Job, record: Record, check: LearningCheck, stop: StopSignal | None = None) -> bool:
     """One optimizer step and its line in the record; whether a process was told to stop."""
-    started, progress, number = time.perf_counter(), job.progress, job.progress.step
+    started, waited, progress, number = time.perf_counter(), pressure_s(), job.progress, job.progress.step
     rate = job.schedule(number)
     for group in job.optimizer.param_groups:
         group["lr"] = group["peak_lr"] * rate
@@ -91,6 +92,8 @@ def train_step(job: Job, record: Record, check: LearningCheck, stop: StopSignal 
         record.recorder.row_losses(progress.step, list(step.examples), done.row_losses)
     tokens = sum(len(sample) for sample in step.samples)
     timing = {"step_s": seconds, "tokens_per_s": tokens / seconds, "memory_bytes": memory_bytes(job.engine.device)}
+    if waited is not None and job.engine.device.type == "cpu":
+        timing["cpu_pressure"] = ((pressure_s() or waited) - waited) / seconds
     record.recorder.step(line, timing)
     return done.stopping
 

@@ -29,7 +29,7 @@ from luthier.data.recognise import ANSWERS, Purpose, Reader, proposal
 from luthier.errors import BadRow, EnvironmentProblem
 from luthier.objectives import Objective
 from luthier.randomness import key, uniform
-from luthier.system.machine import cores
+from luthier.system.cores import cores
 from luthier.types import NO_TARGET, Conversation, Example, Preference, Prompt, Row, Sample, Text
 
 CHUNK_ROWS = 512

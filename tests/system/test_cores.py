@@ -1,0 +1,61 @@
+"""How threads wait is set before torch is there, and what the user set stays; a busy machine is noticed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from luthier.runs.screen import speed
+from luthier.system.cores import MOST_CORES, SETTINGS, SPINS, cores, pressure_s, waiting
+
+LOOK = "import os, luthier; print(os.environ.get('GOMP_SPINCOUNT'))"
+
+
+def spins_of(program: str, **environment: str) -> str:
+    clean = {name: value for name, value in os.environ.items() if name not in SETTINGS}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=clean | environment, capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
+
+
+@pytest.mark.skipif(cores() > MOST_CORES, reason="on more cores OpenMP's own way is kept")
+def test_threads_spin_briefly_unless_the_user_says_how_they_wait() -> None:
+    assert spins_of(LOOK) == SPINS
+    assert spins_of(LOOK, GOMP_SPINCOUNT="7") == "7"
+    assert spins_of(LOOK, OMP_WAIT_POLICY="active") == "None"
+
+
+def test_nothing_is_claimed_where_openmp_was_loaded_before() -> None:
+    assert spins_of(f"import sys; sys.modules['torch'] = sys; {LOOK}") == "None"
+
+
+def test_the_record_says_how_threads_wait() -> None:
+    assert waiting({"GOMP_SPINCOUNT": "500", "HOME": "/"}) == "GOMP_SPINCOUNT=500"
+    assert waiting({"HOME": "/"}) == "as OpenMP does"
+
+
+@pytest.mark.skipif(pressure_s() is None, reason="the system does not say for how long tasks wait for a core (no PSI)")
+def test_more_busy_processes_than_cores_are_noticed() -> None:
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range((os.cpu_count() or 1) + 1)]
+    try:
+        before = pressure_s()
+        time.sleep(2)
+        after = pressure_s()
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+    assert before is not None
+    assert after is not None
+    assert after - before > 0.5
+
+
+def test_the_line_of_a_step_says_that_the_machine_is_shared() -> None:
+    assert speed({"tokens_per_s": 1234.0}) == "1,234 tok/s"
+    assert speed({"tokens_per_s": 107.0, "cpu_pressure": 0.01}) == "107 tok/s"
+    assert speed({"tokens_per_s": 64.0, "cpu_pressure": 0.36}).startswith("64 tok/s (others use this machine: 36%")
