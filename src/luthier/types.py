@@ -127,6 +127,15 @@ class Text:
 Example = Conversation | Preference | Feedback | Prompt | Text
 
 
+def conversations_of(example: Example) -> tuple[Conversation | Text, ...]:
+    """What of an example is put into tokens: each answer behind its request; of a prompt alone nothing."""
+    if isinstance(example, Preference):
+        return tuple(Conversation((*example.prompt, *answer), example.row, example.tools) for answer in example.answers)
+    if isinstance(example, Feedback):
+        return (Conversation(example.messages, example.row, example.tools),)
+    return () if isinstance(example, Prompt) else (example,)
+
+
 @dataclass(frozen=True, slots=True)
 class Sample:
     """What one document of a forward pass holds. `targets[i]` is what position i is trained to predict, NO_TARGET for nothing;

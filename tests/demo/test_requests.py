@@ -23,10 +23,8 @@ from tests.helpers.properties import examples
 LEAVES = {
     "model": "model.path",
     "data": "data.train.0.path",
-    "rank": "tuning.r",
     "epochs": "training.num_train_epochs",
     "learning_rate": "training.learning_rate",
-    "batch": "training.global_batch_size",
 }
 NEAR_DUPLICATE = 0.8
 
@@ -47,8 +45,8 @@ def every_template(phrasing: Phrasing) -> set[str]:
 
 
 def test_sizes_and_no_request_twice(train: list[Pair], tests: dict[str, list[Pair]]) -> None:
-    assert len({pair.request for pair in train}) == len(train) == TRAINING_ROWS >= 1000
-    assert [len(pairs) for pairs in tests.values()] == [TEST_ROWS, TEST_ROWS] == [100, 100]
+    assert len({pair.request for pair in train}) == len(train) == TRAINING_ROWS >= 400
+    assert [len(pairs) for pairs in tests.values()] == [TEST_ROWS, TEST_ROWS] == [50, 50]
     asked = {pair.request for pairs in tests.values() for pair in pairs}
     assert not asked & {pair.request for pair in train}
 
@@ -73,8 +71,10 @@ def test_every_answer_loads_and_says_what_was_asked(seed: int, unseen: bool, rew
                 assert found.get("model.quantization.kind") == ("nf4" if value == "qlora" else None)
             else:
                 assert found[LEAVES[field]] == parse_yaml(f"x: {value}", "value").tree["x"]
-        expected = {"output_dir", "tuning.kind", *(LEAVES[field] for field in pair.said if field != "method")}
-        assert set(found) - {"model.quantization", "model.quantization.kind", "objective.kind"} == expected
+        unsaid = {LEAVES[field] for field in LEAVES if field not in pair.said}
+        assert {found[leaf] for leaf in unsaid} <= {None}
+        slots = {"output_dir", "tuning.kind", *LEAVES.values()}
+        assert set(found) - {"model.quantization", "model.quantization.kind", "objective.kind"} == slots
         assert pair.said["model"] in pair.request
         assert pair.said["data"] in pair.request
         assert not re.search(r"[{}]", pair.request)
@@ -92,7 +92,7 @@ def test_values_of_the_first_test_were_never_seen(train: list[Pair], tests: dict
 
 
 def test_numbers_are_new_as_numbers_not_only_as_spellings() -> None:
-    for name in ("epochs", "learning_rate", "batch", "rank"):
+    for name in ("epochs", "learning_rate"):
         seen, new = (
             {float(values.NUMBER_WORDS.get(value, value)) for value in getattr(pools, name)}
             for pools in (values.SEEN, values.UNSEEN)
@@ -145,15 +145,15 @@ def test_training_uses_its_variety(train: list[Pair]) -> None:
     used = Counter(text for pair in train for text in pair.templates)
     clauses = {text for manners in phrases.SEEN.clauses.values() for texts in manners.values() for text in texts}
     assert len(clauses & used.keys()) > 0.9 * len(clauses)
-    assert len({pair.said["model"] for pair in train}) > 300
-    assert len({pair.said["data"] for pair in train}) > 200
+    assert len({pair.said["model"] for pair in train}) > 200
+    assert len({pair.said["data"] for pair in train}) > 150
     fields_said = Counter(field for pair in train for field in pair.said)
     assert min(fields_said.values()) >= 40, fields_said
 
 
 def test_a_few_requests_have_slips_and_their_values_do_not(train: list[Pair]) -> None:
     slipped = [pair for pair in train if any(wrong in pair.request for _, wrong in phrases.TYPOS)]
-    assert 5 < len(slipped) < 0.1 * len(train)
+    assert 3 < len(slipped) < 0.1 * len(train)
     assert not any(wrong in pair.yaml for pair in slipped for _, wrong in phrases.TYPOS)
 
 
@@ -162,13 +162,11 @@ def test_the_example_of_the_documentation() -> None:
         "model": "qwen3-8b",
         "data": "tickets.csv",
         "method": "qlora",
-        "rank": "16",
         "epochs": "2",
-        "learning_rate": "2e-4",
     }
     written = write_yaml(said)
     assert written == (
-        "model: {path: qwen3-8b, quantization: nf4}\ndata: tickets.csv\ntuning: {kind: lora, r: 16}\n"
-        "training: {num_train_epochs: 2, learning_rate: 2e-4}"
+        "model: {path: qwen3-8b, quantization: nf4}\ndata: tickets.csv\ntuning: lora\n"
+        "training: {num_train_epochs: 2, learning_rate: null}"
     )
     assert judge(written, written).exact

@@ -9,7 +9,17 @@ from pathlib import Path
 
 from luthier.component import ComponentConfig
 from luthier.objectives.sft import SFT
-from luthier.types import Conversation, Example, LossOut, MicroBatch, Policy, Renderer, Sample
+from luthier.types import (
+    Conversation,
+    Example,
+    LossOut,
+    MicroBatch,
+    Policy,
+    Preference,
+    Renderer,
+    Sample,
+    conversations_of,
+)
 
 REWRITES = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
@@ -52,6 +62,16 @@ class Pairs(SFT):
         with Path(self.config.noted).open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": batch.step, "rows": batch.row_ids}) + "\n")
         return super().loss(policy, batch)
+
+
+class Preferred(SFT):
+    """Rows with a better and a worse answer: both are samples of the row, in one group."""
+
+    takes = (Preference,)
+
+    def encode(self, example: Example, index: int, renderer: Renderer) -> list[Sample]:
+        pair = [one for one in conversations_of(example) if isinstance(one, Conversation)]
+        return [renderer.encode_conversation(one, index) for one in pair]
 
 
 def write_groups(path: Path, rows: Sequence[Sequence[int]]) -> None:

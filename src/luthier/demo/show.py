@@ -18,7 +18,7 @@ SHOWN_ANSWERS = 3
 BAR_COLUMNS = 40
 MOST_LINES = 12
 """Of an answer on the screen: a base model rambles."""
-ASK = "tune qwen3-8b on tickets.csv with QLoRA, rank 16, two epochs, lr 2e-4"
+ASK = "tune qwen3-8b on tickets.csv with QLoRA, two epochs, lr 2e-4"
 
 
 def everything(screen: Console, outcomes: Sequence[Outcome], folder: Path) -> None:

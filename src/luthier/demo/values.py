@@ -22,9 +22,7 @@ class Values:
     tags: tuple[str, ...]
     folders: tuple[str, ...]
     epochs: tuple[str, ...]
-    rank: tuple[str, ...]
     learning_rate: tuple[str, ...]
-    batch: tuple[str, ...]
 
 
 def _split(text: str) -> tuple[str, ...]:
@@ -37,7 +35,10 @@ SEEN = Values(
     ),
     families=_split(
         "qwen3 qwen2.5 Qwen2.5 llama-3.1 Llama-3.2 mistral Mistral gemma-2 gemma-3 phi-3 Phi-4 falcon olmo-2 OLMo "
-        "stablelm bloomz pythia smollm smollm2 opt redpajama dolly vicuna zephyr"
+        "stablelm bloomz pythia smollm smollm2 opt redpajama dolly vicuna zephyr "
+        "aya-23 jais persimmon fuyu mamba rwkv-6 xgen mpt santacoder cerebras-gpt galactica aquila2 Skywork BlueLM "
+        "telechat hunyuan ernie-4.5 seed-oss apertus olmoe openelm danube3 tulu-3 nous-hermes wizardlm koala alpaca-lora "
+        "guanaco platypus2 airoboros dolphin-2 stripedhyena hymba zamba2 teuken salamandra eurollm viking croissant"
     ),
     sizes=_split("0.5b 0.6B 1b 1.5B 1.7b 2b 3B 4b 7b 8B 12b 14B 32b 70B 135m 360M 410m"),
     endings=_split("instruct Instruct it chat base v0.2 hf"),
@@ -49,17 +50,21 @@ SEEN = Values(
     words=_split(
         "tickets reviews support emails faq orders notes chats questions recipes contracts poems reports medical legal code "
         "sql products news summaries dialogs forum customer answers train alpaca stories tweets invoices complaints "
-        "jokes lyrics exams history physics travel hotel sales legal_qa bugs commits manuals"
+        "jokes lyrics exams history physics travel hotel sales legal_qa bugs commits manuals "
+        "abstracts adverts articles auctions bills blog books briefs captions cards cases cinema clinic coupons courses "
+        "debates deeds diary dishes drafts events fables filings films flights forms gardens glossary grades guides hymns "
+        "incidents issues journal labels leases lectures ledger library maps market meetings memos messages museum music "
+        "novels offers opera outlines paints papers parcels permits phrases plants plays policies posts prayers prices "
+        "profiles quotes rentals repairs replies returns routes rules schools scripts shipping signs speeches sports "
+        "stock surveys tales tasks taxes tenders terms tests theses tips titles tools tours trades trials verdicts wiki wines"
     ),
     tags=_split("v2 2023 clean en full small new final de march 01 raw"),
     folders=_split("data data/raw corpus sets ./data"),
     epochs=_split("1 2 3 4 5 8 10 1.5 one two three four five ten"),
-    rank=_split("2 4 8 10 16 20 32 64 128"),
     learning_rate=_split(
         "1e-4 2e-4 3e-4 5e-4 1e-3 2e-3 1e-5 2e-5 3e-5 5e-5 5e-6 8e-5 1.5e-4 2.5e-4 0.0001 0.0002 0.0005 0.001 "
         "0.00002 0.00005 0.0003 0.002"
     ),
-    batch=_split("1 4 8 12 16 20 24 32 48 64 128 256"),
 )
 
 UNSEEN = Values(
@@ -81,9 +86,7 @@ UNSEEN = Values(
     tags=_split("v3 2025 dedup fr large old april 07 fixed part2"),
     folders=_split("datasets files/in input ./corpora"),
     epochs=_split("6 7 9 15 20 2.5 six seven nine twelve"),
-    rank=_split("6 12 24 40 48 96 256"),
     learning_rate=_split("4e-4 6e-4 7e-5 4e-5 6e-5 8e-4 3e-3 9e-5 1.2e-4 4e-6 7e-4 0.0004 0.0006 0.003 0.00007"),
-    batch=_split("2 6 10 18 36 40 72 96 512"),
 )
 
 ENDINGS_OF_FILES = ("jsonl", "jsonl", "json", "csv", "parquet")

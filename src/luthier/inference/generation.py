@@ -20,7 +20,7 @@ from luthier import randomness
 from luthier.models.flat import stock_attention
 from luthier.policy.policy import evaluating
 
-MAX_BATCH = 32
+MAX_BATCH = 128
 MAX_BATCH_TOKENS = 16_384
 """Prompts and answers of one batch together."""
 

@@ -15,7 +15,7 @@ class Objective(Protocol):
     takes: tuple[type, ...]
     """The types of example that it can learn from."""
     defaults: Mapping[str, float] = MappingProxyType({"num_train_epochs": 3.0, "warmup_steps": 0.03})
-    """Of keys of `training` that are left out; before those of the tuning method."""
+    """Of keys of `training` that are left out; where the tuning method has one too, this is taken."""
     wants: tuple[str, ...] = ()
     """What its loss asks of the policy beside log-probabilities. `reference` makes the run keep what it began with."""
     only_as_term: float | None = None

@@ -1,4 +1,4 @@
-"""Facts of the machine: what `doctor` and `init` say of it and a run's manifest records. Reads, changes nothing."""
+"""Facts of the machine: what `doctor` and `init` say of it. Reads, changes nothing."""
 
 from __future__ import annotations
 

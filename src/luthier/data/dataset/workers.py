@@ -16,7 +16,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -30,7 +30,7 @@ from luthier.errors import BadRow, EnvironmentProblem
 from luthier.objectives import Objective
 from luthier.randomness import key, uniform
 from luthier.system.cores import cores
-from luthier.types import NO_TARGET, Conversation, Example, Preference, Prompt, Row, Sample, Text
+from luthier.types import NO_TARGET, Conversation, Example, Preference, Prompt, Row, Sample, Text, conversations_of
 
 CHUNK_ROWS = 512
 CHUNK_CHARACTERS = 1 << 20
@@ -40,8 +40,6 @@ AHEAD = 2
 MOST_WORKERS = 32
 WORTH_WORKERS_BYTES = 4 << 20
 PURPOSES = ("train", "eval")
-Learnable = Conversation | Text
-"""What the renderer encodes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +91,7 @@ class Encoding:
     def chunk(self, rows: list[Row | BadRow], reader: Reader | None, purpose: Purpose) -> Chunk:
         """Encodes rows of one file, which `reader` (a format) parses."""
         out = Chunk()
-        parsed: list[tuple[Row, Learnable]] = []
+        parsed: list[tuple[Row, Example]] = []
         for row in rows:
             out.ledger.rows_in += 1
             if isinstance(row, BadRow):
@@ -103,7 +101,7 @@ class Encoding:
                 parsed.append((row, self._parse(row, reader, purpose)))
             except BadRow as error:
                 self._reject(out, error, row.values)
-        self.renderer.prefetch([example for _, example in parsed])
+        self.renderer.prefetch([one for _, example in parsed for one in conversations_of(example)])
         for row, example in parsed:
             try:
                 self._example(out, row, example, purpose)
@@ -112,7 +110,7 @@ class Encoding:
                 self._reject(out, error, row.values)
         return out
 
-    def _parse(self, row: Row, reader: Reader | None, purpose: Purpose) -> Learnable:
+    def _parse(self, row: Row, reader: Reader | None, purpose: Purpose) -> Example:
         """The row as an example that the objective can learn from. Raises BadRow."""
         assert reader is not None, "a row that could be read, and no format"
         example = reader.parse(row)
@@ -122,9 +120,9 @@ class Encoding:
             fix = proposal(row.values, row.source, f"data.{purpose}") if unread else ""
             found = f"a {type(example).__name__.lower()}"
             raise BadRow(row.place, "", found, f"a {takes}, which the objective takes", fix)
-        return cast(Learnable, example)
+        return example
 
-    def _example(self, out: Chunk, row: Row, example: Learnable, purpose: Purpose) -> None:
+    def _example(self, out: Chunk, row: Row, example: Example, purpose: Purpose) -> None:
         """Encodes one example. Raises BadRow."""
         prompt = prompt_of(example)
         if isinstance(self.data.eval, float) and is_held_out(prompt, self.data.eval):
@@ -145,8 +143,9 @@ class Encoding:
         if purpose == "train" and isinstance(example, Conversation):
             first = example.messages[0]
             out.systems.add(first.content if first.role == "system" else "")
-        noticed = self.renderer.encoded_parts(example)
-        ledger.rows_split += len(noticed) > 1
+        parts = [self.renderer.encoded_parts(one) for one in conversations_of(example)]
+        ledger.rows_split += any(len(some) > 1 for some in parts)
+        noticed = [part for some in parts for part in some]
         ledger.rows_other_ids_if_encoded_whole += any(part.other_ids_if_whole for part in noticed)
         ledger.rows_with_control_text += any(part.control_text for part in noticed)
 
