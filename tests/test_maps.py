@@ -213,3 +213,9 @@ def test_what_is_said_to_be_the_only_one_is() -> None:
             if re.search(pattern, path.read_text(encoding="utf-8"))
         }
         assert there == files, sentence
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_a_link_that_looks_like_a_file_leads_to_it(path: Path) -> None:
+    links = re.findall(r"\[([\w/.\\-]+\.(?:py|md))\]\(([^)#\s]+)\)", path.read_text(encoding="utf-8"))
+    assert not [(text, target) for text, target in links if not f"/{target}".endswith("/" + text.replace("\\", ""))]
