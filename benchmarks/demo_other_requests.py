@@ -1,8 +1,8 @@
 """A finished demo on requests that nobody looked at while its recipe was chosen.
 
-    python benchmarks/demo_other_requests.py runs/demo --seed 20261121 [--record]
+    python benchmarks/demo_other_requests.py runs/demo --seed 20261129 [--record]
 
-The recipe (which wishes, which form of answer, which rate) was chosen by the results on the two sets that `luthier demo` prints. So
+The recipe (wishes, form of answer, rows, values, template, rate) was chosen by the results on the two sets that `luthier demo` prints. So
 the same generators are asked for other requests, with another seed, and the tuned model answers them once.
 """
 
@@ -21,7 +21,7 @@ from records import Figure, record
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
-    parser.add_argument("--seed", type=int, default=20261121)
+    parser.add_argument("--seed", type=int, default=20261129)
     parser.add_argument("--record", action="store_true")
     given = parser.parse_args()
     demo = json.loads((given.run / "demo.json").read_text(encoding="utf-8"))
@@ -33,7 +33,7 @@ def main() -> None:
         for measure, share in (("exact", found.exact), ("fields", found.fields)):
             interval = f"95 % interval [{100 * share.low:.0f}, {100 * share.high:.0f}]"
             print(f"{name}, {measure}: {100 * share.value:.0f} % ({interval})")
-            claim = f"demo, 100 other requests with {name}, tuned model, {measure} ({interval})"
+            claim = f"demo, {len(pairs)} other requests with {name}, tuned model, {measure} ({interval})"
             results.append(Figure(claim, round(100 * share.value), "%"))
     if given.record:
         record(

@@ -19,11 +19,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from luthier.system.cores import SPINS
 from records import Figure, record
 from sft_cpu import processor
 
-OPENMP, OURS = "300000", "500"
-"""What libgomp does by itself, and what `luthier.system.cores` sets."""
+OPENMP = "300000"
+"""What libgomp does by itself."""
 BUSY = [sys.executable, "-c", "while True: pass"]
 STEPS = 7
 
@@ -63,7 +64,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--spins", nargs="+", default=[OURS], help="counts to compare with OpenMP's own")
+    parser.add_argument("--spins", nargs="+", default=[SPINS], help="counts to compare with OpenMP's own")
     parser.add_argument("--record", action="store_true")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -82,7 +83,7 @@ def main() -> None:
     for spins, lines in found.items():
         quiet, shared = ([line for line in lines if line["shared"] is wanted] for wanted in (False, True))
         speeds = [median(line["tokens_per_s"] for line in part) for part in (quiet, shared)]
-        pressure = [median(line["cpu_pressure"] or 0.0 for line in part) for part in (quiet, shared)]
+        pressure = [median(line.get("cpu_pressure", float("nan")) for line in part) for part in (quiet, shared)]
         print(f"{spins:>7} spins: quiet {speeds[0]:.0f} tokens/s, beside a busy process {speeds[1]:.0f} ({speeds[1] / speeds[0]:.0%}); "
               f"a task waited for a core {pressure[0]:.0%} and {pressure[1]:.0%} of the time")  # fmt: skip
         what = "as OpenMP waits by itself" if spins == OPENMP else f"{spins} spins"
@@ -90,7 +91,12 @@ def main() -> None:
                     Figure(f"the same beside one busy process, {what}", round(speeds[1]), "tokens/s")]  # fmt: skip
     if given.record:
         device = f"{len(os.sched_getaffinity(0))} CPU cores, {processor()}, float32"
-        record("shared_machine", figures, command="python benchmarks/shared_machine.py DATA.json", device=device)
+        record(
+            "shared_machine",
+            figures,
+            command=f"python benchmarks/shared_machine.py DATA.json --rounds {given.rounds} --spins {' '.join(given.spins)}",
+            device=device,
+        )
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ MIXTURES = ("qwen3_moe", "gpt_oss")
 ON_THE_HEAD = "{kind: lora, target_modules: [q_proj, lm_head], lora_dropout: 0.2}"
 ON_EXPERTS = "{kind: lora, r: 2, experts: true}"
 WHOLE_EDGES = "{kind: lora, modules_to_save: [embed_tokens, lm_head]}"
-DORA = "{kind: lora, use_dora: true, use_rslora: true, rank_pattern: {q_proj: 4}}"
+DORA = "{kind: lora, use_dora: true, use_rslora: true}"
 PISSA = "{kind: lora, init_lora_weights: pissa, loraplus_lr_ratio: 4}"
 WITH_BALANCE = "{kind: weighted, terms: [{kind: sft}, {kind: router_balance}]}"
 
@@ -87,8 +87,13 @@ NEED_HELD_OUT = ("eval_steps", "load_best_checkpoint", "early_stopping_patience"
 def allowed(trial: Trial) -> bool:
     """What the configuration itself refuses is left out, and models that do not have what a value names."""
     model, tuning = trial.get("model", "qwen3_moe"), trial.get("tuning", "lora")
+    held = trial.get("quantization", "null")
     refused = (
-        tuning in ("freeze", "full") and trial.get("quantization", "null") != "null",
+        tuning in (PISSA, "freeze", "full") and held != "null",
+        tuning == DORA and held == "int8",
+        tuning == ON_THE_HEAD and trial.get("data.add_tokens", "[]") != "[]",
+        trial.get("optim") == "adamw_bf16" and trial.get("dtype", "bfloat16") != "bfloat16",
+        trial.get("lr_scheduler_type") == "constant" and trial.get("warmup_steps", "0") != "0",
         trial.get("data.eval") == "null"
         and any(trial.get(key, "null") in ("1", "0.4", "true") for key in NEED_HELD_OUT),
         tuning in (ON_THE_HEAD, WHOLE_EDGES) and model not in HEADED,
@@ -154,6 +159,7 @@ def test_a_trial(number: int, place: Path, monkeypatch: pytest.MonkeyPatch, tmp_
     with monkeypatch.context() as patch:
         break_after(BREAKS_AFTER, patch)
         assert luthier("train", *keys, f"output_dir={broken}") == (1 if steps_in(whole) > BREAKS_AFTER else 0)
+    assert steps_in(broken) == min(BREAKS_AFTER, steps_in(whole))
     assert luthier("train", *keys, f"output_dir={broken}", "--resume") == 0, capsys.readouterr().err
     assert not differences(whole, broken)
     lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
@@ -163,5 +169,6 @@ def test_a_trial(number: int, place: Path, monkeypatch: pytest.MonkeyPatch, tmp_
 
     for model in (whole, exported):
         if model is exported:
-            assert luthier("export", whole, "--output", exported) == 0, capsys.readouterr().err
+            base = [] if trial["quantization"] == "null" else ["--base", "dequantized"]
+            assert luthier("export", whole, "--output", exported, *base) == 0, capsys.readouterr().err
         assert luthier("chat", model, "--prompt", "Say 3.", "--max-new-tokens", "4") == 0, capsys.readouterr().err

@@ -115,6 +115,6 @@ def test_targets_are_those_that_the_table_shows() -> None:
         assert not Outcome(name, [pair], [""], [WANTED], bad, bad).met
     assert BASE_MOST_EXACT == 0.05
     assert {name: (target.exact, target.fields) for name, target in TARGETS.items()} == {
-        "unseen values": (0.70, 0.95),
-        "unseen phrasings": (0.55, None),
+        "unseen values": (0.85, 0.95),
+        "unseen phrasings": (0.70, None),
     }

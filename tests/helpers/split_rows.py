@@ -65,13 +65,16 @@ class Pairs(SFT):
 
 
 class Preferred(SFT):
-    """Rows with a better and a worse answer: both are samples of the row, in one group."""
+    """Rows with a better and a worse answer: the best and the worst are samples of the row, in one group."""
+
+    class Config(ComponentConfig):
+        pass
 
     takes = (Preference,)
 
     def encode(self, example: Example, index: int, renderer: Renderer) -> list[Sample]:
         pair = [one for one in conversations_of(example) if isinstance(one, Conversation)]
-        return [renderer.encode_conversation(one, index) for one in pair]
+        return [renderer.encode_conversation(one, index) for one in (pair[0], pair[-1])]
 
 
 def write_groups(path: Path, rows: Sequence[Sequence[int]]) -> None:

@@ -40,14 +40,14 @@ training: {{global_batch_size: 4, learning_rate: 3e-3, num_train_epochs: 1, max_
 output_dir: {output}
 """
 """The rate is higher than the method's default because the run is short: each row once, in small batches, each in one pass.
-The adapter is on the upper twenty of thirty layers: the backward pass ends there, which saves a seventh of the time."""
+The adapter is on the upper twenty of thirty layers: the backward pass ends there."""
 
 TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + (' ' if message['role'] == 'user' else '')"
     " + message['content'] + '<|im_end|>' + '\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
-"""The model's own template without its default system text, which would cost a sixth of the training time, and with a space before
+"""The model's own template without its default system text, which would make each row longer, and with a space before
 the request: a name that begins it is then the same tokens as in the YAML, where the model copies it to. It is saved with the
 result, so that the tuned model is asked as it was trained."""
 

@@ -137,8 +137,8 @@ def _stands_in(tree: Mapping[str, Any], path: str) -> bool:
 
 
 def _written(tree: Mapping[str, Any], found: Mapping[str, Any]) -> set[str]:
-    """The leaves that stand in the tree itself: a section that was filled in whole by default is not counted."""
-    return {path for path in found if path.partition(".")[0] in tree}
+    """The leaves that stand in the tree itself: a section that was filled in whole by default is not counted, and `null` is no wish."""
+    return {path for path, value in found.items() if path.partition(".")[0] in tree and value is not None}
 
 
 def judge(reference: str, answer: str) -> Verdict:

@@ -21,7 +21,7 @@ PERIODS = ".?!:"
 OPTIONAL = {"epochs": 1, "learning_rate": 1}
 """How often a wish is uttered, against the others; in the order of the YAML."""
 WISHES = {1: 6, 2: 6, 3: 2}
-"""How many wishes a request has."""
+"""How many wishes a request has, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +149,7 @@ def _say(
 
 def _singular(text: str) -> str:
     """`one epochs` is one epoch."""
-    return re.sub(r"\b(1|one) (epoch|time|step|pass|round|row|sample)(?:e?s)\b", r"\1 \2", text)
+    return re.sub(r"\b(1|one) (epoch|time|pass|round)(?:e?s)\b", r"\1 \2", text)
 
 
 def _enumerate(rng: random.Random, texts: list[str]) -> str:

@@ -99,7 +99,6 @@ NUMBER_WORDS = {
     "five": 5,
     "six": 6,
     "seven": 7,
-    "eight": 8,
     "nine": 9,
     "ten": 10,
     "twelve": 12,

@@ -44,10 +44,10 @@ def figure(value: object, pattern: str) -> str:
 
 
 def speed(timing: Mapping[str, Any]) -> str:
-    """`312 tok/s`, and why it may be slow: `62 tok/s (others use this machine: 45 % of the time a task waits for a core)`."""
+    """`312 tok/s`, and why it may be slow: `62 tok/s (shared machine: 36% of the time a task waits for a core)`."""
     shown = f"{figure(timing.get('tokens_per_s'), ',.0f')} tok/s"
     pressure = timing.get("cpu_pressure") or 0.0
-    shared = f" (others use this machine: {pressure:.0%} of the time a task waits for a core)"
+    shared = f" (shared machine: {pressure:.0%} of the time a task waits for a core)"
     return shown + shared if pressure >= SHARED_PRESSURE else shown
 
 

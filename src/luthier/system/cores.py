@@ -17,8 +17,8 @@ PRESSURE = (CGROUP / "cpu.pressure", Path("/proc/pressure/cpu"))
 """Where Linux says for how long tasks waited for a core: in this container, or on the whole machine."""
 SPINS = "500"
 """Looks at a barrier before a thread sleeps, some microseconds; libgomp, which torch computes with on Linux, has 300,000."""
-MOST_CORES = 8
-"""Measured on two. To wake many threads takes longer than to wake one, and one busy process takes less of many cores."""
+MOST_CORES = 4
+"""Measured on two only. More threads take longer to wake, and one busy process takes less of many cores."""
 SETTINGS = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 
 
@@ -33,11 +33,13 @@ def cores() -> int:
 
 
 def spin_briefly() -> None:
-    """Threads of this process and its children sleep soon where they wait.
+    """Threads of this process and its children sleep soon where they wait: sets GOMP_SPINCOUNT in the environment.
 
-    Heard by an OpenMP that is not loaded yet, so called before torch is imported; what the user set stays.
+    Only an OpenMP that is not loaded yet reads it, so this comes before torch is imported; what the user set stays. `MOST_CORES`
+    is of those that torch starts threads for, whatever a container's quota leaves.
     """
-    if "torch" not in sys.modules and not any(name in os.environ for name in SETTINGS) and cores() <= MOST_CORES:
+    few = len(os.sched_getaffinity(0)) <= MOST_CORES if sys.platform == "linux" else False
+    if few and "torch" not in sys.modules and not any(name in os.environ for name in SETTINGS):
         os.environ["GOMP_SPINCOUNT"] = SPINS
 
 
@@ -50,9 +52,8 @@ def pressure_s() -> float | None:
     """Seconds, since some moment before, in which a task waited for a core; None where the system does not say."""
     for path in PRESSURE:
         try:
-            line = path.read_text().partition("\n")[0]
-        except OSError:
+            some = path.read_text().partition("\n")[0]
+            return int(some.rpartition("total=")[2]) / 1e6
+        except (OSError, ValueError):
             continue
-        total = dict(part.split("=") for part in line.split()[1:])["total"]
-        return int(total) / 1e6
     return None

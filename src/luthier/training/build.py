@@ -112,6 +112,7 @@ def build(
     else:
         decisions = _decide(config, source, model_config, data, dtype, engine, trust_remote_code)
     torch.set_num_threads(decisions["threads"])
+    decisions["waiting"] = waiting()  # as it is at this start: it does not change numbers
     limit = decisions["max_tokens_per_micro_batch"]
     say(f"layout: {decisions['layout']} ({decisions['layout_reason']}), at most {limit:,} tokens in one forward pass")
     checkpoints = Checkpoints(Path(config.output_dir) / "checkpoints", config.training.save_total_limit)
@@ -196,7 +197,6 @@ def _decide(
         "activation_checkpointing": activation_checkpointing(asked, model_config, longest, held, engine.device),
         "dtype": dtype_name(dtype),
         "threads": torch.get_num_threads(),
-        "waiting": waiting(),
         "processes": engine.processes,
     }
     # Processes with other amounts of work in a step would wait for each other for ever.

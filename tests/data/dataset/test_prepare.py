@@ -185,18 +185,6 @@ def test_a_pair_that_is_too_long_in_one_half_goes_whole(streaming: str) -> None:
     assert "train.jsonl:3" in refused_row
 
 
-def test_rows_of_a_better_and_a_worse_answer_are_two_samples_of_one_group() -> None:
-    rows = [{"prompt": f"Say {number}.", "chosen": f"{number}!", "rejected": f"No {number}."} for number in range(5)]
-    found = run(rows, "objective=tests.helpers.split_rows:Preferred")
-    assert found.train.examples == found.ledger.rows_trained == 5
-    assert [(sample.example, sample.group) for sample in found.train] == [(n, 0) for n in range(5) for _ in range(2)]
-    assert found.ledger.rows_split == 0
-    tokenizer = tokenizers.chatml()
-    texts = [tokenizer.decode(sample.input_ids) for sample in found.train][:2]
-    assert "0!" in texts[0]
-    assert "No 0." in texts[1]
-
-
 @pytest.mark.parametrize("streaming", ["false", "true"])
 def test_shares_bounds_and_mixtures_count_rows(streaming: str) -> None:
     rows = [{"prompt": f"{number}: " + "0 " * (1 + number % 5), "completion": "word"} for number in range(40)]

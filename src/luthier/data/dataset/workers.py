@@ -128,6 +128,8 @@ class Encoding:
         if isinstance(self.data.eval, float) and is_held_out(prompt, self.data.eval):
             purpose = "eval"
         whole = self.objective.encode(example, out.sets[purpose].examples, self.renderer)
+        # Also where the objective takes some answers only: a row is used whole or not at all.
+        parts = [self.renderer.encoded_parts(one) for one in conversations_of(example)]
         samples, ledger = whole, out.ledger
         if not samples:
             raise BadRow(row.place, "", "the objective makes no sample of it", "at least one")
@@ -140,10 +142,9 @@ class Encoding:
             ledger.answer_tokens_cut += _trained(whole) - _trained(samples)
         _count(ledger, whole, samples, purpose)
         out.sets[purpose].add(samples, key("prompt", prompt))
-        if purpose == "train" and isinstance(example, Conversation):
-            first = example.messages[0]
-            out.systems.add(first.content if first.role == "system" else "")
-        parts = [self.renderer.encoded_parts(one) for one in conversations_of(example)]
+        if purpose == "train":
+            starts = [one.messages[0] for one in conversations_of(example) if isinstance(one, Conversation)]
+            out.systems |= {first.content if first.role == "system" else "" for first in starts}
         ledger.rows_split += any(len(some) > 1 for some in parts)
         noticed = [part for some in parts for part in some]
         ledger.rows_other_ids_if_encoded_whole += any(part.other_ids_if_whole for part in noticed)
