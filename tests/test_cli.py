@@ -140,6 +140,7 @@ def test_control_c_ends_with_130(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert main(["interrupted"]) == 130
 
 
+@pytest.mark.prove
 def test_control_c_ends_a_process_without_a_traceback() -> None:
     code = (
         "import sys, time, luthier.cli._shared as s; "
@@ -163,6 +164,7 @@ def test_control_c_ends_a_process_without_a_traceback() -> None:
     assert "Traceback" not in errors
 
 
+@pytest.mark.prove
 def test_a_closed_pipe_is_quiet() -> None:
     read, write = os.pipe()
     os.close(read)

@@ -228,6 +228,7 @@ def test_yaml():
 """
 
 
+@pytest.mark.prove
 def test_recipes_work_where_the_page_puts_them(copied: Path) -> None:
     """The recipes' own tests pass there, and their YAML loads."""
     texts = [text for text in blocks(EXTEND, "yaml") if names_new_kind(text)]

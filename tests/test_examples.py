@@ -22,6 +22,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_llama(tmp_path_factory.mktemp("examples") / "model", max_position_embeddings=1024)
 
 
+@pytest.mark.prove
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
 def test_example_trains(path: Path, model: Path, tmp_path: Path) -> None:
     data = tmp_path / "rows.json"
@@ -32,6 +33,7 @@ def test_example_trains(path: Path, model: Path, tmp_path: Path) -> None:
     assert (finished / "adapter" / "adapter_model.safetensors").is_file()
 
 
+@pytest.mark.prove
 @pytest.mark.parametrize(
     ("example", "file"), [("alpaca.yaml", "alpaca_en_demo.json"), ("huanhuan.yaml", "huanhuan.json")]
 )

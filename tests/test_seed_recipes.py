@@ -16,6 +16,7 @@ ROUNDING = {"float32": 1e-5, "bfloat16": 2e-2, "float16": 2e-3}
 """Largest difference of logits, by the largest logit, that storing weights in a dtype makes."""
 
 
+@pytest.mark.prove
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_from_training_to_the_merged_model(recipe: Path, tmp_path: Path) -> None:
     walked = walk(recipe, tmp_path)

@@ -255,6 +255,7 @@ def test_every_key_has_a_case() -> None:
     assert known == set(CASES) | set(ELSEWHERE) | OF_FORMATS
 
 
+@pytest.mark.prove
 @pytest.mark.parametrize("key", CASES)
 def test_a_key_has_an_effect(
     key: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -25,6 +25,7 @@ def load(text: str, *overrides: str) -> config.RunConfig:
     return config.build(document)
 
 
+@pytest.mark.prove
 @example({}, ["a\x85b", "\u2028", "\ufeff"], "a\x85b", 0)
 @given(
     st.dictionaries(
@@ -76,6 +77,7 @@ def test_no_tree_raises_anything_but_our_errors(tree: dict[str, object]) -> None
     assert load(run.resolved_yaml()) == run
 
 
+@pytest.mark.prove
 @given(st.dictionaries(NAMES, TREES, max_size=5))
 def test_a_tree_means_the_same_as_its_yaml(tree: dict[str, object]) -> None:
     whole = {"model": "m", "data": "d.jsonl", "output_dir": "o", **tree}

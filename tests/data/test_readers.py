@@ -174,6 +174,7 @@ VALUES = st.recursive(
 RECORDS = st.lists(st.dictionaries(st.text(max_size=5), VALUES, max_size=3), min_size=1, max_size=6)
 
 
+@pytest.mark.prove
 @examples(150)
 @given(RECORDS, st.booleans(), st.sampled_from((None, 1)), st.sampled_from((1, 2, 5, 17, 1 << 20)), st.integers(0, 7))
 def test_every_record_that_is_written_is_read(
@@ -413,6 +414,7 @@ def peak_bytes(rows: Iterator[Any]) -> int:
     return peak
 
 
+@pytest.mark.prove
 @pytest.mark.parametrize("ending", [".jsonl", ".json", ".csv"])
 def test_memory_does_not_grow_with_the_file(tmp_path: Path, ending: str) -> None:
     small, large = many(tmp_path / f"small{ending}", 8_000), many(tmp_path / f"large{ending}", 32_000)

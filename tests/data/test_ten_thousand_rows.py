@@ -250,6 +250,7 @@ def same(found: str, wanted: str) -> bool:
     return found.replace("\u2581", " ") == wanted.replace("\u2581", " ")
 
 
+@pytest.mark.prove
 def test_ten_thousand_rows() -> None:
     counts: Counter[str] = Counter()
     refused: list[UserError] = []

@@ -76,6 +76,7 @@ def test_the_reference_is_the_base_itself(finished: tuple[Path, str, list[Outcom
     assert flow.answer(opened, asked) == outcomes[0].before
 
 
+@pytest.mark.prove
 def test_a_second_call_trains_nothing_and_judges_the_same(
     finished: tuple[Path, str, list[Outcome]], base: Path
 ) -> None:

@@ -12,6 +12,7 @@ from tests.helpers.processes import torchrun
 pytestmark = pytest.mark.processes
 
 
+@pytest.mark.prove
 def test_only_what_is_trained_is_sent(tmp_path: Path) -> None:
     """A frozen base of 70 B is 140 GB that every process has read already; another base is refused on both."""
     done = torchrun("tests.helpers.wrap_worker", str(tmp_path))

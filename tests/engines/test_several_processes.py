@@ -106,6 +106,7 @@ def test_a_signal_to_one_process_stops_both(
     assert not differences(folder, uninterrupted)
 
 
+@pytest.mark.prove
 def test_a_run_goes_on_with_another_number_of_processes(
     worker: Worker, config_file: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:

@@ -280,6 +280,7 @@ TURNS = st.lists(
 )
 
 
+@pytest.mark.prove
 @examples(600)
 @given(st.sampled_from(KINDS), st.dictionaries(st.sampled_from(COLUMNS), JSON | TURNS, max_size=6))
 def test_any_row_is_used_or_refused_as_a_bad_row(kind: str, values: dict[str, Any]) -> None:

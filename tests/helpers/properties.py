@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import settings
 
-QUICK, PROVE = 100, 1000
+QUICK, PROVE = 50, 500
 """Examples of a property that names no number, in `make test` and in `make prove`."""
 
 

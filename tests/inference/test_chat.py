@@ -85,6 +85,7 @@ def test_piped_requests_are_turns(
     assert "(forgotten)" in shown.err
 
 
+@pytest.mark.prove
 def test_the_command_in_a_process_of_its_own_writes_utf8_to_a_pipe(run: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "luthier", "chat", str(run), "--max-new-tokens", "5"],

@@ -97,6 +97,7 @@ def test_merged_is_a_plain_folder_that_answers_as_the_run(run: Path, tmp_path: P
     assert reopened.renderer.stop_ids == {2}
 
 
+@pytest.mark.prove
 @pytest.mark.parametrize("kind", ["merged", "adapter"])
 def test_the_system_text_of_the_training_goes_along(kind: str, base: Path, tmp_path: Path) -> None:
     """A model answers as it was trained only when it is asked as it was trained."""
@@ -112,6 +113,7 @@ def test_the_system_text_of_the_training_goes_along(kind: str, base: Path, tmp_p
     assert "system text" not in without.as_text()
 
 
+@pytest.mark.prove
 def test_files_have_the_mode_that_the_umask_says(run: Path, tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
@@ -138,6 +140,7 @@ def test_merged_in_the_dtype_of_the_base(run: Path, base: Path, tmp_path: Path) 
     assert wide.drift.max_logit_difference < 1e-3
 
 
+@pytest.mark.prove
 def test_a_merge_that_rounds_the_tuning_away_is_refused(base: Path, tmp_path: Path) -> None:
     faint = make_run(tmp_path / "faint", base, strength=1e-4)
     with pytest.raises(UserError, match="what was learned would be lost") as caught:
@@ -183,6 +186,7 @@ def test_nothing_is_overwritten_and_an_empty_folder_is_taken(run: Path, tmp_path
     assert (tmp_path / "empty" / "adapter_config.json").is_file()
 
 
+@pytest.mark.prove
 def test_a_quantized_base_needs_a_choice(base: Path, tmp_path: Path) -> None:
     quantized = make_run(tmp_path / "run", base, quantization="nf4")
     with pytest.raises(UserError, match="held in nf4") as caught:

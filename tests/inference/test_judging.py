@@ -120,6 +120,7 @@ def test_matching_needs_an_end() -> None:
     assert not matches(Generation("", [], True), Question("p", [1]))
 
 
+@pytest.mark.prove
 def test_compared_figures_are_those_of_the_two_models_apart(
     opened: Opened, base: Path, rows_file: Path, run: Path
 ) -> None:
@@ -176,6 +177,7 @@ def test_verdicts() -> None:
     assert measures_of([]) == []
 
 
+@pytest.mark.prove
 def test_exact_match_of_eval_counts_what_the_model_says(opened: Opened, run: Path, tmp_path: Path) -> None:
     """Two rows whose references are what the model answers, two whose references are something else."""
     from luthier.inference.generation import generate
@@ -212,6 +214,7 @@ def test_eval_scores_text_without_asking(run: Path, tmp_path: Path) -> None:
     assert nll[1] <= nll[0] <= nll[2]
 
 
+@pytest.mark.prove
 def test_commands_print_tables_and_json(run: Path, rows_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["eval", str(run), "--data", str(rows_file), "--generate", "2", "--json"]) == 0
     tree = json.loads(capsys.readouterr().out)

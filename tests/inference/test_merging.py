@@ -87,6 +87,7 @@ def files_of(folder: Path) -> dict[str, torch.Tensor]:
     return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
 
 
+@pytest.mark.prove
 @pytest.mark.parametrize("case", CASES)
 def test_the_same_bits_as_in_memory(case: str, tmp_path: Path) -> None:
     family, changes, lora = CASES[case]
@@ -105,6 +106,7 @@ def test_the_same_bits_as_in_memory(case: str, tmp_path: Path) -> None:
     assert any(not torch.equal(before[name], after[name]) for name in before)
 
 
+@pytest.mark.prove
 def test_in_fewer_bits_only_what_was_learned_is_rounded(tmp_path: Path) -> None:
     """One tensor of the base is float32 among others in bfloat16, and stays so."""
     base = save_twin(tmp_path / "base", "llama")
@@ -156,6 +158,7 @@ def test_a_base_that_names_no_dtype_has_that_of_its_weights(tmp_path: Path) -> N
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto").dtype == torch.bfloat16
 
 
+@pytest.mark.prove
 @pytest.mark.parametrize("family", ["llama", "gpt_neox"])
 def test_in_memory_each_weight_is_rounded_as_it_was_stored(family: str, tmp_path: Path) -> None:
     """Also where it is stored under another name than the model's."""
@@ -176,6 +179,7 @@ def test_in_memory_each_weight_is_rounded_as_it_was_stored(family: str, tmp_path
     assert size == sum(tensor.nbytes for tensor in found.values())
 
 
+@pytest.mark.prove
 @pytest.mark.parametrize("family", ["llama", "qwen3_moe"])
 def test_one_shard_is_in_memory_and_no_more(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = save_twin(tmp_path / "base", family, num_hidden_layers=6)

@@ -60,6 +60,7 @@ def test_trained_on_the_base_and_merged_into_the_chat_model(base: Path, chat_mod
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.prove
 def test_tuned_and_untuned_are_not_the_same_weights(base: Path, tmp_path: Path) -> None:
     """The same tutorial then compares the merged model with itself: merging had changed its base in place."""
     trained = make_run(tmp_path / "run", base, strength=0.5)
@@ -79,6 +80,7 @@ def test_tuned_and_untuned_are_not_the_same_weights(base: Path, tmp_path: Path) 
         open_model(str(tmp_path / "merged")).policy(with_reference=True)
 
 
+@pytest.mark.prove
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
 def test_merged_into_the_values_that_it_was_trained_on(base: Path, tmp_path: Path, kind: str) -> None:
     trained = make_run(tmp_path / "run", base, quantization=kind)
@@ -126,6 +128,7 @@ def test_dequantized_is_what_was_trained_on_in_another_dtype_too(base: Path, tmp
     assert not torch.equal(found, exact.get_submodule(name).weight)
 
 
+@pytest.mark.prove
 def test_a_copied_adapter_knows_how_its_base_was_held(base: Path, tmp_path: Path) -> None:
     rows = [{"prompt": f"Say {number}.", "completion": f"{number}!"} for number in range(12)]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

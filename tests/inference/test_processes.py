@@ -29,6 +29,7 @@ dist.destroy_process_group()
 """
 
 
+@pytest.mark.prove
 @pytest.mark.processes
 def test_two_processes_give_the_rows_of_one(run: Path, tmp_path: Path) -> None:
     alone = scoring.score_rows(open_model(str(run)).policy(), samples(), layout="padded", max_tokens=64)

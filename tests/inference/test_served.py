@@ -51,6 +51,7 @@ def test_the_conversations_are_the_same_ones_each_time_and_of_many_kinds(rendere
     assert all(renderer.encoder.find_control(str(messages)) for messages in odd["spell out a control token"])
 
 
+@pytest.mark.prove
 @needs_engine
 def test_an_export_says_that_the_engine_reads_the_same_ids(run: Path, tmp_path: Path) -> None:
     done = verified_export.export(str(run), "merged", tmp_path / "out", say=quiet)
@@ -72,6 +73,7 @@ def test_control_text_is_read_as_tokens_by_the_engine_and_that_is_counted(
     assert "of 20 more that spell out a control token, llama.cpp reads 20 as other ids than luthier" in found.as_text()
 
 
+@pytest.mark.prove
 @needs_engine
 def test_a_split_by_another_name_is_refused_and_leaves_nothing(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -105,6 +107,7 @@ def test_another_template_is_refused(renderer: ChatRenderer, tmp_path: Path, cha
     assert re.match(r"conversation \d+ of 200 \(", caught.value.where)
 
 
+@pytest.mark.prove
 @needs_engine
 def test_a_template_that_writes_the_date_is_served_with_that_of_training(tmp_path: Path) -> None:
     dated = tokenizers.chatml(template="{{ 'Date: ' + strftime_now('%Y-%m-%d') + '\n' }}" + tokenizers.CHATML)

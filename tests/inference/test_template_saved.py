@@ -20,6 +20,7 @@ from tests.helpers.tiny_models import tiny_llama, tiny_tokenizer
 SYSTEM = "Be kind."
 
 
+@pytest.mark.prove
 @pytest.mark.parametrize("tuning", ["lora", "full"])
 def test_a_named_template_is_saved_with_its_stop_token(tuning: str, tmp_path: Path) -> None:
     model = tiny_llama(tmp_path / "model")

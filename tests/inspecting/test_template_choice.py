@@ -62,6 +62,7 @@ def test_calls_of_tools_need_a_template_that_shows_them() -> None:
     assert "refuses 1 of 2" in why
 
 
+@pytest.mark.prove
 def test_a_model_without_a_template_gets_one_whose_tokens_it_has() -> None:
     found = fit(tokenizer(None), [talk(*ASKED)])
     assert found.keys["chat_template"][0] == "alpaca@stanford"
@@ -93,6 +94,7 @@ def test_init_writes_the_key_and_says_why(
     assert "# the model's template does not take system texts" in Path("mine.yaml").read_text()
 
 
+@pytest.mark.prove
 def test_init_of_a_model_that_is_not_here_says_what_was_not_checked(tmp_path: Path) -> None:
     rows(tmp_path / "train.jsonl", [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}])
     code = (

@@ -38,6 +38,7 @@ def test_verdict_in_bfloat16(family: str) -> None:
     assert prove(twin_config(family), torch.bfloat16).flat is VERDICTS[family]
 
 
+@pytest.mark.prove
 @pytest.mark.parametrize("family", VERDICTS)
 def test_each_trains(family: str, tmp_path: Path) -> None:
     """Ten steps of LoRA in the layout that the proof allows: the loss falls, the learning check passes."""

@@ -63,6 +63,7 @@ def test_an_adapter_on_a_gguf_file_loads_in_plain_peft(tmp_path: Path, cache: Pa
     assert (adapter / "adapter_model.safetensors").stat().st_mode == (adapter / "luthier.json").stat().st_mode
 
 
+@pytest.mark.prove
 def test_a_run_on_a_gguf_file_is_merged_at_the_size_of_its_weights(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

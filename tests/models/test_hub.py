@@ -83,6 +83,7 @@ def test_a_model_is_fetched_whole_and_its_commit_is_known(machine: Machine, mode
     assert files_of(Path(facts["folder"])) == model_files
 
 
+@pytest.mark.prove
 def test_a_second_download_fetches_no_file_again(machine: Machine) -> None:
     machine.get(NAME)
     machine.hub.requests.clear()
@@ -90,6 +91,7 @@ def test_a_second_download_fetches_no_file_again(machine: Machine) -> None:
     assert [path for _, path, _ in machine.hub.requests] == [f"/api/models/{NAME}"]
 
 
+@pytest.mark.prove
 def test_only_files_that_are_needed_and_safe_are_fetched(machine: Machine, model_files: dict[str, bytes]) -> None:
     others = {
         "pytorch_model.bin": b"pickle",
@@ -106,6 +108,7 @@ def test_only_files_that_are_needed_and_safe_are_fetched(machine: Machine, model
     assert set(files_of(Path(trusted["folder"]))) == {*model_files, "modeling_tiny.py"}
 
 
+@pytest.mark.prove
 def test_a_broken_download_is_resumed_where_it_broke(machine: Machine, tmp_path: Path) -> None:
     files = files_of(tiny_llama(tmp_path / "larger", intermediate_size=12_000))  # the client writes pieces of 10 MB
     machine.hub.repos[NAME].commit(files, "main")
@@ -118,6 +121,7 @@ def test_a_broken_download_is_resumed_where_it_broke(machine: Machine, tmp_path:
     assert files_of(Path(facts["folder"])) == files
 
 
+@pytest.mark.prove
 def test_a_download_that_breaks_for_good_leaves_nothing_that_is_used(
     machine: Machine, model_files: dict[str, bytes]
 ) -> None:
@@ -134,6 +138,7 @@ def test_a_download_that_breaks_for_good_leaves_nothing_that_is_used(
     assert machine.hub.fetched("tokenizer.json") == []
 
 
+@pytest.mark.prove
 @pytest.mark.parametrize("file", [WEIGHTS, "config.json"])
 def test_a_wrong_hash_is_found_and_the_file_is_not_kept(
     machine: Machine, model_files: dict[str, bytes], file: str
@@ -147,6 +152,7 @@ def test_a_wrong_hash_is_found_and_the_file_is_not_kept(
     assert files_of(Path(machine.get(NAME)["folder"])) == model_files
 
 
+@pytest.mark.prove
 def test_a_file_that_changed_on_disk_is_fetched_again(machine: Machine, model_files: dict[str, bytes]) -> None:
     weights = Path(machine.get(NAME)["folder"]) / WEIGHTS
     blob = weights.resolve()
@@ -182,6 +188,7 @@ def test_a_missing_model_is_named(machine: Machine) -> None:
     assert "hf auth login" in done.stderr
 
 
+@pytest.mark.prove
 def test_a_gated_model_says_what_to_do(machine: Machine) -> None:
     machine.hub.repos[NAME].gated = True
     done = machine.download(NAME)
@@ -202,6 +209,7 @@ def test_pickled_weights_are_refused_before_anything_is_fetched(
     assert not any("/resolve/" in path for _, path, _ in machine.hub.requests)
 
 
+@pytest.mark.prove
 def test_offline_mode_uses_the_earlier_download(machine: Machine) -> None:
     first = machine.get(NAME)
     machine.hub.requests.clear()
@@ -212,12 +220,14 @@ def test_offline_mode_uses_the_earlier_download(machine: Machine) -> None:
     assert machine.hub.requests == []
 
 
+@pytest.mark.prove
 def test_offline_mode_takes_a_copy_that_another_tool_fetched(machine: Machine) -> None:
     done = machine.run(f"from huggingface_hub import snapshot_download; snapshot_download({NAME!r})")
     assert done.returncode == 0, done.stderr
     assert machine.get(NAME, HF_HUB_OFFLINE="1")["commit"] == machine.hub.repos[NAME].refs["main"]
 
 
+@pytest.mark.prove
 def test_offline_mode_without_a_copy_says_so(machine: Machine) -> None:
     done = machine.download(NAME, HF_HUB_OFFLINE="1")
     assert done.returncode == 3
@@ -225,6 +235,7 @@ def test_offline_mode_without_a_copy_says_so(machine: Machine) -> None:
     assert "HF_HUB_OFFLINE" in done.stderr
 
 
+@pytest.mark.prove
 def test_a_hub_that_is_down_is_no_obstacle_to_a_model_that_is_here(machine: Machine) -> None:
     first = machine.get(NAME)
     machine.hub.down = True

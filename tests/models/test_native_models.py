@@ -136,6 +136,7 @@ SWITCHES = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.prove
 @examples(25)
 @given(
     heads_and_size=st.sampled_from([(1, 4), (2, 8), (3, 12), (6, 12), (4, 16)]),
@@ -397,6 +398,7 @@ def test_what_is_not_defined_is_refused(key: str, value: Any) -> None:
         AutoConfig.for_model("yuan", **{key: value})
 
 
+@pytest.mark.prove
 @pytest.mark.parametrize(
     "code",
     [

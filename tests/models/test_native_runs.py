@@ -63,6 +63,7 @@ def merged_answers_as(run: Path, out: Path, ids: torch.Tensor) -> None:
         assert torch.allclose(merged(ids).logits, opened.model(ids).logits, atol=1e-4)
 
 
+@pytest.mark.prove
 @pytest.mark.parametrize("name", ["yuan", "baichuan", "baichuan_alibi"])
 def test_a_twin_is_trained_flat_merged_and_loaded(name: str, tmp_path: Path) -> None:
     model = save_twin(tmp_path / "model", name)
@@ -74,6 +75,7 @@ def test_a_twin_is_trained_flat_merged_and_loaded(name: str, tmp_path: Path) -> 
     assert AutoTokenizer.from_pretrained(tmp_path / "merged").encode(text) == tiny_tokenizer().encode(text)
 
 
+@pytest.mark.prove
 @PUBLISHED
 @pytest.mark.parametrize("name", sorted(TOKENIZERS))
 def test_with_the_tokenizer_and_template_of_the_originals(

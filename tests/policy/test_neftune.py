@@ -72,6 +72,7 @@ def test_answers_are_generated_without_noise(tmp_path: Path) -> None:
     assert [answer.ids for answer in generate(policy.model, tokenizer, prompts, max_new_tokens=6, stop_ids=[])] == want
 
 
+@pytest.mark.prove
 def test_a_run_with_noise_answers_its_prompts(tmp_path: Path) -> None:
     save_twin(tmp_path / "model", "llama")
     (tmp_path / "rows.jsonl").write_text('{"prompt": "Say 1.", "completion": "1!"}\n' * 4)

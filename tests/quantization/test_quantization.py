@@ -189,6 +189,7 @@ def test_float16_learns_as_float32(tuning: str, model: Path, tmp_path: Path) -> 
     assert all(bool(tensor.isfinite().all()) for tensor in weights.values())
 
 
+@pytest.mark.prove
 def test_float16_answers_what_it_learned(model: Path, tmp_path: Path) -> None:
     """The tutorial's run ended in NaN and a model that says <unk> for ever."""
     losses = trained(model, tmp_path, "dtype=float16", "tuning=full", "max_steps=60", *FAST)

@@ -95,6 +95,7 @@ def wandb_records(path: Path) -> Iterator[Any]:
             yield record
 
 
+@pytest.mark.prove
 def test_wandb_offline(tmp_path: Path) -> None:
     pytest.importorskip("wandb")
     record(tmp_path / "mine", "wandb")
@@ -116,6 +117,7 @@ def test_wandb_offline(tmp_path: Path) -> None:
     assert "training.learning_rate" in settings
 
 
+@pytest.mark.prove
 def test_mlflow_and_a_resumed_run_goes_on_in_the_same_place(tmp_path: Path) -> None:
     mlflow = pytest.importorskip("mlflow")
     pytest.importorskip("sqlalchemy")

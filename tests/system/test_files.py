@@ -63,6 +63,7 @@ def content(target: Path) -> set[str]:
     return {(target / name).read_text() for name in ("a", "b", "inner/c")}
 
 
+@pytest.mark.prove
 def test_a_kill_at_any_step_of_replacing_a_folder_leaves_the_old_or_the_new_one(tmp_path: Path) -> None:
     seen = []
     for step in range(1, 200):
@@ -83,6 +84,7 @@ def test_a_kill_at_any_step_of_replacing_a_folder_leaves_the_old_or_the_new_one(
     assert {"new"} in seen
 
 
+@pytest.mark.prove
 def test_a_kill_at_any_step_of_a_new_folder_leaves_none_or_a_whole_one(tmp_path: Path) -> None:
     for step in range(1, 200):
         target = tmp_path / str(step) / "adapter"
@@ -96,6 +98,7 @@ def test_a_kill_at_any_step_of_a_new_folder_leaves_none_or_a_whole_one(tmp_path:
     assert not killed
 
 
+@pytest.mark.prove
 def test_a_kill_while_it_settles_is_settled_at_the_next_start(tmp_path: Path) -> None:
     for step in range(1, 100):
         place = tmp_path / str(step)

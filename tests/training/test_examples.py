@@ -123,6 +123,7 @@ def stopped_at(whole: Path, folder: Path, step: int) -> Path:
     return folder
 
 
+@pytest.mark.prove
 @pytest.mark.processes
 @pytest.mark.parametrize("streaming", [False, True])
 def test_the_same_rows_after_a_break_and_on_two_processes(there: Path, streaming: bool, worker: Worker) -> None:
@@ -154,6 +155,7 @@ output_dir: unused
         assert max(float((weights[0][name] - weights[1][name]).abs().max()) for name in weights[0]) < 5e-5
 
 
+@pytest.mark.prove
 def test_what_is_measured_afterwards_is_of_rows(there: Path) -> None:
     """`data --after`, `eval` and `compare` on a run that learned from split rows."""
     trained("split", "chat_template=splits.jinja")

@@ -61,6 +61,7 @@ def row_losses(job: Job) -> dict[int, float]:
     return dict(zip(line["rows"], line["losses"], strict=True))
 
 
+@pytest.mark.prove
 def test_the_losses_of_rows_do_not_depend_on_the_layout(tmp_path: Path) -> None:
     """And they are those of each row alone, and add up to the loss of the step."""
     job = job_of(tmp_path / "reference", LAYOUTS["8x1"])
@@ -102,6 +103,7 @@ def test_loss_curves_of_20_steps(tmp_path: Path) -> None:
     assert max(abs(a - b) for a, b in zip(*curves, strict=True)) < 1e-5
 
 
+@pytest.mark.prove
 @pytest.mark.processes
 @pytest.mark.parametrize("max_tokens", [100_000, 64])
 def test_two_processes(max_tokens: int, tmp_path: Path) -> None:

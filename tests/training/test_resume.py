@@ -86,6 +86,7 @@ def test_a_changed_configuration_is_refused_with_each_difference(config_file: Pa
     assert "seed" in str(caught.value)
 
 
+@pytest.mark.prove
 def test_a_run_that_had_no_room_goes_on_in_smaller_passes(
     config_file: Path, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -64,6 +64,7 @@ def until(lines: Iterator[str], words: str) -> str:
     return next(line for line in lines if words in line)
 
 
+@pytest.mark.prove
 def test_the_first_one_finishes_the_step_and_says_so_at_once(config_file: Path, tmp_path: Path) -> None:
     plain = "import sys; from luthier.cli import main; sys.exit(main(sys.argv[1:]))"
     process = start(plain, config_file, tmp_path / "run")
@@ -78,6 +79,7 @@ def test_the_first_one_finishes_the_step_and_says_so_at_once(config_file: Path, 
     assert "Traceback" not in errors
 
 
+@pytest.mark.prove
 def test_the_second_one_stops_in_the_middle_of_a_save(config_file: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     process = start(SLOW_SAVE, config_file, folder)

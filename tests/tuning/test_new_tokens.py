@@ -51,6 +51,7 @@ def logits(model: Any) -> torch.Tensor:
     return found
 
 
+@pytest.mark.prove
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("tuning", ["lora", "{kind: lora, modules_to_save: [embed_tokens, lm_head]}", "full"])
 def test_they_are_trained_saved_and_read_back(tmp_path: Path, tuning: str, tied: bool) -> None:

@@ -63,6 +63,7 @@ def test_yuan_as_the_tutorial_trains_it(template: str) -> None:
         assert (ids, labels) == (case["input_ids"], case["labels"])
 
 
+@pytest.mark.prove
 @ORIGINALS
 def test_baichuan2_as_its_fine_tune_py_trains_it() -> None:
     """Between turns the end token is a target though the next request's token follows."""
@@ -88,6 +89,7 @@ def test_baichuan2_is_served_as_its_build_chat_input_has_it() -> None:
                 assert renderer.prompt_ids(messages) == case["ids"]
 
 
+@pytest.mark.prove
 @ORIGINALS
 def test_baichuan2_as_the_lora_tutorial_trains_it() -> None:
     tokenizer = baichuan(GOLDEN / "tokenizer_baichuan2")

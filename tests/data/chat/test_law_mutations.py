@@ -113,6 +113,7 @@ def judged_by(module: ModuleType, evidence: Evidence) -> object:
         return error
 
 
+@pytest.mark.prove
 @pytest.mark.parametrize("number", range(len(refusals(ast.parse(inspect.getsource(laws))))))
 def test_every_refusal_in_the_laws_is_tripped_by_something(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     tree = ast.parse(inspect.getsource(laws))

@@ -97,6 +97,7 @@ def trained_texts(tokenizer: Any, sample: Sample) -> list[str]:
     return texts
 
 
+@pytest.mark.prove
 @pytest.mark.parametrize("kind", KINDS)
 def test_trained_tokens_are_the_answers_and_their_ends(kind: str) -> None:
     make, stop, stop_ids = KINDS[kind]
@@ -147,6 +148,7 @@ def test_the_render_is_that_of_transformers(kind: str) -> None:
                 assert ours == tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=prompt)
 
 
+@pytest.mark.prove
 def test_ids_equal_one_encoding_of_the_whole_where_nothing_is_smuggled() -> None:
     """The parts give what the tokenizer gives for the whole text, except where that is counted."""
     for make, stop_ids in ((tokenizers.chatml, ()), (tokenizers.llama_like, ()), (tokenizers.gemma_like, (4,))):

@@ -70,6 +70,7 @@ def test_show_prints_a_file_that_can_be_used(tmp_path: Path, capsys: pytest.Capt
     assert 'did you mean "zephyr"' in capsys.readouterr().err
 
 
+@pytest.mark.prove
 def test_diff_shows_where_two_part_and_what_is_trained(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["template", "diff", "alpaca", "alpaca@llamafactory", "--row", f"{data}:1"]) == 0
     shown = capsys.readouterr().out

@@ -74,6 +74,7 @@ def test_a_slow_tokenizer_puts_no_space_into_the_middle_of_a_text(slow: Slow) ->
         assert slow.decode(before + ids) == " x" + text, slow.convert_ids_to_tokens(ids)
 
 
+@pytest.mark.prove
 def test_a_slow_tokenizer_trains_what_the_assistant_says_and_serves_what_it_trained(slow: Slow) -> None:
     """Control tokens that are written out in the data are where a space would be put in."""
     with Template.choose(slow) as template:

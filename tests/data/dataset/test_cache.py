@@ -34,6 +34,7 @@ def files_of_at_most(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+@pytest.mark.prove
 @pytest.mark.parametrize("rows", [200, 2_000])
 def test_no_room_while_encoding(rows: int) -> None:
     """200 rows are refused when the files are closed, 2,000 when they are written."""

@@ -381,6 +381,7 @@ def test_the_cache_follows_the_objective_the_stop_ids_and_the_code(monkeypatch: 
     assert run().from_cache
 
 
+@pytest.mark.prove
 def test_a_damaged_cache_is_made_again() -> None:
     first = run(alpaca(20))
     folder, fingerprint = first.train.folder, first.train.fingerprint

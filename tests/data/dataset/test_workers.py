@@ -112,6 +112,7 @@ def _killed_after(rows: int, workers: int, connection: Any) -> None:
     run("data.eval=0.2", f"num_workers={workers}", data="[train.jsonl, more.jsonl]", watch=watch)
 
 
+@pytest.mark.prove
 def test_a_killed_encoding_goes_on_where_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LUTHIER_CACHE", os.environ["LUTHIER_CACHE"])
     write("train.jsonl", ROWS)
@@ -159,6 +160,7 @@ def test_long_rows_make_short_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert content(run("data.eval=0.2")) == wanted
 
 
+@pytest.mark.prove
 def test_an_interrupted_encoding_keeps_what_it_has_and_a_refused_one_nothing() -> None:
     write("train.jsonl", ROWS)
 
@@ -215,6 +217,7 @@ def test_streamed_order_covers_all_once_and_stays_near(examples: int, batch: int
         )  # the last block of a file is short, so windows need not fall on blocks
 
 
+@pytest.mark.prove
 @given(
     st.lists(st.tuples(st.integers(1, 400), st.floats(0.1, 10)), min_size=1, max_size=4),
     st.sampled_from(["first_exhausted", "all_exhausted"]),

@@ -92,6 +92,7 @@ def documents_of(batch: MicroBatch) -> list[int]:
     return [int(index) for index in batch.rows[0, begins]]
 
 
+@pytest.mark.prove
 @given(
     groups_of_examples,
     st.integers(1, 8),
@@ -118,6 +119,7 @@ def test_an_epoch_has_every_example_once_and_whole(
             assert sorted(seen) == list(range(len(groups)))
 
 
+@pytest.mark.prove
 @given(
     st.lists(groups_of_examples, min_size=2, max_size=3),
     st.lists(st.floats(0.2, 5), min_size=3, max_size=3),
@@ -174,6 +176,7 @@ def described(samples: SampleSet) -> list[Any]:
     return [found, rows, samples.fingerprint, *(np.asarray(array).tolist() for array in arrays)]
 
 
+@pytest.mark.prove
 @given(groups_of_examples, groups_of_examples, st.integers(1, MOST_PROCESSES), st.booleans(), st.booleans())
 @examples(8)
 def test_rows_of_files_are_whole_kept_or_streamed(

@@ -53,6 +53,7 @@ def kept_once(*overrides: str) -> None:
     looked("on_bad_row=drop", *overrides, every_view=True, environment={})
 
 
+@pytest.mark.prove
 def test_the_second_time_is_the_same_without_torch(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """As text, as JSON and as a page, from a process that imports neither torch nor transformers."""
     commands = [[], ["--json", "--row", "2"], ["--worst", "--longest"], ["--html", "page.html", "--json"]]
