@@ -1,8 +1,8 @@
 """The cores that this process computes on: how many, how its threads wait for each other, and whether others want them too.
 
 OpenMP's threads spin where they wait, for milliseconds, before they sleep. Where another process holds a core, they spin
-on the core that the thread they wait for could use. A short spin costs nothing on a quiet machine and doubles the speed
-on a shared one (`benchmarks/shared_machine.py`).
+on the core that the thread they wait for could use. A short spin costs little on a quiet machine and nearly doubles the
+speed on a shared one (`benchmarks/shared_machine.py`).
 """
 
 from __future__ import annotations
