@@ -47,7 +47,7 @@ VALUES = {
 TURNS = [
     {
         "family": family,
-        "method": VALUES["method"][turn % 5],
+        "method": VALUES["method"][turn % len(METHODS)],
         "layout": VALUES["layout"][turn % 2],
         "activation_checkpointing": VALUES["activation_checkpointing"][turn // 2 % 2],
     }

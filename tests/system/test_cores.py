@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -10,9 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from luthier import config
+from luthier.runs.recorder import read_lines
 from luthier.runs.screen import speed
 from luthier.system import cores as module
 from luthier.system.cores import MOST_CORES, SETTINGS, SPINS, pressure_s, waiting
+from luthier.training import run
+from tests.helpers.breaking import Broken, break_after
+from tests.helpers.tiny_models import tiny_llama
 
 FEW = sys.platform == "linux" and len(os.sched_getaffinity(0)) <= MOST_CORES
 LOOK = "import os, luthier; print(os.environ.get('GOMP_SPINCOUNT'))"
@@ -71,4 +77,28 @@ def test_what_the_system_does_not_say_is_none(tmp_path: Path, monkeypatch: pytes
 def test_the_line_of_a_step_says_that_the_machine_is_shared() -> None:
     assert speed({"tokens_per_s": 1234.0}) == "1,234 tok/s"
     assert speed({"tokens_per_s": 107.0, "cpu_pressure": 0.01}) == "107 tok/s"
-    assert speed({"tokens_per_s": 64.0, "cpu_pressure": 0.36}).startswith("64 tok/s (shared machine: 36%")
+    assert speed({"tokens_per_s": 64.0, "cpu_pressure": 0.36}).startswith("64 tok/s (busy machine: 36%")
+
+
+def test_a_run_records_how_its_threads_waited_and_for_how_long_tasks_did(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it was at the last start, also where that was a resume."""
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "Say 1.", "completion": "1!"}\n' * 2)
+    keys = [
+        f"model={tiny_llama(tmp_path / 'model')}",
+        f"data={tmp_path / 'rows.jsonl'}",
+        f"output_dir={tmp_path / 'run'}",
+    ]
+    chosen = config.load(None, [*keys, "max_steps=2", "save_steps=1", "dtype=float32"])
+    monkeypatch.setenv("GOMP_SPINCOUNT", "500")
+    with monkeypatch.context() as patch:
+        break_after(1, patch)
+        with pytest.raises(Broken):
+            run.execute(chosen, say=lambda _: None)
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    folder = run.execute(chosen, resume=True, say=lambda _: None)
+    assert json.loads((folder / "manifest.json").read_text())["decisions"]["waiting"].startswith("GOMP_SPINCOUNT=7")
+    timings = read_lines(folder / "timings.jsonl")
+    assert len(timings) == 2
+    assert all((pressure_s() is not None) == (timing.get("cpu_pressure", -1.0) >= 0.0) for timing in timings)

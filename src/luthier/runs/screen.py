@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
 SAMPLE_CHARS = 200
-SHARED_PRESSURE = 0.2
+BUSY_PRESSURE = 0.2
 """Of a step's time: on a quiet machine it is 0.01, beside one busy process on two cores 0.36."""
 
 
@@ -44,11 +44,11 @@ def figure(value: object, pattern: str) -> str:
 
 
 def speed(timing: Mapping[str, Any]) -> str:
-    """`312 tok/s`, and why it may be slow: `62 tok/s (shared machine: 36% of the time a task waits for a core)`."""
+    """`312 tok/s`, and why it may be slow: `62 tok/s (busy machine: 36% of the time a task waits for a core)`."""
     shown = f"{figure(timing.get('tokens_per_s'), ',.0f')} tok/s"
     pressure = timing.get("cpu_pressure") or 0.0
-    shared = f" (shared machine: {pressure:.0%} of the time a task waits for a core)"
-    return shown + shared if pressure >= SHARED_PRESSURE else shown
+    busy = f" (busy machine: {pressure:.0%} of the time a task waits for a core)"
+    return shown + busy if pressure >= BUSY_PRESSURE else shown
 
 
 class TimeLeft:

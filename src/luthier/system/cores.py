@@ -35,8 +35,8 @@ def cores() -> int:
 def spin_briefly() -> None:
     """Threads of this process and its children sleep soon where they wait: sets GOMP_SPINCOUNT in the environment.
 
-    Only an OpenMP that is not loaded yet reads it, so this comes before torch is imported; what the user set stays. `MOST_CORES`
-    is of those that torch starts threads for, whatever a container's quota leaves.
+    Only an OpenMP that is not loaded yet reads it, so this comes before torch is imported; what the user set stays. Counted are
+    the cores that torch starts threads for, which a container's quota does not change.
     """
     few = len(os.sched_getaffinity(0)) <= MOST_CORES if sys.platform == "linux" else False
     if few and "torch" not in sys.modules and not any(name in os.environ for name in SETTINGS):
