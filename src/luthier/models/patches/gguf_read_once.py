@@ -1,0 +1,30 @@
+"""A GGUF file is read once while it is converted.
+
+transformers reads the whole header for the configuration, again for the tokenizer and again for the weights (4 s each, where
+the vocabulary has 49,152 tokens), and makes the table of the tensors' names anew for each of the model's modules: together half
+of the conversion's time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+
+import gguf
+
+_REPEATED = ("GGUFReader", "get_tensor_name_map")
+"""What transformers imports of the library at each call."""
+
+
+@contextmanager
+def gguf_read_once() -> Iterator[None]:
+    """Inside, a second reader of the same path is the first one, and so is a second table of names."""
+    plain = {name: getattr(gguf, name) for name in _REPEATED}
+    for name, function in plain.items():
+        setattr(gguf, name, cache(function))
+    try:
+        yield
+    finally:
+        for name, function in plain.items():
+            setattr(gguf, name, function)
