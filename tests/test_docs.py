@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -20,7 +21,7 @@ from luthier.api import Run
 from luthier.cli import command_names, load_command
 from luthier.config.documents import parse_yaml
 from luthier.data.steps.layout import micro_batches
-from luthier.training import run as spine
+from tests.helpers import command_line
 from tests.helpers.jobs import make_config, make_policy, make_samples
 from tests.helpers.tiny_models import tiny_llama
 
@@ -246,17 +247,41 @@ def test_a_component_outside_of_luthier_trains(tmp_path: Path, monkeypatch: pyte
     write_recipes(tmp_path / "outside")
     monkeypatch.syspath_prepend(str(tmp_path / "outside"))
     (text,) = (text for text in blocks(EXTEND, "yaml") if "my_package" in text)
-    document = parse_yaml(text, "extend.md")
-    rows = tmp_path / "train.jsonl"
-    rows.write_text(
-        '{"instruction": "Say 1.", "output": "1!"}\n{"instruction": "Say 2.", "output": "2, and 2 again!"}\n'
-    )
-    for override in (f"model={tiny_llama(tmp_path / 'model')}", f"data={rows}", f"output_dir={tmp_path / 'run'}"):
-        config.apply_override(document, override)
-    for override in ("dtype=float32", "max_steps=2", "tuning.r=2"):
-        config.apply_override(document, override)
-    run = spine.execute(config.build(document), say=lambda line: None)
+    page, run = tmp_path / "page.yaml", tmp_path / "run"
+    page.write_text(text, encoding="utf-8")
+    overrides = [f"model={tiny_llama(tmp_path / 'model')}", f"data={some_rows(tmp_path)}", f"output_dir={run}"]
+    assert command_line.luthier("train", page, *overrides, "dtype=float32", "max_steps=2", "tuning.r=2") == 0
     assert [line["step"] for line in Run(run).metrics if "loss" in line] == [1, 2]
+
+
+def some_rows(folder: Path) -> Path:
+    """The data that the pages' configurations name."""
+    rows = folder / "train.jsonl"
+    talk = [{"instruction": f"Say {number}.", "output": f"{number}, and {number} again!"} for number in range(40)]
+    rows.write_text("".join(json.dumps(row) + "\n" for row in talk), encoding="utf-8")
+    (folder / "faq.csv").write_text(
+        "question,answer\n" + "".join(f'{row["instruction"]},"{row["output"]}"\n' for row in talk), encoding="utf-8"
+    )
+    return rows
+
+
+PAGES_WITH_YAML = [(page, number) for page in PAGES for number in range(len(blocks(page, "yaml")))]
+
+
+@pytest.mark.prove
+@pytest.mark.parametrize(
+    ("page", "number"), PAGES_WITH_YAML, ids=[f"{page.name}: {number}" for page, number in PAGES_WITH_YAML]
+)
+def test_yaml_on_the_pages_trains(page: Path, number: int, copied: Path, tmp_path: Path) -> None:
+    """From the command line, as it stands there but for the model, where what the page adds is there."""
+    some_rows(copied)
+    (copied / "page.yaml").write_text(blocks(page, "yaml")[number], encoding="utf-8")
+    overrides = [f"model.path={tiny_llama(tmp_path / 'model')}", "max_steps=2", f"output_dir={tmp_path / 'run'}"]
+    several = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    start = several if "by_hand" in (copied / "page.yaml").read_text(encoding="utf-8") else []
+    done = python(copied, *start, "luthier", "train", "page.yaml", *overrides)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [line["step"] for line in Run(tmp_path / "run").metrics if "loss" in line] == [1, 2]
 
 
 def test_the_objective_outside_weighs_rows_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from luthier import config
 from luthier.api import Run
-from luthier.training import run
+from tests.helpers.command_line import luthier
 from tests.helpers.tiny_models import tiny_llama
 
 ROOT = Path(__file__).parent.parent
@@ -27,8 +26,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_example_trains(path: Path, model: Path, tmp_path: Path) -> None:
     data = tmp_path / "rows.json"
     data.write_text(json.dumps(ROWS), encoding="utf-8")
-    overrides = [f"data.train={data}", f"model.path={model}", "max_steps=3", f"output_dir={tmp_path / 'run'}"]
-    finished = run.execute(config.load(path, overrides), say=lambda text: None)
+    finished = tmp_path / "run"
+    assert (
+        luthier("train", path, f"data.train={data}", f"model.path={model}", "max_steps=3", f"output_dir={finished}")
+        == 0
+    )
     assert [line["step"] for line in Run(finished).metrics if "loss" in line] == [1, 2, 3]
     assert (finished / "adapter" / "adapter_model.safetensors").is_file()
 
@@ -42,16 +44,10 @@ def test_example_reads_its_real_data(example: str, file: str, model: Path, tmp_p
     data = ROOT.parent / "shared" / "data" / file
     if not data.is_file():
         pytest.skip(f"{file} is no part of the project; put it at ../shared/data/ beside it to run this test")
-    overrides = [
-        f"data.train={data}",
-        f"model.path={model}",
-        "max_steps=1",
-        f"output_dir={tmp_path / 'run'}",
-        "on_long_row=drop",
-    ]
-    finished = run.execute(
-        config.load(ROOT / "examples" / example, [*overrides, "on_bad_row=drop"]), say=lambda text: None
-    )
+    finished = tmp_path / "run"
+    overrides = [f"data.train={data}", f"model.path={model}", f"output_dir={finished}"]
+    overrides += ["max_steps=1", "on_long_row=drop", "on_bad_row=drop"]
+    assert luthier("train", ROOT / "examples" / example, *overrides) == 0
     ledger = json.loads((finished / "ledger.json").read_text(encoding="utf-8"))
     assert ledger["rows_in"] == len(json.loads(data.read_text(encoding="utf-8")))
     assert ledger["rows_trained"] + ledger["rows_held_out"] > 0

@@ -13,7 +13,7 @@ import pytest
 
 from luthier import config
 from luthier.config import DataFile
-from luthier.data.recognise import format_of, plan, reader_of
+from luthier.data.recognise import format_of, parts_of, row_parser_of
 from luthier.data.registry import from_registry, read_registry
 from luthier.errors import BadRow, UserError
 from luthier.types import Conversation, Example, Feedback, Message, Preference, Prompt, Row, Text
@@ -34,8 +34,8 @@ def examples(folder: Path, values: dict[str, Any], row: dict[str, Any], takes: t
     (folder / "rows.json").write_text(json.dumps([row]))
     (folder / "dataset_info.json").write_text(json.dumps({"mine": {"file_name": "rows.json", **values}}))
     run = config.load(None, ["model=m", f"data={{registry: {folder}, train: mine}}", "output_dir=o"])
-    (part,) = plan(run, takes)
-    reader, rows = reader_of(part.source, part.source.rows(), "data.train")
+    (part,) = parts_of(run, takes)
+    reader, rows = row_parser_of(part.source, part.source.rows(), "data.train")
     (found,) = rows
     assert reader is not None
     assert isinstance(found, Row)
@@ -165,7 +165,7 @@ def test_a_folder_of_files(tmp_path: Path) -> None:
     (tmp_path / "dataset_info.json").write_text(json.dumps({"mine": {"file_name": "parts"}}))
     registry = tmp_path / "dataset_info.json"
     run = config.load(None, ["model=m", f"data={{registry: {registry}, train: [mine]}}", "output_dir=o"])
-    assert [Path(part.source.name).name for part in plan(run, SFT)] == ["1.jsonl", "2.jsonl"]
+    assert [Path(part.source.name).name for part in parts_of(run, SFT)] == ["1.jsonl", "2.jsonl"]
 
 
 @pytest.mark.parametrize(
@@ -224,8 +224,8 @@ def digest(example: Example) -> str:
 
 def parsed(name: str) -> list[Example]:
     run = config.load(None, ["model=m", f"data={{registry: {DEMO}, train: {name}}}", "output_dir=o"])
-    (part,) = plan(run, SFT)
-    reader, rows = reader_of(part.source, part.source.rows(), "data.train")
+    (part,) = parts_of(run, SFT)
+    reader, rows = row_parser_of(part.source, part.source.rows(), "data.train")
     assert reader is not None
     found = [row for row in rows if isinstance(row, Row)]
     return [reader.parse(row) for row in found]
@@ -316,8 +316,8 @@ def test_the_same_rows_are_recognised_without_the_registry() -> None:
         ("wiki_demo", "wiki_demo.txt"),
     ):
         run = config.load(None, ["model=m", f"data={DEMO / file}", "output_dir=o"])
-        (part,) = plan(run, SFT)
-        reader, rows = reader_of(part.source, part.source.rows(), "data.train")
+        (part,) = parts_of(run, SFT)
+        reader, rows = row_parser_of(part.source, part.source.rows(), "data.train")
         assert reader is not None
         assert list(map(digest, map(reader.parse, rows))) == list(map(digest, parsed(name)))  # type: ignore[arg-type]
 
@@ -325,8 +325,8 @@ def test_the_same_rows_are_recognised_without_the_registry() -> None:
 @needs_demo
 def test_the_novel_of_a_tutorial() -> None:
     run = config.load(None, ["model=m", f"data={DEMO / 'huanhuan.json'}", "output_dir=o"])
-    (part,) = plan(run, SFT)
-    reader, rows = reader_of(part.source, part.source.rows(), "data.train")
+    (part,) = parts_of(run, SFT)
+    reader, rows = row_parser_of(part.source, part.source.rows(), "data.train")
     assert reader is not None
     assert reader.kind == "alpaca"
     assert sum(isinstance(reader.parse(row), Conversation) for row in rows if isinstance(row, Row)) == 3729

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from luthier import config
-from luthier.data.recognise import plan, reader_of
+from luthier.data.recognise import parts_of, row_parser_of
 from luthier.data.subset import draw, told
 from luthier.types import Conversation, Row, Text
 
@@ -21,7 +21,7 @@ def write(path: Path, count: int) -> None:
 def taken(*overrides: str, train: str = "a.jsonl", start: int = 0) -> list[str]:
     file = train if "{" in train else f"{{path: {train}}}"
     run = config.load(None, ["model=m", f"data.train=[{file}]", *overrides])
-    parts = plan(run, (Conversation, Text))
+    parts = parts_of(run, (Conversation, Text))
     return [row.id for part in parts for row in part.source.rows(start) if isinstance(row, Row)]
 
 
@@ -78,7 +78,7 @@ def test_what_is_drawn_decides_the_fingerprint_and_is_said() -> None:
     for override in ("num_samples: 30", "num_samples: 31", "num_samples: null"):
         for seed in (0, 1):
             run = config.load(None, ["model=m", f"data.train=[{{path: a.jsonl, {override}}}]", f"seed={seed}"])
-            seen.add(plan(run, (Text,))[0].source.fingerprint())
+            seen.add(parts_of(run, (Text,))[0].source.fingerprint())
     assert len(seen) == 5  # the seed decides nothing where all rows are taken
     assert told(100, 30, 0) == "30 of 100 rows, drawn by seed 0"
     assert told(100, 250, 0) == "250 rows of 100: each 2 times and one more of 50, drawn by seed 0"
@@ -93,8 +93,8 @@ def test_a_system_text_for_conversations_without_one() -> None:
     ]
     Path("chat.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     run = config.load(None, ["model=m", "data={train: chat.jsonl, system: be brief}"])
-    (part,) = plan(run, (Conversation,))
-    reader, found = reader_of(part.source, part.source.rows(), "data.train", run.data.system)
+    (part,) = parts_of(run, (Conversation,))
+    reader, found = row_parser_of(part.source, part.source.rows(), "data.train", run.data.system)
     assert reader is not None
     systems = [example.messages[0].content for row in found if isinstance(example := reader.parse(row), Conversation)]  # type: ignore[arg-type]
     assert systems == ["be brief", "own"]

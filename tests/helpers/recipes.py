@@ -19,9 +19,9 @@ from luthier.data.chat.check import made_tokenizer, tokens_of
 from luthier.inference import verified_export
 from luthier.inference.chat import Chat, Settings
 from luthier.inference.opened import Base, Opened, open_model
-from luthier.training import run
-from tests.helpers.breaking import Broken, break_after
-from tests.helpers.killing import differences
+from tests.helpers.breaking import break_after
+from tests.helpers.command_line import luthier
+from tests.helpers.killing import differences, steps_in
 from tests.helpers.tiny_models import twin
 
 ROOT = Path(__file__).parents[2]
@@ -107,17 +107,13 @@ def walk(recipe: Path, folder: Path, model: str | Path | None = None) -> Walked:
         "report_to=[]",
     ]
 
-    loaded = config.load(recipe, given)
-
-    def configured(name: str) -> RunConfig:
-        return loaded.model_copy(update={"output_dir": str(folder / name)})
-
-    whole = run.execute(configured("whole"), say=lambda text: None)
+    whole, finished = folder / "whole", folder / "broken"
+    train(recipe, *given, f"output_dir={whole}")
     with pytest.MonkeyPatch.context() as patch:
         break_after(BREAKS_AFTER, patch)
-        with pytest.raises(Broken):
-            run.execute(configured("broken"), say=lambda text: None)
-    finished = run.execute(configured("broken"), resume=True, say=lambda text: None)
+        train(recipe, *given, f"output_dir={finished}", status=1)
+    assert steps_in(finished) == BREAKS_AFTER
+    train(recipe, *given, f"output_dir={finished}", "--resume")
     trained = open_model(str(finished), dtype="float32")
     answer = Chat(trained, settings=Settings(max_new_tokens=8)).say(QUESTION)
     return Walked(
@@ -125,8 +121,12 @@ def walk(recipe: Path, folder: Path, model: str | Path | None = None) -> Walked:
         differences(whole, finished),
         json.loads((finished / "manifest.json").read_text())["decisions"]["dtype"],
         answer.ids,
-        [merged(trained, base, folder) for base in bases_of(loaded)],
+        [merged(trained, base, folder) for base in bases_of(config.load(recipe, given))],
     )
+
+
+def train(*arguments: object, status: int = 0) -> None:
+    assert luthier("train", *arguments) == status, arguments
 
 
 def bases_of(given: RunConfig) -> list[Base]:

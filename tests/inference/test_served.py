@@ -61,6 +61,7 @@ def test_an_export_says_that_the_engine_reads_the_same_ids(run: Path, tmp_path: 
     assert verified_export.export(str(run), "adapter", tmp_path / "adapter", say=quiet).prompts is None
 
 
+@pytest.mark.prove
 @needs_engine
 def test_control_text_is_read_as_tokens_by_the_engine_and_that_is_counted(
     renderer: ChatRenderer, tmp_path: Path

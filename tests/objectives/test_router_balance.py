@@ -116,6 +116,7 @@ def test_it_is_the_loss_of_transformers(family: str, layout: str, tmp_path: Path
     assert got != pytest.approx(sum(map(float, found.values())), rel=1e-2), "the two forms differ"
 
 
+@pytest.mark.prove
 @pytest.mark.parametrize("over", OVER)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_layout_does_not_matter(family: str, over: str, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from luthier.training.before_step import survey
 from luthier.training.job import Job
 from luthier.training.learning_check import LearningCheck
 from luthier.training.loop import train_step
-from luthier.training.step import optimizer_step, planned
+from luthier.training.step import optimizer_step, plan_step
 from luthier.types import NO_TARGET, Sample
 from tests.helpers.jobs import make_config, make_job, make_policy, make_samples
 from tests.helpers.tiny_models import tiny_llama
@@ -47,7 +47,7 @@ def job_of(folder: Path, objective: Any, max_tokens: int = 100_000, layout: str 
 
 
 def gradient(job: Job) -> torch.Tensor:
-    step = planned(job, 0)
+    step = plan_step(job, 0)
     survey(job, step)
     optimizer_step(job, step)
     return gradient_of(job)
@@ -120,6 +120,7 @@ def steps_of(job: Job, count: int = 2) -> tuple[list[dict[str, Any]], torch.Tens
     return read_lines(Path(job.record.recorder.folder) / METRICS), weights
 
 
+@pytest.mark.prove
 def test_shares_of_the_gradient(tmp_path: Path) -> None:
     """They are those of the terms alone, add up to one, come with the lines on the screen only, and change no bit."""
     clip = "max_grad_norm=null"

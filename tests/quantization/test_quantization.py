@@ -174,6 +174,7 @@ def test_lora_on_a_quantized_base(kind: str, model: Path, tmp_path: Path) -> Non
     assert Chat(opened, None, Settings(0.0, 1.0, 4, 0)).say("Say lute.").text
 
 
+@pytest.mark.prove
 @pytest.mark.parametrize("tuning", ["lora", "full"])
 def test_float16_learns_as_float32(tuning: str, model: Path, tmp_path: Path) -> None:
     """A tutorial's "Attempting to unscale FP16 gradients" cannot happen: what is trained is float32, under a loss scale."""

@@ -12,7 +12,7 @@ from luthier.runs.recorder import METRICS, ROW_LOSSES, read_lines
 from luthier.training.job import Job
 from luthier.training.learning_check import LearningCheck
 from luthier.training.loop import train_step
-from luthier.training.step import optimizer_step, planned
+from luthier.training.step import optimizer_step, plan_step
 from tests.helpers.jobs import make_config, make_job, make_policy, make_samples
 from tests.helpers.processes import torchrun
 
@@ -31,7 +31,7 @@ def job_of(folder: Path, max_tokens: int, layout: str = "flat", *extra: str) -> 
 
 def first_gradient(job: Job) -> torch.Tensor:
     job.wrapped.train()
-    optimizer_step(job, planned(job, 0))
+    optimizer_step(job, plan_step(job, 0))
     return torch.cat([p.grad.flatten() for p in job.policy.parameters() if p.requires_grad and p.grad is not None])
 
 

@@ -21,7 +21,7 @@ from luthier.training.loop import every, run_steps, train_step
 from luthier.training.parameters import make_optimizer
 from luthier.training.schedule import make_schedule
 from luthier.training.state import restore
-from luthier.training.step import forward_of, planned
+from luthier.training.step import forward_of, plan_step
 from luthier.types import NO_TARGET, Sample
 from tests.helpers.jobs import make_config, make_job, make_policy, make_samples
 
@@ -302,7 +302,7 @@ def test_a_models_own_draws_are_of_the_step_and_the_micro_batch(tmp_path: Path) 
     job, found = job_of(tmp_path), []
     for step, position in ((0, 0), (0, 1), (1, 0), (0, 0)):
         torch.rand(5)
-        two = planned(job, step)
+        two = plan_step(job, step)
         with forward_of(job, replace(two, batches=[*two.batches, *two.batches]), position):
             found.append(torch.nn.functional.dropout(torch.ones(64)))
     assert torch.equal(found[0], found[3])

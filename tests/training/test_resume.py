@@ -28,8 +28,6 @@ from tests.helpers.killing import (
     steps_in,
 )
 
-KILLS = 20
-
 
 @pytest.fixture(scope="module")
 def uninterrupted(worker: Worker, config_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -40,12 +38,14 @@ def uninterrupted(worker: Worker, config_file: Path, tmp_path_factory: pytest.Te
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.prove) for seed in range(2, 11))])
-def test_twenty_kills(seed: int, worker: Worker, config_file: Path, uninterrupted: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kills", "seed"), [(5, 1), *(pytest.param(20, seed, marks=pytest.mark.prove) for seed in range(1, 11))]
+)
+def test_kills(kills: int, seed: int, worker: Worker, config_file: Path, uninterrupted: Path, tmp_path: Path) -> None:
     """Two hundred of them where all seeds are run."""
-    killed_at = kill_and_resume(worker, config_file, tmp_path, uninterrupted, kills=KILLS, seed=seed)
+    killed_at = kill_and_resume(worker, config_file, tmp_path, uninterrupted, kills=kills, seed=seed)
     assert min(killed_at) >= STEPS_PER_EPOCH
-    assert len(set(killed_at)) > KILLS // 3, killed_at
+    assert len(set(killed_at)) > kills // 3, killed_at
 
 
 @pytest.mark.processes

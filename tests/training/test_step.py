@@ -14,7 +14,7 @@ import torch
 import luthier
 from luthier.errors import Stopped
 from luthier.training.loop import run_steps
-from luthier.training.step import optimizer_step, planned
+from luthier.training.step import optimizer_step, plan_step
 from tests.helpers.jobs import MadeJob, make_config, make_job, make_policy, make_samples
 
 SOURCE = Path(luthier.__file__).parent
@@ -30,7 +30,7 @@ def job_of(folder: Path, *overrides: str, steps: int = 4) -> MadeJob:
 
 def files_of_a_step(job: MadeJob) -> set[str]:
     """luthier's own files that are run from the beginning of the step to `optimizer.step()`."""
-    step, seen = planned(job, 0), set[str]()
+    step, seen = plan_step(job, 0), set[str]()
     update = job.optimizer.step
 
     def last(*given: Any) -> Any:

@@ -208,6 +208,7 @@ def compared(target: Path) -> comparison.Comparison:
     return comparison.compare_target(str(target), ["Say 3."], None, max_new_tokens=2)
 
 
+@pytest.mark.prove
 def test_compare_goes_back_to_the_adapter_that_a_run_went_on_from(keys: list[str], first: Path, tmp_path: Path) -> None:
     run.execute(config.load(None, [*keys, f"adapter_path={first}", f"output_dir={tmp_path / 'run'}"]), say=quiet)
     opened = open_model(str(tmp_path / "run"))

@@ -277,6 +277,7 @@ def logps_with_gradient(policy: Policy) -> torch.Tensor:
     return policy(batch).logps.sum()
 
 
+@pytest.mark.prove
 def test_a_run_goes_on_from_an_adapter(tmp_path: Path) -> None:
     tiny_llama(tmp_path / "model")
     save_twin(tmp_path / "other", "llama", seed=5)

@@ -136,6 +136,7 @@ def test_an_adapter_without_new_tokens_learns_none_later(spare: Path, tmp_path: 
         run.execute(config.load(None, keys), say=lambda text: None)
 
 
+@pytest.mark.prove
 def test_one_token_more_is_learned_where_all_rows_are_trained(tmp_path: Path) -> None:
     folder = trained(tmp_path, "{kind: lora, modules_to_save: [embed_tokens, lm_head]}", False)
     given = [*goes_on(tmp_path, tmp_path, folder.name), "data.add_tokens=[<violin>, <lute>, <drum>]"]

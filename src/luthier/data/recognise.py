@@ -39,7 +39,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Reader:
+class RowParser:
     """The format of a file's rows."""
 
     format: Any
@@ -78,7 +78,7 @@ class Reader:
                     raise BadRow(row.place, verdicts[-1], "a verdict on an answer", expected, fix)
 
 
-def plan(config: RunConfig, takes: Sequence[type]) -> list[Part]:
+def parts_of(config: RunConfig, takes: Sequence[type]) -> list[Part]:
     """The files to learn from and those that are held out, in their order.
 
     Args:
@@ -124,12 +124,12 @@ def recognised(rows: Sequence[Row], name: str, key: str) -> Any:
     return kind(kind.Config())
 
 
-def reader_of(
+def row_parser_of(
     source: Source, rows: Iterator[Row | BadRow], key: str, system: str | None = None
-) -> tuple[Reader | None, Iterator[Row | BadRow]]:
-    """The reader of a file's rows, and the rows; it is recognised by the first of them where the file names no format.
+) -> tuple[RowParser | None, Iterator[Row | BadRow]]:
+    """The parser of a file's rows, and the rows; it is recognised by the first of them where the file names no format.
 
-    No reader means that none of the first rows could be read.
+    No parser means that none of the first rows could be read.
 
     Raises:
         UserError: no format fits, or several do; `key` names the place in the configuration.
@@ -143,8 +143,8 @@ def reader_of(
             return None, itertools.chain(first, rows)
         given = format_of(recognise(good, source.name, key))
     assert isinstance(given, ComponentConfig)
-    reader = Reader(component.make("formats", given), given.kind, source.file.format == "auto", system)
-    return reader, itertools.chain(first, rows)
+    parser = RowParser(component.make("formats", given), given.kind, source.file.format == "auto", system)
+    return parser, itertools.chain(first, rows)
 
 
 @cache

@@ -9,13 +9,16 @@ called, because that leaves a step out without a word, and the loop has to know:
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
+import os
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from luthier.engines import StepResult
+from luthier.errors import EnvironmentProblem
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
     from contextlib import AbstractContextManager
 
     import torch
@@ -109,3 +112,71 @@ class Replica:
 
     def close(self) -> None:
         """Leaves the process group."""
+
+
+class ReplicaGroup(Replica):
+    """The same in a group of processes that torchrun started: how each of them hears the others."""
+
+    def __init__(self, config: ComponentConfig, device: torch.device) -> None:
+        import torch.distributed as dist
+
+        super().__init__(config, device)
+        if "WORLD_SIZE" not in os.environ:
+            raise EnvironmentProblem(
+                f"distributed: {config.kind}",
+                "one process was started",
+                "several, by torchrun",
+                "torchrun --nproc-per-node 2 -m luthier train mine.yaml, or distributed=auto",
+            )
+        if not dist.is_initialized():
+            # The others wait while the first process encodes the data, which may take hours.
+            wait = datetime.timedelta(hours=12)
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=wait)
+        self.processes, self.rank = dist.get_world_size(), dist.get_rank()
+        if self.processes != int(os.environ["WORLD_SIZE"]):
+            raise EnvironmentProblem(
+                "distributed", f"{self.processes} processes joined", f"the {os.environ['WORLD_SIZE']} that were started"
+            )
+
+    def sum(self, values: list[float]) -> list[float]:
+        import torch
+
+        total = torch.tensor(values, dtype=torch.float64, device=self.device)
+        with all_alive():
+            torch.distributed.all_reduce(total)
+        return total.tolist()
+
+    def from_main(self, value: Any) -> Any:
+        import torch
+
+        text = json.dumps(value).encode() if self.main else b""
+        length = int(self.sum([float(len(text))])[0])
+        content = torch.tensor(list(text) if self.main else [0] * length, dtype=torch.uint8, device=self.device)
+        with all_alive():
+            torch.distributed.broadcast(content, src=0)
+        return json.loads(bytes(content.tolist()))
+
+    def barrier(self) -> None:
+        import torch.distributed as dist
+
+        with all_alive():
+            dist.barrier()
+
+    def close(self) -> None:
+        import torch.distributed as dist
+
+        dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def all_alive() -> Iterator[None]:
+    """Where another process has ended, this one says so; the reason is in the other's message."""
+    import torch.distributed as dist
+
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "connection" not in str(error).lower():
+            raise
+        found = f"it ended while this one waited for it ({str(error).splitlines()[0][:120]})"
+        raise EnvironmentProblem("another process", found, "all processes to go on", "see its message") from error

@@ -13,7 +13,7 @@ from luthier import component, config
 from luthier.config.components import DEFAULT_KINDS
 from luthier.config.documents import parse_yaml, to_yaml
 from luthier.data.files import Source, sources
-from luthier.data.recognise import reader_of
+from luthier.data.recognise import row_parser_of
 from luthier.errors import BadRow, EnvironmentProblem, UserError
 from luthier.inspecting import template_choice
 from luthier.inspecting.template_choice import Fit, varied
@@ -85,34 +85,34 @@ def _look(source: Source) -> DataLook:
     good = [row for row in rows if isinstance(row, Row)]
     if not good:
         raise UserError(source.name, "no row can be read" if rows else "there are no rows in it", "at least one row")
-    reader, _ = reader_of(source, iter(good), "data.train")
-    assert reader is not None
+    parser, _ = row_parser_of(source, iter(good), "data.train")
+    assert parser is not None
     examples, bad = list[Example](), list[BadRow]()
     for row in rows:
         if isinstance(row, BadRow):
             bad.append(row)
             continue
         try:
-            examples.append(reader.parse(row))
+            examples.append(parser.parse(row))
         except BadRow as error:
             bad.append(error)
     if not examples:
         raise UserError(
             source.name,
             f"none of its {counted(len(rows), 'row')} can be used; the first: {bad[0]}",
-            f"rows in the format {reader.kind}",
+            f"rows in the format {parser.kind}",
         )
     if not isinstance(examples[0], component.load("objectives", DEFAULT_KINDS["objective"]).takes):
         raise UserError(
             source.name,
-            f"its rows have the format {reader.kind}, from which supervised fine-tuning cannot learn",
+            f"its rows have the format {parser.kind}, from which supervised fine-tuning cannot learn",
             "rows with an answer to learn, or texts",
         )
     answers = [length for example in examples for length in _answer_lengths(example)]
     first_bad = f"{bad[0].where}: {bad[0].found}" if bad else ""
     return DataLook(
         source.name,
-        reader.kind,
+        parser.kind,
         len(rows),
         whole,
         len(bad),

@@ -28,7 +28,7 @@ from luthier.system.words import counted
 from luthier.training.before_step import survey
 from luthier.training.build import build, silent
 from luthier.training.job import Job
-from luthier.training.step import Step, optimizer_step, planned
+from luthier.training.step import Step, optimizer_step, plan_step
 
 LARGE, USUAL = 0.1, 0.01
 """Of a weight's norm: a first step that changes so much is suspicious; what the advice aims at."""
@@ -112,7 +112,7 @@ def one_batch(config: RunConfig, trust_remote_code: bool = False, say: Callable[
     named = dict(core.named_parameters())
     engine.named = {name: parameter for name, parameter in named.items() if parameter.requires_grad}
     engine.norms = {}
-    step = planned(job, 0)
+    step = plan_step(job, 0)
     rate = config.training.learning_rate or 0.0
     for group in job.optimizer.param_groups:
         group["lr"] = group["peak_lr"]

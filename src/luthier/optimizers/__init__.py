@@ -10,7 +10,7 @@ if TYPE_CHECKING:  # a configuration is read without torch
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedParameters:
     """What an optimizer moves."""
 
     groups: list[dict[str, Any]]
@@ -38,7 +38,7 @@ class Optimizer(Protocol):
     state_bytes: float
     """Of its own state, a trained number."""
 
-    def make(self, trained: Trained) -> torch.optim.Optimizer:
+    def make(self, trained: TrainedParameters) -> torch.optim.Optimizer:
         """torch's optimizer. It takes equal steps from equal gradients and state: a resume must keep the bits.
 
         Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from luthier.optimizers import Optimizer, Trained
+from luthier.optimizers import Optimizer, TrainedParameters
 from luthier.optimizers._adamw import AdamWConfig, numbers
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ class LibraryAdamW(Optimizer):
     def __init__(self, config: AdamWConfig) -> None:
         self.config = config
 
-    def make(self, trained: Trained) -> torch.optim.Optimizer:
+    def make(self, trained: TrainedParameters) -> torch.optim.Optimizer:
         return library_optimizer(self.library_name, trained, **numbers(self.config))
 
 
@@ -50,7 +50,7 @@ class Paged(LibraryAdamW):
         return [f"{self.config.kind}: {where}"]
 
 
-def library_optimizer(name: str, trained: Trained, **keys: Any) -> torch.optim.Optimizer:
+def library_optimizer(name: str, trained: TrainedParameters, **keys: Any) -> torch.optim.Optimizer:
     """The class `name` of bitsandbytes, made."""
     import bitsandbytes
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from luthier.component import ComponentConfig
-from luthier.optimizers import Optimizer, Trained
+from luthier.optimizers import Optimizer, TrainedParameters
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +24,7 @@ class Adafactor(Optimizer):
     def __init__(self, config: Config) -> None:
         self.config = config
 
-    def make(self, trained: Trained) -> torch.optim.Optimizer:
+    def make(self, trained: TrainedParameters) -> torch.optim.Optimizer:
         from transformers.optimization import Adafactor
 
         fixed = {"scale_parameter": False, "relative_step": False, "warmup_init": False}

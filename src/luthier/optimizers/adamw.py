@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from luthier.optimizers import Optimizer, Trained
+from luthier.optimizers import Optimizer, TrainedParameters
 from luthier.optimizers._adamw import AdamWConfig, adamw
 
 if TYPE_CHECKING:
@@ -24,5 +24,5 @@ class AdamW(Optimizer):
     def __init__(self, config: Config) -> None:
         self.config = config
 
-    def make(self, trained: Trained) -> torch.optim.Optimizer:
+    def make(self, trained: TrainedParameters) -> torch.optim.Optimizer:
         return adamw(trained.groups, trained.learning_rate, self.config)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from luthier.optimizers import Optimizer, Trained
+from luthier.optimizers import Optimizer, TrainedParameters
 from luthier.optimizers._adamw import AdamWConfig, numbers
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ class AdamWBF16(Optimizer):
     def __init__(self, config: Config) -> None:
         self.config = config
 
-    def make(self, trained: Trained) -> torch.optim.Optimizer:
+    def make(self, trained: TrainedParameters) -> torch.optim.Optimizer:
         from luthier.optimizers._stochastic_adamw import StochasticAdamW
 
         return StochasticAdamW(trained.groups, trained.learning_rate, seed=trained.seed, **numbers(self.config))

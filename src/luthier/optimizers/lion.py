@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from luthier.component import ComponentConfig
-from luthier.optimizers import Optimizer, Trained
+from luthier.optimizers import Optimizer, TrainedParameters
 from luthier.optimizers._bitsandbytes import library_optimizer
 
 if TYPE_CHECKING:
@@ -25,5 +25,5 @@ class Lion(Optimizer):
     def __init__(self, config: Config) -> None:
         self.config = config
 
-    def make(self, trained: Trained) -> torch.optim.Optimizer:
+    def make(self, trained: TrainedParameters) -> torch.optim.Optimizer:
         return library_optimizer("Lion", trained)

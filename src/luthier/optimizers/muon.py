@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 from luthier.errors import UserError
-from luthier.optimizers import Optimizer, Trained
+from luthier.optimizers import Optimizer, TrainedParameters
 from luthier.optimizers._adamw import AdamWConfig, adamw
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class Muon(Optimizer):
     def __init__(self, config: Config) -> None:
         self.config = config
 
-    def make(self, trained: Trained) -> torch.optim.Optimizer:
+    def make(self, trained: TrainedParameters) -> torch.optim.Optimizer:
         import torch
 
         from luthier.optimizers._together import Together
@@ -44,7 +44,7 @@ class Muon(Optimizer):
             self._refuse_keys_of_adamw()
         return Together(parts)
 
-    def _split(self, trained: Trained) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    def _split(self, trained: TrainedParameters) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """The groups of Muon and those of AdamW."""
         inner, rest = list[dict[str, Any]](), list[dict[str, Any]]()
         for group in trained.groups:

@@ -14,7 +14,7 @@ from luthier.training.before_step import gradient_shares, survey
 from luthier.training.job import Job, Record
 from luthier.training.learning_check import LearningCheck
 from luthier.training.state import state_of
-from luthier.training.step import optimizer_step, planned
+from luthier.training.step import optimizer_step, plan_step
 from luthier.training.stop_signal import StopSignal
 
 
@@ -67,7 +67,7 @@ def train_step(job: Job, record: Record, check: LearningCheck, stop: StopSignal 
     rate = job.schedule(number)
     for group in job.optimizer.param_groups:
         group["lr"] = group["peak_lr"] * rate
-    step = planned(job, number)
+    step = plan_step(job, number)
     survey(job, step)
     shown = (number + 1) % job.config.logging_steps == 0
     shares = gradient_shares(job, step) if shown else {}

@@ -14,7 +14,7 @@ from luthier.config import TrainingConfig
 from luthier.errors import UserError
 from luthier.kernels.lora import starts_of
 from luthier.models.precision import dtype_name
-from luthier.optimizers import Optimizer, Trained
+from luthier.optimizers import Optimizer, TrainedParameters
 from luthier.policy.policy import Policy
 
 
@@ -35,7 +35,7 @@ def make_optimizer(
     edges = (policy.core.get_input_embeddings(), policy.core.get_output_embeddings())
     outside = frozenset(id(parameter) for edge in edges if edge is not None for parameter in edge.parameters())
     groups = parameter_groups(training, policy, rates or {})
-    return optimizer.make(Trained(groups, outside, training.learning_rate or 0.0, seed))
+    return optimizer.make(TrainedParameters(groups, outside, training.learning_rate or 0.0, seed))
 
 
 def parameter_groups(training: TrainingConfig, policy: nn.Module, rates: Mapping[str, float]) -> list[dict[str, Any]]:

@@ -80,7 +80,7 @@ def _train(
     manifest = _manifest(config, built, base)
     if engine.main:
         run_folder.begin(folder, config, built.data, manifest, before, say)
-    with _noted(folder, engine.main):
+    with _ending_noted(folder, engine.main):
         _to_the_beginning(folder, built)
         if before is not None:
             _resume(job, folder, say)
@@ -177,7 +177,7 @@ def _recorder(config: RunConfig, job: Job) -> Recorder:
 
 
 @contextmanager
-def _noted(folder: Path, main: bool) -> Iterator[None]:
+def _ending_noted(folder: Path, main: bool) -> Iterator[None]:
     """The manifest says how the training ended."""
     state = "failed"
     try:

@@ -52,7 +52,7 @@ class StepDone:
     """whether a process was told to stop before the exchange"""
 
 
-def planned(job: Job, number: int) -> Step:
+def plan_step(job: Job, number: int) -> Step:
     """Step `number` of the run."""
     examples = job.steps.indices(number)
     indices = job.samples.members_of(examples)

@@ -113,6 +113,7 @@ def test_diff_sees_what_is_learned_where_another_token_stands(
     assert (end.side, end.ids, end.text, end.instead) == ("both", (), "", "</s>")
 
 
+@pytest.mark.prove
 def test_diff_compares_every_sample_of_a_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text, begin = library()["deepseek@r1"].text, "{{- bos_token -}}"
     first_only = "{%- if messages | selectattr('role', 'equalto', 'user') | list | length == 1 -%}Hello. {%- endif -%}"

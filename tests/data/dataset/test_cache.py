@@ -82,6 +82,7 @@ def test_what_nobody_used_for_a_month_is_removed() -> None:
     assert len(found) == 4
 
 
+@pytest.mark.prove
 def test_a_report_is_made_where_nothing_can_be_kept_beside_the_data() -> None:
     prepare_folder(PLAIN)
     found = looked().duplicates

@@ -75,6 +75,7 @@ def test_the_second_time_is_the_same_without_torch(folder: Path, capsys: pytest.
     assert Path("page.html").read_bytes() == page
 
 
+@pytest.mark.prove
 def test_whatever_changes_it_is_made_anew(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept_once()
     assert place().find() is not None

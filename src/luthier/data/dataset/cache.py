@@ -87,7 +87,7 @@ class Store:
         self.folder = folder
         with cache_written(folder):
             self._begin(folder)
-        self._noted = time.monotonic()
+        self._last_noted = time.monotonic()
         self._completed = False
 
     def _begin(self, folder: Path) -> None:
@@ -108,7 +108,7 @@ class Store:
         """Writes what became of the rows that follow."""
         with cache_written(self.folder):
             self._append(chunk)
-            if time.monotonic() - self._noted >= NOTED_EVERY_S:
+            if time.monotonic() - self._last_noted >= NOTED_EVERY_S:
                 self._note()
 
     def _append(self, chunk: Chunk) -> None:
@@ -131,7 +131,7 @@ class Store:
         temporary = self.folder / f"{PROGRESS}.tmp"
         temporary.write_text(json.dumps(state), encoding="utf-8")
         temporary.replace(self.folder / PROGRESS)
-        self._noted = time.monotonic()
+        self._last_noted = time.monotonic()
 
     def complete(self) -> dict[str, Samples]:
         """Completes the files and opens them."""

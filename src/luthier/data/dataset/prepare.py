@@ -36,7 +36,7 @@ from luthier.data.dataset.workers import (
     default_workers,
     encoders,
 )
-from luthier.data.recognise import Part, Reader, plan, reader_of
+from luthier.data.recognise import Part, RowParser, parts_of, row_parser_of
 from luthier.data.steps.order import Mixture, Steps
 from luthier.errors import UserError, excerpt
 from luthier.objectives import Objective
@@ -110,7 +110,7 @@ def prepare(
     """
     data = config.data
     renderer = ChatRenderer(tokenizer, choose_template(tokenizer, data))
-    parts = plan(config, objective.takes)
+    parts = parts_of(config, objective.takes)
     limit = min((value for value in (data.max_length, context_length) if value is not None), default=None)
     encoding = Encoding(data, renderer, objective, limit)
     if data.streaming:
@@ -158,7 +158,7 @@ def _streamed(
     counters = {purpose: Counter(purpose) for purpose in PURPOSES}
     for done in _chunks(encoding, parts, account, watch):
         for counter in counters.values():
-            counter.add(done.chunk, done.part.source, done.reader, done.part.purpose, account.rows)
+            counter.add(done.chunk, done.part.source, done.parser, done.part.purpose, account.rows)
         rejected += done.chunk.rejected
         account.add(done.chunk)
     made = {purpose: counter.samples(encoding) for purpose, counter in counters.items()}
@@ -171,7 +171,7 @@ def _streamed(
 class _Done:
     chunk: Chunk
     part: Part
-    reader: Reader | None
+    parser: RowParser | None
 
 
 def _chunks(encoding: Encoding, parts: list[Part], account: Account, watch: Watch) -> Iterator[_Done]:
@@ -183,12 +183,12 @@ def _chunks(encoding: Encoding, parts: list[Part], account: Account, watch: Watc
         for number, part in enumerate(parts):
             if number < account.part:
                 continue
-            reader, _ = reader_of(part.source, part.source.rows(), f"data.{part.purpose}", encoding.data.system)
+            parser, _ = row_parser_of(part.source, part.source.rows(), f"data.{part.purpose}", encoding.data.system)
             if len(account.by_part) == number:
                 account.begin_part()
-            works = (Work(rows, reader, part.purpose) for rows in chunks_of(part.source.rows(account.rows)))
+            works = (Work(rows, parser, part.purpose) for rows in chunks_of(part.source.rows(account.rows)))
             for chunk in encode(works):
-                yield _Done(chunk, part, reader)
+                yield _Done(chunk, part, parser)
                 watch(account.ledger.rows_in, _share(parts, number))
             if account.rows == 0:
                 raise UserError(
@@ -201,8 +201,8 @@ def _chunks(encoding: Encoding, parts: list[Part], account: Account, watch: Watc
             account.end_part(
                 {
                     "name": part.source.name,
-                    "format": reader.kind if reader else "auto",
-                    "recognised": reader is None or reader.recognised,
+                    "format": parser.kind if parser else "auto",
+                    "recognised": parser is None or parser.recognised,
                     "rows": account.rows,
                     "purpose": ", ".join(filter(None, (purpose, part.source.note))),
                 }

@@ -10,7 +10,7 @@ from luthier.data.chat.check import served_ids
 from luthier.data.chat.encoded import Encoded
 from luthier.data.chat.laws import LawBroken
 from luthier.data.chat.renderer import ChatRenderer, sample_of
-from luthier.data.recognise import Part, Reader, reader_of
+from luthier.data.recognise import Part, RowParser, row_parser_of
 from luthier.errors import BadRow, UserError
 from luthier.types import Conversation, Example, Row, Sample, Text
 
@@ -38,22 +38,22 @@ def examples_of(parts: Iterable[Part], system: str | None, wanted: Collection[st
     for part in parts:
         if not left:
             break
-        reader, rows = reader_of(part.source, part.source.rows(), f"data.{part.purpose}", system)
-        if reader is None:
+        parser, rows = row_parser_of(part.source, part.source.rows(), f"data.{part.purpose}", system)
+        if parser is None:
             continue
         for row in rows:
             if isinstance(row, Row) and row.id in left:
                 left.discard(row.id)
-                if (example := _parsed(reader, row)) is not None:
+                if (example := _parsed(parser, row)) is not None:
                     out[row.id] = example
             if not left:
                 break
     return out
 
 
-def _parsed(reader: Reader, row: Row) -> Example | None:
+def _parsed(parser: RowParser, row: Row) -> Example | None:
     try:
-        return reader.parse(row)
+        return parser.parse(row)
     except BadRow:  # it was used once: the file has changed since
         return None
 

@@ -19,7 +19,7 @@ import numpy as np
 from luthier.data.dataset.samples import DTYPES, FINGERPRINTED, OF_SAMPLES, SampleSet, combined
 from luthier.data.dataset.workers import Chunk, Encoding
 from luthier.data.files import Source
-from luthier.data.recognise import Purpose, Reader
+from luthier.data.recognise import Purpose, RowParser
 from luthier.data.steps.order import BLOCK, WINDOW
 from luthier.errors import UserError
 from luthier.types import Sample
@@ -36,7 +36,7 @@ class Place:
     """Where the rows of a chunk stand."""
 
     source: Source
-    reader: Reader | None
+    parser: RowParser | None
     purpose: Purpose
     start: int
     """records of the file that come before"""
@@ -96,7 +96,7 @@ class StreamedSamples(SampleSet):
 
     def _encoded(self, place: Place) -> list[Sample]:
         rows = list(islice(place.source.rows(place.start), place.rows))
-        return self._encoding.chunk(rows, place.reader, place.purpose).sets[self._purpose].samples
+        return self._encoding.chunk(rows, place.parser, place.purpose).sets[self._purpose].samples
 
 
 class Counter:
@@ -109,12 +109,12 @@ class Counter:
         self._digests = {name: hashlib.sha256() for name in FINGERPRINTED}
         self._samples = 0
 
-    def add(self, chunk: Chunk, source: Source, reader: Reader | None, purpose: Purpose, start: int) -> None:
+    def add(self, chunk: Chunk, source: Source, parser: RowParser | None, purpose: Purpose, start: int) -> None:
         """`start`: how many records of the source come before the chunk; `purpose`: what the source is for."""
         encoded = chunk.sets[self.purpose]
         if not len(encoded):
             return
-        self._places.append(Place(source, reader, purpose, start, chunk.ledger.rows_in, self._samples))
+        self._places.append(Place(source, parser, purpose, start, chunk.ledger.rows_in, self._samples))
         arrays = encoded.arrays(before=self._samples)
         for name in COUNTED:
             self._counted[name].append(arrays[name])

@@ -25,7 +25,7 @@ from luthier.data.chat.laws import LawBroken
 from luthier.data.chat.renderer import ChatRenderer
 from luthier.data.dataset.ledger import LONGER, Ledger, breaks
 from luthier.data.dataset.samples import SampleBuffer
-from luthier.data.recognise import ANSWERS, Purpose, Reader, proposal
+from luthier.data.recognise import ANSWERS, Purpose, RowParser, proposal
 from luthier.errors import BadRow, EnvironmentProblem
 from luthier.objectives import Objective
 from luthier.randomness import key, uniform
@@ -88,8 +88,8 @@ class Encoding:
     limit: int | None
     """tokens of the longest row that fits"""
 
-    def chunk(self, rows: list[Row | BadRow], reader: Reader | None, purpose: Purpose) -> Chunk:
-        """Encodes rows of one file, which `reader` (a format) parses."""
+    def chunk(self, rows: list[Row | BadRow], parser: RowParser | None, purpose: Purpose) -> Chunk:
+        """Encodes rows of one file, which `parser` (a format) parses."""
         out = Chunk()
         parsed: list[tuple[Row, Example]] = []
         for row in rows:
@@ -98,7 +98,7 @@ class Encoding:
                 self._reject(out, row, row.raw)
                 continue
             try:
-                parsed.append((row, self._parse(row, reader, purpose)))
+                parsed.append((row, self._parse(row, parser, purpose)))
             except BadRow as error:
                 self._reject(out, error, row.values)
         self.renderer.prefetch([one for _, example in parsed for one in conversations_of(example)])
@@ -110,10 +110,10 @@ class Encoding:
                 self._reject(out, error, row.values)
         return out
 
-    def _parse(self, row: Row, reader: Reader | None, purpose: Purpose) -> Example:
+    def _parse(self, row: Row, parser: RowParser | None, purpose: Purpose) -> Example:
         """The row as an example that the objective can learn from. Raises BadRow."""
-        assert reader is not None, "a row that could be read, and no format"
-        example = reader.parse(row)
+        assert parser is not None, "a row that could be read, and no format"
+        example = parser.parse(row)
         if not isinstance(example, self.objective.takes):
             takes = " or ".join(one.__name__.lower() for one in self.objective.takes)
             unread = isinstance(example, Prompt) and not row.values.keys().isdisjoint(ANSWERS)
@@ -243,7 +243,7 @@ class Work:
     """Some rows of one file: what a worker is given."""
 
     rows: list[Row | BadRow]
-    reader: Reader | None
+    parser: RowParser | None
     purpose: Purpose
 
 
@@ -277,7 +277,7 @@ def encoders(encoding: Encoding, workers: int) -> Iterator[Any]:
         EnvironmentProblem: a worker was ended from outside.
     """
     if workers == 0:
-        yield lambda works: (encoding.chunk(work.rows, work.reader, work.purpose) for work in works)
+        yield lambda works: (encoding.chunk(work.rows, work.parser, work.purpose) for work in works)
         return
     if encoding.renderer.template is not None:
         encoding.renderer.template.close()  # each worker starts a process of its own for the template
@@ -329,7 +329,7 @@ def _end_with_the_parent() -> None:
 
 def _encode(work: Work) -> Chunk:
     assert _encoding is not None
-    return _encoding.chunk(work.rows, work.reader, work.purpose)
+    return _encoding.chunk(work.rows, work.parser, work.purpose)
 
 
 def default_workers(size_bytes: int) -> int:

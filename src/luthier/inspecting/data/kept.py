@@ -23,7 +23,7 @@ from luthier.component import ComponentConfig
 from luthier.config import RunConfig
 from luthier.data.dataset import cache
 from luthier.data.files import is_of_hub
-from luthier.data.recognise import Part, plan
+from luthier.data.recognise import Part, parts_of
 from luthier.inspecting.data.report import DataReport
 from luthier.inspecting.data.shown_rows import Wanted
 from luthier.system import machine
@@ -59,7 +59,7 @@ class KeptReport:
         self._parts: list[Part] = []
         if _has_foreign_parts(config):
             return
-        self._parts = plan(config, component.make("objectives", config.objective).takes)
+        self._parts = parts_of(config, component.make("objectives", config.objective).takes)
         if any(part.source.path is None for part in self._parts):
             return
         self._key = {
