@@ -11,7 +11,8 @@ PYTEST_ARGS ?= -n 2 --dist worksteal
 
 SHARE ?= 1/1
 
-# The install compiles nothing: of 17,000 modules a few thousand are ever imported, and Python keeps what it compiled of those.
+# The install compiles nothing: of 17,000 modules a few thousand are ever imported, and Python keeps what it compiled of those
+# (but not where PYTHONDONTWRITEBYTECODE is set: a command that is started by hand then compiles anew what no target has imported).
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test prove lint types docs newest constraints clean

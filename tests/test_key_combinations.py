@@ -148,16 +148,17 @@ def test_a_trial(
 ) -> None:
     monkeypatch.chdir(place)
     trial = TRIALS[number] | {"data.train": TRIALS[number]["data.train"] + ".jsonl"}
-    length = 36 if trial["data.system"] == "null" else 60
-    limit = [] if trial["on_long_row"] == "error" else [f"max_length={length}"]
+    long = trial["data.system"] != "null" and TRIALS[number]["data.train"] != "text"
+    limit = [] if trial["on_long_row"] == "error" else [f"max_length={60 if long else 36}"]
     keys = [f"{key}={value}" for key, value in trial.items()] + limit
     keys += [f"max_steps={STEPS}", "learning_rate=1e-3", "save_total_limit=5"]
     whole, broken, exported = (tmp_path / name for name in ("whole", "broken", "exported"))
 
     assert luthier("train", *keys, f"output_dir={whole}") == 0, capsys.readouterr().err
     with monkeypatch.context() as patch:
-        break_after(BREAKS_AFTER, patch)
+        ended = break_after(BREAKS_AFTER, patch)
         assert luthier("train", *keys, f"output_dir={broken}") == (1 if steps_in(whole) > BREAKS_AFTER else 0)
+    assert ended == [BREAKS_AFTER] * (steps_in(whole) > BREAKS_AFTER)
     assert steps_in(broken) == min(BREAKS_AFTER, steps_in(whole))
     assert luthier("train", *keys, f"output_dir={broken}", "--resume") == 0, capsys.readouterr().err
     assert not differences(whole, broken)
@@ -165,9 +166,18 @@ def test_a_trial(
     figures = [line[key] for line in lines for key in ("loss", "grad_norm", "eval_loss") if key in line]
     assert figures
     assert all(figure is not None and math.isfinite(figure) for figure in figures)
+    if limit:
+        ledger = json.loads((whole / "ledger.json").read_text())
+        assert ledger["rows_cut"] if trial["on_long_row"] == "truncate" else ledger["dropped"]
 
-    for model in (whole, exported):
-        if model is exported:
-            base = [] if trial["quantization"] == "null" else ["--base", "dequantized"]
-            assert luthier("export", whole, "--output", exported, *base) == 0, capsys.readouterr().err
+    def answer(model: Path) -> str:
+        capsys.readouterr()
         assert luthier("chat", model, "--prompt", "Say 3.", "--max-new-tokens", "4") == 0, capsys.readouterr().err
+        return capsys.readouterr().out
+
+    before = answer(whole)
+    base = [] if trial["quantization"] == "null" else ["--base", "dequantized"]
+    assert luthier("export", whole, "--output", exported, *base) == 0, capsys.readouterr().err
+    after = answer(exported)
+    if trial["dtype"] == "float32" and not base:
+        assert after == before

@@ -35,11 +35,11 @@ def examples(folder: Path, values: dict[str, Any], row: dict[str, Any], takes: t
     (folder / "dataset_info.json").write_text(json.dumps({"mine": {"file_name": "rows.json", **values}}))
     run = config.load(None, ["model=m", f"data={{registry: {folder}, train: mine}}", "output_dir=o"])
     (part,) = parts_of(run, takes)
-    reader, rows = row_parser_of(part.source, part.source.rows(), "data.train")
+    parser, rows = row_parser_of(part.source, part.source.rows(), "data.train")
     (found,) = rows
-    assert reader is not None
+    assert parser is not None
     assert isinstance(found, Row)
-    return reader.parse(found)
+    return parser.parse(found)
 
 
 def contents(example: Any) -> list[str]:
@@ -225,10 +225,10 @@ def digest(example: Example) -> str:
 def parsed(name: str) -> list[Example]:
     run = config.load(None, ["model=m", f"data={{registry: {DEMO}, train: {name}}}", "output_dir=o"])
     (part,) = parts_of(run, SFT)
-    reader, rows = row_parser_of(part.source, part.source.rows(), "data.train")
-    assert reader is not None
+    parser, rows = row_parser_of(part.source, part.source.rows(), "data.train")
+    assert parser is not None
     found = [row for row in rows if isinstance(row, Row)]
-    return [reader.parse(row) for row in found]
+    return [parser.parse(row) for row in found]
 
 
 def summary(found: list[Example]) -> dict[str, Any]:
@@ -317,16 +317,16 @@ def test_the_same_rows_are_recognised_without_the_registry() -> None:
     ):
         run = config.load(None, ["model=m", f"data={DEMO / file}", "output_dir=o"])
         (part,) = parts_of(run, SFT)
-        reader, rows = row_parser_of(part.source, part.source.rows(), "data.train")
-        assert reader is not None
-        assert list(map(digest, map(reader.parse, rows))) == list(map(digest, parsed(name)))  # type: ignore[arg-type]
+        parser, rows = row_parser_of(part.source, part.source.rows(), "data.train")
+        assert parser is not None
+        assert list(map(digest, map(parser.parse, rows))) == list(map(digest, parsed(name)))  # type: ignore[arg-type]
 
 
 @needs_demo
 def test_the_novel_of_a_tutorial() -> None:
     run = config.load(None, ["model=m", f"data={DEMO / 'huanhuan.json'}", "output_dir=o"])
     (part,) = parts_of(run, SFT)
-    reader, rows = row_parser_of(part.source, part.source.rows(), "data.train")
-    assert reader is not None
-    assert reader.kind == "alpaca"
-    assert sum(isinstance(reader.parse(row), Conversation) for row in rows if isinstance(row, Row)) == 3729
+    parser, rows = row_parser_of(part.source, part.source.rows(), "data.train")
+    assert parser is not None
+    assert parser.kind == "alpaca"
+    assert sum(isinstance(parser.parse(row), Conversation) for row in rows if isinstance(row, Row)) == 3729

@@ -94,7 +94,7 @@ def test_a_system_text_for_conversations_without_one() -> None:
     Path("chat.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     run = config.load(None, ["model=m", "data={train: chat.jsonl, system: be brief}"])
     (part,) = parts_of(run, (Conversation,))
-    reader, found = row_parser_of(part.source, part.source.rows(), "data.train", run.data.system)
-    assert reader is not None
-    systems = [example.messages[0].content for row in found if isinstance(example := reader.parse(row), Conversation)]  # type: ignore[arg-type]
+    parser, found = row_parser_of(part.source, part.source.rows(), "data.train", run.data.system)
+    assert parser is not None
+    systems = [example.messages[0].content for row in found if isinstance(example := parser.parse(row), Conversation)]  # type: ignore[arg-type]
     assert systems == ["be brief", "own"]

@@ -131,6 +131,14 @@ def test_ask_shows_what_was_written_where_it_is_no_configuration(finished: tuple
         ask(str(finished[0]), "please tune m on x.csv")
 
 
+def test_ask_takes_no_answer_that_is_cut_off(writer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the end of a line what is there is a configuration: without its last keys."""
+    tokens = len(flow.open_model(str(writer)).tokenizer(YAML)["input_ids"])
+    monkeypatch.setattr("luthier.demo.ask.LONGEST", tokens)
+    with pytest.raises(UserError, match=f"it had not ended after {tokens} tokens"):
+        ask(str(writer), "please tune m on x.csv")
+
+
 def test_ask_needs_a_request(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="an empty request"):
         ask(str(tmp_path), "  ")

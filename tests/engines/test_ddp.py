@@ -6,10 +6,21 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
+from luthier.engines import make_engine
+from luthier.engines.ddp import DDP
+from luthier.errors import EnvironmentProblem
 from tests.helpers.processes import torchrun
 
 pytestmark = pytest.mark.processes
+
+
+def test_one_process_alone_is_told_how_several_are_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with pytest.raises(EnvironmentProblem, match="distributed: ddp: one process was started") as error:
+        make_engine(DDP.Config(), torch.device("cpu"))
+    assert "torchrun --nproc-per-node 2 -m luthier train" in str(error.value)
 
 
 @pytest.mark.prove

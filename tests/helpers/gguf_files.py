@@ -12,9 +12,9 @@ import torch
 from tests.helpers.tiny_models import CHATML, tiny_tokenizer, twin
 
 
-def to_gguf(file: Path, pre: str | None = "smollm", *, drop: str = "") -> Path:
+def to_gguf(file: Path, pre: str | None = "smollm", *, drop: str = "", seed: int = 0) -> Path:
     """A tiny Llama as a GGUF file (float32), with the tokenizer of the tiny models."""
-    state = twin("llama", tie_word_embeddings=True).state_dict()
+    state = twin("llama", seed, tie_word_embeddings=True).state_dict()
     tokenizer = tiny_tokenizer()
     writer = gguf.GGUFWriter(file, "llama")
     writer.add_name("tiny")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,9 +112,9 @@ def walk(recipe: Path, folder: Path, model: str | Path | None = None) -> Walked:
     whole, finished = folder / "whole", folder / "broken"
     train(recipe, *given, f"output_dir={whole}")
     with pytest.MonkeyPatch.context() as patch:
-        break_after(BREAKS_AFTER, patch)
+        broken = break_after(BREAKS_AFTER, patch)
         train(recipe, *given, f"output_dir={finished}", status=1)
-    assert steps_in(finished) == BREAKS_AFTER
+    assert broken == [BREAKS_AFTER] == [steps_in(finished)]
     train(recipe, *given, f"output_dir={finished}", "--resume")
     trained = open_model(str(finished), dtype="float32")
     answer = Chat(trained, settings=Settings(max_new_tokens=8)).say(QUESTION)
@@ -126,7 +128,9 @@ def walk(recipe: Path, folder: Path, model: str | Path | None = None) -> Walked:
 
 
 def train(*arguments: object, status: int = 0) -> None:
-    assert luthier("train", *arguments) == status, arguments
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        found = luthier("train", *arguments)
+    assert found == status, said.getvalue()
 
 
 def bases_of(given: RunConfig) -> list[Base]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import gguf
 import pytest
@@ -50,18 +51,33 @@ def test_a_gguf_file_becomes_a_folder_once_and_is_the_same_model(tmp_path: Path,
     assert list((cache / "gguf").iterdir()) == [source.folder]
 
 
-def test_the_header_of_a_gguf_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["GGUFReader", "get_tensor_name_map"])
+def test_nothing_of_a_gguf_file_is_read_twice(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = to_gguf(tmp_path / "tiny.gguf")
-    plain, opened = gguf.GGUFReader, []
+    plain, calls = getattr(gguf, name), list[tuple[Any, ...]]()
 
-    def reader(path: str) -> gguf.GGUFReader:
-        opened.append(path)
-        return plain(path)
+    def counted(*given: Any) -> Any:
+        calls.append(given)
+        return plain(*given)
 
-    monkeypatch.setattr(gguf, "GGUFReader", reader)
-    resolve(str(file), say=lambda text: None)
-    assert opened == [str(file)]
-    assert gguf.GGUFReader is reader
+    monkeypatch.setattr(gguf, name, counted)
+    monkeypatch.chdir(tmp_path)
+    resolve("tiny.gguf", say=lambda text: None)
+    assert calls
+    assert len(calls) == len(set(calls))
+    if name == "GGUFReader":
+        assert calls == [(str(file),)]
+    assert getattr(gguf, name) is counted
+
+
+def test_a_file_of_that_name_where_one_works_is_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "models").mkdir()
+    wanted = to_gguf(tmp_path / "models" / "tiny.gguf", seed=1)
+    to_gguf(tmp_path / "tiny.gguf", seed=2)
+    monkeypatch.chdir(tmp_path)
+    model = load_model(resolve(str(wanted), say=lambda text: None), dtype=torch.float32, device="cpu")
+    expected = twin("llama", seed=1, tie_word_embeddings=True)
+    assert torch.equal(model.get_input_embeddings().weight, expected.get_input_embeddings().weight)
 
 
 def test_an_adapter_on_a_gguf_file_loads_in_plain_peft(tmp_path: Path, cache: Path) -> None:

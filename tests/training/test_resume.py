@@ -39,7 +39,7 @@ def uninterrupted(worker: Worker, config_file: Path, tmp_path_factory: pytest.Te
 
 @pytest.mark.processes
 @pytest.mark.parametrize(
-    ("kills", "seed"), [(5, 1), *(pytest.param(20, seed, marks=pytest.mark.prove) for seed in range(1, 11))]
+    ("kills", "seed"), [(6, 1), *(pytest.param(20, seed, marks=pytest.mark.prove) for seed in range(1, 11))]
 )
 def test_kills(kills: int, seed: int, worker: Worker, config_file: Path, uninterrupted: Path, tmp_path: Path) -> None:
     """Two hundred of them where all seeds are run."""

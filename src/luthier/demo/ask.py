@@ -7,6 +7,9 @@ from luthier.config.documents import parse_yaml
 from luthier.demo.judge import strip_fences
 from luthier.errors import UserError
 
+LONGEST = 200
+"""Most tokens of what is written: long names and paths have room, and an answer that is cut off is no configuration."""
+
 
 def ask(writer_run: str, request: str) -> str:
     """The YAML that a run of the demo writes for a request; it loads.
@@ -25,18 +28,21 @@ def ask(writer_run: str, request: str) -> str:
             "what you want, in plain English",
             'luthier init --ask "tune MODEL on FILE with LoRA" --writer RUN',
         )
-    from luthier.demo.flow import answer  # only now: it loads torch
+    from luthier.demo.flow import write  # only now: it loads torch
     from luthier.inference.opened import open_model
 
-    (text,) = answer(open_model(writer_run), [" ".join(request.split())])
-    written = strip_fences(text)
+    (answer,) = write(open_model(writer_run), [" ".join(request.split())], LONGEST)
+    written = strip_fences(answer.text)
+    problem = "" if answer.stopped else f"it had not ended after {LONGEST} tokens"
     try:
         build(parse_yaml(written, f"what {writer_run} wrote"))
     except UserError as error:
+        problem = str(error)
+    if problem:
         raise UserError(
             "--ask",
-            f"the model wrote no valid configuration:\n{written}\n{error}",
+            f"the model wrote no valid configuration:\n{written}\n{problem}",
             "a request that names a model and a file",
             "say it in other words, or luthier init FILE --model NAME",
-        ) from None
+        )
     return written + "\n"

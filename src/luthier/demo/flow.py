@@ -20,7 +20,7 @@ from luthier.demo import requests, show
 from luthier.demo.judge import TARGETS, Outcome, figures, judge
 from luthier.demo.requests import Pair
 from luthier.errors import UserError
-from luthier.inference.generation import generate
+from luthier.inference.generation import Generation, generate
 from luthier.inference.opened import Opened, open_model
 from luthier.reporting.run.page import write_report
 from luthier.system.files import write_json
@@ -112,7 +112,7 @@ def write_data(output: Path, model: str = MODEL, rows: int = requests.TRAINING_R
 
 
 def evaluate(folder: Path, sets: Mapping[str, Sequence[Pair]], say: Callable[[str], None]) -> list[Outcome]:
-    """Answers of the base and of the tuned model, from one loaded model: its adapter off, then merged into the weights."""
+    """Answers of the base and of the tuned model, from one loaded model with its adapter off and on."""
     opened = open_model(str(folder))
     policy = opened.policy(with_reference=True)
     asked = [pair.request for pairs in sets.values() for pair in pairs]
@@ -120,7 +120,6 @@ def evaluate(folder: Path, sets: Mapping[str, Sequence[Pair]], say: Callable[[st
     with policy.reference():
         before = iter(answer(opened, asked))
     say("now the tuned model ...")
-    opened.model = opened.model.merge_and_unload()  # as an export has it, a tenth quicker
     after = iter(answer(opened, asked))
     return [
         _outcome(name, list(pairs), list(islice(before, len(pairs))), list(islice(after, len(pairs))))
@@ -137,11 +136,15 @@ def _outcome(name: str, pairs: list[Pair], before: list[str], after: list[str]) 
 
 def answer(opened: Opened, asked: Sequence[str]) -> list[str]:
     """Greedy answers of an opened model, each to its request alone."""
+    return [written.text for written in write(opened, asked, ANSWER_TOKENS)]
+
+
+def write(opened: Opened, asked: Sequence[str], max_new_tokens: int) -> list[Generation]:
+    """As `answer`, with a limit of the caller's, and whether it was met."""
     prompts = [opened.renderer.prompt_ids([Message("user", text)]) for text in asked]
-    found = generate(
-        opened.model, opened.tokenizer, prompts, max_new_tokens=ANSWER_TOKENS, stop_ids=opened.renderer.stop_ids
+    return generate(
+        opened.model, opened.tokenizer, prompts, max_new_tokens=max_new_tokens, stop_ids=opened.renderer.stop_ids
     )
-    return [item.text for item in found]
 
 
 def write_results(folder: Path, outcomes: Sequence[Outcome], times: Mapping[str, float]) -> None:

@@ -1,4 +1,5 @@
-"""What engines share whose every process holds the whole model: the one division, the scale of a loss, clipping and the step.
+"""What engines share whose every process holds the whole model: the one division, the scale of a loss, clipping and the step;
+and how several processes join and hear each other.
 
 The loss that is differentiated is sum * processes / global weight, because such engines average gradients over processes.
 

@@ -15,8 +15,8 @@ from pathlib import Path
 CGROUP = Path("/sys/fs/cgroup")
 PRESSURE = (CGROUP / "cpu.pressure", Path("/proc/pressure/cpu"))
 """Where Linux says for how long tasks waited for a core: in this container, or on the whole machine."""
-SPINS = "500"
-"""Looks at a barrier before a thread sleeps, some microseconds; libgomp, which torch computes with on Linux, has 300,000."""
+SPINS = "2000"
+"""Looks at a barrier before a thread sleeps, tens of microseconds; libgomp, which torch computes with on Linux, has 300,000."""
 MOST_CORES = 4
 """Measured on two only. More threads take longer to wake, and one busy process takes less of many cores."""
 SETTINGS = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
@@ -44,7 +44,7 @@ def spin_briefly() -> None:
 
 
 def waiting(environment: Mapping[str, str] = os.environ) -> str:
-    """How threads wait, for the record: `GOMP_SPINCOUNT=500`."""
+    """How threads wait, for the record: `GOMP_SPINCOUNT=2000`."""
     return ", ".join(f"{name}={environment[name]}" for name in SETTINGS if name in environment) or "as OpenMP does"
 
 

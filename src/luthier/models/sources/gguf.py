@@ -46,15 +46,15 @@ def convert(file: Path, say: Say) -> Path:
 
     from luthier.models.patches.gguf_read_once import gguf_read_once
 
-    with gguf_read_once(), cache_folder(target) as folder:
+    with gguf_read_once():
         header = _header(file)
-        say(
-            f"{file.name}: converting {human_bytes(file.stat().st_size)} to safetensors, once; later loads take a second"
-        )
-        _convert(file, folder, header)
-        (folder / "luthier_source.json").write_text(
-            json.dumps({"gguf": file.name, "sha256": digest, **header}, indent=2), encoding="utf-8"
-        )
+        size = human_bytes(file.stat().st_size)
+        say(f"{file.name}: converting {size} to safetensors, once; later loads take a second")
+        with cache_folder(target) as folder:
+            _convert(file, folder, header)
+            (folder / "luthier_source.json").write_text(
+                json.dumps({"gguf": file.name, "sha256": digest, **header}, indent=2), encoding="utf-8"
+            )
     return target
 
 
@@ -66,6 +66,11 @@ def converted(file: Path) -> Path | None:
 
 def _target(digest: str) -> Path:
     return cache_dir() / "gguf" / f"{digest}-{LAYOUT}"
+
+
+def _whole_name(file: Path) -> str:
+    """By a name alone transformers would take weights from a file of that name in the working directory, if there is one."""
+    return str(file.absolute())
 
 
 def _header(file: Path) -> dict[str, Any]:
@@ -82,7 +87,7 @@ def _header(file: Path) -> dict[str, Any]:
             "download the file again",
         )
     try:
-        reader = GGUFReader(str(file))
+        reader = GGUFReader(_whole_name(file))
     except (ValueError, IndexError, KeyError, OSError) as error:
         raise UserError(
             str(file),
@@ -127,7 +132,7 @@ def _convert(file: Path, folder: Path, header: dict[str, Any]) -> None:
     with quiet(), _architecture_errors(file, header):
         model, report = AutoModelForCausalLM.from_pretrained(
             str(file.parent),
-            gguf_file=file.name,
+            gguf_file=_whole_name(file),
             quantization_config=GgufConfig(dequantize=True),
             dtype=dtype,
             trust_remote_code=False,
@@ -164,7 +169,9 @@ def _tokenizer(file: Path, header: dict[str, Any]) -> Any:
                 "the model's own folder with tokenizer.json",
             )
     with _architecture_errors(file, header):
-        tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(file.parent), gguf_file=_whole_name(file), trust_remote_code=False
+        )
     if split is not None:
         tokenizer.backend_tokenizer.pre_tokenizer = split
     return tokenizer
