@@ -152,8 +152,9 @@ def test_what_does_not_run_alone_goes_padded(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_padded_that_is_no_better_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = flat._padded
-    monkeypatch.setattr(flat, "_padded", lambda *given: [2 * logits for logits in whole(*given)])
-    why = prove(twin_config("lfm2", hidden_size=96), torch.float32).why
+    with monkeypatch.context() as patch:
+        patch.setattr(flat, "_padded", lambda *given: [2 * logits for logits in whole(*given)])
+        why = prove(twin_config("lfm2", hidden_size=96), torch.float32).why
     assert "leak into one another" in why
     assert "padded, its gradients differ too" in why
     assert "padded" not in prove(twin_config("lfm2"), torch.float32).why
