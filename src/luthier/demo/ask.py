@@ -28,10 +28,10 @@ def ask(writer_run: str, request: str) -> str:
             "what you want, in plain English",
             'luthier init --ask "tune MODEL on FILE with LoRA" --writer RUN',
         )
-    from luthier.demo.flow import write  # only now: it loads torch
+    from luthier.demo.flow import generations  # only now: it loads torch
     from luthier.inference.opened import open_model
 
-    (answer,) = write(open_model(writer_run), [" ".join(request.split())], LONGEST)
+    (answer,) = generations(open_model(writer_run), [" ".join(request.split())], LONGEST)
     written = strip_fences(answer.text)
     problem = "" if answer.stopped else f"it had not ended after {LONGEST} tokens"
     try:

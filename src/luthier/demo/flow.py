@@ -136,11 +136,11 @@ def _outcome(name: str, pairs: list[Pair], before: list[str], after: list[str]) 
 
 def answer(opened: Opened, asked: Sequence[str]) -> list[str]:
     """Greedy answers of an opened model, each to its request alone."""
-    return [written.text for written in write(opened, asked, ANSWER_TOKENS)]
+    return [each.text for each in generations(opened, asked, ANSWER_TOKENS)]
 
 
-def write(opened: Opened, asked: Sequence[str], max_new_tokens: int) -> list[Generation]:
-    """As `answer`, with a limit of the caller's, and whether it was met."""
+def generations(opened: Opened, asked: Sequence[str], max_new_tokens: int) -> list[Generation]:
+    """As `answer`, with a limit of the caller's, and whether the model ended each by itself."""
     prompts = [opened.renderer.prompt_ids([Message("user", text)]) for text in asked]
     return generate(
         opened.model, opened.tokenizer, prompts, max_new_tokens=max_new_tokens, stop_ids=opened.renderer.stop_ids
