@@ -38,6 +38,7 @@ docs: $(VENV)/installed-dev
 # The newest release of everything that luthier stands on, beyond the ranges of pyproject.toml, in an environment of its own.
 newest:
 	$(MAKE) VENV=.venv-newest .venv-newest/bin/python
+	.venv-newest/bin/python -m pip install --quiet --disable-pip-version-check packaging
 	.venv-newest/bin/python tests/newest.py
 
 constraints: $(VENV)/installed-dev
