@@ -324,7 +324,7 @@ def test_runs_lists_what_the_files_say(tmp_path: Path, capsys: pytest.CaptureFix
     write_run(tmp_path / "c", "running", [])
     write_run(tmp_path / "d", "finished", [])
     (tmp_path / "d" / "manifest.json").write_text("{")
-    with (tmp_path / "c" / ".lock").open("w") as lock:
+    with (tmp_path / "c" / ".luthier-lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert main(["runs", str(tmp_path), "--json"]) == 0
     found = {Path(line["run"]).name: line for line in json.loads(capsys.readouterr().out)}

@@ -16,6 +16,7 @@ from luthier.errors import UserError, excerpt
 from luthier.reporting.run.loss_curves import loss_curve
 from luthier.runs.figures import read_figures
 from luthier.runs.recorder import read_lines
+from luthier.runs.run_folder import REPORT
 from luthier.system.files import write_file
 from luthier.system.paths import cache_dir, cache_written
 from luthier.system.words import counted
@@ -61,7 +62,7 @@ def train_from(
     Raises:
         UserError, EnvironmentProblem, NonFinite, Stopped: as `luthier.training.run.execute`.
     """
-    from luthier.reporting.run.page import REPORT, write_report
+    from luthier.reporting.run.page import write_report
     from luthier.reporting.run.summary import end_summary
     from luthier.system.devices import is_main_process
     from luthier.training import run

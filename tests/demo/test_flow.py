@@ -100,7 +100,7 @@ def test_the_data_it_writes_are_the_generators(finished: tuple[Path, str, list[O
 
 def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
     (tmp_path / "demo-data").write_text("")
-    with pytest.raises(UserError, match="demo-data is a file"):
+    with pytest.raises(UserError, match="demo-data: is a file"):
         flow.write_data(tmp_path / "demo")
 
 

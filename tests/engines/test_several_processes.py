@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from luthier.runs.manifest import sealed
 from tests.helpers.killing import (
     STEPS,
     STEPS_PER_EPOCH,
@@ -140,6 +141,6 @@ def test_changed_data_end_both_processes(
     shutil.copytree(uninterrupted, folder)
     manifest = json.loads((folder / "manifest.json").read_text())
     data = manifest["fingerprints"] | {"data": "of other rows"}
-    (folder / "manifest.json").write_text(json.dumps(manifest | {"state": "stopped", "fingerprints": data}))
+    (folder / "manifest.json").write_text(json.dumps(sealed(manifest | {"state": "stopped", "fingerprints": data})))
     worker.start(config_file, folder, "resume", processes=2)
     assert worker.exit_codes() == [2, 3]

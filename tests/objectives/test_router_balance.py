@@ -21,7 +21,8 @@ from luthier.objectives.weighted import Weighted
 from luthier.policy import routers
 from luthier.policy.policy import enable_activation_checkpointing
 from luthier.policy.routers import check_routers, routers_of
-from luthier.runs.recorder import METRICS, read_lines
+from luthier.runs.recorder import read_lines
+from luthier.runs.run_folder import METRICS
 from luthier.training import run
 from luthier.training.before_step import survey
 from luthier.training.job import Job

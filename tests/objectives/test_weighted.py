@@ -16,7 +16,8 @@ from luthier.errors import UserError
 from luthier.objectives.sft import SFT
 from luthier.objectives.weighted import Weighted
 from luthier.objectives.z_loss import ZLoss
-from luthier.runs.recorder import METRICS, read_lines
+from luthier.runs.recorder import read_lines
+from luthier.runs.run_folder import METRICS
 from luthier.training.before_step import survey
 from luthier.training.job import Job
 from luthier.training.learning_check import LearningCheck

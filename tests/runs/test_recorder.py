@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from luthier import config
-from luthier.runs.recorder import METRICS, SAMPLES, TIMINGS, Recorder, cut_back, read_lines
+from luthier.runs.recorder import Recorder, cut_back, read_lines
+from luthier.runs.run_folder import METRICS, SAMPLES, TIMINGS
 from tests.helpers.properties import examples
 
 FLOATS = st.floats(allow_nan=False, allow_infinity=False)

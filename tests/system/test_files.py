@@ -103,11 +103,11 @@ def test_a_kill_while_it_settles_is_settled_at_the_next_start(tmp_path: Path) ->
     for step in range(1, 100):
         place = tmp_path / str(step)
         write(place / "adapter", "old")
-        (place / "adapter").rename(place / ".old-adapter")
+        (place / "adapter").rename(place / ".luthier-old-adapter")
         write(place / "model", "new")
-        write(place / ".old-model", "old")
+        write(place / ".luthier-old-model", "old")
         write(place / "half", "half")
-        (place / "half").rename(place / ".tmp-adapter-0123abcd")
+        (place / "half").rename(place / ".luthier-new-adapter-0123abcd")
         killed = killed_at(step, lambda: settle(place))  # noqa: B023
         settle(place)
         assert content(place / "adapter") == {"old"}
@@ -124,12 +124,12 @@ def test_a_failure_after_the_old_one_was_moved_puts_it_back(tmp_path: Path, monk
     write(target, "old")
 
     def no_new_one(path: Path, other: Path) -> Path:
-        if path.name.startswith(".tmp-"):
+        if path.name.startswith(".luthier-new-"):
             raise OSError(errno.EIO, "Input/output error", str(path))
         return rename(path, other)
 
     monkeypatch.setattr(Path, "rename", no_new_one)
-    with pytest.raises(EnvironmentProblem, match="Input/output error"):
+    with pytest.raises(EnvironmentProblem, match="the disk reports an error"):
         write(target, "new")
     assert content(target) == {"old"}
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
@@ -203,14 +203,14 @@ def test_a_full_disk_is_called_so_by_every_writer(
         (folder / "a").write_text("half")
         raise error
 
-    with pytest.raises(EnvironmentProblem, match="the disk is full") as caught:
+    with pytest.raises(EnvironmentProblem, match=r"the disk is full|the quota") as caught:
         writer(tmp_path / "model", fill)
     assert caught.value.fix.startswith("free space")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_cannot_be_read_meanwhile_is_named(tmp_path: Path) -> None:
-    with pytest.raises(EnvironmentProblem, match="elsewhere/base: No such file"):
+    with pytest.raises(EnvironmentProblem, match="elsewhere/base: it is not there"):
         to_run(tmp_path / "model", lambda folder: Path("elsewhere/base").read_bytes() and None)
 
 

@@ -20,7 +20,8 @@ from luthier.inference.questions import read_questions, read_samples
 from luthier.inference.scoring import score_rows
 from luthier.inspecting.data.look import look
 from luthier.inspecting.data.shown_rows import Wanted
-from luthier.runs.recorder import METRICS, ROW_LOSSES, read_lines
+from luthier.runs.recorder import read_lines
+from luthier.runs.run_folder import METRICS, ROW_LOSSES
 from luthier.training import run
 from luthier.training.step import non_finite
 from tests.helpers import tokenizers

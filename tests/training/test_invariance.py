@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from luthier.data.steps.layout import lay_out
-from luthier.runs.recorder import METRICS, ROW_LOSSES, read_lines
+from luthier.runs.recorder import read_lines
+from luthier.runs.run_folder import METRICS, ROW_LOSSES
 from luthier.training.job import Job
 from luthier.training.learning_check import LearningCheck
 from luthier.training.loop import train_step

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from luthier.errors import EnvironmentProblem, UserError
-from luthier.training import run
+from luthier.training.resume import go_on
 from luthier.training.state import state_of
 from tests.helpers.jobs import MadeJob, make_config, make_job, make_policy, make_samples
 
@@ -19,7 +19,7 @@ def job_with(folder: Path, steps: tuple[int, ...]) -> MadeJob:
     job = make_job(given, make_samples([9, 12]), make_policy(given))
     for step in steps:
         job.progress.step = step
-        job.checkpoints.save(step, state_of(job), {}, None)
+        job.checkpoints.save(step, state_of(job), {"run": "run"}, None)
     job.progress.step = 0
     return job
 
@@ -34,14 +34,14 @@ def test_the_others_take_the_step_that_the_main_process_chose(tmp_path: Path, mo
     """The folder of this process shows a newer one already, or still."""
     job = job_with(tmp_path, (2, 4))
     as_another(job, [2, False], monkeypatch)
-    run._resume(job, tmp_path, lambda text: None)
+    go_on(job, tmp_path, "run", lambda text: None)
     assert job.progress.step == 2
 
 
 def test_the_others_begin_again_where_the_main_process_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = job_with(tmp_path, (2,))
     as_another(job, [None, False], monkeypatch)
-    run._resume(job, tmp_path, lambda text: None)
+    go_on(job, tmp_path, "run", lambda text: None)
     assert job.progress.step == 0
 
 
@@ -49,7 +49,7 @@ def test_a_process_that_does_not_see_it_says_so(tmp_path: Path, monkeypatch: pyt
     job = job_with(tmp_path, (2,))
     as_another(job, [4, False], monkeypatch)
     with pytest.raises(EnvironmentProblem, match="process 1 does not see"):
-        run._resume(job, tmp_path, lambda text: None)
+        go_on(job, tmp_path, "run", lambda text: None)
 
 
 def test_where_none_is_whole_all_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,8 +58,8 @@ def test_where_none_is_whole_all_end(tmp_path: Path, monkeypatch: pytest.MonkeyP
     told: list[Any] = []
     monkeypatch.setattr(job.engine, "from_main", lambda value: (told.append(value), value)[1])
     with pytest.raises(UserError, match="a whole checkpoint"):
-        run._resume(job, tmp_path, lambda text: None)
+        go_on(job, tmp_path, "run", lambda text: None)
     assert told == [[None, True]], "the others do not wait"
     as_another(job, told[0], monkeypatch)
     with pytest.raises(EnvironmentProblem, match="another process"):
-        run._resume(job, tmp_path, lambda text: None)
+        go_on(job, tmp_path, "run", lambda text: None)

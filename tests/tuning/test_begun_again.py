@@ -20,7 +20,7 @@ from luthier.errors import UserError
 from luthier.inference import comparison
 from luthier.inference.opened import open_model
 from luthier.objectives.sft import SFT
-from luthier.runs import beginning
+from luthier.runs import beginning, run_folder
 from luthier.training import run
 from luthier.tuning import _inputs, _starts
 from luthier.types import LossOut, MicroBatch, Policy
@@ -169,21 +169,21 @@ def test_a_damaged_beginning_is_named(keys: list[str], tmp_path: Path) -> None:
 
 def test_a_beginning_that_nobody_looks_back_to_may_be_missing(keys: list[str], first: Path, tmp_path: Path) -> None:
     given = [*keys, f"adapter_path={first}"]
-    goes_on_to_the_same(given, tmp_path, lambda: shutil.rmtree(tmp_path / "stopped" / beginning.FOLDER))
+    goes_on_to_the_same(given, tmp_path, lambda: shutil.rmtree(tmp_path / "stopped" / run_folder.BEGINNING))
 
 
 def test_a_resume_that_fails_before_its_first_step_says_so(keys: list[str], tmp_path: Path) -> None:
     given = [*keys, "r=4", "init_lora_weights=pissa"]
     run.execute(config.load(None, [*given, f"output_dir={tmp_path / 'whole'}"]), say=quiet)
     stopped = stopped_at_2(tmp_path / "whole", tmp_path / "stopped")
-    shutil.rmtree(stopped / beginning.FOLDER)
+    shutil.rmtree(stopped / run_folder.BEGINNING)
     with pytest.raises(UserError, match="what the run began with"):
         run.execute(config.load(None, [*given, f"output_dir={stopped}"]), resume=True, say=quiet)
     assert json.loads((stopped / "manifest.json").read_text())["state"] == "failed"
 
 
 def test_nothing_is_kept_of_what_begins_as_its_base(first: Path) -> None:
-    assert not (first / beginning.FOLDER).exists()
+    assert not (first / run_folder.BEGINNING).exists()
 
 
 def test_a_resume_refuses_another_adapter_to_go_on_from(keys: list[str], first: Path, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -31,6 +31,7 @@ Page = Annotated[
     Path | None,
     typer.Option("--html", metavar="FILE", help="Write the report as one page that needs nothing else."),
 ]
+Force = Annotated[bool, typer.Option("--force", help="With --html: write over a file that luthier has not written.")]
 RowName = Annotated[
     str | None,
     typer.Option(
@@ -58,6 +59,7 @@ def data(
     after: After = None,
     suspects: Suspects = 1_000,
     html: Page = None,
+    force: Force = False,
     as_json: AsJson = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
@@ -77,17 +79,17 @@ def data(
       luthier data mine.yaml --json
     """
     from luthier import config
-    from luthier.cli._shared import print_json, split_config_and_overrides
+    from luthier.cli._shared import split_config_and_overrides
     from luthier.errors import UserError
     from luthier.inspecting.data.look import look
     from luthier.inspecting.data.shown_rows import Wanted
-    from luthier.reporting.data.text import print_report
 
     path, overrides = split_config_and_overrides(arguments or [])
-    if path is None and after is not None:
-        path = after / "config.yaml"
+    path = after / "config.yaml" if path is None and after is not None else path
+    wanted = config.load(path, overrides)
+    _check_page(html, wanted, path, force)
     report = look(
-        config.load(path, overrides),
+        wanted,
         Wanted(row, worst, longest, samples),
         after=after,
         examined_rows=suspects,
@@ -96,6 +98,24 @@ def data(
         trust_remote_code=trust_remote_code,
         environment=os.environ,
     )
+    _show(report, html, as_json)
+    if report.refused is not None:
+        raise UserError("", report.refused)
+
+
+def _check_page(page: Path | None, wanted: Any, config_file: Path | None, force: bool) -> None:
+    if page is None:
+        return
+    from luthier.data.recognise import paths_of
+    from luthier.reporting.data.page import check_place
+
+    check_place(page, [*([config_file] if config_file is not None else []), *paths_of(wanted)], force)
+
+
+def _show(report: Any, html: Path | None, as_json: bool) -> None:
+    from luthier.cli._shared import print_json
+    from luthier.reporting.data.text import print_report
+
     if html is not None:
         from luthier.reporting.data.page import write_page
 
@@ -106,5 +126,3 @@ def data(
         print(f"the report is in {html}")
     else:
         print_report(report)
-    if report.refused is not None:
-        raise UserError("", report.refused)

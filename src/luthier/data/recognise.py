@@ -6,12 +6,13 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 from typing import Any, Literal
 
 from luthier import component
 from luthier.component import ComponentConfig
 from luthier.config import DataFile, RunConfig
-from luthier.data.files import Source, sources
+from luthier.data.files import Source, is_of_hub, sources
 from luthier.data.registry import from_registry
 from luthier.data.subset import sampled
 from luthier.errors import BadRow, UserError, excerpt
@@ -108,6 +109,16 @@ def files_of(config: RunConfig, takes: Sequence[type]) -> Iterator[tuple[Purpose
         for index, file in enumerate(files):
             key = f"data.{purpose}[{index}]"
             yield purpose, key, file if data.registry is None else from_registry(data.registry, file, takes, key)
+
+
+def paths_of(config: RunConfig) -> Iterator[Path]:
+    """The files and folders that a configuration names."""
+    objective: Any = component.load("objectives", config.objective.kind)
+    for _, key, file in files_of(config, objective.takes):
+        if not is_of_hub(file):
+            yield from (source.path for source in sources(file, f"{key}.path") if source.path is not None)
+    others = (config.data.registry, config.data.chat_template, config.model.path)
+    yield from (Path(other) for other in others if other)
 
 
 def format_of(kind: str) -> Literal["auto"] | ComponentConfig:

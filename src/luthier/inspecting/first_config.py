@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,11 +15,13 @@ from luthier.config.components import DEFAULT_KINDS
 from luthier.config.documents import parse_yaml, to_yaml
 from luthier.data.files import Source, sources
 from luthier.data.recognise import row_parser_of
-from luthier.errors import BadRow, EnvironmentProblem, UserError
+from luthier.errors import BadRow, UserError
 from luthier.inspecting import template_choice
 from luthier.inspecting.template_choice import Fit, varied
 from luthier.models.sources.resolve import at_hand
 from luthier.system import machine
+from luthier.system.faults import faults_told
+from luthier.system.files import write_file
 from luthier.system.words import counted
 from luthier.types import Conversation, Example, Preference, Row, Text
 
@@ -238,12 +241,7 @@ def write_new(path: Path, text: str) -> None:
         UserError: it is there already.
         EnvironmentProblem: it cannot be written.
     """
-    try:
-        with path.open("x", encoding="utf-8") as file:
-            file.write(text)
-    except FileExistsError:
-        raise UserError(str(path), "this file is there already", "a new file", f"--output {path.stem}-2.yaml") from None
-    except OSError as error:
-        raise EnvironmentProblem(
-            str(path), f"cannot be written: {error.strerror}", "a writable folder", "--output FILE"
-        ) from None
+    if os.path.lexists(path):
+        raise UserError(str(path), "this file is there already", "a new file", f"--output {path.stem}-2.yaml")
+    with faults_told(path, "a writable folder", "--output FILE"):
+        write_file(path, text.encode())

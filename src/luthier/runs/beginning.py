@@ -24,11 +24,12 @@ from luthier.models.folder import Tensor, tensors
 from luthier.models.new_tokens import refuse_other_tokens
 from luthier.models.source import ModelSource
 from luthier.policy.policy import Policy
+from luthier.runs.run_folder import BEGINNING
 from luthier.system.files import verify, write_folder
 from luthier.tuning import Start
 from luthier.types import Sample
 
-FOLDER, TENSORS = "beginning", "tensors.safetensors"
+TENSORS = "tensors.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,11 +101,11 @@ def beginning_of(policy: Policy) -> dict[str, torch.Tensor]:
     return found
 
 
-def keep(run: Path, policy: Policy) -> None:
+def keep(run: Path, policy: Policy, run_id: str) -> None:
     """Writes RUN/beginning, if there is something to keep."""
     held = {name: tensor.cpu().contiguous() for name, tensor in beginning_of(policy).items()}
     if held:
-        write_folder(run / FOLDER, lambda folder: save_file(held, folder / TENSORS), {"step": 0})
+        write_folder(run / BEGINNING, lambda folder: save_file(held, folder / TENSORS), {"step": 0, "run": run_id})
 
 
 def put(run: Path, policy: Policy) -> None:
@@ -122,7 +123,7 @@ def put(run: Path, policy: Policy) -> None:
     held = read(run)
     if held.keys() != wanted.keys():
         raise UserError(
-            str(run / FOLDER),
+            str(run / BEGINNING),
             f"holds {len(held)} tensors, the policy began with {len(wanted)} of other names",
             "what this run began with",
             "resume with the config.yaml of the run's folder",
@@ -139,8 +140,8 @@ def read(run: Path) -> dict[str, torch.Tensor]:
     Raises:
         UserError: it is not there, or damaged.
     """
-    if wrong := verify(run / FOLDER):
+    if wrong := verify(run / BEGINNING):
         raise UserError(
-            str(run / FOLDER), wrong, "what the run began with", "copy the run's folder again, or start a new run"
+            str(run / BEGINNING), wrong, "what the run began with", "copy the run's folder again, or start a new run"
         )
-    return load_file(run / FOLDER / TENSORS)
+    return load_file(run / BEGINNING / TENSORS)

@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 
 from luthier.config.documents import read_yaml
 from luthier.errors import LuthierError
-from luthier.runs.recorder import METRICS, SAMPLES, TIMINGS, read_lines
+from luthier.runs.recorder import read_lines
+from luthier.runs.run_folder import METRICS, SAMPLES, TIMINGS
 
 Line = dict[str, Any]
 Kind = TypeVar("Kind", list[Any], dict[str, Any])

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from luthier.errors import UserError
-from luthier.runs.recorder import METRICS, read_lines
-from luthier.runs.run_folder import CONFIG, LOCK
+from luthier.runs.recorder import read_lines
+from luthier.runs.run_folder import CONFIG, LOCK, METRICS
+from luthier.system.locks import is_held
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class RunLine:
     model: str
     method: str
     state: str
-    """running, interrupted (killed), stopped, failed, finished, or damaged"""
+    """not begun, running, interrupted (killed), trained, stopped, failed, finished, or damaged"""
     steps: int
     total_steps: int | None
     loss: float | None
@@ -64,7 +64,7 @@ def read_run(folder: Path) -> RunLine:
         )
     except (OSError, ValueError, KeyError, TypeError):
         state, model, method, total = "damaged", "", "", None
-    if state == "running" and not _is_locked(folder):
+    if state in ("running", "trained") and not is_held(folder / LOCK):
         state = "interrupted"
     return RunLine(
         str(folder),
@@ -76,15 +76,3 @@ def read_run(folder: Path) -> RunLine:
         steps[-1]["loss"] if steps else None,
         evaluations[-1]["eval_loss"] if evaluations else None,
     )
-
-
-def _is_locked(folder: Path) -> bool:
-    """Whether a process is writing the run: it holds the lock as long as it lives."""
-    try:
-        with (folder / LOCK).open() as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False

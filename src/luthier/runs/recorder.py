@@ -11,18 +11,23 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
+from luthier.errors import EnvironmentProblem
+from luthier.runs.run_folder import METRICS, RECORD, ROW_LOSSES, SAMPLES, TIMINGS
 from luthier.runs.screen import Screen
 from luthier.runs.trackers import Trackers
-from luthier.system.files import write_file
+from luthier.system.faults import faults_told
+from luthier.system.files import append_to, write_file
+from luthier.system.locks import Lock
 
 if TYPE_CHECKING:
     from luthier.config import RunConfig
 
-METRICS, TIMINGS, SAMPLES, ROW_LOSSES = "metrics.jsonl", "timings.jsonl", "samples.jsonl", "row_losses.jsonl"
-FILES = (METRICS, TIMINGS, SAMPLES, ROW_LOSSES)
+WRITABLE = ("a folder that stays, with room", "free space, then the same command with --resume")
+"""(expected, fix) of an error"""
 
 
 class Recorder:
@@ -35,9 +40,11 @@ class Recorder:
         start_step: steps that a resumed run has behind it.
         main: whether this process is the one that writes.
         quiet: nothing on the screen; files and trackers as ever.
+        lock: of the folder; where it is no longer in its place, the folder was removed or moved.
 
     Raises:
-        EnvironmentProblem: a tracker of `report_to` is not installed, or does not start.
+        EnvironmentProblem: a tracker of `report_to` is not installed, or does not start; or, here and in all that writes, the
+            folder cannot be written.
     """
 
     def __init__(
@@ -49,17 +56,21 @@ class Recorder:
         start_step: int = 0,
         main: bool = True,
         quiet: bool = False,
+        lock: Lock | None = None,
     ) -> None:
         self._main = main
+        self._lock = lock
         if not main:
             return
         self.folder = Path(folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        with faults_told(self.folder, *WRITABLE):
+            self.folder.mkdir(parents=True, exist_ok=True)
         self._total_steps = total_steps
         self._first_step = start_step + 1
         self._every = config.training.logging_steps
         self._trackers = Trackers(self.folder, config, start_step=start_step, on_failure=self.note)
-        self._files = {name: _open(self.folder / name) for name in FILES}
+        with faults_told(self.folder, *WRITABLE):
+            self._files = {name: append_to(self.folder / name) for name in RECORD}
         self._screen = Screen(total_steps=total_steps, start_step=start_step, quiet=quiet)
 
     def step(self, line: Mapping[str, Any], timing: Mapping[str, Any]) -> None:
@@ -68,6 +79,7 @@ class Recorder:
         which a task of the machine waited for a core; its step is taken from `line`."""
         if not self._main:
             return
+        self._check_place()
         step = line["step"]
         self._write(METRICS, line)
         self._write(TIMINGS, {"step": step, **timing})
@@ -106,20 +118,30 @@ class Recorder:
     def sync(self) -> None:
         """Puts all lines on the disk. Called before a checkpoint is published, none is ever ahead of the record."""
         if self._main:
-            for file in self._files.values():
-                file.flush()
-                os.fsync(file.fileno())
+            self._check_place()
+            for name, file in self._files.items():
+                with faults_told(self.folder / name, *WRITABLE):
+                    file.flush()
+                    os.fsync(file.fileno())
+
+    def _check_place(self) -> None:
+        if self._lock is not None and not self._lock.is_in_place():
+            gone = "it was removed, moved or replaced while the run was writing it"
+            raise EnvironmentProblem(str(self.folder), gone, "a folder that stays", "put it back, or start again")
 
     def close(self) -> None:
         """Ends the display and the trackers and closes the files. May be called twice."""
         if not self._main or not self._files:
             return
-        self.sync()
-        self._screen.close()
-        for file in self._files.values():
-            file.close()
-        self._files = {}
-        self._trackers.close()
+        try:
+            self.sync()
+        finally:
+            self._screen.close()
+            for file in self._files.values():
+                with suppress(OSError):  # what could not be written was told
+                    file.close()
+            self._files = {}
+            self._trackers.close()
 
     def __enter__(self) -> Recorder:
         return self
@@ -131,14 +153,11 @@ class Recorder:
         finite = {
             key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in line.items()
         }
-        file = self._files[name]
-        file.write(json.dumps(finite, ensure_ascii=False, allow_nan=False) + "\n")
-        file.flush()
-
-
-def _open(path: Path) -> IO[str]:
-    # A lone surrogate is not UTF-8; written with a backslash it is JSON's own escape, and reads back as it was.
-    return path.open("a", encoding="utf-8", errors="backslashreplace", newline="\n", buffering=1)
+        # A lone surrogate is not UTF-8; written with a backslash it is JSON's own escape, and reads back as it was.
+        text = json.dumps(finite, ensure_ascii=False, allow_nan=False) + "\n"
+        with faults_told(self.folder / name, *WRITABLE):
+            self._files[name].write(text.encode("utf-8", errors="backslashreplace"))
+            self._files[name].flush()
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -153,16 +172,28 @@ def cut_back(folder: Path | str, step: int) -> None:
 
     What remains is the record of an uninterrupted run at that step, to the bit. Each file is replaced in one move. A
     run that begins anew (no checkpoint) is cut back to -1: the evaluation of step 0 goes too.
+
+    Raises:
+        EnvironmentProblem: the folder cannot be written.
     """
-    for name in FILES:
+    for name in RECORD:
         path = Path(folder) / name
         if not path.is_file():
             continue
-        before = path.read_bytes()
-        lines = (raw for raw in before.split(b"\n") if _is_up_to(raw, step))
-        after = b"".join(raw + b"\n" for raw in lines)
-        if after != before:
-            write_file(path, after)
+        with faults_told(path, *WRITABLE):
+            before = path.read_bytes()
+            lines = (raw for raw in before.split(b"\n") if _is_up_to(raw, step))
+            after = b"".join(raw + b"\n" for raw in lines)
+            if (
+                after != before or path.stat().st_nlink > 1
+            ):  # what is appended must not come into a second name of the file
+                write_file(path, after)
+
+
+def steps_without_a_line(folder: Path | str, step: int) -> int:
+    """How many of the first `step` steps the record does not have."""
+    found = {line.get("step") for line in read_lines(Path(folder) / METRICS) if "loss" in line}
+    return len(set(range(1, step + 1)) - found)
 
 
 def _is_up_to(raw: bytes, step: int) -> bool:

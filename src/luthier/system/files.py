@@ -5,13 +5,14 @@ replaced, the old one is renamed aside first and removed last. A process can be 
 what it leaves is the old folder or the new one, whole: under its name or aside, from where `settle` brings it back at the
 next start.
 
-Everything that luthier writes as a folder is written here: checkpoints and results, models in the cache, exports.
+Everything that luthier writes is written here: the files of a run, checkpoints and results, models in the cache, exports,
+pages. What lies aside has a name that begins with `.luthier-`, so nothing of anybody else's is ever cleared away; a link is
+never followed, and what is no plain file is never written to.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import glob
 import hashlib
@@ -19,19 +20,21 @@ import json
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, BinaryIO, Literal
 
-from safetensors import SafetensorError
-
-from luthier.errors import EnvironmentProblem
+from luthier.errors import EnvironmentProblem, UserError
+from luthier.system.faults import faults_told
 
 MANIFEST = "manifest.json"
-_NEW, _OLD = ".tmp-", ".old-"
+OURS = ".luthier-"
+"""How every name begins that luthier gives to what lies aside."""
+_NEW, _OLD, _GONE = f"{OURS}new-", f"{OURS}old-", f"{OURS}gone-"
 _TOKEN_BYTES = 4
 _ANY_TOKEN = "?" * (2 * _TOKEN_BYTES)
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FLAGS = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # the last for a pipe: to open one would wait
 
 
 @contextlib.contextmanager
@@ -56,7 +59,7 @@ def whole_folder(
         EnvironmentProblem: no room or no permission, or what the block reads cannot be read; nothing is left behind, and
             what was there is there.
     """
-    try:
+    with faults_told(target, expected, fix):
         target.parent.mkdir(parents=True, exist_ok=True)
         settle(target.parent, target.name)
         try:
@@ -66,8 +69,6 @@ def whole_folder(
                 _give_name(new, target, existing)
         finally:
             settle(target.parent, target.name)
-    except (OSError, SafetensorError) as error:
-        raise not_written(target, error, expected, fix) from error
 
 
 def write_folder(target: Path, fill: Callable[[Path], None], manifest: Mapping[str, Any]) -> None:
@@ -81,14 +82,21 @@ def write_folder(target: Path, fill: Callable[[Path], None], manifest: Mapping[s
         fill(folder)
         files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
         entries = {name: {"sha256": sha256(path), "bytes": path.stat().st_size} for name, path in files.items()}
-        write_json(folder / MANIFEST, {**manifest, "files": entries})
+        (folder / MANIFEST).write_bytes(as_json({**manifest, "files": entries}))
+
+
+def remove_folder(folder: Path) -> None:
+    """Removes a folder of luthier's: it is renamed aside first, so that nobody finds half of it."""
+    gone = folder.with_name(f"{_GONE}{folder.name}-{secrets.token_hex(_TOKEN_BYTES)}")
+    folder.rename(gone)
+    _remove(gone)
 
 
 def settle(place: Path, name: str | None = None) -> None:
-    """Puts right what writers of the folder `place / name` (default: of any in `place`) left that were killed.
+    """Puts right what writers of `place / name` (default: of anything in `place`) left that were killed.
 
     A folder that was renamed aside to be replaced gets its name back, unless the new one has it; what else lies aside is
-    removed, unless its writer lives. Whoever leaves `name` out has `place` to himself.
+    removed, unless its writer lives.
     """
     pattern = "*" if name is None else glob.escape(name)
     for old in place.glob(f"{_OLD}{pattern}"):
@@ -97,24 +105,20 @@ def settle(place: Path, name: str | None = None) -> None:
             _remove(old)
         else:
             old.rename(target)
-    for new in place.glob(f"{_NEW}{pattern}-{_ANY_TOKEN}"):
-        if _is_abandoned(new):
-            _remove(new)
-    if name is None:
-        for file in filter(Path.is_file, place.glob(".*.tmp")):
-            file.unlink(missing_ok=True)
+    for left in (*place.glob(f"{_NEW}{pattern}-{_ANY_TOKEN}"), *place.glob(f"{_GONE}{pattern}-{_ANY_TOKEN}")):
+        if _is_abandoned(left):
+            _remove(left)
 
 
 @contextlib.contextmanager
 def _new_beside(target: Path) -> Iterator[Path]:
     """An empty folder, locked as long as the block lasts: by that others see that its writer lives."""
     while True:
-        new = target.with_name(f"{_NEW}{target.name}-{secrets.token_hex(_TOKEN_BYTES)}")
+        new = _aside(target)
         new.mkdir()
         with contextlib.suppress(FileNotFoundError):
             handle = os.open(new, os.O_RDONLY)
-            with contextlib.suppress(OSError):  # a file system without locks: then nobody takes it for abandoned
-                fcntl.flock(handle, fcntl.LOCK_EX)
+            _lock(handle)
             if new.exists():  # else another process came between, and took it for abandoned
                 break
             os.close(handle)
@@ -125,9 +129,18 @@ def _new_beside(target: Path) -> Iterator[Path]:
         os.close(handle)
 
 
+def _aside(target: Path) -> Path:
+    return target.with_name(f"{_NEW}{target.name}-{secrets.token_hex(_TOKEN_BYTES)}")
+
+
+def _lock(handle: int) -> None:
+    with contextlib.suppress(OSError):  # a file system without locks: then nobody takes it for abandoned
+        fcntl.flock(handle, fcntl.LOCK_EX)
+
+
 def _is_abandoned(new: Path) -> bool:
     try:
-        handle = os.open(new, os.O_RDONLY)
+        handle = os.open(new, os.O_RDONLY | _FLAGS)
     except OSError:
         return False
     try:
@@ -161,41 +174,83 @@ def _give_name(new: Path, target: Path, existing: str) -> None:
 
 
 def _remove(path: Path) -> None:
-    if path.is_symlink():
-        path.unlink()
-    else:
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Writes or replaces a file in one move: there is the old one or the new one, and it lasts. Raises OSError."""
-    new = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Writes or replaces a file in one move: there is the old one or the new one, and it lasts.
+
+    Raises:
+        UserError: `path` is a link, a folder or anything else but a file.
+        OSError: the machine refuses it; what was there is there.
+    """
+    refuse_odd(path)
+    settle(path.parent, path.name)
+    new = _aside(path)
     try:
-        with new.open("wb") as file:
+        with _created(new) as file:
+            _lock(file.fileno())
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        if path.exists():
-            new.chmod(path.stat().st_mode & 0o777)
-        new.replace(path)
+            if path.exists():
+                os.fchmod(file.fileno(), path.stat().st_mode & 0o777)
+            new.replace(path)
     finally:
-        new.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it has its name by now, or what happened is told already
+            new.unlink(missing_ok=True)
     fsync(path.parent)
 
 
-def is_leftover(name: str) -> bool:
-    """Whether a file of that name is what a kill left of `write_file`."""
-    return name.startswith(".") and name.endswith(".tmp")
+def _created(path: Path) -> BinaryIO:
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS, 0o666), "wb")
 
 
-def not_written(place: Path | str, error: Exception, expected: str, fix: str = "") -> EnvironmentProblem:
-    """What is told of an OSError, or one of safetensors, while `place` was written."""
-    full = isinstance(error, OSError) and error.errno in _FULL
-    full = full or any(f"(os error {number})" in str(error) for number in _FULL)  # as safetensors tells it
-    why = getattr(error, "strerror", None) or str(error)
-    if (other := getattr(error, "filename", None)) and not str(other).startswith(str(Path(place).parent)):
-        why = f"{other}: {why}"
-    return EnvironmentProblem(str(place), "the disk is full" if full else f"cannot be written: {why}", expected, fix)
+def append_to(path: Path) -> BinaryIO:
+    """The file, open for what is added at its end; made if it is not there.
+
+    Raises:
+        UserError, OSError: as `write_file`.
+    """
+    refuse_odd(path)
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | _FLAGS, 0o666), "ab")
+
+
+def refuse_odd(path: Path, *, folder: bool = False) -> None:
+    """What lies under a name that luthier writes must be what luthier would have put there: a plain file, or a plain folder.
+
+    Raises:
+        UserError: it is something else.
+    """
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if (stat.S_ISDIR if folder else stat.S_ISREG)(mode):
+        return
+    kinds = {"a symbolic link": stat.S_ISLNK, "a folder": stat.S_ISDIR, "a file": stat.S_ISREG, "a pipe": stat.S_ISFIFO}
+    found = next((name for name, is_kind in kinds.items() if is_kind(mode)), "a device or a socket")
+    wanted = "a folder" if folder else "a file"
+    raise UserError(
+        str(path), f"is {found}", f"{wanted}, or nothing: luthier does not write through it", "move it away"
+    )
+
+
+def require_room(place: Path, needed_bytes: int, what: str, fix: str) -> None:
+    """Refuses to begin what the disk of `place` has no room for.
+
+    Raises:
+        EnvironmentProblem: with both figures.
+    """
+    there = next(path for path in (place, *place.absolute().parents) if path.is_dir())
+    free = shutil.disk_usage(there).free
+    if free < needed_bytes:
+        found = f"the disk has {free / 1e6:,.1f} MB of room, {what} needs {needed_bytes / 1e6:,.1f} MB"
+        raise EnvironmentProblem(str(place), found, "a folder with room", fix)
 
 
 def verify(folder: Path) -> str | None:
@@ -217,18 +272,6 @@ def verify(folder: Path) -> str | None:
 def as_json(tree: Any) -> bytes:
     """Indented, text as it is."""
     return (json.dumps(tree, indent=1, ensure_ascii=False) + "\n").encode()
-
-
-def write_json(path: Path, tree: Any) -> None:
-    path.write_bytes(as_json(tree))
-
-
-def is_still(file: IO[str], path: Path) -> bool:
-    """Whether an open file is the one of that name: whoever held a lock before may have taken the file away."""
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
 
 
 def fsync(path: Path) -> None:

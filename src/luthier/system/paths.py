@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-from luthier.system.files import not_written, whole_folder
+from luthier.system.faults import faults_told
+from luthier.system.files import whole_folder
 
 CACHE_WITH_ROOM = (
     "a cache folder that may be written, with room",
@@ -36,10 +37,8 @@ def cache_written(place: Path) -> Iterator[None]:
     Raises:
         EnvironmentProblem: no room, or no permission.
     """
-    try:
+    with faults_told(place, *CACHE_WITH_ROOM):
         yield
-    except OSError as error:
-        raise not_written(place, error, *CACHE_WITH_ROOM) from error
 
 
 def cache_folder(target: Path) -> AbstractContextManager[Path]:

@@ -39,7 +39,8 @@ from luthier.policy.policy import Policy, enable_activation_checkpointing
 from luthier.policy.routers import check_routers
 from luthier.randomness import key
 from luthier.runs.beginning import RunStart
-from luthier.runs.run_folder import ASKED_ANEW
+from luthier.runs.manifest import ASKED_ANEW
+from luthier.runs.run_folder import CHECKPOINTS
 from luthier.system.cores import waiting
 from luthier.system.words import counted, noun
 from luthier.training.checkpoint import Checkpoints
@@ -115,7 +116,7 @@ def build(
     decisions["waiting"] = waiting()  # as it is at this start: it does not change numbers
     limit = decisions["max_tokens_per_micro_batch"]
     say(f"layout: {decisions['layout']} ({decisions['layout_reason']}), at most {limit:,} tokens in one forward pass")
-    checkpoints = Checkpoints(Path(config.output_dir) / "checkpoints", config.training.save_total_limit)
+    checkpoints = Checkpoints(Path(config.output_dir) / CHECKPOINTS, config.training.save_total_limit)
     restored = engine.from_main(decided is not None and bool(checkpoints.steps()))
     where = engine.device
     policy, tuned = build_policy(

@@ -11,19 +11,20 @@ unbroken one's, byte for byte.
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from luthier.errors import EnvironmentProblem, UserError
-from luthier.system.files import MANIFEST, verify, write_folder, write_json
+from luthier.errors import EnvironmentProblem
+from luthier.system.files import MANIFEST, OURS, as_json, remove_folder, require_room, verify, write_folder
 
 PREFIX = "step-"
 TENSORS, STATE = "tensors.safetensors", "state.json"
+OTHER_RUN = "it is of another run"
 
 
 def pack(tree: Any, tensors: dict[str, torch.Tensor]) -> Any:
@@ -54,8 +55,18 @@ def unpack(packed: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
     return tuple(values) if kind == "tuple" else values
 
 
-def _names(folder: Path) -> list[str]:
-    return [path.name for path in folder.iterdir()]
+def _name(step: int) -> str:
+    return f"{PREFIX}{step:06d}"
+
+
+def _step_of(name: str) -> int | None:
+    """The step, where it is just the name that luthier gives."""
+    digits = name.removeprefix(PREFIX)
+    return int(digits) if digits.isascii() and digits.isdigit() and _name(int(digits)) == name else None
+
+
+class Damaged(Exception):
+    """A checkpoint that cannot be gone on from; its text says why."""
 
 
 class Checkpoints:
@@ -67,11 +78,16 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The steps of which there is a checkpoint, oldest first."""
-        found = self.folder.glob(f"{PREFIX}*") if self.folder.exists() else []
-        return sorted(int(path.name.removeprefix(PREFIX)) for path in found if path.name.removeprefix(PREFIX).isdigit())
+        folders = [path for path in self.places() if path.is_dir() and not path.is_symlink()]
+        return sorted(step for path in folders if (step := _step_of(path.name)) is not None)
 
     def path(self, step: int) -> Path:
-        return self.folder / f"{PREFIX}{step:06d}"
+        return self.folder / _name(step)
+
+    def places(self) -> list[Path]:
+        """What lies under a name that luthier gives a checkpoint, whatever it is."""
+        there = self.folder.iterdir() if self.folder.is_dir() else iter(())
+        return [path for path in there if _step_of(path.name) is not None]
 
     def save(self, step: int, state: Mapping[str, Any], manifest: Mapping[str, Any], best_step: int | None) -> Path:
         """Writes `state` (a tree with tensors), re-reads it, then deletes the oldest beyond `keep` (never the best).
@@ -80,51 +96,71 @@ class Checkpoints:
             EnvironmentProblem: it could not be written, or did not read back; older ones are untouched.
         """
         target = self.path(step)
-        if target.exists() and verify(target) is None:
+        if target.exists() and self.wrong_with(step, manifest.get("run")) is None:
             return target  # a run that went back to an older one comes to the same state again
         tensors: dict[str, torch.Tensor] = {}
         packed = pack(dict(state), tensors)
+        content = as_json(packed)
+        require_room(
+            target,
+            sum(tensor.nbytes for tensor in tensors.values()) + len(content),
+            f"the checkpoint of step {step}",
+            "free space, then luthier train ... --resume",
+        )
 
         def fill(folder: Path) -> None:
             save_file(tensors, folder / TENSORS)
-            write_json(folder / STATE, packed)
+            (folder / STATE).write_bytes(content)
 
         write_folder(target, fill, {**manifest, "step": step})
-        if wrong := verify(target):
+        if wrong := self.wrong_with(step, manifest.get("run")):
             raise EnvironmentProblem(
                 str(target), f"was written but does not read back: {wrong}", "a disk that keeps what it is given"
             )
         for old in [other for other in self.steps() if other not in (best_step, step)][: -(self.keep - 1) or None]:
-            shutil.rmtree(self.path(old))
+            remove_folder(self.path(old))
         return target
 
-    def load(self, step: int) -> dict[str, Any]:
-        """The state saved at `step`; call `verify` first."""
-        folder = self.path(step)
-        state: dict[str, Any] = unpack(
-            json.loads((folder / STATE).read_text(encoding="utf-8")), load_file(folder / TENSORS)
-        )
-        return state
+    def wrong_with(self, step: int, run: str | None = None) -> str | None:
+        """Why the checkpoint of `step` cannot be gone on from, by its files; None where it can.
 
-    def newest_valid(self, say: Callable[[str], None]) -> int:
-        """The newest checkpoint whose files are whole; damaged ones are named.
+        Args:
+            run: the id of the run that must have written it; any, where it is not known.
+        """
+        folder = self.path(step)
+        if wrong := verify(folder):
+            return wrong
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        if missing := [name for name in (TENSORS, STATE) if name not in manifest["files"]]:
+            return f"{MANIFEST} does not have {missing[0]}"
+        if manifest.get("step") != step:
+            return f"it is of step {manifest.get('step')}"
+        if run is not None and manifest.get("run") != run:
+            return OTHER_RUN
+        return None
+
+    def load(self, step: int) -> dict[str, Any]:
+        """The state saved at `step`; ask `wrong_with` first.
 
         Raises:
-            UserError: there is none.
+            Damaged: it is no state.
+            OSError: it cannot be read.
         """
-        damaged = []
-        for step in reversed(self.steps()):
-            wrong = verify(self.path(step))
-            if wrong is None:
-                if strange := sorted(set(_names(self.path(step))) - {MANIFEST, TENSORS, STATE}):
-                    say(f"{self.path(step)}: {', '.join(strange)} was not written by this run and is not opened")
-                return step
-            damaged.append(f"{self.path(step)}: {wrong}")
-            say(f"damaged checkpoint {damaged[-1]}; the next older one is tried")
-        found = "; ".join(damaged) if damaged else "there is no checkpoint yet"
-        raise UserError(
-            str(self.folder),
-            found,
-            "a whole checkpoint",
-            "start again with another output_dir, or without --resume in an empty one",
-        )
+        folder = self.path(step)
+        try:
+            packed = json.loads((folder / STATE).read_text(encoding="utf-8"))
+            state = unpack(packed, load_file(folder / TENSORS))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
+            raise Damaged(f"{STATE} is no state of a run ({type(error).__name__})") from None
+        if not isinstance(state, dict):
+            raise Damaged(f"{STATE} is no state of a run")
+        return state
+
+    def strangers(self) -> list[str]:
+        """What lies among the checkpoints, or in one, and was not written by luthier; none of it is opened."""
+        if not self.folder.is_dir():
+            return []
+        inside = {MANIFEST, TENSORS, STATE}
+        others = [path for path in self.folder.iterdir() if _step_of(path.name) is None]
+        others += [path for step in self.steps() for path in self.path(step).iterdir() if path.name not in inside]
+        return sorted(str(path) for path in others if not path.name.startswith(OURS))

@@ -23,10 +23,13 @@ from luthier.models.precision import dtype_name
 from luthier.models.shards import SHARD_BYTES, write_shards
 from luthier.models.source import ModelSource
 from luthier.models.stored import Change, NotByName, Read, Stored, save_settings
-from luthier.runs import run_folder
-from luthier.runs.recorder import SAMPLES, Recorder, read_lines
-from luthier.system.files import verify, write_folder, write_json
+from luthier.runs import manifest
+from luthier.runs.recorder import WRITABLE, Recorder, read_lines
+from luthier.runs.run_folder import ADAPTER, ANSWERS, MODEL, SAMPLES
+from luthier.system.faults import faults_told
+from luthier.system.files import as_json, write_file, write_folder
 from luthier.training.build import Built
+from luthier.training.checkpoint import Damaged
 from luthier.training.job import Job
 from luthier.training.state import put_weights
 from luthier.types import Message
@@ -35,14 +38,17 @@ ANSWER_TOKENS = 200
 """Most tokens of a sample answer during training."""
 
 
-def write_result(config: RunConfig, built: Built, base: dict[str, Any]) -> None:
+def write_result(config: RunConfig, built: Built, base: dict[str, Any], run_id: str) -> None:
     """Writes the result of a run that is trained, and its answers before and after; then it is finished.
 
     Args:
         base: what is known of the model underneath.
+
+    Raises:
+        EnvironmentProblem: the folder cannot be written.
     """
     folder, job, data = Path(config.output_dir), built.job, built.data
-    step = _take_best(config, job)
+    step = _take_best(config, job, run_id)
     tuning = component.load("tuning", config.tuning.kind)
     in_float32 = not component.load("optimizers", config.training.optim.kind).in_bfloat16
 
@@ -66,9 +72,9 @@ def write_result(config: RunConfig, built: Built, base: dict[str, Any]) -> None:
         built.tokenizer.save_pretrained(target)
         save_stop_ids(target, data.renderer.stop_ids)
 
-    write_folder(folder / ("adapter" if tuning.makes_adapter else "model"), fill, {"step": step})
+    write_folder(folder / (ADAPTER if tuning.makes_adapter else MODEL), fill, {"step": step, "run": run_id})
     _write_answers(config, built)
-    run_folder.set_state(folder, "finished")
+    manifest.set_state(folder, "finished")
 
 
 def _save_model(core: Any, source: ModelSource, target: Path, in_float32: bool) -> None:
@@ -112,19 +118,24 @@ def _stored_value(name: str, read: Read) -> dict[str, torch.Tensor]:
     return {name: read(name)}
 
 
-def _take_best(config: RunConfig, job: Job) -> int:
+def _take_best(config: RunConfig, job: Job, run_id: str) -> int:
     """The step whose weights are the result; they are put into the policy."""
     if not config.training.load_best_checkpoint or job.progress.best_step is None:
         return job.progress.step
     step = job.progress.best_step
-    if wrong := verify(job.checkpoints.path(step)):
+    wrong = job.checkpoints.wrong_with(step, run_id)
+    try:
+        if wrong is None:
+            put_weights(job.policy, job.checkpoints.load(step)["weights"])
+    except Damaged as error:
+        wrong = str(error)
+    if wrong is not None:
         raise UserError(
             str(job.checkpoints.path(step)),
             f"the best checkpoint is damaged: {wrong}",
             "whole files",
             "load_best_checkpoint=false, with --resume",
         )
-    put_weights(job.policy, job.checkpoints.load(step)["weights"])
     return step
 
 
@@ -134,13 +145,12 @@ def _write_answers(config: RunConfig, built: Built) -> None:
     if prompts := config.training.sample_prompts:
         before = {line["prompt"]: line["answer"] for line in read_lines(folder / SAMPLES) if line["step"] == 0}
         after = answers(built, prompts)
-        write_json(
-            folder / "answers.json",
-            [
-                {"prompt": prompt, "reference": None, "before": before.get(prompt), "after": text}
-                for prompt, text in zip(prompts, after, strict=True)
-            ],
-        )
+        both = [
+            {"prompt": prompt, "reference": None, "before": before.get(prompt), "after": text}
+            for prompt, text in zip(prompts, after, strict=True)
+        ]
+        with faults_told(folder / ANSWERS, *WRITABLE):
+            write_file(folder / ANSWERS, as_json(both))
 
 
 def sampler(config: RunConfig, built: Built, recorder: Recorder) -> Callable[[int], None]:

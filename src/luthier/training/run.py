@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,20 @@ from luthier.config import RunConfig
 from luthier.engines import Engine, make_engine
 from luthier.errors import EnvironmentProblem, Stopped, UserError
 from luthier.models.precision import DTYPES, choose_dtype, dtype_name
-from luthier.runs import beginning, run_folder
+from luthier.runs import beginning, manifest, run_folder
 from luthier.runs.recorder import Recorder, cut_back
 from luthier.runs.trackers import check_trackers
 from luthier.system.devices import deterministic, device, hardware, is_main_process
+from luthier.system.faults import FAULTS, fault
+from luthier.system.files import require_room
+from luthier.system.locks import Lock
 from luthier.training.build import Built, base_record, build, silent
 from luthier.training.job import Job, Record
 from luthier.training.loop import run_steps
 from luthier.training.result import sampler, write_result
-from luthier.training.state import restore
+from luthier.training.resume import go_on
+from luthier.training.state import least_bytes
+from luthier.training.together import by_main
 
 
 def execute(
@@ -40,24 +45,27 @@ def execute(
         say: gets each line for the person who watches; default: the screen.
 
     Raises:
-        UserError, EnvironmentProblem: before anything is written, where the input or the machine does not allow the run.
+        UserError: before anything is written, where the input does not allow the run.
+        EnvironmentProblem: the machine does not allow it, or fails on the way.
         NonFinite, Stopped: as `luthier.training.loop.run_steps`.
     """
     folder, main = Path(config.output_dir), is_main_process()
     say = (say or print) if main else silent
-    with run_folder.locked(folder, resume, enabled=main):
-        before = run_folder.previous(folder, config) if resume else None
-        if before is not None and before["state"] == "finished":
-            say(f"{folder} is finished already; nothing to do")
-            return folder
-        check_trackers(config.report_to)
-        deterministic(config.training.deterministic)
+    with run_folder.locked(folder, enabled=main) as lock:
         engine = make_engine(config.distributed, device())
         try:
+            before = by_main(engine, lambda: manifest.previous(folder, config, resume))
+            if before is not None and before["state"] == "finished":
+                say(f"{folder} is finished already; nothing to do")
+                return folder
+            if resume and before is None:
+                say(f"{folder} holds no run yet: it begins")
+            check_trackers(config.report_to)
+            deterministic(config.training.deterministic)
             dtype, why = _dtype(config, engine, before)
             held = config.model.quantization.kind if config.model.quantization is not None else dtype_name(dtype)
             say(f"held in {held}, computed in {dtype_name(dtype)} ({why}), on {engine.device}")
-            _train(config, engine, dtype, before, trust_remote_code, say)
+            _train(config, engine, dtype, before, trust_remote_code, lock, say)
             engine.barrier()
         finally:
             engine.close()
@@ -70,6 +78,7 @@ def _train(
     dtype: torch.dtype,
     before: dict[str, Any] | None,
     trust_remote_code: bool,
+    lock: Lock | None,
     say: Callable[[str], None],
 ) -> None:
     """From the model's source to the result; `before` is the manifest of the run that is resumed."""
@@ -77,18 +86,23 @@ def _train(
     with _room_to_begin(config):
         built = build(config, engine, dtype, decided=decided, trust_remote_code=trust_remote_code, say=say)
     job, base = built.job, base_record(config, built.source, built.data, dtype)
-    manifest = _manifest(config, built, base)
     if engine.main:
-        run_folder.begin(folder, config, built.data, manifest, before, say)
-    with _ending_noted(folder, engine.main):
-        _to_the_beginning(folder, built)
+        require_room(folder, least_bytes(job), "a run of this size", "free space, or another output_dir")
+    described = engine.from_main(_described(config, built, base, before))
+    if engine.main:
+        manifest.begin(folder, config, built.data, described, before, say)
+    with _ending_noted(folder, engine.main), _faults_told(folder, job):
+        _to_the_beginning(folder, built, described["id"])
         if before is not None:
-            _resume(job, folder, say)
-        with closing(_recorder(config, job)) as recorder, _room_for_a_step(job):
-            kept = {name: manifest[name] for name in ("luthier", "versions", "fingerprints", "decisions")}
-            run_steps(job, Record(recorder, kept, sampler(config, built, recorder)))
-    if engine.main:
-        write_result(config, built, base)
+            go_on(job, folder, described["id"], say)
+        with closing(_recorder(config, job, lock)) as recorder, _room_for_a_step(job):
+            if engine.main:
+                manifest.set_state(folder, "running")
+            kept = {name: described[name] for name in ("luthier", "versions", "fingerprints", "decisions")}
+            run_steps(job, Record(recorder, {**kept, "run": described["id"]}, sampler(config, built, recorder)))
+        if engine.main:
+            manifest.set_state(folder, "trained")
+            write_result(config, built, base, described["id"])
 
 
 def _dtype(config: RunConfig, engine: Engine, before: dict[str, Any] | None) -> tuple[torch.dtype, str]:
@@ -99,12 +113,15 @@ def _dtype(config: RunConfig, engine: Engine, before: dict[str, Any] | None) -> 
     return DTYPES[engine.from_main(dtype_name(dtype))], why
 
 
-def _manifest(config: RunConfig, built: Built, base: dict[str, Any]) -> dict[str, Any]:
+def _described(
+    config: RunConfig, built: Built, base: dict[str, Any], before: Mapping[str, Any] | None
+) -> dict[str, Any]:
     job = built.job
-    return run_folder.manifest(
+    return manifest.describe(
         config,
         built.data,
         base,
+        before=before,
         decisions=built.decisions,
         hardware=hardware(job.engine.device),
         total_steps=job.steps.total,
@@ -115,79 +132,53 @@ def _manifest(config: RunConfig, built: Built, base: dict[str, Any]) -> dict[str
     )
 
 
-def _to_the_beginning(folder: Path, built: Built) -> None:
+def _to_the_beginning(folder: Path, built: Built, run_id: str) -> None:
     """What the run begins with is kept by the main process, and taken from there by all."""
     job = built.job
     if job.engine.main and not built.restored:
-        beginning.keep(folder, job.policy)
+        beginning.keep(folder, job.policy, run_id)
     job.engine.barrier()
     beginning.put(folder, job.policy)
 
 
-def _resume(job: Job, folder: Path, say: Callable[[str], None]) -> None:
-    """Goes on from the newest whole checkpoint; at step 0 where none was saved yet."""
-    step = _step_to_resume(job, say)
-    if step is None:
-        say("no checkpoint was saved yet: the run begins again at step 0")
-    else:
-        restore(job, _state_at(job, step))
-        say(f"resumed at step {step} of {job.steps.total}")
-    if job.engine.main:
-        cut_back(folder, -1 if step is None else step)
-    job.engine.barrier()
-
-
-def _step_to_resume(job: Job, say: Callable[[str], None]) -> int | None:
-    """Chosen and verified by the main process, told to the others: of a folder on a network each may see something else.
-
-    Raises:
-        UserError: checkpoints are there, and none is whole.
-    """
-    found: int | None = None
-    wrong: UserError | None = None
-    if job.engine.main and job.checkpoints.steps():
-        try:
-            found = job.checkpoints.newest_valid(say)
-        except UserError as error:
-            wrong = error
-    step, failed = job.engine.from_main([found, wrong is not None])
-    if wrong is not None:
-        raise wrong
-    if failed:
-        raise EnvironmentProblem("another process", "it found no whole checkpoint", "one", "see its message")
-    chosen: int | None = step
-    return chosen
-
-
-def _state_at(job: Job, step: int) -> dict[str, Any]:
-    try:
-        return job.checkpoints.load(step)
-    except FileNotFoundError as error:
-        raise EnvironmentProblem(
-            str(job.checkpoints.path(step)),
-            f"process {job.engine.rank} does not see {Path(error.filename or '').name}, which the first process has read",
-            "a folder that all processes see alike",
-            "--resume once more, when the file system has caught up",
-        ) from None
-
-
-def _recorder(config: RunConfig, job: Job) -> Recorder:
-    at, main = job.progress.step, job.engine.main
-    return Recorder(Path(config.output_dir), config, total_steps=job.steps.total, start_step=at, main=main)
+def _recorder(config: RunConfig, job: Job, lock: Lock | None) -> Recorder:
+    at, folder = job.progress.step, Path(config.output_dir)
+    if job.engine.main and at == 0:
+        cut_back(folder, -1)  # of a start that came no further than this
+    return Recorder(folder, config, total_steps=job.steps.total, start_step=at, main=job.engine.main, lock=lock)
 
 
 @contextmanager
 def _ending_noted(folder: Path, main: bool) -> Iterator[None]:
-    """The manifest says how the training ended."""
+    """The manifest says how the run ended, where it did not come to its end."""
     state = "failed"
     try:
         yield
-        state = "trained"
+        state = ""
     except (Stopped, KeyboardInterrupt, SystemExit):
         state = "stopped"
         raise
     finally:
-        run_folder.set_state(folder, state, enabled=main)
+        if state and main:
+            with suppress(OSError, UserError):  # the fault that is told may be that nothing can be noted
+                manifest.set_state(folder, state)
+
+
+@contextmanager
+def _faults_told(folder: Path, job: Job) -> Iterator[None]:
+    """A fault of the machine is told with what is whole, and with the line that goes on."""
+    try:
+        yield
+    except FAULTS as error:
+        why = fault(error)
+        if why is None or isinstance(error, torch.OutOfMemoryError):
+            raise
+        steps = job.checkpoints.steps()
+        whole = f"the checkpoint of step {steps[-1]} is whole" if steps else "no checkpoint was saved yet"
+        place = str(getattr(error, "filename", None) or folder)
+        raise EnvironmentProblem(
+            place, f"{why}; {whole}", "", "mend it, then the same command with --resume"
+        ) from error
 
 
 @contextmanager

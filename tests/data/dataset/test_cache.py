@@ -72,14 +72,21 @@ def test_a_cache_that_is_no_folder(monkeypatch: pytest.MonkeyPatch, capsys: pyte
 def test_what_nobody_used_for_a_month_is_removed() -> None:
     run(alpaca(3))
     old = time.time() - 31 * 86_400
-    for name in (".killed.lock", "killed.tmp", "report.json", "notes.txt"):
+    one, other = "0" * 32, "f" * 32
+    ours = (f".{one}.lock", f".{one}.part", f"{one}.json", f".luthier-new-{one}.json-0123abcd")
+    others = ("notes.txt", "mine", "old.json", other, "a-folder")
+    for name in (*ours, *others):
         Path("cache/encoded", name).touch()
         os.utime(Path("cache/encoded", name), (old, old))
-    Path("cache/encoded/.held.lock").touch()
+    Path("cache/encoded", other).unlink()
+    Path("cache/encoded", other).mkdir()  # as ours are called, and with none of our files
+    Path("cache/encoded", other, "thesis.txt").touch()
+    os.utime(Path("cache/encoded", other), (old, old))
+    Path(f"cache/encoded/.{other}.lock").touch()
+    first = {path.name for path in Path("cache/encoded").iterdir()} - {*ours, *others, f".{other}.lock"}
     kept = run(alpaca(4)).train.folder.parent.name  # type: ignore[attr-defined]
     found = {path.name for path in Path("cache/encoded").iterdir()}
-    assert {kept, ".held.lock", "notes.txt"} < found
-    assert len(found) == 4
+    assert found == {kept, *first, *others, f".{other}.lock"}
 
 
 @pytest.mark.prove

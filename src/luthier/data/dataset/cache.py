@@ -4,14 +4,14 @@ earlier process was stopped.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,19 @@ from luthier.data.dataset.ledger import Ledger
 from luthier.data.dataset.samples import DamagedCache, Samples, SampleWriter
 from luthier.data.dataset.workers import PURPOSES, Chunk, Refused
 from luthier.errors import UserError
-from luthier.system.files import is_still
+from luthier.system.files import OURS
+from luthier.system.locks import held
 from luthier.system.paths import cache_dir, cache_written
 
 META, REJECTED, PROGRESS = "meta.json", "rejected.jsonl", "progress.json"
 NOTED_EVERY_S = 5.0
 UNUSED_DAYS = 30
 SHOWN_REFUSED = 20
+DIGITS = 32
+OUR_NAMES = re.compile(
+    rf"\.?[0-9a-f]{{{DIGITS}}}(\.part|\.lock|\.json)?|{re.escape(OURS)}new-[0-9a-f]{{{DIGITS}}}\.json-[0-9a-f]+"
+)
+"""Of what lies in the folders of the cache that are tidied."""
 
 
 @dataclass
@@ -198,7 +204,7 @@ def find(folder: Path) -> Found | None:
 
 def folder_of(parts: dict[str, Any]) -> Path:
     """Where the data set lies that is decided by `parts`."""
-    name = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
+    name = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:DIGITS]
     return cache_dir() / "encoded" / name
 
 
@@ -215,34 +221,27 @@ def only_one(folder: Path) -> Iterator[None]:
         EnvironmentProblem: the lock cannot be written.
     """
     path = folder.with_name(f".{folder.name}.lock")
-    while True:
-        with cache_written(path):
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            file = path.open("w")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        with file:
-            if not is_still(file, path):
-                continue
-            try:
-                yield
-            finally:
-                path.unlink(missing_ok=True)
-            return
+    with cache_written(path):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = ExitStack()
+        lock.enter_context(held(path, wait=True))
+    with lock:
+        yield
 
 
 def remove_unused(keep: Path) -> None:
-    """Deletes what lies beside `keep` and was not read for UNUSED_DAYS days: encoded data, finished reports, and
-    locks that killed processes left.
+    """Deletes what lies beside `keep` and was not read for UNUSED_DAYS days: encoded data, finished reports, and what killed
+    processes left. It goes by the names that luthier gives, for the folder may be anybody's.
     """
     oldest = time.time() - UNUSED_DAYS * 86_400
     for path in keep.parent.iterdir():
         with suppress(FileNotFoundError):  # another process removes it, or has let go of its lock
-            if path == keep or path.stat().st_mtime >= oldest:
+            if path == keep or not OUR_NAMES.fullmatch(path.name) or path.lstat().st_mtime >= oldest:
                 continue
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            elif path.suffix in (".json", ".tmp", ".lock"):
+            if path.is_symlink() or not path.is_dir():
                 path.unlink()
+            elif path.name.startswith(".") or (path / META).is_file():
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _json(path: Path) -> dict[str, Any] | None:

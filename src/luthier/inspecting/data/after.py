@@ -13,6 +13,7 @@ from luthier.data.dataset.prepare import Prepared
 from luthier.inference.opened import open_model
 from luthier.inspecting.data import row_losses, suspects
 from luthier.runs.figures import read_figures
+from luthier.runs.run_folder import SUSPECTS
 from luthier.runs.screen import duration
 from luthier.system.words import counted
 
@@ -75,7 +76,7 @@ def _cost(run: Path, prepared: Prepared, rows: Any) -> str:
     time = f", about {duration(tokens / speed / SCORING_IS_FASTER)} at the speed of the run" if speed else ""
     return (
         f"asking the run's model about {counted(len(rows), 'row')}, {counted(tokens, 'token')}{time}; "
-        f"kept in {run / suspects.SUSPECTS} (--suspects 0 leaves it out)"
+        f"kept in {run / SUSPECTS} (--suspects 0 leaves it out)"
     )
 
 

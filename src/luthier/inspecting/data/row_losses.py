@@ -12,7 +12,8 @@ import numpy.typing as npt
 
 from luthier.data.dataset.prepare import Prepared
 from luthier.errors import UserError
-from luthier.runs.recorder import ROW_LOSSES, read_lines
+from luthier.runs.recorder import read_lines
+from luthier.runs.run_folder import ROW_LOSSES
 
 Losses = npt.NDArray[np.float64]
 

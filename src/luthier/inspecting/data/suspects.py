@@ -21,10 +21,11 @@ from torch import nn
 from luthier.data.dataset.samples import SampleSet
 from luthier.inference.scoring import score_rows
 from luthier.randomness import permutation
+from luthier.runs.run_folder import SUSPECTS
+from luthier.system.faults import faults_told
 from luthier.system.files import MANIFEST, as_json, write_file
 from luthier.types import NO_TARGET, Ints, Sample
 
-SUSPECTS = "suspects.json"
 METHOD = 1
 """Of the score: another one makes kept figures void."""
 ANSWER_TOKENS = 64
@@ -187,4 +188,7 @@ def kept(run: Path, key: str) -> Examined | None:
 def keep(run: Path, key: str, found: Examined) -> None:
     """Writes the figures into the run's folder, whole or not at all."""
     values = {name: getattr(found, name).tolist() for name in ("rows", "tokens", "own", "other")}
-    write_file(run / SUSPECTS, as_json({"key": key, **values}))
+    with faults_told(
+        run / SUSPECTS, "room for the figures, which are shown another time", "--suspects 0, or free space"
+    ):
+        write_file(run / SUSPECTS, as_json({"key": key, **values}))

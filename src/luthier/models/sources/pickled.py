@@ -19,7 +19,8 @@ from luthier.errors import EnvironmentProblem, UserError, excerpt
 from luthier.models.folder import check_config, check_tokenizer, read_json, refuse_stub, weight_files
 from luthier.models.shards import INDEX, SHARD_BYTES, SINGLE
 from luthier.models.sources._say import Say
-from luthier.system.files import not_written
+from luthier.system.faults import faults_told, not_written
+from luthier.system.files import OURS
 from luthier.system.words import human_bytes
 
 BIN_INDEX = "pytorch_model.bin.index.json"
@@ -52,11 +53,9 @@ def convert_folder(source: Path, target: Path, name: str, trust_remote_code: boo
     check_tokenizer(source, name, trust_remote_code)
     files = _files(source, name)
     size = sum(file.stat().st_size for file in files)
-    try:
+    with faults_told(target, WRITABLE):
         target.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(prefix=".converting.", dir=target))
-    except OSError as error:
-        raise not_written(target, error, WRITABLE) from None
+        made = Path(tempfile.mkdtemp(prefix=f"{OURS}converting-", dir=target))
     try:
         if (free := shutil.disk_usage(made).free) < size:
             raise EnvironmentProblem(
@@ -70,7 +69,7 @@ def convert_folder(source: Path, target: Path, name: str, trust_remote_code: boo
             if target != source or file.suffix == ".safetensors" or file.name == INDEX:
                 os.replace(file, target / file.name)
     except OSError as error:
-        raise not_written(target, error, WRITABLE) from None
+        raise not_written(target, error, WRITABLE) or error from None
     finally:
         shutil.rmtree(made, ignore_errors=True)
 

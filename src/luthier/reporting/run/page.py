@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from html import escape
 from itertools import groupby
@@ -15,10 +13,12 @@ from luthier.reporting.curves import short_number
 from luthier.reporting.run.loss_curves import all_curves
 from luthier.reporting.style import STYLE
 from luthier.runs.figures import Line, RunFigures, at, read_figures
+from luthier.runs.run_folder import REPORT
 from luthier.runs.screen import duration, memory
+from luthier.system.faults import faults_told
+from luthier.system.files import write_file
 from luthier.system.words import counted
 
-REPORT = "report.html"
 MAX_SAMPLES_OPEN = 3
 """How many prompts' samples are unfolded when the page opens."""
 MAX_ANSWERS = 100
@@ -31,18 +31,18 @@ def write_report(folder: Path | str) -> Path:
 
     A file that is missing is named in its section. The page loads nothing: styles and curves are inside, and there are
     no scripts.
+
+    Raises:
+        UserError: something that is no file has its name.
+        EnvironmentProblem: it cannot be written.
     """
-    place = Path(folder)
-    page = render_report(read_figures(place)).encode("utf-8", errors="replace")
-    handle, temporary = tempfile.mkstemp(prefix=f".{REPORT}.", dir=place)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(page)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(place / REPORT)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
-    return place / REPORT
+    path = Path(folder) / REPORT
+    page = render_report(read_figures(Path(folder))).encode("utf-8", errors="replace")
+    with faults_told(
+        path, "room for the report; the run itself is whole", "free space, then the same command with --resume"
+    ):
+        write_file(path, page)
+    return path
 
 
 def render_report(run: RunFigures) -> str:

@@ -6,8 +6,8 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from luthier.reporting.run.page import REPORT
 from luthier.runs.figures import RunFigures, read_figures
+from luthier.runs.run_folder import REPORT
 from luthier.runs.screen import duration, memory
 from luthier.system.words import counted
 

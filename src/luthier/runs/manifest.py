@@ -1,0 +1,258 @@
+"""What a run says of itself (RUN/manifest.json), and whether a resume is the same run.
+
+The manifest is the first file that a run writes, and it proves that the folder is a run's. It carries the run's id, which
+every checkpoint has too, and a seal.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import secrets
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from luthier.config import RunConfig
+from luthier.config.documents import read_yaml
+from luthier.errors import UserError
+from luthier.runs import run_folder
+from luthier.runs.run_folder import CHECKPOINTS, CONFIG, LEDGER, REJECTED
+from luthier.system.faults import faults_told
+from luthier.system.files import MANIFEST, as_json, settle, write_file
+from luthier.system.words import counted
+
+if TYPE_CHECKING:
+    from luthier.data.dataset.prepare import Prepared
+
+NOT_BEGUN = "not begun"
+"""The state of a run that has written what it is, and done nothing yet: the next start begins anew in its folder."""
+
+ASKED_ANEW = ("max_tokens_per_micro_batch", "activation_checkpointing")
+"""Decisions that a resume may ask for anew, where there was no room for the old ones: they change rounding only."""
+
+MAY_CHANGE = (
+    "output_dir",
+    "report_to",
+    "training.logging_steps",
+    "training.save_steps",
+    "training.save_total_limit",
+    "training.load_best_checkpoint",
+    "training.sample_prompts",
+    *(f"training.{name}" for name in ASKED_ANEW),
+)
+"""Keys that a resume may have other values of: they do not touch the mathematics of a step."""
+
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "tokenizers", "safetensors", "numpy")
+OTHER_PLACE = "start again with another output_dir"
+
+
+def previous(folder: Path, config: RunConfig, resume: bool) -> dict[str, Any] | None:
+    """The manifest of the run that goes on; None where one begins in the folder.
+
+    Raises:
+        UserError: there is something else in the folder; or a run, and none is to go on; or the configuration changed in a
+            way that changes the mathematics, with each difference; or what the run wrote is no longer what it wrote.
+    """
+    found = read(folder / MANIFEST) if (folder / MANIFEST).is_file() else None
+    if found is None:
+        run_folder.check_free(folder)
+        return None
+    state = found.get("state")
+    if "luthier" not in found or not isinstance(state, str):
+        raise UserError(
+            "output_dir", f"the {MANIFEST} in {folder} is not of a run", "a new folder, or a run", OTHER_PLACE
+        )
+    if state == NOT_BEGUN:
+        run_folder.check_free(folder, (*run_folder.FILES, run_folder.BEGINNING, *run_folder.OF_TRACKERS))
+        run_folder.check_own(folder)
+        return None
+    if not resume:
+        fix = f"add --resume to go on, or output_dir={folder}-2"
+        raise UserError("output_dir", f"{folder} holds a run already ({state})", "a new or empty folder", fix)
+    run_folder.check_own(folder)
+    if sealed(found) != found:
+        raise UserError(str(folder / MANIFEST), "is not what the run wrote", "it as it was", OTHER_PLACE)
+    _check_config(found, folder, config)
+    return found
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A manifest as it stands.
+
+    Raises:
+        UserError: it cannot be read, or is no JSON object.
+    """
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(str(path), f"cannot be read: {error}", "the manifest of a run", OTHER_PLACE) from None
+    if not isinstance(tree, dict):
+        raise UserError(str(path), "is no JSON object", "the manifest of a run", OTHER_PLACE)
+    return tree
+
+
+def sealed(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """With a hash over everything but the state: a resume goes on with what stands there, so it must be what was written."""
+    content = {name: value for name, value in manifest.items() if name not in ("state", "seal")}
+    return {**manifest, "seal": _digest(json.dumps(content, sort_keys=True).encode())}
+
+
+def _check_config(found: Mapping[str, Any], folder: Path, config: RunConfig) -> None:
+    if (folder / CONFIG).is_file() and _digest((folder / CONFIG).read_bytes()) != found["config"]:
+        what = "was changed since the run began"
+        fix = f"put it back; to train with other values: luthier train {folder / CONFIG} output_dir={folder}-2"
+        raise UserError(str(folder / CONFIG), what, "what the run wrote", fix)
+    old = _flat(read_yaml(folder / CONFIG).tree)
+    new = _flat(config.model_dump(mode="json"))
+    changed = [
+        key
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and not key.startswith(MAY_CHANGE)
+    ]
+    if changed:
+        lines = "\n".join(f"  {key}: {old.get(key)!r} -> {new.get(key)!r}" for key in changed)
+        raise UserError(
+            "--resume",
+            f"the configuration is not that of the run in {folder}:\n{lines}",
+            "the same configuration",
+            f"luthier train {folder / CONFIG} --resume, or another output_dir",
+        )
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(tree, Mapping):
+        return {
+            key: value
+            for name, item in tree.items()
+            for key, value in _flat(item, f"{prefix}.{name}" if prefix else name).items()
+        }
+    if isinstance(tree, list):
+        return {
+            key: value for index, item in enumerate(tree) for key, value in _flat(item, f"{prefix}[{index}]").items()
+        }
+    return {prefix: tree}
+
+
+def describe(
+    config: RunConfig,
+    data: Prepared,
+    base: Mapping[str, Any],
+    *,
+    before: Mapping[str, Any] | None,
+    decisions: Mapping[str, Any],
+    hardware: Mapping[str, Any],
+    total_steps: int,
+    processes: int,
+    trained: str,
+    trained_tensors: Mapping[str, int],
+    adapter: str | None,
+) -> dict[str, Any]:
+    """What a run says of itself: versions, fingerprints, hardware, decisions. `before`: of the run that goes on."""
+    held_out = data.eval.fingerprint if data.eval is not None else None
+    on = f" on {config.model.quantization.kind}" if config.model.quantization is not None else ""
+    manifest = {
+        "luthier": version("luthier"),
+        "id": before["id"] if before is not None else secrets.token_hex(8),
+        "state": NOT_BEGUN if before is None else "running",
+        "method": f"{config.objective.kind}, {config.tuning.kind}{on}",
+        "trained": trained,
+        "base": dict(base),
+        "total_steps": total_steps,
+        "config": before["config"] if before is not None else _digest(config.resolved_yaml().encode()),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "fingerprints": {
+            "data": data.train.fingerprint,
+            "held_out": held_out,
+            "template": data.template.fingerprint if data.template else None,
+            "base": base.get("weights_hash"),
+            "adapter": adapter,
+        },
+        "template_clock": data.template.clock if data.template else None,
+        "hardware": dict(hardware),
+        "decisions": dict(decisions),
+        "processes": processes,
+        "trained_tensors": dict(trained_tensors),
+    }
+    return sealed(manifest)
+
+
+def begin(
+    folder: Path,
+    config: RunConfig,
+    data: Prepared,
+    new: dict[str, Any],
+    before: Mapping[str, Any] | None,
+    say: Callable[[str], None],
+) -> None:
+    """Writes the run's description; for a resume compares it with the one that is there.
+
+    Raises:
+        UserError: data, template or base are not those of the run.
+        EnvironmentProblem: the folder cannot be written.
+    """
+    if before is not None:
+        _compare(before, new, say)
+    with faults_told(folder, *run_folder.WRITABLE):
+        write_file(folder / MANIFEST, as_json(new))
+        run_folder.keep_spare(folder)
+        if before is not None:
+            settle(folder / CHECKPOINTS)
+            return
+        write_file(folder / LEDGER, as_json(data.ledger.as_dict()))
+        if data.rejected:
+            lines = (json.dumps(row, ensure_ascii=False, default=str) for row in data.rejected)
+            text = "\n".join(lines) + "\n"
+            write_file(folder / REJECTED, text.encode("utf-8", errors="backslashreplace"))
+            say(f"{counted(len(data.rejected), 'row')} that cannot be used: written to {folder / REJECTED}")
+        write_file(folder / CONFIG, config.resolved_yaml().encode())
+
+
+def _compare(before: Mapping[str, Any], new: Mapping[str, Any], say: Callable[[str], None]) -> None:
+    changed = [name for name, value in new["fingerprints"].items() if before["fingerprints"].get(name) != value]
+    if changed:
+        raise UserError(
+            "--resume",
+            f"the {' and the '.join(changed)} changed since the run began",
+            "what the run began with",
+            "put it back, or start again with another output_dir",
+        )
+    other = [
+        f"{name} {before['versions'].get(name)} -> {value}"
+        for name, value in new["versions"].items()
+        if before["versions"].get(name) != value
+    ]
+    if other or before["hardware"] != new["hardware"]:
+        what = ", ".join(other) or "other hardware"
+        say(f"the environment changed ({what}): the run goes on, but not to the same bits")
+    now = {**new["decisions"], "processes": new["processes"]}
+    then = {**before["decisions"], "processes": before["processes"]}
+    for name in ("processes", *ASKED_ANEW):
+        if then[name] != now[name]:
+            say(f"{name} {now[name]} instead of {then[name]}: the same mathematics, other bits")
+
+
+def set_state(folder: Path, state: str) -> None:
+    """Notes in the manifest how the run stands: running, trained, stopped, failed, finished. A run that has not begun and ends
+    is one that the next start begins anew.
+
+    Raises:
+        OSError, UserError: it cannot be noted.
+    """
+    found = read(folder / MANIFEST)
+    if found["state"] == NOT_BEGUN and state in ("failed", "stopped"):
+        return
+    content = as_json(found | {"state": state})
+    try:
+        write_file(folder / MANIFEST, content)
+    except OSError:
+        run_folder.free_spare(folder)  # where the disk is full, this makes room
+        write_file(folder / MANIFEST, content)
+    if state == "finished":
+        run_folder.free_spare(folder)

@@ -1,0 +1,93 @@
+"""What the machine refuses (a disk, a quota, the memory), in words: apart from what is a bug of ours."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from luthier.errors import EnvironmentProblem, LuthierError
+
+FULL = "the disk is full"
+NO_MEMORY = "there is not enough memory"
+WORDS = {
+    errno.ENOSPC: FULL,
+    errno.EDQUOT: "the quota of disk space is used up",
+    errno.EIO: "the disk reports an error",
+    errno.EROFS: "it may only be read",
+    errno.EACCES: "permission is denied",
+    errno.EPERM: "permission is denied",
+    errno.EMFILE: "too many files are open (`ulimit -n` says how many may be)",
+    errno.ENFILE: "too many files are open on this machine",
+    errno.ESTALE: "the network file system has lost it",
+    errno.EFBIG: "the file is larger than may be (`ulimit -f`, or the file system)",
+    errno.ENOENT: "it is not there (any more)",
+    errno.ENOTDIR: "a part of the path is no folder",
+    errno.ELOOP: "it is a symbolic link, which is not followed",
+    errno.ENAMETOOLONG: "the name is too long",
+    errno.ENOMEM: NO_MEMORY,
+}
+"""errno -> why"""
+
+_NUMBER = re.compile(r"\(os error (\d+)\)")
+"""How libraries in Rust end the text of an error of the system."""
+_TEXTS = {
+    "No space left on device": errno.ENOSPC,
+    "Disk quota exceeded": errno.EDQUOT,
+    "Input/output error": errno.EIO,
+    "Cannot allocate memory": errno.ENOMEM,
+    "can't allocate memory": errno.ENOMEM,
+    "cannot allocate memory": errno.ENOMEM,
+    "failed to map segment": errno.ENOMEM,
+    "can't start new thread": errno.ENOMEM,
+}
+"""What libraries in C++ say of one; and Python, of memory."""
+
+
+FAULTS = (OSError, MemoryError, RuntimeError, SafetensorError, ImportError)
+"""What a fault of the machine comes as; `fault` says which are."""
+
+
+def fault(error: BaseException) -> str | None:
+    """Why, where `error` is a fault of the machine; None where it is anything else."""
+    if isinstance(error, LuthierError):
+        return None
+    if isinstance(error, MemoryError):
+        return NO_MEMORY
+    if isinstance(error, OSError) and error.errno is not None:
+        return WORDS.get(error.errno) or error.strerror or os.strerror(error.errno)
+    text = str(error)
+    found = _NUMBER.search(text)
+    number = int(found[1]) if found else next((at for words, at in _TEXTS.items() if words in text), None)
+    return None if number is None else WORDS.get(number, os.strerror(number))
+
+
+def not_written(place: Path | str, error: BaseException, expected: str, fix: str = "") -> EnvironmentProblem | None:
+    """What a person is told of an error while `place` was written; None where it is no fault of the machine."""
+    why = fault(error)
+    if why is None:
+        return None
+    other = getattr(error, "filename", None)
+    if other and not str(other).startswith(str(Path(place).parent)):
+        why = f"{other}: {why}"
+    return EnvironmentProblem(str(place), why if why == FULL else f"cannot be written: {why}", expected, fix)
+
+
+@contextmanager
+def faults_told(place: Path | str, expected: str, fix: str = "") -> Iterator[None]:
+    """Around what writes `place`.
+
+    Raises:
+        EnvironmentProblem: in the place of a fault of the machine.
+    """
+    try:
+        yield
+    except FAULTS as error:
+        if problem := not_written(place, error, expected, fix):
+            raise problem from error
+        raise
