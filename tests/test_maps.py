@@ -59,7 +59,6 @@ RECIPES = set(re.findall(r"^`([\w/]+\.(?:py|jinja))`\n\n```", EXTEND.read_text(e
 
 SEARCHED: dict[str, tuple[str, set[str]]] = {
     "the only place of luthier that opens a pickle": (r"\btorch\.load\(", {"models/sources/pickled_child.py"}),
-    "the one place": (r"except Exception\b", {"cli/__init__.py"}),
 }
 """What says of itself that it is the only one: a pattern, and the files of luthier in which it is found."""
 

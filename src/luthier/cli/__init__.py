@@ -24,7 +24,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from luthier.errors import LuthierError
+from luthier.errors import EnvironmentProblem, LuthierError
+from luthier.system.faults import fault
 
 FOLDER = Path(__file__).parent
 BUG_EXIT_CODE = 1
@@ -199,9 +200,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(error, file=sys.stderr)
         return error.exit_code
-    except Exception as error:  # the one place: whatever gets here is a bug of ours, and says so
+    except Exception as error:  # a fault of the machine that nobody has told of, or a bug of ours
         if "--debug" in given:
             raise
+        if why := fault(error):
+            place = getattr(error, "filename", None) or "this machine"
+            print(EnvironmentProblem(str(place), why, "", "mend it, then the same command"), file=sys.stderr)
+            return EnvironmentProblem.exit_code
         print(
             f"{type(error).__name__}: {str(error)[:500]}\n"
             "This is a bug of luthier. The traceback: the same command with --debug",

@@ -19,9 +19,9 @@ from luthier.config import RunConfig
 from luthier.config.documents import read_yaml
 from luthier.errors import UserError
 from luthier.runs import run_folder
-from luthier.runs.run_folder import CHECKPOINTS, CONFIG, LEDGER, REJECTED
-from luthier.system.faults import faults_told
-from luthier.system.files import MANIFEST, as_json, settle, write_file
+from luthier.runs.run_folder import CONFIG, LEDGER, REJECTED
+from luthier.system.faults import FULL, faults_told
+from luthier.system.files import MANIFEST, as_json, write_file
 from luthier.system.words import counted
 
 if TYPE_CHECKING:
@@ -203,7 +203,6 @@ def begin(
         write_file(folder / MANIFEST, as_json(new))
         run_folder.keep_spare(folder)
         if before is not None:
-            settle(folder / CHECKPOINTS)
             return
         write_file(folder / LEDGER, as_json(data.ledger.as_dict()))
         if data.rejected:
@@ -251,8 +250,10 @@ def set_state(folder: Path, state: str) -> None:
     content = as_json(found | {"state": state})
     try:
         write_file(folder / MANIFEST, content)
-    except OSError:
-        run_folder.free_spare(folder)  # where the disk is full, this makes room
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        run_folder.free_spare(folder)  # which makes room
         write_file(folder / MANIFEST, content)
     if state == "finished":
         run_folder.free_spare(folder)

@@ -52,6 +52,8 @@ def locked(folder: Path, enabled: bool = True) -> Iterator[Lock | None]:
         with _lock(folder) as lock:
             with faults_told(folder, *WRITABLE):
                 settle(folder)
+                settle(folder / CHECKPOINTS)
+                free_spare(folder)
             yield lock
     finally:
         for path in created:

@@ -5,18 +5,15 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-
-from safetensors import SafetensorError
 
 from luthier.errors import EnvironmentProblem, LuthierError
 
-FULL = "the disk is full"
 NO_MEMORY = "there is not enough memory"
 WORDS = {
-    errno.ENOSPC: FULL,
+    errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the quota of disk space is used up",
     errno.EIO: "the disk reports an error",
     errno.EROFS: "it may only be read",
@@ -34,6 +31,8 @@ WORDS = {
 }
 """errno -> why"""
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
 _NUMBER = re.compile(r"\(os error (\d+)\)")
 """How libraries in Rust end the text of an error of the system."""
 _TEXTS = {
@@ -47,10 +46,6 @@ _TEXTS = {
     "can't start new thread": errno.ENOMEM,
 }
 """What libraries in C++ say of one; and Python, of memory."""
-
-
-FAULTS = (OSError, MemoryError, RuntimeError, SafetensorError, ImportError)
-"""What a fault of the machine comes as; `fault` says which are."""
 
 
 def fault(error: BaseException) -> str | None:
@@ -67,27 +62,35 @@ def fault(error: BaseException) -> str | None:
     return None if number is None else WORDS.get(number, os.strerror(number))
 
 
-def not_written(place: Path | str, error: BaseException, expected: str, fix: str = "") -> EnvironmentProblem | None:
-    """What a person is told of an error while `place` was written; None where it is no fault of the machine."""
-    why = fault(error)
-    if why is None:
-        return None
-    other = getattr(error, "filename", None)
-    if other and not str(other).startswith(str(Path(place).parent)):
-        why = f"{other}: {why}"
-    return EnvironmentProblem(str(place), why if why == FULL else f"cannot be written: {why}", expected, fix)
-
-
 @contextmanager
-def faults_told(place: Path | str, expected: str, fix: str = "") -> Iterator[None]:
+def faults(tell: Callable[[Exception, str], EnvironmentProblem]) -> Iterator[None]:
+    """Around work on files: a fault of the machine becomes what `tell` makes of it and its reason; anything else goes on.
+
+    Libraries in Rust raise a bare Exception for one, so every exception is looked at.
+    """
+    try:
+        yield
+    except Exception as error:
+        why = fault(error)
+        if why is None:
+            raise
+        raise tell(error, why) from error
+
+
+def faults_told(place: Path | str, expected: str, fix: str = "") -> AbstractContextManager[None]:
     """Around what writes `place`.
 
     Raises:
         EnvironmentProblem: in the place of a fault of the machine.
     """
-    try:
-        yield
-    except FAULTS as error:
-        if problem := not_written(place, error, expected, fix):
-            raise problem from error
-        raise
+    return faults(lambda error, why: not_written(place, error, why, expected, fix))
+
+
+def not_written(place: Path | str, error: Exception, why: str, expected: str, fix: str = "") -> EnvironmentProblem:
+    """What a person is told where `place` was to be written."""
+    other = getattr(error, "filename", None)
+    if other and not str(other).startswith(str(Path(place).parent)):
+        why = f"{other}: {why}"
+    return EnvironmentProblem(
+        str(place), why if why == WORDS[errno.ENOSPC] else f"cannot be written: {why}", expected, fix
+    )

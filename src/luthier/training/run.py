@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from luthier.runs import beginning, manifest, run_folder
 from luthier.runs.recorder import Recorder, cut_back
 from luthier.runs.trackers import check_trackers
 from luthier.system.devices import deterministic, device, hardware, is_main_process
-from luthier.system.faults import FAULTS, fault
+from luthier.system.faults import faults
 from luthier.system.files import require_room
 from luthier.system.locks import Lock
 from luthier.training.build import Built, base_record, build, silent
@@ -91,7 +92,7 @@ def _train(
     described = engine.from_main(_described(config, built, base, before))
     if engine.main:
         manifest.begin(folder, config, built.data, described, before, say)
-    with _ending_noted(folder, engine.main), _faults_told(folder, job):
+    with _ending_noted(folder, engine.main), faults(partial(_told, folder, job)):
         _to_the_beginning(folder, built, described["id"])
         if before is not None:
             go_on(job, folder, described["id"], say)
@@ -164,21 +165,12 @@ def _ending_noted(folder: Path, main: bool) -> Iterator[None]:
                 manifest.set_state(folder, state)
 
 
-@contextmanager
-def _faults_told(folder: Path, job: Job) -> Iterator[None]:
-    """A fault of the machine is told with what is whole, and with the line that goes on."""
-    try:
-        yield
-    except FAULTS as error:
-        why = fault(error)
-        if why is None or isinstance(error, torch.OutOfMemoryError):
-            raise
-        steps = job.checkpoints.steps()
-        whole = f"the checkpoint of step {steps[-1]} is whole" if steps else "no checkpoint was saved yet"
-        place = str(getattr(error, "filename", None) or folder)
-        raise EnvironmentProblem(
-            place, f"{why}; {whole}", "", "mend it, then the same command with --resume"
-        ) from error
+def _told(folder: Path, job: Job, error: Exception, why: str) -> EnvironmentProblem:
+    """A fault of the machine, with what is whole and the line that goes on."""
+    steps = job.checkpoints.steps()
+    whole = f"the checkpoint of step {steps[-1]} is whole" if steps else "no checkpoint was saved yet"
+    place = str(getattr(error, "filename", None) or folder)
+    return EnvironmentProblem(place, f"{why}; {whole}", "", "mend it, then the same command with --resume")
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from luthier.errors import EnvironmentProblem, UserError, excerpt
 from luthier.models.folder import check_config, check_tokenizer, read_json, refuse_stub, weight_files
 from luthier.models.shards import INDEX, SHARD_BYTES, SINGLE
 from luthier.models.sources._say import Say
-from luthier.system.faults import faults_told, not_written
+from luthier.system.faults import faults_told
 from luthier.system.files import OURS
 from luthier.system.words import human_bytes
 
@@ -57,19 +57,20 @@ def convert_folder(source: Path, target: Path, name: str, trust_remote_code: boo
         target.mkdir(parents=True, exist_ok=True)
         made = Path(tempfile.mkdtemp(prefix=f"{OURS}converting-", dir=target))
     try:
-        if (free := shutil.disk_usage(made).free) < size:
-            raise EnvironmentProblem(
-                str(target), f"{human_bytes(size)} to write, {human_bytes(free)} free", "space for the weights"
-            )
-        say(f"{name}: converting {human_bytes(size)} to safetensors")
-        _run(source, made, files, name, say)
-        _copy_others(source, made, trust_remote_code)
-        _check(made, name, trust_remote_code)
-        for file in sorted(made.iterdir(), key=lambda file: file.name == INDEX):  # the index last: it makes the model
-            if target != source or file.suffix == ".safetensors" or file.name == INDEX:
-                os.replace(file, target / file.name)
-    except OSError as error:
-        raise not_written(target, error, WRITABLE) or error from None
+        with faults_told(target, WRITABLE):
+            if (free := shutil.disk_usage(made).free) < size:
+                raise EnvironmentProblem(
+                    str(target), f"{human_bytes(size)} to write, {human_bytes(free)} free", "space for the weights"
+                )
+            say(f"{name}: converting {human_bytes(size)} to safetensors")
+            _run(source, made, files, name, say)
+            _copy_others(source, made, trust_remote_code)
+            _check(made, name, trust_remote_code)
+            for file in sorted(
+                made.iterdir(), key=lambda file: file.name == INDEX
+            ):  # the index last: it makes the model
+                if target != source or file.suffix == ".safetensors" or file.name == INDEX:
+                    os.replace(file, target / file.name)
     finally:
         shutil.rmtree(made, ignore_errors=True)
 

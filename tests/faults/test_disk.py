@@ -1,0 +1,98 @@
+"""A run, killed or refused by the disk at every single thing that it asks of it, comes to the same end."""
+
+from __future__ import annotations
+
+import errno
+import json
+from pathlib import Path
+
+import pytest
+
+from luthier.system.faults import WORDS
+from tests.faults.conftest import Small, different, emptied
+from tests.helpers.faults import Ended, Plan, What
+
+EVERY = 9
+"""Of the operations, in the quick suite."""
+SHARES = 8
+"""The whole is cut into so many tests."""
+AT_MOST = 400
+
+ERRORS = {"EIO": errno.EIO, "ENOSPC": errno.ENOSPC, "EDQUOT": errno.EDQUOT}
+HARMLESS = ("unlink", "rmdir", "mkdir")
+"""What luthier takes away again is no part of the run, and a folder may be there: where that fails, it goes on."""
+
+some = pytest.mark.parametrize(
+    "moments",
+    [
+        pytest.param(range(1, AT_MOST, EVERY), id="every 9th"),
+        *(
+            pytest.param(range(first, AT_MOST, SHARES), id=f"{first} of {SHARES}", marks=pytest.mark.prove)
+            for first in range(1, SHARES + 1)
+        ),
+    ],
+)
+
+
+@some
+@pytest.mark.parametrize("what", [What.KILL, What.KILL_IN_THE_MIDDLE], ids=["before", "in the middle"])
+def test_a_kill_at_any_moment(what: What, moments: range, small: Small, whole: Path, tmp_path: Path) -> None:
+    run = tmp_path.resolve() / "place" / "run"
+    hit, wrong = 0, list[str]()
+    for at in moments:
+        emptied(run)
+        ended = small.train(run, plan=Plan(what, at))
+        if ended.code == 0:
+            break
+        assert ended.code == -9, ended.said
+        hit += 1
+        wrong += [f"{at}: {ended.operations[at - 1]}: {why}" for why in gone_on(small, run, whole)]
+    assert not wrong, "\n".join(wrong)
+    assert ended.code == 0
+    assert hit > 10
+
+
+@some
+@pytest.mark.parametrize("error", ERRORS)
+def test_an_error_at_any_moment(error: str, moments: range, small: Small, whole: Path, tmp_path: Path) -> None:
+    run = tmp_path.resolve() / "place" / "run"
+    told, wrong = 0, list[str]()
+    for at in moments:
+        emptied(run)
+        ended = small.train(run, plan=Plan(What.FAIL_ONCE, at, ERRORS[error]))
+        if len(ended.operations) < at:
+            break
+        name, path = ended.operations[at - 1]
+        mended = path.endswith("/manifest.json") or ".luthier-new-manifest" in path  # by the room that was kept for it
+        if ended.code == 0 and (name in HARMLESS or (mended and error != "EIO")):
+            wrong += [f"{at}: {name} {path}: {why}" for why in different(run, whole) if ".luthier-" not in why]
+        else:
+            told += 1
+            wrong += [f"{at}: {name} {path}: {why}" for why in told_wrongly(ended, error, run)]
+        wrong += [f"{at}: {name} {path}: {why}" for why in gone_on(small, run, whole)]
+    assert not wrong, "\n".join(wrong)
+    assert told > 3
+
+
+def gone_on(small: Small, run: Path, whole: Path) -> list[str]:
+    """What is wrong when the same command goes on."""
+    again = small.train(run, "--resume")
+    if again.code:
+        return [f"--resume: exit {again.code}: {again.said[-600:]}"]
+    left = [path.name for path in run.parent.rglob(".luthier-*")]
+    return [*(f"{name} is another" for name in different(run, whole)), *(f"{name} was left" for name in left)]
+
+
+def told_wrongly(ended: Ended, error: str, run: Path) -> list[str]:
+    """Wanted are exit code 3, a message of one screen that names a path and the reason, and the state of a run that ended."""
+    message = ended.said[-1500:]
+    file = run / "manifest.json"
+    state = json.loads(file.read_text())["state"] if file.is_file() else None
+    wanted = {
+        f"exit {ended.code}": ended.code == 3,
+        "a traceback": "Traceback" not in ended.said,
+        f"no reason: {message[-300:]}": WORDS[ERRORS[error]] in message,
+        f"no path: {message[-300:]}": "/place/" in message,
+        f"state {state}": state not in ("running", "trained"),
+    }
+    return [what for what, is_so in wanted.items() if not is_so]
