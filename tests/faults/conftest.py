@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -90,7 +91,7 @@ def content(run: Path) -> dict[str, Any]:
             manifest = json.loads(path.read_text())
             found[name] = {key: value for key, value in manifest.items() if key not in OF_THIS_START}
         elif name == "config.yaml":
-            found[name] = path.read_text().replace(str(run), "RUN")
+            found[name] = re.sub(r"^output_dir:.*$", "", path.read_text(), flags=re.MULTILINE)
         else:
             found[name] = path.read_bytes()
     return found

@@ -77,7 +77,7 @@ def test_each_learns_and_resumes_to_the_bit(tmp_path: Path, optim: str) -> None:
     half.steps = replace(half.steps, max_steps=3)
     run_loop(half, half.record)
     rest = job_of(tmp_path / "rest", optim)
-    restore(rest, through_a_file(state_of(half)))
+    restore(rest, through_a_file(state_of(half)), 3)
     torch.manual_seed(99)
     run_loop(rest, rest.record)
     for (name, one), (_, other) in zip(whole.policy.named_parameters(), rest.policy.named_parameters(), strict=True):
@@ -116,7 +116,7 @@ def test_what_is_paged_is_paged_again_at_a_resume(tmp_path: Path, monkeypatch: p
         return handed[-1]
 
     monkeypatch.setattr(rest.optimizer, "get_state_buffer", counted)
-    restore(rest, state)
+    restore(rest, state, 1)
     parameters = [parameter for group in rest.optimizer.param_groups for parameter in group["params"]]
     held = [rest.optimizer.state[parameter][name] for parameter in parameters for name in ("state1", "state2")]
     assert {id(tensor) for tensor in held} == {id(tensor) for tensor in handed}

@@ -219,7 +219,7 @@ def test_a_signal_finishes_the_step_and_saves(tmp_path: Path) -> None:
     assert caught.value.exit_code == 143
     assert job.checkpoints.steps() == [2]
     again = job_of(tmp_path / "again")
-    restore(again, job.checkpoints.load(2))
+    restore(again, job.checkpoints.load(2), 2)
     assert again.progress.step == 2
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 

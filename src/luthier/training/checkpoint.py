@@ -75,6 +75,8 @@ class Checkpoints:
     def __init__(self, folder: Path, keep: int) -> None:
         self.folder = folder
         self.keep = keep
+        self.passed_over = set[int]()
+        """steps whose checkpoints cannot be gone on from: they stay, and none is deleted in their favour"""
 
     def steps(self) -> list[int]:
         """The steps of which there is a checkpoint, oldest first."""
@@ -117,7 +119,9 @@ class Checkpoints:
             raise EnvironmentProblem(
                 str(target), f"was written but does not read back: {wrong}", "a disk that keeps what it is given"
             )
-        for old in [other for other in self.steps() if other not in (best_step, step)][: -(self.keep - 1) or None]:
+        self.passed_over.discard(step)
+        older = [other for other in self.steps() if other not in (best_step, step, *self.passed_over)]
+        for old in older[: -(self.keep - 1) or None]:
             remove_folder(self.path(old))
         return target
 
@@ -133,10 +137,10 @@ class Checkpoints:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         if missing := [name for name in (TENSORS, STATE) if name not in manifest["files"]]:
             return f"{MANIFEST} does not have {missing[0]}"
-        if manifest.get("step") != step:
-            return f"it is of step {manifest.get('step')}"
         if run is not None and manifest.get("run") != run:
             return OTHER_RUN
+        if manifest.get("step") != step:
+            return f"it is of step {manifest.get('step')}"
         return None
 
     def load(self, step: int) -> dict[str, Any]:

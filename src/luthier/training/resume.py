@@ -58,6 +58,7 @@ def _newest(job: Job, run: str, say: Callable[[str], None]) -> int | None:
             return step
         if wrong == OTHER_RUN:  # when the run comes to this step it would write over it
             raise UserError(str(place), wrong, "checkpoints of this run alone", "move it away")
+        checkpoints.passed_over.add(step)
         passed.append(f"{place}: {wrong}")
         say(f"damaged checkpoint {passed[-1]}; the next older one is tried")
     if not passed:
@@ -70,7 +71,7 @@ def _newest(job: Job, run: str, say: Callable[[str], None]) -> int | None:
 def _restored(job: Job, step: int) -> str | None:
     """Why the state of a checkpoint does not fit; None where the job has it now."""
     try:
-        restore(job, job.checkpoints.load(step))
+        restore(job, job.checkpoints.load(step), step)
     except Damaged as error:
         return str(error)
     return None

@@ -25,7 +25,7 @@ from luthier.system.locks import Lock
 from luthier.training.build import Built, base_record, build, silent
 from luthier.training.job import Job, Record
 from luthier.training.loop import run_steps
-from luthier.training.result import sampler, write_result
+from luthier.training.result import has_result, sampler, write_result
 from luthier.training.resume import go_on
 from luthier.training.state import least_bytes
 from luthier.training.together import by_main
@@ -56,7 +56,11 @@ def execute(
         engine = make_engine(config.distributed, device())
         try:
             before = by_main(engine, lambda: manifest.previous(folder, config, resume))
-            if before is not None and before["state"] == "finished":
+            if (
+                before is not None
+                and before["state"] == "finished"
+                and by_main(engine, lambda: has_result(config, say))
+            ):
                 say(f"{folder} is finished already; nothing to do")
                 return folder
             if resume and before is None:

@@ -34,8 +34,8 @@ def least_bytes(job: Job) -> int:
     return held * 2
 
 
-def restore(job: Job, state: Mapping[str, Any]) -> None:
-    """Puts a checkpoint's state into a freshly built job.
+def restore(job: Job, state: Mapping[str, Any], step: int) -> None:
+    """Puts the state of a checkpoint of `step` into a freshly built job.
 
     Raises:
         Damaged: it is not the state of such a job.
@@ -43,8 +43,10 @@ def restore(job: Job, state: Mapping[str, Any]) -> None:
     kept = asdict(job.progress)
     if state.keys() != state_of(job).keys() or not isinstance(state["progress"], dict):
         raise Damaged("its state has not what a state has")
-    if state["progress"].keys() != kept.keys() or not isinstance(state["progress"]["step"], int):
+    if state["progress"].keys() != kept.keys():
         raise Damaged("its state does not say how far it is")
+    if state["progress"]["step"] != step:
+        raise Damaged(f"its state is of step {state['progress']['step']}")
     put_weights(job.policy, state["weights"])
     optimizer: Optimizer = component.make("optimizers", job.config.optim)
     try:
