@@ -17,6 +17,7 @@ from luthier.reporting.run.loss_curves import loss_curve
 from luthier.runs.figures import read_figures
 from luthier.runs.recorder import read_lines
 from luthier.runs.run_folder import REPORT
+from luthier.system import streams
 from luthier.system.files import write_file
 from luthier.system.paths import cache_dir, cache_written
 from luthier.system.words import counted
@@ -71,7 +72,7 @@ def train_from(
     folder = run.execute(checked, resume=resume, trust_remote_code=trust_remote_code, say=say)
     if is_main_process() and not was_there:
         write_report(folder)
-        (say or print)(end_summary(folder))
+        (say or streams.say)(end_summary(folder))
     return Run(folder, trust_remote_code)
 
 

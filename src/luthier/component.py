@@ -9,11 +9,12 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import os
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from luthier.errors import UserError
 
@@ -26,6 +27,16 @@ class Config(BaseModel):
     model_config = ConfigDict(
         frozen=True, strict=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
     )
+
+
+def _place(path: str) -> str:
+    if "\0" in path:
+        raise ValueError("a path without a NUL character")
+    return os.path.expanduser(path)
+
+
+Place = Annotated[str, Field(min_length=1, max_length=4_000), AfterValidator(_place)]
+"""A path or a name; `~` is the user's home, as in a shell."""
 
 
 class ComponentConfig(Config):

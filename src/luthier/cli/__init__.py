@@ -12,7 +12,6 @@ import ast
 import functools
 import importlib
 import inspect as introspection  # `inspect` is a command of this folder
-import os
 import re
 import sys
 import typing
@@ -26,6 +25,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from luthier.errors import EnvironmentProblem, LuthierError
 from luthier.system.faults import fault
+from luthier.system.streams import OUT, complain, is_lost, open_all, silence
 
 FOLDER = Path(__file__).parent
 BUG_EXIT_CODE = 1
@@ -147,12 +147,10 @@ def _guarded(function: Callable[..., None]) -> Callable[..., None]:
             function(**arguments)
             sys.stdout.flush()
         except KeyboardInterrupt:
-            print("stopped by ctrl-c", file=sys.stderr)
+            complain("stopped by ctrl-c")
             raise typer.Exit(INTERRUPTED_EXIT_CODE) from None
         except BrokenPipeError:
-            os.dup2(
-                os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-            )  # so that the last flush at exit has where to go
+            silence(OUT)
             raise typer.Exit(BROKEN_PIPE_EXIT_CODE) from None
 
     del guarded.__wrapped__  # or its signature would be read, not ours
@@ -189,6 +187,7 @@ def _app() -> Any:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit code; errors end in one screen on stderr."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    open_all()
     # What other libraries will rename one day is no news for the person at the screen.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft)\.")
     try:
@@ -198,19 +197,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except LuthierError as error:
         if "--debug" in given:
             raise
-        print(error, file=sys.stderr)
+        complain(error)
         return error.exit_code
     except Exception as error:  # a fault of the machine that nobody has told of, or a bug of ours
         if "--debug" in given:
             raise
         if why := fault(error):
-            place = getattr(error, "filename", None) or "this machine"
-            print(EnvironmentProblem(str(place), why, "", "mend it, then the same command"), file=sys.stderr)
+            place = getattr(error, "filename", None) or ("standard output" if is_lost() else "this machine")
+            complain(EnvironmentProblem(str(place), why, "", "mend it, then the same command"))
             return EnvironmentProblem.exit_code
-        print(
+        complain(
             f"{type(error).__name__}: {str(error)[:500]}\n"
-            "This is a bug of luthier. The traceback: the same command with --debug",
-            file=sys.stderr,
+            "This is a bug of luthier. The traceback: the same command with --debug"
         )
         return BUG_EXIT_CODE
     return 0

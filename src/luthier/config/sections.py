@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, SerializeAsAny
 
-from luthier.component import ComponentConfig, Config
+from luthier.component import ComponentConfig, Config, Place
 from luthier.config.components import default_component
 from luthier.config.documents import to_yaml
 
@@ -25,7 +25,7 @@ Every = Annotated[float, Field(gt=0, lt=1)] | Annotated[int, Field(ge=1)]
 class ModelConfig(Config):
     """The model that is tuned."""
 
-    path: Name
+    path: Place
     """A hub name (`org/name`, or `hf:org/name`), a folder, a `.gguf` file, `ms:org/name` (ModelScope), `pypi:package`, or
     the folder of a run. A run that made an adapter is merged first: `luthier export RUN --to merged --output DIR`."""
     revision: Name | None = None
@@ -40,7 +40,7 @@ class ModelConfig(Config):
 class DataFile(Config):
     """One source of rows."""
 
-    path: Name
+    path: Place
     """A file (relative to the working folder): JSON, JSONL, CSV, TSV, Parquet, Arrow, or text with a row a line; `.gz`, `.zst`,
     `.bz2` and `.xz` are unpacked on the way. Or a folder of such files, a pattern (`data/*.jsonl`), `hf:org/name` for a data
     set of the hub, `ms:org/name` for one of ModelScope. With `data.registry`: a name in it."""
@@ -66,13 +66,13 @@ class DataConfig(Config):
 
     train: Annotated[tuple[DataFile, ...], Field(min_length=1)]
     """The files to learn from."""
-    registry: Name | None = None
+    registry: Place | None = None
     """A `dataset_info.json` of LLaMA-Factory, or the folder that holds one: the files are then named as in it. Columns, tags
     and all else are read from there."""
     eval: Share | tuple[DataFile, ...] | None = None
     """Held-out data: a share (rows are chosen by the hash of their prompt, so twins never straddle and new rows never
     reshuffle), or files. Default: none."""
-    chat_template: str = "auto"
+    chat_template: Place = "auto"
     """`auto`: the template that the tokenizer carries; the name of one that comes with luthier (`chatml`,
     `alpaca@stanford`; `luthier template list` shows them); else the path of a Jinja file."""
     on_system: Literal["template", "fold"] = "template"
@@ -176,7 +176,7 @@ class RunConfig(Config):
     """Experiment trackers that get the metrics, beside the run's own files."""
     seed: int = 0
     """Every random draw of the run is a function of this number and of what is drawn for."""
-    output_dir: Name
+    output_dir: Place
     """The run's folder. Must be new or empty, unless the run is resumed. Default: `runs/` and the name of the data."""
 
     def resolved_yaml(self) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from luthier import component
 from luthier.component import ComponentConfig
+from luthier.system.launch import launch
 
 if TYPE_CHECKING:  # a configuration is read without torch
     from collections.abc import Iterable
@@ -91,7 +91,7 @@ def make_engine(distributed: str | ComponentConfig, device: torch.device) -> Eng
         distributed: as in the configuration; `auto` takes the one that serves so many processes.
     """
     if not isinstance(distributed, ComponentConfig):
-        processes = int(os.environ.get("WORLD_SIZE", "1"))
+        processes = launch().processes
         kinds = [component.load("engines", kind) for kind in component.listing("engines")]
         chosen: ComponentConfig = next(kind for kind in kinds if kind.serves(processes)).Config()
         distributed = chosen

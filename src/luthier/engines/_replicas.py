@@ -12,12 +12,12 @@ from __future__ import annotations
 import contextlib
 import datetime
 import json
-import os
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from luthier.engines import StepResult
 from luthier.errors import EnvironmentProblem
+from luthier.system.launch import launch
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -122,7 +122,7 @@ class ReplicaGroup(Replica):
         import torch.distributed as dist
 
         super().__init__(config, device)
-        if "WORLD_SIZE" not in os.environ:
+        if not launch().several:
             raise EnvironmentProblem(
                 f"distributed: {config.kind}",
                 "one process was started",
@@ -134,9 +134,9 @@ class ReplicaGroup(Replica):
             wait = datetime.timedelta(hours=12)
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=wait)
         self.processes, self.rank = dist.get_world_size(), dist.get_rank()
-        if self.processes != int(os.environ["WORLD_SIZE"]):
+        if self.processes != (started := launch().processes):
             raise EnvironmentProblem(
-                "distributed", f"{self.processes} processes joined", f"the {os.environ['WORLD_SIZE']} that were started"
+                "distributed", f"{self.processes} processes joined", f"the {started} that were started"
             )
 
     def sum(self, values: list[float]) -> list[float]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Literal
 
 from luthier.component import ComponentConfig
 from luthier.engines._replicas import Replica
 from luthier.errors import EnvironmentProblem
+from luthier.system.launch import launch
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +23,7 @@ class Single(Replica):
 
     def __init__(self, config: Config, device: torch.device) -> None:
         super().__init__(config, device)
-        if (started := os.environ.get("WORLD_SIZE", "1")) != "1":  # each would train alone, in one folder
+        if (started := launch().processes) != 1:  # each would train alone, in one folder
             raise EnvironmentProblem("distributed: single", f"{started} processes", "one process", "distributed=auto")
 
     @classmethod

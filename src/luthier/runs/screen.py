@@ -11,6 +11,8 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
+from luthier.system.streams import OUT, silence
+
 SAMPLE_CHARS = 200
 BUSY_PRESSURE = 0.2
 """Of a step's time: on a quiet machine it is 0.01, beside one busy process on two cores 0.36."""
@@ -208,4 +210,7 @@ class Screen:
 
     def _print(self, text: str) -> None:
         # Not markup: text may hold brackets. Not wrapped: one line a step in a file, whatever width rich assumes.
-        self._console.print(Text(text), soft_wrap=True)
+        try:
+            self._console.print(Text(text), soft_wrap=True)
+        except (OSError, ValueError):  # the terminal is gone, the disk behind it is full: the run's files have it all
+            silence(OUT)

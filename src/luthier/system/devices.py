@@ -10,18 +10,20 @@ from typing import Any
 
 import torch
 
+from luthier.system.launch import launch
+
 
 def device() -> torch.device:
     """This process's device: its CUDA card, else Apple's, else the CPU."""
     if torch.cuda.is_available():
-        index = int(os.environ.get("LOCAL_RANK", "0"))
+        index = launch().local_rank
         torch.cuda.set_device(index)
         return torch.device("cuda", index)
     return torch.device("mps") if torch.backends.mps.is_available() else torch.device("cpu")
 
 
 def is_main_process() -> bool:
-    return os.environ.get("RANK", "0") == "0"
+    return launch().rank == 0
 
 
 def deterministic(on: bool) -> None:

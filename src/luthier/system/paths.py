@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
+from luthier.errors import EnvironmentProblem
 from luthier.system.faults import faults_told
 from luthier.system.files import whole_folder
 
@@ -23,11 +24,30 @@ def cache_dir() -> Path:
     Raises:
         EnvironmentProblem: it cannot be made.
     """
-    chosen = os.environ.get("LUTHIER_CACHE")
-    base = Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "luthier"
+    base = _chosen("LUTHIER_CACHE")
+    if base is None:
+        base = (_chosen("XDG_CACHE_HOME") or _expanded("~/.cache")) / "luthier"
     with cache_written(base):
         base.mkdir(parents=True, exist_ok=True, mode=0o700)
     return base
+
+
+def _chosen(name: str) -> Path | None:
+    """What the user has set a variable to; `~` is the home, and nothing at all is as if it were not set."""
+    value = os.environ.get(name, "").strip()
+    return _expanded(value) if value else None
+
+
+def _expanded(path: str) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise EnvironmentProblem(
+            path,
+            "there is no home folder: HOME is not set",
+            "a folder for the cache",
+            "LUTHIER_CACHE=/path/with/space luthier ...",
+        ) from None
 
 
 @contextmanager

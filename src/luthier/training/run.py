@@ -18,6 +18,7 @@ from luthier.models.precision import DTYPES, choose_dtype, dtype_name
 from luthier.runs import beginning, manifest, run_folder
 from luthier.runs.recorder import Recorder, cut_back
 from luthier.runs.trackers import check_trackers
+from luthier.system import streams
 from luthier.system.devices import deterministic, device, hardware, is_main_process
 from luthier.system.faults import faults
 from luthier.system.files import require_room
@@ -51,7 +52,7 @@ def execute(
         NonFinite, Stopped: as `luthier.training.loop.run_steps`.
     """
     folder, main = Path(config.output_dir), is_main_process()
-    say = (say or print) if main else silent
+    say = (say or streams.say) if main else silent
     with run_folder.locked(folder, enabled=main) as lock:
         engine = make_engine(config.distributed, device())
         try:

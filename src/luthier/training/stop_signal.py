@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
@@ -11,7 +12,9 @@ STDERR = 2
 
 
 class StopSignal:
-    """SIGTERM, SIGINT and SIGUSR1 set a flag that the loop reads at the end of a step; a second one acts at once.
+    """SIGTERM, SIGINT, SIGUSR1 and SIGHUP set a flag that the loop reads at the end of a step; a second one acts at once.
+
+    SIGHUP comes when a terminal is closed; where it is ignored (`nohup`) it stays so.
 
     Args:
         speaks: whether this process says so.
@@ -25,7 +28,9 @@ class StopSignal:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignal:
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
+            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                continue
             try:
                 self._before[number] = signal.signal(number, self._note)
             except ValueError:  # not the main thread (a notebook's worker): its owner handles signals
@@ -47,4 +52,5 @@ class StopSignal:
 
     def _say(self, text: str) -> None:
         if self._speaks:  # not print: its buffer may be in use where the signal came
-            os.write(STDERR, f"{text}\n".encode())
+            with suppress(OSError):  # the terminal may be gone
+                os.write(STDERR, f"{text}\n".encode())

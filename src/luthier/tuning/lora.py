@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from luthier.component import ComponentConfig
+from luthier.component import ComponentConfig, Place
 from luthier.errors import UserError
 from luthier.system.words import counted
 from luthier.tuning import Start, Tuned
@@ -78,7 +78,7 @@ class Lora:
         these two share a weight they go on sharing it."""
         loraplus_lr_ratio: Annotated[float, Field(gt=0)] | None = None
         """B learns at so many times the learning rate (LoRA+, Hayou et al., 2024, takes 16). Default: at the same rate."""
-        adapter_path: str | None = None
+        adapter_path: Place | None = None
         """A run, or a folder with an adapter on this very base, to go on from. Ranks, scales and layers are then its own."""
 
     makes_adapter = True

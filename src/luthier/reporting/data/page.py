@@ -47,8 +47,7 @@ def check_place(path: Path, inputs: Iterable[Path], force: bool) -> None:
     refuse_odd(path)
     if not path.is_file():
         return
-    used = next((other for other in inputs if other.exists() and path.samefile(other)), None)
-    if used is not None:
+    if any(path.resolve().is_relative_to(other.resolve()) for other in inputs if other.exists()):
         raise UserError(
             f"--html {path}", "this file is read by the command", "a new file", f"--html {path.stem}-report.html"
         )
