@@ -71,13 +71,21 @@ output_dir: unused
     commands.close()
 
 
+@dataclass(frozen=True)
+class Whole:
+    """A command that nothing hit."""
+
+    run: Path
+    operations: list[str]
+    """the names of what it asked of the disk, in order"""
+
+
 @pytest.fixture(scope="session")
-def whole(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run that nothing hits."""
+def whole(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Whole:
     run = tmp_path_factory.mktemp("whole").resolve() / "run"
     ended = small.train(run)
     assert ended.code == 0, ended.said
-    return run
+    return Whole(run, [name for name, _ in ended.operations])
 
 
 def content(run: Path) -> dict[str, Any]:
@@ -97,9 +105,9 @@ def content(run: Path) -> dict[str, Any]:
     return found
 
 
-def different(run: Path, whole: Path) -> list[str]:
+def different(run: Path, whole: Whole) -> list[str]:
     """The files that one has and the other has not, or has otherwise."""
-    one, other = content(run), content(whole)
+    one, other = content(run), content(whole.run)
     return sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
 
 

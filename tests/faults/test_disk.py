@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from luthier.system.faults import WORDS
-from tests.faults.conftest import Small, different, emptied
+from tests.faults.conftest import Small, Whole, different, emptied
 from tests.helpers.faults import Ended, Plan, What
 
 EVERY = 9
 """Of the operations, in the quick suite."""
 SHARES = 8
 """The whole is cut into so many tests."""
-AT_MOST = 400
+AT_MOST = 500
 
 ERRORS = {"EIO": errno.EIO, "ENOSPC": errno.ENOSPC, "EDQUOT": errno.EDQUOT}
 HARMLESS = ("unlink", "rmdir", "mkdir")
@@ -36,32 +36,30 @@ some = pytest.mark.parametrize(
 
 @some
 @pytest.mark.parametrize("what", [What.KILL, What.KILL_IN_THE_MIDDLE], ids=["before", "in the middle"])
-def test_a_kill_at_any_moment(what: What, moments: range, small: Small, whole: Path, tmp_path: Path) -> None:
+def test_a_kill_at_any_moment(what: What, moments: range, small: Small, whole: Whole, tmp_path: Path) -> None:
     run = tmp_path.resolve() / "place" / "run"
-    hit, wrong = 0, list[str]()
+    wrong = list[str]()
     for at in moments:
+        if at > len(whole.operations) or (what == What.KILL_IN_THE_MIDDLE and whole.operations[at - 1] != "write"):
+            continue  # only writes have a middle
         emptied(run)
         ended = small.train(run, plan=Plan(what, at))
-        if ended.code == 0:
-            break
         assert ended.code == -9, ended.said
-        hit += 1
         wrong += [f"{at}: {ended.operations[at - 1]}: {why}" for why in gone_on(small, run, whole)]
     assert not wrong, "\n".join(wrong)
-    assert ended.code == 0
-    assert hit > 10
+    assert max(moments) > len(whole.operations)
 
 
 @some
 @pytest.mark.parametrize("error", ERRORS)
-def test_an_error_at_any_moment(error: str, moments: range, small: Small, whole: Path, tmp_path: Path) -> None:
+def test_an_error_at_any_moment(error: str, moments: range, small: Small, whole: Whole, tmp_path: Path) -> None:
     run = tmp_path.resolve() / "place" / "run"
     told, wrong = 0, list[str]()
     for at in moments:
+        if at > len(whole.operations):
+            continue
         emptied(run)
         ended = small.train(run, plan=Plan(What.FAIL_ONCE, at, ERRORS[error]))
-        if len(ended.operations) < at:
-            break
         name, path = ended.operations[at - 1]
         mended = path.endswith("/manifest.json") or ".luthier-new-manifest" in path  # by the room that was kept for it
         if ended.code == 0 and (name in HARMLESS or (mended and error != "EIO")):
@@ -74,7 +72,7 @@ def test_an_error_at_any_moment(error: str, moments: range, small: Small, whole:
     assert told > 3
 
 
-def gone_on(small: Small, run: Path, whole: Path) -> list[str]:
+def gone_on(small: Small, run: Path, whole: Whole) -> list[str]:
     """What is wrong when the same command goes on."""
     again = small.train(run, "--resume")
     if again.code:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from luthier.runs.run_folder import FILES, FOLDERS
 from luthier.system.files import sha256
-from tests.faults.conftest import Small, different
+from tests.faults.conftest import Small, Whole, different
 from tests.helpers.faults import Plan, What
 
 Outcome = Literal["same", "refused"]
@@ -197,7 +197,7 @@ def snapshot(folder: Path) -> dict[str, bytes | str]:
     "name", [pytest.param(name, marks=() if at % 6 == 0 else pytest.mark.prove) for at, name in enumerate(ODD)]
 )
 def test_what_else_lies_in_the_folder(
-    name: str, small: Small, whole: Path, killed: tuple[Path, Path], tmp_path: Path
+    name: str, small: Small, whole: Whole, killed: tuple[Path, Path], tmp_path: Path
 ) -> None:
     place = Place(tmp_path.resolve() / "place" / "run", tmp_path.resolve() / "outside", killed[1])
     shutil.copytree(killed[0], place.run, symlinks=True)

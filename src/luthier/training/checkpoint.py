@@ -120,10 +120,14 @@ class Checkpoints:
                 str(target), f"was written but does not read back: {wrong}", "a disk that keeps what it is given"
             )
         self.passed_over.discard(step)
+        self.prune(step, best_step)
+        return target
+
+    def prune(self, step: int, best_step: int | None) -> None:
+        """Deletes the oldest beyond `keep`; never that of `step`, the newest, and never the best."""
         older = [other for other in self.steps() if other not in (best_step, step, *self.passed_over)]
         for old in older[: -(self.keep - 1) or None]:
             remove_folder(self.path(old))
-        return target
 
     def wrong_with(self, step: int, run: str | None = None) -> str | None:
         """Why the checkpoint of `step` cannot be gone on from, by its files; None where it can.

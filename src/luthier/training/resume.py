@@ -30,6 +30,8 @@ def go_on(job: Job, folder: Path, run: str, say: Callable[[str], None]) -> None:
     say(began if step is None else f"resumed at step {step} of {job.steps.total}")
     if job.engine.main:
         cut_back(folder, -1 if step is None else step)
+        if step is not None:
+            job.checkpoints.prune(step, job.progress.best_step)
         if missing := steps_without_a_line(folder, step or 0):
             say(f"the record (metrics.jsonl) lacks {counted(missing, 'step')} of those before")
     job.engine.barrier()
