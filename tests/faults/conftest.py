@@ -30,11 +30,12 @@ class Small:
     folder: Path
     commands: Commands
 
-    def train(self, run: Path, *more: str, plan: Plan = NOTHING, under: tuple[Path, ...] = ()) -> Ended:
-        arguments = ("train", self.folder / "mine.yaml", f"output_dir={run}", *more)
-        return self.commands.run(
-            *arguments, plan=plan, under=under or (run.parent,), LUTHIER_CACHE=str(self.cache(run))
-        )
+    def command(self, run: Path, *more: str) -> tuple[object, ...]:
+        return ("train", self.folder / "mine.yaml", f"output_dir={run}", *more)
+
+    def train(self, run: Path, *more: str, plan: Plan = NOTHING, cache: Path | None = None) -> Ended:
+        place = str(cache or self.cache(run))
+        return self.commands.run(*self.command(run, *more), plan=plan, under=(run.parent,), LUTHIER_CACHE=place)
 
     @staticmethod
     def cache(run: Path) -> Path:
@@ -76,8 +77,12 @@ class Whole:
     """A command that nothing hit."""
 
     run: Path
-    operations: list[str]
-    """the names of what it asked of the disk, in order"""
+    operations: list[tuple[str, str]]
+    """what it asked of the disk, in order"""
+
+    def first(self, name: str, end: str) -> int:
+        """The number, from 1, of the first such operation on a path that ends so."""
+        return next(at for at, (one, path) in enumerate(self.operations, 1) if one == name and path.endswith(end))
 
 
 @pytest.fixture(scope="session")
@@ -85,7 +90,7 @@ def whole(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Whole:
     run = tmp_path_factory.mktemp("whole").resolve() / "run"
     ended = small.train(run)
     assert ended.code == 0, ended.said
-    return Whole(run, [name for name, _ in ended.operations])
+    return Whole(run, ended.operations)
 
 
 def content(run: Path) -> dict[str, Any]:

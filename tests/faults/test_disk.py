@@ -40,7 +40,7 @@ def test_a_kill_at_any_moment(what: What, moments: range, small: Small, whole: W
     run = tmp_path.resolve() / "place" / "run"
     wrong = list[str]()
     for at in moments:
-        if at > len(whole.operations) or (what == What.KILL_IN_THE_MIDDLE and whole.operations[at - 1] != "write"):
+        if at > len(whole.operations) or (what == What.KILL_IN_THE_MIDDLE and whole.operations[at - 1][0] != "write"):
             continue  # only writes have a middle
         emptied(run)
         ended = small.train(run, plan=Plan(what, at))

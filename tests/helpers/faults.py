@@ -8,6 +8,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -92,6 +93,12 @@ class Commands:
         self._process.stdin.write(json.dumps(order) + "\n")
         self._process.stdin.flush()
         return self._number()
+
+    @staticmethod
+    def wait_until_stopped(pid: int) -> None:
+        """Until SIGSTOP has reached the process."""
+        while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+            time.sleep(0.005)
 
     def ended(self) -> Ended:
         """Waits for the command that was started last."""

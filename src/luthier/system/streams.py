@@ -30,9 +30,10 @@ def silence(number: int) -> None:
 
 
 def is_lost() -> bool:
-    """Whether what was printed cannot be written; it is given up then."""
+    """Whether standard output cannot be written; it is given up then. To be asked where something has failed: it shows in an
+    empty line."""
     try:
-        sys.stdout.flush()
+        print(flush=True)
     except (OSError, ValueError):
         silence(OUT)
         return True
