@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from luthier.cli import main
-from luthier.system.files import verify
-from luthier.training import loop, result
+from luthier.training import loop, result, run
 from luthier.tuning.lora import Lora
 from tests.helpers.tiny_models import tiny_llama
 
@@ -167,12 +166,12 @@ def test_a_damaged_best_checkpoint_is_no_dead_end(
     given = [f"model={model}", f"data={tmp_path / 'train.jsonl'}", f"output_dir={tmp_path / 'run'}"]
     given += ["dtype=float32", "data.eval=0.3", "eval_steps=1", "max_steps=3", "load_best_checkpoint=true"]
 
-    def damaged(folder: Path) -> str:
-        (folder / "tensors.safetensors").write_bytes(b"damaged")
-        return verify(folder)
+    def damaged(config: Any, built: Any, *rest: Any) -> None:
+        (built.job.checkpoints.path(built.job.progress.best_step) / "tensors.safetensors").write_bytes(b"damaged")
+        result.write_result(config, built, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(result, "verify", damaged)
+        patch.setattr(run, "write_result", damaged)
         assert main(["train", *given]) == 2
     assert "load_best_checkpoint=false, with --resume" in capsys.readouterr().err
     assert main(["train", *given[:-1], "load_best_checkpoint=false", "--resume"]) == 0

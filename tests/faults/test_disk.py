@@ -22,20 +22,18 @@ ERRORS = {"EIO": errno.EIO, "ENOSPC": errno.ENOSPC, "EDQUOT": errno.EDQUOT}
 HARMLESS = ("unlink", "rmdir", "mkdir")
 """What luthier takes away again is no part of the run, and a folder may be there: where that fails, it goes on."""
 
-some = pytest.mark.parametrize(
-    "moments",
-    [
-        pytest.param(range(1, AT_MOST, EVERY), id="every 9th"),
-        *(
-            pytest.param(range(first, AT_MOST, SHARES), id=f"{first} of {SHARES}", marks=pytest.mark.prove)
-            for first in range(1, SHARES + 1)
-        ),
-    ],
+KILLS = {"before": What.KILL, "in the middle": What.KILL_IN_THE_MIDDLE}
+ALL = [
+    pytest.param(range(at, AT_MOST, SHARES), id=f"{at} of {SHARES}", marks=pytest.mark.prove)
+    for at in range(1, SHARES + 1)
+]
+
+
+@pytest.mark.parametrize("moments", [pytest.param(range(1, AT_MOST, EVERY), id="every 9th"), *ALL])
+@pytest.mark.parametrize(
+    "what",
+    [pytest.param(what, id=name, marks=() if name == "before" else pytest.mark.prove) for name, what in KILLS.items()],
 )
-
-
-@some
-@pytest.mark.parametrize("what", [What.KILL, What.KILL_IN_THE_MIDDLE], ids=["before", "in the middle"])
 def test_a_kill_at_any_moment(what: What, moments: range, small: Small, whole: Whole, tmp_path: Path) -> None:
     run = tmp_path.resolve() / "place" / "run"
     wrong = list[str]()
@@ -50,7 +48,7 @@ def test_a_kill_at_any_moment(what: What, moments: range, small: Small, whole: W
     assert max(moments) > len(whole.operations)
 
 
-@some
+@pytest.mark.parametrize("moments", [pytest.param(range(5, AT_MOST, 5 * EVERY), id="every 45th"), *ALL])
 @pytest.mark.parametrize("error", ERRORS)
 def test_an_error_at_any_moment(error: str, moments: range, small: Small, whole: Whole, tmp_path: Path) -> None:
     run = tmp_path.resolve() / "place" / "run"

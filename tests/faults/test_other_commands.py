@@ -63,7 +63,7 @@ def test_at_every_operation(name: str, part: int, small: Small, whole: Whole, tm
     made, wrong, count = results(at), list[str](), len(ended.operations)
     assert made
     assert count > 3
-    for number in range(part, count + 1, PARTS) if part else range(7, count + 1, 17):
+    for number in range(part, count + 1, PARTS) if part else range(7, count + 1, 41):
         shutil.rmtree(at)
         at.mkdir()
         kind, what, error = HITS[number % len(HITS)]

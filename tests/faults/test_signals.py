@@ -37,7 +37,7 @@ def test_a_signal_at_any_moment(name: str, what: What, part: int, small: Small, 
     run, wrong = tmp_path.resolve() / "place" / "run", list[str]()
     count = len(whole.operations)
     moments = [1 + at * (count - 1) // MOMENTS for at in range(MOMENTS)]
-    for at in moments[part - 1 :: 3] if part else moments[::10]:
+    for at in moments[part - 1 :: 3] if part else moments[5::20]:
         emptied(run)
         ended = small.train(run, plan=Plan(what, at, SIGNALS[name]))
         operation = whole.operations[at - 1]
@@ -57,7 +57,7 @@ def test_a_signal_at_any_moment(name: str, what: What, part: int, small: Small, 
 def test_a_stop_for_a_while_changes_nothing(part: int, small: Small, whole: Whole, tmp_path: Path) -> None:
     """SIGSTOP, and on: as when a laptop sleeps."""
     run = tmp_path.resolve() / "place" / "run"
-    for at in range(1 + part * 7, len(whole.operations), 60):
+    for at in range(1 + part * 30, len(whole.operations), 100):
         emptied(run)
         plan = Plan(What.SIGNAL, at, signal.SIGSTOP)
         pid = small.commands.start(small.command(run), plan, under=(run.parent,), LUTHIER_CACHE=str(small.cache(run)))

@@ -18,7 +18,7 @@ from torch import distributed
 
 from luthier import config
 from luthier.errors import LuthierError
-from luthier.training import build, loop, run
+from luthier.training import build, loop, resume, run
 from luthier.training.step import Step
 from luthier.training.stop_signal import StopSignal
 
@@ -34,7 +34,7 @@ class Notes:
             (run, "choose_dtype"),
             (build, "tokens_per_micro_batch"),
             (build, "build_policy"),
-            (run, "cut_back"),
+            (resume, "cut_back"),
         ):
             setattr(owner, name, getattr(self, name)(getattr(owner, name)))
 

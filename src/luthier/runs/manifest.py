@@ -204,6 +204,8 @@ def begin(
         run_folder.keep_spare(folder)
         if before is not None:
             return
+        for name in run_folder.RECORD:  # of a start that came no further than this
+            (folder / name).unlink(missing_ok=True)
         write_file(folder / LEDGER, as_json(data.ledger.as_dict()))
         if data.rejected:
             lines = (json.dumps(row, ensure_ascii=False, default=str) for row in data.rejected)

@@ -16,7 +16,7 @@ from luthier.engines import Engine, make_engine
 from luthier.errors import EnvironmentProblem, Stopped, UserError
 from luthier.models.precision import DTYPES, choose_dtype, dtype_name
 from luthier.runs import beginning, manifest, run_folder
-from luthier.runs.recorder import Recorder, cut_back
+from luthier.runs.recorder import Recorder
 from luthier.runs.trackers import check_trackers
 from luthier.system import streams
 from luthier.system.devices import deterministic, device, hardware, is_main_process
@@ -148,10 +148,8 @@ def _to_the_beginning(folder: Path, built: Built, run_id: str) -> None:
 
 
 def _recorder(config: RunConfig, job: Job, lock: Lock | None) -> Recorder:
-    at, folder = job.progress.step, Path(config.output_dir)
-    if job.engine.main and at == 0:
-        cut_back(folder, -1)  # of a start that came no further than this
-    return Recorder(folder, config, total_steps=job.steps.total, start_step=at, main=job.engine.main, lock=lock)
+    at, main = job.progress.step, job.engine.main
+    return Recorder(Path(config.output_dir), config, total_steps=job.steps.total, start_step=at, main=main, lock=lock)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ STDERR = 2
 class StopSignal:
     """SIGTERM, SIGINT, SIGUSR1 and SIGHUP set a flag that the loop reads at the end of a step; a second one acts at once.
 
-    SIGHUP comes when a terminal is closed; where it is ignored (`nohup`) it stays so.
+    SIGHUP comes when a terminal is closed; where it is ignored (by nohup) it stays so.
 
     Args:
         speaks: whether this process says so.
