@@ -81,7 +81,7 @@ def test_torchrun_and_the_command_give_the_same_bits(config_file: Path, uninterr
 
 
 @pytest.mark.parametrize(
-    ("kills", "seed"), [(3, 1), *(pytest.param(5, seed, marks=pytest.mark.prove) for seed in range(2, 6))]
+    ("kills", "seed"), [(1, 1), *(pytest.param(5, seed, marks=pytest.mark.prove) for seed in range(2, 6))]
 )
 def test_kills(kills: int, seed: int, worker: Worker, config_file: Path, uninterrupted: Path, tmp_path: Path) -> None:
     """Of both processes, or of one, whose end is the other's."""
@@ -93,6 +93,7 @@ def test_kills(kills: int, seed: int, worker: Worker, config_file: Path, uninter
     assert rows_of(tmp_path / "chain-0", rank=1) == rows_of(uninterrupted)
 
 
+@pytest.mark.prove
 def test_a_signal_to_one_process_stops_both(
     worker: Worker, config_file: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:

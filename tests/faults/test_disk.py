@@ -49,7 +49,9 @@ def test_a_kill_at_any_moment(what: What, moments: range, small: Small, whole: W
 
 
 @pytest.mark.parametrize("moments", [pytest.param(range(5, AT_MOST, 5 * EVERY), id="every 45th"), *ALL])
-@pytest.mark.parametrize("error", ERRORS)
+@pytest.mark.parametrize(
+    "error", ["EIO", *(pytest.param(name, marks=pytest.mark.prove) for name in ("ENOSPC", "EDQUOT"))]
+)
 def test_an_error_at_any_moment(error: str, moments: range, small: Small, whole: Whole, tmp_path: Path) -> None:
     run = tmp_path.resolve() / "place" / "run"
     told, wrong = 0, list[str]()
@@ -59,7 +61,8 @@ def test_an_error_at_any_moment(error: str, moments: range, small: Small, whole:
         emptied(run)
         ended = small.train(run, plan=Plan(What.FAIL_ONCE, at, ERRORS[error]))
         name, path = ended.operations[at - 1]
-        mended = path.endswith("/manifest.json") or ".luthier-new-manifest" in path  # by the room that was kept for it
+        # By the room that was kept for the manifest; the last thing in writing it is that its folder is synced.
+        mended = path.endswith(("/manifest.json", "/run")) or ".luthier-new-manifest" in path
         if ended.code == 0 and (name in HARMLESS or (mended and error != "EIO")):
             wrong += [f"{at}: {name} {path}: {why}" for why in different(run, whole) if ".luthier-" not in why]
         else:

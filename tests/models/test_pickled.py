@@ -55,7 +55,10 @@ def logits(model: Any) -> torch.Tensor:
         return model.eval()(torch.arange(3, 30)[None]).logits
 
 
-@pytest.mark.parametrize(("name", "files"), [("yuan", 1), ("baichuan", 2), ("llama", 2)])
+@pytest.mark.parametrize(
+    ("name", "files"),
+    [("yuan", 1), *(pytest.param(name, 2, marks=pytest.mark.prove) for name in ("baichuan", "llama"))],
+)
 def test_a_folder_is_converted_in_its_place(
     name: str, files: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -39,7 +39,7 @@ def uninterrupted(worker: Worker, config_file: Path, tmp_path_factory: pytest.Te
 
 @pytest.mark.processes
 @pytest.mark.parametrize(
-    ("kills", "seed"), [(6, 1), *(pytest.param(20, seed, marks=pytest.mark.prove) for seed in range(1, 11))]
+    ("kills", "seed"), [(3, 1), *(pytest.param(20, seed, marks=pytest.mark.prove) for seed in range(1, 11))]
 )
 def test_kills(kills: int, seed: int, worker: Worker, config_file: Path, uninterrupted: Path, tmp_path: Path) -> None:
     """Two hundred of them where all seeds are run."""
@@ -48,6 +48,7 @@ def test_kills(kills: int, seed: int, worker: Worker, config_file: Path, uninter
     assert len(set(killed_at)) > kills // 3, killed_at
 
 
+@pytest.mark.prove
 @pytest.mark.processes
 def test_a_damaged_checkpoint_falls_back_to_the_same_bits(
     worker: Worker, config_file: Path, uninterrupted: Path, tmp_path: Path
@@ -64,6 +65,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_same_bits(
     assert not differences(folder, uninterrupted)
 
 
+@pytest.mark.prove
 @pytest.mark.processes
 def test_sigterm_saves_and_resumes(worker: Worker, config_file: Path, uninterrupted: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
