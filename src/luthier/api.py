@@ -16,9 +16,9 @@ from luthier.errors import UserError, excerpt
 from luthier.reporting.run.loss_curves import loss_curve
 from luthier.runs.figures import read_figures
 from luthier.runs.recorder import read_lines
-from luthier.runs.run_folder import REPORT
+from luthier.runs.run_folder import CONFIG, METRICS, REPORT
 from luthier.system import streams
-from luthier.system.files import write_file
+from luthier.system.files import MANIFEST, write_file
 from luthier.system.paths import cache_dir, cache_written
 from luthier.system.words import counted
 
@@ -68,12 +68,19 @@ def train_from(
     from luthier.system.devices import is_main_process
     from luthier.training import run
 
-    was_there = (Path(checked.output_dir) / REPORT).is_file()
+    place = Path(checked.output_dir)
+    before = _last_noted(place)
     folder = run.execute(checked, resume=resume, trust_remote_code=trust_remote_code, say=say)
-    if is_main_process() and not was_there:
+    if is_main_process() and (_last_noted(place) != before or not (place / REPORT).is_file()):
         write_report(folder)
         (say or streams.say)(end_summary(folder))
     return Run(folder, trust_remote_code)
+
+
+def _last_noted(folder: Path) -> int | None:
+    """When a run noted its state last, in nanoseconds: a run that was finished already is not touched."""
+    manifest = folder / MANIFEST
+    return manifest.stat().st_mtime_ns if manifest.is_file() else None
 
 
 class Run:
@@ -86,7 +93,7 @@ class Run:
     def __init__(self, folder: str | Path, trust_remote_code: bool = False) -> None:
         self.folder = Path(folder)
         self.trust_remote_code = trust_remote_code
-        if not (self.folder / "config.yaml").is_file():
+        if not (self.folder / CONFIG).is_file():
             raise UserError(
                 str(self.folder), "there is no config.yaml", "the folder of a run", "luthier runs lists them"
             )
@@ -94,17 +101,17 @@ class Run:
     @property
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl: one a step, and one an evaluation."""
-        return read_lines(self.folder / "metrics.jsonl")
+        return read_lines(self.folder / METRICS)
 
     @property
     def report(self) -> Path:
         """The self-contained report; a file to open in a browser."""
-        return self.folder / "report.html"
+        return self.folder / REPORT
 
     @cached_property
     def config(self) -> RunConfig:
         """As resolved at the start."""
-        return config.load(self.folder / "config.yaml")
+        return config.load(self.folder / CONFIG)
 
     @cached_property
     def opened(self) -> Opened:

@@ -193,6 +193,20 @@ def snapshot(folder: Path) -> dict[str, bytes | str]:
     }
 
 
+def test_a_result_that_was_lost_is_written_again(small: Small, whole: Whole, tmp_path: Path) -> None:
+    """And said, as at the end of a run; where there is nothing to do, nothing is touched."""
+    run = tmp_path.resolve() / "place" / "run"
+    shutil.copytree(whole.run, run)
+    before = snapshot(run)
+    assert "nothing to do" in small.train(run, "--resume").said
+    assert snapshot(run) == before
+    (run / "adapter" / "adapter_model.safetensors").write_bytes(b"cut")
+    again = small.train(run, "--resume")
+    assert "it is written again" in again.said
+    assert "luthier chat" in again.said
+    assert not different(run, whole)
+
+
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=() if at % 10 == 0 else pytest.mark.prove) for at, name in enumerate(ODD)]
 )

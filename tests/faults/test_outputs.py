@@ -97,6 +97,16 @@ def test_an_output_that_would_hit_a_file(way: str, place: Path, capfd: pytest.Ca
     assert snapshot(place) == before
 
 
+def test_the_fix_is_another_place(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for folder, fix in ((".", "runs/mine"), ("mine", "mine-2"), ("mine/..", "mine/../runs/mine")):
+        assert luthier("train", "mine.yaml", f"output_dir={folder}") == 2
+        assert capfd.readouterr().err.endswith(f"fix: output_dir={fix}\n")
+    assert luthier(*INIT, "mine/thesis.txt") == 2
+    assert capfd.readouterr().err.endswith("fix: --output mine/thesis-2.txt\n")
+    assert luthier("data", "mine.yaml", "--html", "mine/thesis.txt") == 2
+    assert "--html mine/thesis-2.html" in capfd.readouterr().err
+
+
 def test_a_page_is_written_over_a_page_and_with_force_over_another_file(place: Path) -> None:
     assert luthier("data", "mine.yaml", "--html", "page.html") == 0
     page = (place / "page.html").read_text()

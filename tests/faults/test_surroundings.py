@@ -14,10 +14,12 @@ from pathlib import Path
 import pytest
 
 from luthier.errors import UserError
+from luthier.system.faults import WORDS, fault
 from luthier.system.launch import Launch, launch
 from luthier.system.paths import cache_dir
 from tests.faults.conftest import Small, Whole, different
 from tests.helpers.command_line import luthier
+from tests.helpers.configs import load, refusal
 from tests.helpers.faults import Plan, What
 from tests.helpers.processes import ENVIRONMENT, ROOT
 
@@ -158,8 +160,6 @@ def test_the_cache_is_where_its_variables_say(tmp_path: Path, monkeypatch: pytes
 
 
 def test_words_for_what_a_disk_does() -> None:
-    from luthier.system.faults import WORDS, fault
-
     for number in (errno.EMFILE, errno.ESTALE, errno.EFBIG, errno.EROFS, errno.ENOSPC):
         assert fault(OSError(number, os.strerror(number))) == WORDS[number]
         assert fault(Exception(f"Error: {os.strerror(number)} (os error {number})")) == WORDS[number]
@@ -170,3 +170,16 @@ def test_words_for_what_a_disk_does() -> None:
     )
     assert fault(KeyError("no space")) is None
     assert fault(OSError("a library's own text")) is None
+
+
+def test_paths_of_a_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`~` is the home, as in a shell; what no file system takes is refused by its key."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    found = load("model: ~/model\ndata: ~/rows.jsonl\noutput_dir: ~/runs/mine\n")
+    assert (found.model.path, found.data.train[0].path) == (f"{tmp_path}/model", f"{tmp_path}/rows.jsonl")
+    assert found.output_dir == f"{tmp_path}/runs/mine"
+    for key in ("model.path", "data.train[0].path", "data.registry", "data.chat_template", "output_dir"):
+        for path in ("a\\0b", "x" * 5_000):
+            said = refusal("model: {path: m}\ndata: {train: [{path: d}]}\noutput_dir: o\n", f'{key}="{path}"')
+            assert key.split("[")[0].split(".")[-1] in said
+            assert len(said) < 1_000

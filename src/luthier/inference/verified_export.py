@@ -26,6 +26,7 @@ from luthier.inference import served
 from luthier.inference.opened import Base, Opened, base_dtype, open_model
 from luthier.models.adapters import begins, origin_of, write_origin
 from luthier.models.load import fingerprint, quiet
+from luthier.runs.run_folder import ANSWERS
 from luthier.system.files import whole_folder
 from luthier.system.memory import give_back_memory
 from luthier.system.words import human_bytes
@@ -306,7 +307,7 @@ def _inputs(opened: Opened, say: Callable[[str], None]) -> list[list[int]]:
     """Ids of the texts of the comparison: fixed ones, prompts of the run itself, and rows that it held out."""
     prompts = list(QUESTIONS)
     if opened.config is not None:
-        answers = Path(opened.target) / "answers.json"
+        answers = Path(opened.target) / ANSWERS
         if answers.is_file():
             prompts += [
                 str(line["prompt"]) for line in json.loads(answers.read_text(encoding="utf-8"))[:MOST_RUN_PROMPTS]

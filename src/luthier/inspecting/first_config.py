@@ -242,6 +242,8 @@ def write_new(path: Path, text: str) -> None:
         EnvironmentProblem: it cannot be written.
     """
     if os.path.lexists(path):
-        raise UserError(str(path), "this file is there already", "a new file", f"--output {path.stem}-2.yaml")
+        raise UserError(
+            str(path), "this file is there already", "a new file", f"--output {path.with_stem(f'{path.stem}-2')}"
+        )
     with faults_told(path, "a writable folder", "--output FILE"):
         write_file(path, text.encode())

@@ -10,7 +10,7 @@ from typing import Any
 from luthier.errors import UserError
 from luthier.runs.recorder import read_lines
 from luthier.runs.run_folder import CONFIG, LOCK, METRICS
-from luthier.system.locks import is_held
+from luthier.system.files import is_locked
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def read_run(folder: Path) -> RunLine:
         )
     except (OSError, ValueError, KeyError, TypeError):
         state, model, method, total = "damaged", "", "", None
-    if state in ("running", "trained") and not is_held(folder / LOCK):
+    if state in ("running", "trained") and not is_locked(folder / LOCK):
         state = "interrupted"
     return RunLine(
         str(folder),

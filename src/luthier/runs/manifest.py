@@ -70,7 +70,7 @@ def previous(folder: Path, config: RunConfig, resume: bool) -> dict[str, Any] | 
         run_folder.check_own(folder)
         return None
     if not resume:
-        fix = f"add --resume to go on, or output_dir={folder}-2"
+        fix = f"add --resume to go on, or output_dir={run_folder.another(folder)}"
         raise UserError("output_dir", f"{folder} holds a run already ({state})", "a new or empty folder", fix)
     run_folder.check_own(folder)
     if sealed(found) != found:
@@ -103,7 +103,7 @@ def sealed(manifest: Mapping[str, Any]) -> dict[str, Any]:
 def _check_config(found: Mapping[str, Any], folder: Path, config: RunConfig) -> None:
     if (folder / CONFIG).is_file() and _digest((folder / CONFIG).read_bytes()) != found["config"]:
         what = "was changed since the run began"
-        fix = f"put it back; to train with other values: luthier train {folder / CONFIG} output_dir={folder}-2"
+        fix = f"put it back; to train with other values: luthier train {folder / CONFIG} output_dir={run_folder.another(folder)}"
         raise UserError(str(folder / CONFIG), what, "what the run wrote", fix)
     old = _flat(read_yaml(folder / CONFIG).tree)
     new = _flat(config.model_dump(mode="json"))

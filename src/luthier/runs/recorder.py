@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.errors import EnvironmentProblem
-from luthier.runs.run_folder import METRICS, RECORD, ROW_LOSSES, SAMPLES, TIMINGS
+from luthier.runs.run_folder import GOES_ON, METRICS, RECORD, ROW_LOSSES, SAMPLES, TIMINGS
 from luthier.runs.screen import Screen
 from luthier.runs.trackers import Trackers
 from luthier.system.faults import faults_told
@@ -25,9 +25,6 @@ from luthier.system.locks import Lock
 
 if TYPE_CHECKING:
     from luthier.config import RunConfig
-
-WRITABLE = ("a folder that stays, with room", "free space, then the same command with --resume")
-"""(expected, fix) of an error"""
 
 
 class Recorder:
@@ -63,13 +60,13 @@ class Recorder:
         if not main:
             return
         self.folder = Path(folder)
-        with faults_told(self.folder, *WRITABLE):
+        with faults_told(self.folder, *GOES_ON):
             self.folder.mkdir(parents=True, exist_ok=True)
         self._total_steps = total_steps
         self._first_step = start_step + 1
         self._every = config.training.logging_steps
         self._trackers = Trackers(self.folder, config, start_step=start_step, on_failure=self.note)
-        with faults_told(self.folder, *WRITABLE):
+        with faults_told(self.folder, *GOES_ON):
             self._files = {name: append_to(self.folder / name) for name in RECORD}
         self._screen = Screen(total_steps=total_steps, start_step=start_step, quiet=quiet)
 
@@ -120,7 +117,7 @@ class Recorder:
         if self._main:
             self._check_place()
             for name, file in self._files.items():
-                with faults_told(self.folder / name, *WRITABLE):
+                with faults_told(self.folder / name, *GOES_ON):
                     file.flush()
                     os.fsync(file.fileno())
 
@@ -155,7 +152,7 @@ class Recorder:
         }
         # A lone surrogate is not UTF-8; written with a backslash it is JSON's own escape, and reads back as it was.
         text = json.dumps(finite, ensure_ascii=False, allow_nan=False) + "\n"
-        with faults_told(self.folder / name, *WRITABLE):
+        with faults_told(self.folder / name, *GOES_ON):
             self._files[name].write(text.encode("utf-8", errors="backslashreplace"))
             self._files[name].flush()
 
@@ -180,7 +177,7 @@ def cut_back(folder: Path | str, step: int) -> None:
         path = Path(folder) / name
         if not path.is_file():
             continue
-        with faults_told(path, *WRITABLE):
+        with faults_told(path, *GOES_ON):
             before = path.read_bytes()
             lines = (raw for raw in before.split(b"\n") if _is_up_to(raw, step))
             after = b"".join(raw + b"\n" for raw in lines)

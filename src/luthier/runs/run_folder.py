@@ -31,6 +31,8 @@ SPARE_BYTES = 32_768
 
 WRITABLE = ("a folder that may be written, with room", "free space or choose another output_dir, then the same command")
 """(expected, fix) of an error before the run has begun"""
+GOES_ON = ("a folder that stays, with room", "free space, then the same command with --resume")
+"""The same of one on the way."""
 
 
 @contextmanager
@@ -96,7 +98,12 @@ def check_free(folder: Path, own: Collection[str] = ()) -> None:
     there = {path.name for path in folder.iterdir() if not path.name.startswith(OURS)} - {*own}
     if there:
         found = f"{folder} is not empty ({', '.join(sorted(there)[:3])})"
-        raise UserError("output_dir", found, "a new or empty folder", f"output_dir={folder}-2")
+        raise UserError("output_dir", found, "a new or empty folder", f"output_dir={another(folder)}")
+
+
+def another(folder: Path) -> Path:
+    """A place for a run where `folder` is none: beside it, or in it where it has no name of its own."""
+    return folder.with_name(f"{folder.name}-2") if folder.name.strip(".") else folder / "runs" / "mine"
 
 
 def check_own(folder: Path) -> None:

@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.errors import EnvironmentProblem
+from luthier.runs.run_folder import GOES_ON, TRACKERS
+from luthier.system.faults import faults_told
+from luthier.system.files import as_json, write_file
 from luthier.system.paths import decline_telemetry
 
 if TYPE_CHECKING:
@@ -26,9 +29,6 @@ FIXES = {
     **{name: f"pip install {name}" for name in ("swanlab", "comet_ml", "aim")},
 }
 """How each tracker is installed. The module has the tracker's name."""
-
-IDS_FILE = "trackers.json"
-"""Holds the name that each tracker gave the run: a resumed run goes on there and does not begin a second one."""
 
 MLFLOW_FILE = "mlflow.db"
 
@@ -97,7 +97,9 @@ class Trackers:
                 self._trackers[name] = tracker
                 _store_config(name, tracker, config, resumed=name in ids)
             ids[name] = _id(name, tracker)
-        (folder / IDS_FILE).write_text(json.dumps(ids, indent=1) + "\n", encoding="utf-8")
+        # The name that each tracker gave the run: a resumed run goes on there and does not begin a second one.
+        with faults_told(folder / TRACKERS, *GOES_ON):
+            write_file(folder / TRACKERS, as_json(ids))
 
     def step(self, line: Mapping[str, Any], timing: Mapping[str, Any]) -> None:
         """A step's figures."""
@@ -198,7 +200,7 @@ def _id(name: str, tracker: Any) -> str:
 
 def _read_ids(folder: Path) -> dict[str, str]:
     try:
-        found = json.loads((folder / IDS_FILE).read_text(encoding="utf-8"))
+        found = json.loads((folder / TRACKERS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return {name: known for name, known in found.items() if known} if isinstance(found, dict) else {}

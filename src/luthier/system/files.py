@@ -5,9 +5,9 @@ replaced, the old one is renamed aside first and removed last. A process can be 
 what it leaves is the old folder or the new one, whole: under its name or aside, from where `settle` brings it back at the
 next start.
 
-Everything that luthier writes is written here: the files of a run, checkpoints and results, models in the cache, exports,
-pages. What lies aside has a name that begins with `.luthier-`, so nothing of anybody else's is ever cleared away; a link is
-never followed, and what is no plain file is never written to.
+The files of a run, checkpoints and results, models in the cache, exports and pages are written here (the arrays of encoded
+data, which grow in the cache, are not). What lies aside has a name that begins with `.luthier-`, so nothing of anybody
+else's is ever cleared away; a link is never followed, and what is no plain file is never written to.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def settle(place: Path, name: str | None = None) -> None:
         else:
             old.rename(target)
     for left in (*place.glob(f"{_NEW}{pattern}-{_ANY_TOKEN}"), *place.glob(f"{_GONE}{pattern}-{_ANY_TOKEN}")):
-        if _is_abandoned(left):
+        if is_locked(left) is False:
             _remove(left)
 
 
@@ -138,18 +138,21 @@ def _lock(handle: int) -> None:
         fcntl.flock(handle, fcntl.LOCK_EX)
 
 
-def _is_abandoned(new: Path) -> bool:
+def is_locked(path: Path) -> bool | None:
+    """Whether a living process holds the lock of a file or folder; None where nobody can tell."""
     try:
-        handle = os.open(new, os.O_RDONLY | _FLAGS)
+        handle = os.open(path, os.O_RDONLY | _FLAGS)
     except OSError:
-        return False
+        return None
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
     except OSError:
-        return False
+        return None
     finally:
         os.close(handle)
-    return True
+    return False
 
 
 def _make_last(folder: Path) -> None:

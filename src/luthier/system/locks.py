@@ -59,23 +59,6 @@ def held(path: Path, *, wait: bool) -> Iterator[Lock]:
             os.close(handle)
 
 
-def is_held(path: Path) -> bool:
-    """Whether a process holds the lock."""
-    try:
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    finally:
-        os.close(handle)
-    return False
-
-
 def _opened(path: Path) -> int:
     refuse_odd(path)
     # Not truncated: were it a file of somebody else's, it would be empty now.

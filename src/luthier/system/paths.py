@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from luthier.errors import EnvironmentProblem
@@ -50,15 +49,13 @@ def _expanded(path: str) -> Path:
         ) from None
 
 
-@contextmanager
-def cache_written(place: Path) -> Iterator[None]:
+def cache_written(place: Path) -> AbstractContextManager[None]:
     """Around what writes `place`, and nothing else, into the cache.
 
     Raises:
         EnvironmentProblem: no room, or no permission.
     """
-    with faults_told(place, *CACHE_WITH_ROOM):
-        yield
+    return faults_told(place, *CACHE_WITH_ROOM)
 
 
 def cache_folder(target: Path) -> AbstractContextManager[Path]:

@@ -147,8 +147,18 @@ class Checkpoints:
             return f"it is of step {manifest.get('step')}"
         return None
 
+    def verified(self, step: int, run: str) -> dict[str, Any]:
+        """The state saved at `step` by the run of that id.
+
+        Raises:
+            Damaged: as `load`, or its files are not what was written.
+        """
+        if wrong := self.wrong_with(step, run):
+            raise Damaged(wrong)
+        return self.load(step)
+
     def load(self, step: int) -> dict[str, Any]:
-        """The state saved at `step`; ask `wrong_with` first.
+        """The state saved at `step`, of a checkpoint that was verified.
 
         Raises:
             Damaged: it is no state.

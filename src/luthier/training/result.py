@@ -24,8 +24,8 @@ from luthier.models.shards import SHARD_BYTES, write_shards
 from luthier.models.source import ModelSource
 from luthier.models.stored import Change, NotByName, Read, Stored, save_settings
 from luthier.runs import manifest
-from luthier.runs.recorder import WRITABLE, Recorder, read_lines
-from luthier.runs.run_folder import ADAPTER, ANSWERS, MODEL, SAMPLES
+from luthier.runs.recorder import Recorder, read_lines
+from luthier.runs.run_folder import ADAPTER, ANSWERS, GOES_ON, MODEL, SAMPLES
 from luthier.system.faults import faults_told
 from luthier.system.files import as_json, verify, write_file, write_folder
 from luthier.training.build import Built
@@ -132,19 +132,15 @@ def _take_best(config: RunConfig, job: Job, run_id: str) -> int:
     if not config.training.load_best_checkpoint or job.progress.best_step is None:
         return job.progress.step
     step = job.progress.best_step
-    wrong = job.checkpoints.wrong_with(step, run_id)
     try:
-        if wrong is None:
-            put_weights(job.policy, job.checkpoints.load(step)["weights"])
+        put_weights(job.policy, job.checkpoints.verified(step, run_id)["weights"])
     except Damaged as error:
-        wrong = str(error)
-    if wrong is not None:
         raise UserError(
             str(job.checkpoints.path(step)),
-            f"the best checkpoint is damaged: {wrong}",
+            f"the best checkpoint is damaged: {error}",
             "whole files",
             "load_best_checkpoint=false, with --resume",
-        )
+        ) from None
     return step
 
 
@@ -158,7 +154,7 @@ def _write_answers(config: RunConfig, built: Built) -> None:
             {"prompt": prompt, "reference": None, "before": before.get(prompt), "after": text}
             for prompt, text in zip(prompts, after, strict=True)
         ]
-        with faults_told(folder / ANSWERS, *WRITABLE):
+        with faults_told(folder / ANSWERS, *GOES_ON):
             write_file(folder / ANSWERS, as_json(both))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from luthier.errors import EnvironmentProblem, UserError
 from luthier.runs.recorder import cut_back, steps_without_a_line
@@ -55,7 +56,7 @@ def _newest(job: Job, run: str, say: Callable[[str], None]) -> int | None:
     passed = []
     for step in reversed(checkpoints.steps()):
         place = checkpoints.path(step)
-        wrong = checkpoints.wrong_with(step, run) or _restored(job, step)
+        wrong = _restored(job, step, lambda step: checkpoints.verified(step, run))
         if wrong is None:
             return step
         if wrong == OTHER_RUN:  # when the run comes to this step it would write over it
@@ -70,25 +71,24 @@ def _newest(job: Job, run: str, say: Callable[[str], None]) -> int | None:
     )
 
 
-def _restored(job: Job, step: int) -> str | None:
+def _restored(job: Job, step: int, load: Callable[[int], dict[str, Any]]) -> str | None:
     """Why the state of a checkpoint does not fit; None where the job has it now."""
     try:
-        restore(job, job.checkpoints.load(step), step)
+        restore(job, load(step), step)
     except Damaged as error:
         return str(error)
     return None
 
 
 def _restore_elsewhere(job: Job, step: int) -> None:
-    found = "which the first process has read"
     try:
-        wrong = _restored(job, step)
+        wrong = _restored(job, step, job.checkpoints.load)
     except FileNotFoundError as error:
         wrong = f"{Path(error.filename or '').name} is not there"
     if wrong is not None:
         raise EnvironmentProblem(
             str(job.checkpoints.path(step)),
-            f"process {job.engine.rank} does not see what it should: {wrong}, {found}",
+            f"process {job.engine.rank} does not see what it should: {wrong}",
             "a folder that all processes see alike",
             "--resume once more, when the file system has caught up",
         )

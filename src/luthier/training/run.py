@@ -92,11 +92,7 @@ def _train(
     with _room_to_begin(config):
         built = build(config, engine, dtype, decided=decided, trust_remote_code=trust_remote_code, say=say)
     job, base = built.job, base_record(config, built.source, built.data, dtype)
-    if engine.main:
-        require_room(folder, least_bytes(job), "a run of this size", "free space, or another output_dir")
-    described = engine.from_main(_described(config, built, base, before))
-    if engine.main:
-        manifest.begin(folder, config, built.data, described, before, say)
+    described = by_main(engine, lambda: _begun(config, built, base, before, say))
     with _ending_noted(folder, engine.main), faults(partial(_told, folder, job)):
         _to_the_beginning(folder, built, described["id"])
         if before is not None:
@@ -119,11 +115,17 @@ def _dtype(config: RunConfig, engine: Engine, before: dict[str, Any] | None) -> 
     return DTYPES[engine.from_main(dtype_name(dtype))], why
 
 
-def _described(
-    config: RunConfig, built: Built, base: dict[str, Any], before: Mapping[str, Any] | None
+def _begun(
+    config: RunConfig,
+    built: Built,
+    base: dict[str, Any],
+    before: Mapping[str, Any] | None,
+    say: Callable[[str], None],
 ) -> dict[str, Any]:
-    job = built.job
-    return manifest.describe(
+    """The manifest, with which the run's folder is the run's from now on."""
+    job, folder = built.job, Path(config.output_dir)
+    require_room(folder, least_bytes(job), "a run of this size", "free space, or another output_dir")
+    described = manifest.describe(
         config,
         built.data,
         base,
@@ -136,6 +138,8 @@ def _described(
         trained_tensors=job.policy.trained_tensors(),
         adapter=built.adapter_hash,
     )
+    manifest.begin(folder, config, built.data, described, before, say)
+    return described
 
 
 def _to_the_beginning(folder: Path, built: Built, run_id: str) -> None:
@@ -169,11 +173,11 @@ def _ending_noted(folder: Path, main: bool) -> Iterator[None]:
 
 
 def _told(folder: Path, job: Job, error: Exception, why: str) -> EnvironmentProblem:
-    """A fault of the machine, with what is whole and the line that goes on."""
-    steps = job.checkpoints.steps()
-    whole = f"the checkpoint of step {steps[-1]} is whole" if steps else "no checkpoint was saved yet"
+    """A fault of the machine, with what was saved and the line that goes on."""
+    steps = [step for step in job.checkpoints.steps() if step not in job.checkpoints.passed_over]
+    saved = f"the newest checkpoint is of step {steps[-1]}" if steps else "no checkpoint was saved yet"
     place = str(getattr(error, "filename", None) or folder)
-    return EnvironmentProblem(place, f"{why}; {whole}", "", "mend it, then the same command with --resume")
+    return EnvironmentProblem(place, f"{why}; {saved}", "", "mend it, then the same command with --resume")
 
 
 @contextmanager

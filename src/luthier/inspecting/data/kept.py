@@ -24,6 +24,7 @@ from luthier.config import RunConfig
 from luthier.data.dataset import cache
 from luthier.data.files import is_of_hub
 from luthier.data.recognise import Part, parts_of
+from luthier.errors import UserError
 from luthier.inspecting.data.report import DataReport
 from luthier.inspecting.data.shown_rows import Wanted
 from luthier.system import machine
@@ -105,7 +106,7 @@ class KeptReport:
             part.source.check_unchanged()
         for wanted, report in reversed(reports):  # the one that was asked for is the last, and is kept in any case
             path, body = self._path(wanted), json.dumps(_values(report)).encode()
-            with suppress(OSError):  # no room, or a cache that is not ours to write: it is made anew the next time
+            with suppress(OSError, UserError):  # no room, or something else in its place: made anew the next time
                 path.parent.mkdir(exist_ok=True)
                 write_file(path, hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
                 cache.remove_unused(keep=path)

@@ -14,6 +14,7 @@ from luthier.data.chat import laws
 from luthier.data.dataset.prepare import Prepared
 from luthier.data.dataset.samples import Samples, SampleSet
 from luthier.data.steps.layout import Layout, lay_out
+from luthier.errors import UserError
 from luthier.inspecting.data.duplicates import SAYS, Decode, decoder, find_duplicates
 from luthier.inspecting.data.languages import language_mix
 from luthier.inspecting.data.shown_rows import ShownRow, Wanted, shown_rows, trained_shares
@@ -231,7 +232,7 @@ def _found(prepared: Prepared, decode: Decode) -> dict[str, Any]:
         "duplicates": _named(prepared, decode),
         "languages": asdict(language_mix(prepared.train, decode)),
     }
-    with suppress(OSError):  # no room, or a cache that is not ours to write: it is made anew the next time
+    with suppress(OSError, UserError):  # no room, or something else in its place: made anew the next time
         write_file(place, json.dumps(found, ensure_ascii=False).encode("utf-8", errors="backslashreplace"))
     return found
 

@@ -5,15 +5,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from luthier.errors import EnvironmentProblem
-from luthier.system.files import sha256
-from luthier.system.paths import cache_dir
+from luthier.system.files import as_json, sha256, write_file
+from luthier.system.paths import cache_dir, cache_written
 
 Stamp = list[int]
 """size and time of change of a file when it was last verified"""
@@ -150,8 +148,6 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _write(file: Path, tree: dict[str, Any]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=".record.")
-    with os.fdopen(handle, "w", encoding="utf-8") as opened:
-        json.dump(tree, opened, indent=1)
-    Path(temporary).replace(file)
+    with cache_written(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_file(file, as_json(tree))

@@ -49,14 +49,20 @@ def check_place(path: Path, inputs: Iterable[Path], force: bool) -> None:
         return
     if any(path.resolve().is_relative_to(other.resolve()) for other in inputs if other.exists()):
         raise UserError(
-            f"--html {path}", "this file is read by the command", "a new file", f"--html {path.stem}-report.html"
+            f"--html {path}",
+            "this file is read by the command",
+            "a new file",
+            f"--html {path.with_name(f'{path.stem}-report.html')}",
         )
     with path.open("rb") as file:
         is_ours = MARK.encode() in file.read(500)
     if not (is_ours or force):
         found = "there is a file of this name, which luthier has not written"
         raise UserError(
-            f"--html {path}", found, "a new file", f"--html {path.stem}-2.html, or --force to write over it"
+            f"--html {path}",
+            found,
+            "a new file",
+            f"--html {path.with_name(f'{path.stem}-2.html')}, or --force to write over it",
         )
 
 
