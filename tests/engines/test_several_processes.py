@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -25,7 +27,7 @@ from tests.helpers.killing import (
     steps_in,
     write_config,
 )
-from tests.helpers.processes import torchrun
+from tests.helpers.processes import ENVIRONMENT, ROOT, torchrun, torchrun_command
 
 pytestmark = pytest.mark.processes
 
@@ -78,6 +80,33 @@ def test_torchrun_and_the_command_give_the_same_bits(config_file: Path, uninterr
     assert done.returncode == 0, done.stderr[-3000:]
     assert outcome(tmp_path / "run") == outcome(uninterrupted)
     assert done.stdout.count("method: ") == 1
+
+
+@pytest.mark.prove
+@pytest.mark.parametrize("which", [0, 1])
+def test_torchrun_with_one_process_killed(which: int, config_file: Path, uninterrupted: Path, tmp_path: Path) -> None:
+    """The other ends as well, within a minute, and the same command goes on to the same bits."""
+    run = tmp_path / "run"
+    command = torchrun_command("luthier", "train", str(config_file), f"output_dir={run}")
+    with subprocess.Popen(
+        command,
+        env={**os.environ, **ENVIRONMENT},
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as started:
+        while not (run / "metrics.jsonl").is_file() or steps_in(run) < 7:
+            assert started.poll() is None
+            time.sleep(0.01)
+        children = Path(f"/proc/{started.pid}/task/{started.pid}/children").read_text().split()
+        ranks = {Path(f"/proc/{pid}/environ").read_bytes().split(b"\0RANK=")[1][:1]: int(pid) for pid in children}
+        os.kill(ranks[str(which).encode()], signal.SIGKILL)
+        said, _ = started.communicate(timeout=60)
+    assert started.returncode != 0, said
+    again = torchrun("luthier", "train", str(config_file), f"output_dir={run}", "--resume")
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert not differences(run, uninterrupted)
 
 
 @pytest.mark.parametrize(

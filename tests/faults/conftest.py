@@ -33,9 +33,10 @@ class Small:
     def command(self, run: Path, *more: str) -> tuple[object, ...]:
         return ("train", self.folder / "mine.yaml", f"output_dir={run}", *more)
 
-    def train(self, run: Path, *more: str, plan: Plan = NOTHING, cache: Path | None = None) -> Ended:
+    def train(self, run: Path, *more: str, plan: Plan = NOTHING, cache: Path | None = None, **how: Any) -> Ended:
         place = str(cache or self.cache(run))
-        return self.commands.run(*self.command(run, *more), plan=plan, under=(run.parent,), LUTHIER_CACHE=place)
+        command = self.command(run, *more)
+        return self.commands.run(*command, plan=plan, under=(run.parent,), LUTHIER_CACHE=place, **how)
 
     @staticmethod
     def cache(run: Path) -> Path:

@@ -19,6 +19,7 @@ SHARES = 8
 AT_MOST = 500
 
 ERRORS = {"EIO": errno.EIO, "ENOSPC": errno.ENOSPC, "EDQUOT": errno.EDQUOT}
+RARER = {name: getattr(errno, name) for name in ("EMFILE", "ENFILE", "ESTALE", "EFBIG", "EROFS", "EACCES")}
 HARMLESS = ("unlink", "rmdir", "mkdir")
 """What luthier takes away again is no part of the run, and a folder may be there: where that fails, it goes on."""
 
@@ -53,13 +54,13 @@ def test_a_kill_at_any_moment(what: What, moments: range, small: Small, whole: W
     "error", ["EIO", *(pytest.param(name, marks=pytest.mark.prove) for name in ("ENOSPC", "EDQUOT"))]
 )
 def test_an_error_at_any_moment(error: str, moments: range, small: Small, whole: Whole, tmp_path: Path) -> None:
-    run = tmp_path.resolve() / "place" / "run"
+    run, number = tmp_path.resolve() / "place" / "run", (ERRORS | RARER)[error]
     told, wrong = 0, list[str]()
     for at in moments:
         if at > len(whole.operations):
             continue
         emptied(run)
-        ended = small.train(run, plan=Plan(What.FAIL_ONCE, at, ERRORS[error]))
+        ended = small.train(run, plan=Plan(What.FAIL_ONCE, at, number))
         name, path = ended.operations[at - 1]
         # By the room that was kept for the manifest; the last thing in writing it is that its folder is synced.
         mended = path.endswith(("/manifest.json", "/run")) or ".luthier-new-manifest" in path
@@ -71,6 +72,12 @@ def test_an_error_at_any_moment(error: str, moments: range, small: Small, whole:
         wrong += [f"{at}: {name} {path}: {why}" for why in gone_on(small, run, whole)]
     assert not wrong, "\n".join(wrong)
     assert told > 3
+
+
+@pytest.mark.prove
+@pytest.mark.parametrize("error", RARER)
+def test_a_rarer_error(error: str, small: Small, whole: Whole, tmp_path: Path) -> None:
+    test_an_error_at_any_moment(error, range(1 + list(RARER).index(error), AT_MOST, 10), small, whole, tmp_path)
 
 
 def gone_on(small: Small, run: Path, whole: Whole) -> list[str]:
@@ -90,7 +97,7 @@ def told_wrongly(ended: Ended, error: str, run: Path) -> list[str]:
     wanted = {
         f"exit {ended.code}": ended.code == 3,
         "a traceback": "Traceback" not in ended.said,
-        f"no reason: {message[-300:]}": WORDS[ERRORS[error]] in message,
+        f"no reason: {message[-300:]}": WORDS[(ERRORS | RARER)[error]] in message,
         f"no path: {message[-300:]}": "/place/" in message,
         f"state {state}": state not in ("running", "trained"),
     }

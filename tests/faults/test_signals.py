@@ -12,6 +12,7 @@ import pytest
 
 from tests.faults.conftest import Small, Whole, different, emptied
 from tests.faults.test_disk import gone_on
+from tests.helpers.command_line import luthier
 from tests.helpers.faults import Plan, What
 
 MOMENTS = 60
@@ -65,4 +66,26 @@ def test_a_stop_for_a_while_changes_nothing(part: int, small: Small, whole: Whol
         os.kill(pid, signal.SIGCONT)
         ended = small.commands.ended()
         assert ended.code == 0, ended.said
+        assert not different(run, whole)
+
+
+@pytest.mark.prove
+@pytest.mark.parametrize("part", [1, 2, 3])
+def test_two_processes_at_one_folder(
+    part: int, small: Small, whole: Whole, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whenever the second comes: one of them makes the run, the other says so and touches nothing."""
+    run = tmp_path.resolve() / "place" / "run"
+    for at in range(part * 10, len(whole.operations), 30):
+        emptied(run)
+        plan = Plan(What.SIGNAL, at, signal.SIGSTOP)
+        pid = small.commands.start(small.command(run), plan, under=(run.parent,), LUTHIER_CACHE=str(small.cache(run)))
+        small.commands.wait_until_stopped(pid)
+        second = luthier(*map(str, small.command(run, *["--resume"] * (at % 2))))
+        said = capsys.readouterr().err
+        os.kill(pid, signal.SIGCONT)
+        ended = small.commands.ended()
+        assert sorted((second, ended.code)) == [0, 2], f"{at}: {whole.operations[at - 1]}: {second} {said} {ended}"
+        other = said if second else ended.said
+        assert "another run is writing" in other or "is not empty" in other or "--resume" in other, other
         assert not different(run, whole)

@@ -18,6 +18,7 @@ from luthier.system.faults import WORDS, fault
 from luthier.system.launch import Launch, launch
 from luthier.system.paths import cache_dir
 from tests.faults.conftest import Small, Whole, different
+from tests.faults.test_disk import gone_on
 from tests.helpers.command_line import luthier
 from tests.helpers.configs import load, refusal
 from tests.helpers.faults import Plan, What
@@ -80,6 +81,43 @@ def test_a_folder_that_vanishes_is_noticed(how: str, small: Small, whole: Whole,
     assert ended.code == 3, ended.said
     assert "removed, moved or replaced" in ended.said
     assert not run.exists()
+
+
+@pytest.mark.parametrize("how", ["still", *(pytest.param(how, marks=pytest.mark.prove) for how in ("back", "on"))])
+def test_a_clock_that_is_wrong(how: str, small: Small, whole: Whole, tmp_path: Path) -> None:
+    """It stands still, or leaps; a step may take no time at all."""
+    run = tmp_path.resolve() / "place" / "run"
+    run.parent.mkdir()
+    ended = small.train(run, LUTHIER_CLOCK=how)
+    assert ended.code == 0, ended.said
+    assert not different(run, whole)
+
+
+@pytest.mark.prove
+@pytest.mark.parametrize("megabytes", [1, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512])
+def test_too_little_address_space(megabytes: int, small: Small, whole: Whole, tmp_path: Path) -> None:
+    run = tmp_path.resolve() / "place" / "run"
+    run.parent.mkdir()
+    ended = small.train(run, room_bytes=megabytes << 20)
+    assert "Traceback" not in ended.said
+    assert "bug" not in ended.said
+    if ended.code:
+        assert ended.code == 3, ended.said
+        assert "memory" in ended.said
+    assert not gone_on(small, run, whole)
+
+
+@pytest.mark.prove
+@pytest.mark.processes
+@pytest.mark.parametrize("megabytes", [60, 200, 400, 600, 800, 1_000, 1_300])
+def test_too_little_address_space_from_the_start(megabytes: int, small: Small, tmp_path: Path) -> None:
+    command = f'"{sys.executable}" -m luthier train {small.folder / "mine.yaml"} output_dir={tmp_path / "run"}'
+    line = f"ulimit -v {megabytes * 1_000}; {command}"
+    variables = {**os.environ, **ENVIRONMENT, "LUTHIER_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run(["bash", "-c", line], env=variables, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode in (0, 3), done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.returncode == 0 or "memory" in done.stderr
 
 
 CLOSED = ["0<&-", ">&-", "2>&-", "0<&- >&- 2>&-", "> /dev/full", "2> /dev/full", "| head -n 1"]

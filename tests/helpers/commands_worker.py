@@ -1,5 +1,6 @@
 """A process that has everything imported and forks a `luthier ...` for each line of JSON that it reads: `arguments`, `said` (a
-file for what it prints), `plan` (of faults, or null), `variables`, `folder` (where it is run).
+file for what it prints), `plan` (of faults, or null), `variables`, `folder` (where it is run), `room_bytes` (of memory that it
+may ask for beyond what it has, or null).
 
 Imports take seconds; a fork takes none, so a test can afford hundreds of commands that a fault hits. Prints the id of
 each child, and its exit code when it has ended.
@@ -12,7 +13,9 @@ import importlib
 import json
 import os
 import pkgutil
+import resource
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,11 +23,14 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedToken
 
 import luthier
 from luthier.cli import main as command
+from luthier.data.dataset import workers
 from luthier.training import result
 
 NOT_ARMED = 99
 ANSWER_TOKENS = 4
 """Of a sample answer: that it is written is looked at here, not what it says."""
+PATIENCE_S = 0.5
+"""Before it is looked whether workers work."""
 
 
 def child(order: dict[str, Any]) -> int:
@@ -40,6 +46,10 @@ def child(order: dict[str, Any]) -> int:
         os.environ["LUTHIER_FAULTS"] = order["plan"]
         if ctypes.CDLL(os.environ["LD_PRELOAD"]).faults_arm(order["plan"].encode()):
             return NOT_ARMED
+    if order["room_bytes"] is not None:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        most = pages * resource.getpagesize() + order["room_bytes"]
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
     code = command(order["arguments"])
     sys.stdout.flush()
     return code
@@ -54,6 +64,7 @@ def import_all() -> None:
 def main() -> None:
     import_all()
     result.answers.__defaults__ = (ANSWER_TOKENS,)
+    workers.PATIENCE_S = PATIENCE_S
     for line in sys.stdin:
         order = json.loads(line)
         pid = os.fork()

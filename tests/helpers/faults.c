@@ -2,7 +2,7 @@
 
 Preloaded (LD_PRELOAD) into a process; idle until `faults_arm` is called or LUTHIER_FAULTS names a plan. A plan is a file
 that all processes of a trial map: they count their operations in one order. Counted is what changes a file or a folder:
-open for writing, write, fsync, truncate, rename, link, unlink, mkdir, rmdir, chmod. */
+open for writing, write, fsync, truncate, rename, link, unlink, mkdir, rmdir, chmod. Clocks can be wrong as well. */
 
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -19,6 +19,7 @@ open for writing, write, fsync, truncate, rename, link, unlink, mkdir, rmdir, ch
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
+#include <time.h>
 #include <unistd.h>
 
 enum { COUNT = 0, KILL = 1, KILL_IN_THE_MIDDLE = 2, FAIL_ONCE = 3, FAIL_FROM_HERE = 4, SIGNAL = 5, SIGNAL_TWICE = 6 };
@@ -173,3 +174,22 @@ int mkdirat(int at, const char *path, mode_t mode) { return DO(met_at("mkdir", a
 int chmod(const char *path, mode_t mode) { return DO(met_at("chmod", AT_FDCWD, path), REAL(chmod)(path, mode)); }
 int fchmod(int to, mode_t mode) { return DO(met_of("chmod", to), REAL(fchmod)(to, mode)); }
 int fchmodat(int at, const char *path, mode_t mode, int flags) { return DO(met_at("chmod", at, path), REAL(fchmodat)(at, path, mode, flags)); }
+
+/* LUTHIER_CLOCK: the time of day stands still, or leaps a day back or on whenever somebody looks; the other clocks count
+   twentieths of a second, so that much happens at one moment. */
+int clock_gettime(clockid_t id, struct timespec *found) {
+    int done = syscall(SYS_clock_gettime, id, found);
+    const char *how = getenv("LUTHIER_CLOCK");
+    if (done || how == NULL || *how == 0) return done;
+    static int64_t first, looks;
+    if (id == CLOCK_REALTIME) {
+        if (first == 0) first = found->tv_sec;
+        int64_t days = __sync_add_and_fetch(&looks, 1);
+        if (strcmp(how, "still") == 0) *found = (struct timespec){first, 0};
+        if (strcmp(how, "back") == 0) found->tv_sec -= 86400 * (days % 9000);
+        if (strcmp(how, "on") == 0) found->tv_sec += 86400 * (days % 9000);
+    } else {
+        found->tv_nsec -= found->tv_nsec % 50000000;
+    }
+    return done;
+}

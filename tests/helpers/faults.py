@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
+from typing import Any
 
 from tests.helpers.processes import ENVIRONMENT, ROOT
 
@@ -76,9 +77,20 @@ class Commands:
         )
 
     def start(
-        self, arguments: Sequence[object], plan: Plan = NOTHING, *, under: Sequence[Path] = (), **variables: str
+        self,
+        arguments: Sequence[object],
+        plan: Plan = NOTHING,
+        *,
+        under: Sequence[Path] = (),
+        room_bytes: int | None = None,
+        **variables: str,
     ) -> int:
-        """The id of the new process. `under`: the folders (two at most) whose operations count."""
+        """The id of the new process.
+
+        Args:
+            under: the folders (two at most) whose operations count.
+            room_bytes: of address space, beyond what a process has that has everything imported.
+        """
         file = self._folder / "plan"
         folders = b"".join(str(one).encode().ljust(_PATH_BYTES, b"\0") for one in (*under, "", "")[:2])
         file.write_bytes(_HEAD.pack(0, plan.at, plan.what, plan.number, 0) + folders + bytes(_LOG_BYTES))
@@ -88,6 +100,7 @@ class Commands:
             "plan": str(file),
             "variables": variables,
             "folder": str(self._folder),
+            "room_bytes": room_bytes,
         }
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(order) + "\n")
@@ -107,10 +120,15 @@ class Commands:
         logged = _HEAD.unpack_from(content)[4]
         lines = content[_HEAD.size + 2 * _PATH_BYTES :][:logged].decode().splitlines()
         operations = [(name, path) for name, _, path in (line.partition(" ") for line in lines)]
-        return Ended(code, (self._folder / "said").read_text(errors="replace"), operations)
+        return Ended(code, self.said(), operations)
 
-    def run(self, *arguments: object, plan: Plan = NOTHING, under: Sequence[Path] = (), **variables: str) -> Ended:
-        self.start(arguments, plan, under=under, **variables)
+    def said(self) -> str:
+        """What the command has printed so far."""
+        return (self._folder / "said").read_text(errors="replace")
+
+    def run(self, *arguments: object, plan: Plan = NOTHING, **how: Any) -> Ended:
+        """Starts it, as `start` does, and waits for its end."""
+        self.start(arguments, plan, **how)
         return self.ended()
 
     def close(self) -> None:

@@ -11,11 +11,16 @@ ROOT = Path(__file__).parent.parent.parent
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
 
 
-def torchrun(*module_and_arguments: str, processes: int = 2) -> subprocess.CompletedProcess[str]:
+def torchrun_command(*module_and_arguments: str, processes: int = 2) -> list[str]:
     """`torchrun -m ...` on this machine, on a port that is free."""
     endpoint = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "--nproc-per-node", str(processes)]
+    return [sys.executable, "-m", "torch.distributed.run", *endpoint, "-m", *module_and_arguments]
+
+
+def torchrun(*module_and_arguments: str, processes: int = 2) -> subprocess.CompletedProcess[str]:
+    """Runs it to its end."""
     return subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", *endpoint, "-m", *module_and_arguments],
+        torchrun_command(*module_and_arguments, processes=processes),
         env={**os.environ, **ENVIRONMENT},
         cwd=ROOT,
         capture_output=True,

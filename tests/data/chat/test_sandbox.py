@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -9,9 +14,10 @@ import pytest
 from luthier.data.chat import template as module
 from luthier.data.chat.renderer import ChatRenderer
 from luthier.data.chat.template import Request, Template
-from luthier.errors import UserError
+from luthier.errors import EnvironmentProblem, UserError
 from luthier.types import Conversation, Message
 from tests.helpers import tokenizers
+from tests.helpers.processes import ENVIRONMENT
 
 HELLO = Request((("user", "hello"),))
 ASKED = Conversation((Message("user", "a b"), Message("assistant", "c d")), "x:1")
@@ -63,21 +69,67 @@ def test_time_is_limited_and_the_process_ends(monkeypatch: pytest.MonkeyPatch) -
     template = Template("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "x", {})
     with pytest.raises(UserError, match=r"did not finish within"):
         template.render([HELLO])
-    assert template._process is None
+    assert template._sandbox is not None
+    assert template._sandbox.has_ended
 
 
 def test_the_process_is_closed_and_starts_again() -> None:
     template = Template("{{ messages[0].content }}", "x", {})
     assert template.render([HELLO]) == ["hello"]
-    process = template._process
-    assert process is not None
+    assert template._sandbox is not None
+    process = template._sandbox._process
     template.close()
     assert process.poll() == 0
     assert template.render([HELLO]) == ["hello"]
-    process = template._process
-    assert process is not None
+    assert template._sandbox is not None
+    process = template._sandbox._process
     del template  # the finaliser ends it as well
     assert process.wait(timeout=5) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_process_that_somebody_ended_is_no_fault_of_the_template(number: int) -> None:
+    template = Template("{{ messages[0].content }}", "x", {})
+    assert template.render([HELLO]) == ["hello"]
+    assert template._sandbox is not None
+    os.kill(template._sandbox._process.pid, number)
+    with pytest.raises(EnvironmentProblem, match=rf"was ended by signal {number:d} "):
+        template.render([HELLO])
+    assert template.render([HELLO]) == ["hello"]
+
+
+def test_a_process_that_somebody_stopped_is_no_fault_of_the_template(monkeypatch: pytest.MonkeyPatch) -> None:
+    template = Template("{{ messages[0].content }}", "x", {})
+    assert template.render([HELLO]) == ["hello"]
+    assert template._sandbox is not None
+    os.kill(template._sandbox._process.pid, signal.SIGSTOP)
+    monkeypatch.setattr(module, "BATCH_LIMIT_S", 0.5)
+    with pytest.raises(EnvironmentProblem, match=r"was stopped for 0\.5 s"):
+        template.render([HELLO])
+
+
+@pytest.mark.prove
+def test_a_pause_of_the_whole_program_is_not_counted(tmp_path: Path) -> None:
+    """As when a container is paused."""
+    program = """
+from luthier.data.chat import template
+template.BATCH_LIMIT_S = 5.0
+spins = "{% for i in range(100) %}{% for j in range(9999) %}{% endfor %}{% endfor %}{{ messages[0].content }}"
+made = template.Template(spins, "x", {})
+print(made._started()._process.pid, flush=True)
+print(made.render([template.Request((("user", "hello"),))]))
+"""
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, **ENVIRONMENT}) as process:
+        assert process.stdout is not None
+        both = process.pid, int(process.stdout.readline())
+        time.sleep(0.1)
+        for pid in both:
+            os.kill(pid, signal.SIGSTOP)
+        time.sleep(6)
+        for pid in both:
+            os.kill(pid, signal.SIGCONT)
+        assert process.stdout.read() == "['hello']\n"
 
 
 def test_the_clock_stands_still() -> None:

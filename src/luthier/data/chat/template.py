@@ -7,10 +7,6 @@ import hashlib
 import json
 import re
 import secrets
-import subprocess
-import sys
-import threading
-import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -19,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from luthier.data.chat.library import HEADER, Facts, facts_of, find, is_name, refuse_missing_tokens
+from luthier.data.chat.sandboxed import NoAnswer, Sandbox
 from luthier.data.chat.tools import extras_of, has_extras
 from luthier.errors import UserError
 from luthier.types import Message, ToolCall
@@ -33,7 +30,6 @@ BATCH_CHARACTERS = 1 << 22
 """Of the messages that are rendered in one go: bounds time and memory of the process, whatever the rows are like."""
 BATCH_LIMIT_S = 20.0
 START_LIMIT_S = 30.0
-SANDBOX = Path(__file__).with_name("sandbox.py")
 MARK_TAG = re.compile(r"\{%([-+]?)(\s*)(end)?generation(\s*)([-+]?)%\}")
 FIX = "data.chat_template=FILE.jinja, or a name that `luthier template list` shows, is another template"
 
@@ -135,7 +131,7 @@ class Template:
         nonce = secrets.token_hex(8)
         self.begin, self.end, self.cut = (f"\U0010fffd{nonce}{kind}" for kind in "bec")
         self.marks = re.compile(f"\U0010fffd{nonce}([bec])")
-        self._process: subprocess.Popen[str] | None = None
+        self._sandbox: Sandbox | None = None
 
     @classmethod
     def choose(
@@ -234,9 +230,9 @@ class Template:
 
     def close(self) -> None:
         """Ends the process, if one runs. A later render starts it again."""
-        if self._process is not None:
-            _end(self._process)
-            self._process = None
+        if self._sandbox is not None:
+            self._sandbox.close()
+            self._sandbox = None
 
     def __enter__(self) -> Template:
         return self
@@ -244,21 +240,10 @@ class Template:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _started(self) -> subprocess.Popen[str]:
-        if self._process is not None:
-            return self._process
-        # -P: the script's own folder stays out of the import path. Its own session: ctrl-c reaches the parent only.
-        process = subprocess.Popen(
-            [sys.executable, "-P", str(SANDBOX)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            encoding="utf-8",
-            start_new_session=True,
-        )
-        self._process = process
-        weakref.finalize(self, _end, process)
+    def _started(self) -> Sandbox:
+        if self._sandbox is not None and not self._sandbox.has_ended:
+            return self._sandbox
+        self._sandbox = Sandbox(self.origin)
         setup = {
             "sources": {"marked": self.source, "plain": self.saved_source},
             "clock": self.clock,
@@ -267,7 +252,7 @@ class Template:
             "end": self.end,
             "memory_bytes": MEMORY_BYTES,
         }
-        answer = self._ask(process, setup, START_LIMIT_S)
+        answer = self._ask(self._sandbox, setup, START_LIMIT_S)
         if "error" in answer:
             self.close()
             line = answer["line"] - self.added_lines
@@ -277,33 +262,13 @@ class Template:
                 "a chat template",
                 FIX,
             )
-        return process
+        return self._sandbox
 
-    def _ask(self, process: subprocess.Popen[str], value: Any, limit_s: float) -> Any:
-        """Sends one line and waits for one."""
-        if process.stdin is None or process.stdout is None:
-            raise RuntimeError("the template's process was started without pipes")
-        late = threading.Event()
-
-        def stop() -> None:
-            late.set()
-            process.kill()
-
-        timer = threading.Timer(limit_s, stop)
-        timer.start()
+    def _ask(self, sandbox: Sandbox, value: Any, limit_s: float) -> Any:
         try:
-            process.stdin.write(json.dumps(value) + "\n")
-            process.stdin.flush()
-            line = process.stdout.readline()
-        except BrokenPipeError:
-            line = ""
-        finally:
-            timer.cancel()
-        if not line.endswith("\n"):
-            self.close()
-            found = f"it did not finish within {limit_s:g} s" if late.is_set() else "its process ended (out of memory?)"
-            raise self._failed(found)
-        return json.loads(line)
+            return sandbox.ask(value, limit_s)
+        except NoAnswer as error:
+            raise self._failed(str(error)) from None
 
     def _failed(self, reason: str) -> UserError:
         fold = "data.on_system=fold puts the system text into the first request; " if "system" in reason.lower() else ""
@@ -421,15 +386,3 @@ def _as_plain_block(match: re.Match[str]) -> str:
     """A block that does nothing in the place of a mark: what it does to white space around it stays."""
     left, before, is_end, after, right = match.groups()
     return f"{{%{left}{before}{'endif' if is_end else 'if true'}{after}{right}%}}"
-
-
-def _end(process: subprocess.Popen[str]) -> None:
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            with contextlib.suppress(BrokenPipeError):
-                pipe.close()
-    try:
-        process.wait(timeout=2)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()

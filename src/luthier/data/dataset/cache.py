@@ -23,6 +23,7 @@ from luthier.errors import UserError
 from luthier.system.files import OURS
 from luthier.system.locks import held
 from luthier.system.paths import cache_dir, cache_written
+from luthier.system.streams import complain
 
 META, REJECTED, PROGRESS = "meta.json", "rejected.jsonl", "progress.json"
 NOTED_EVERY_S = 5.0
@@ -224,7 +225,11 @@ def only_one(folder: Path) -> Iterator[None]:
     with cache_written(path):
         folder.parent.mkdir(parents=True, exist_ok=True)
         lock = ExitStack()
-        lock.enter_context(held(path, wait=True))
+        try:
+            lock.enter_context(held(path, wait=False))
+        except BlockingIOError:
+            complain("another process encodes the same data: waiting for it")
+            lock.enter_context(held(path, wait=True))
     with lock:
         yield
 

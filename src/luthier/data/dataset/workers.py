@@ -12,7 +12,7 @@ import sys
 import threading
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -29,7 +29,9 @@ from luthier.data.recognise import ANSWERS, Purpose, RowParser, proposal
 from luthier.errors import BadRow, EnvironmentProblem
 from luthier.objectives import Objective
 from luthier.randomness import key, uniform
+from luthier.system.children import is_stopped
 from luthier.system.cores import cores
+from luthier.system.streams import complain
 from luthier.types import NO_TARGET, Conversation, Example, Preference, Prompt, Row, Sample, Text, conversations_of
 
 CHUNK_ROWS = 512
@@ -38,6 +40,8 @@ CHUNK_CHARACTERS = 1 << 20
 AHEAD = 2
 """Chunks that wait for each worker: enough that none is idle, few enough that memory stays flat."""
 MOST_WORKERS = 32
+PATIENCE_S = 10.0
+"""After so long without a chunk it is looked whether the workers work."""
 WORTH_WORKERS_BYTES = 4 << 20
 PURPOSES = ("train", "eval")
 
@@ -281,10 +285,15 @@ def encoders(encoding: Encoding, workers: int) -> Iterator[Any]:
         return
     if encoding.renderer.template is not None:
         encoding.renderer.template.close()  # each worker starts a process of its own for the template
+    others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), _begin, (encoding,))
+    is_done = False
     try:
         yield lambda works: _in_order(pool, works, AHEAD * workers)
+        is_done = True
     finally:
+        for child in set() if is_done else set(multiprocessing.active_children()) - others:
+            child.kill()  # nobody waits for what it does, and one that was stopped would never end by itself
         pool.shutdown(cancel_futures=True)
 
 
@@ -299,13 +308,25 @@ def _in_order(pool: ProcessPoolExecutor, works: Iterable[Work], ahead: int) -> I
         for work in works:
             waiting.append(pool.submit(_encode, work))
             if len(waiting) > ahead:
-                yield waiting.popleft().result()
+                yield _result(waiting.popleft())
         while waiting:
-            yield waiting.popleft().result()
+            yield _result(waiting.popleft())
     except BrokenProcessPool:
         raise EnvironmentProblem(
             "data.num_workers", "a process that encodes was ended (out of memory?)", "more memory", "data.num_workers=0"
         ) from None
+
+
+def _result(chunk: Future[Chunk]) -> Chunk:
+    """Waits for a chunk, and says where a worker does not work."""
+    told = set[int]()
+    while not wait([chunk], PATIENCE_S).done:
+        stopped = {child.pid for child in multiprocessing.active_children() if child.pid and is_stopped(child.pid)}
+        if stopped - told:
+            told |= stopped
+            pids = " ".join(map(str, sorted(stopped)))
+            complain(f"encoding waits for a process that somebody has stopped; kill -CONT {pids} lets it go on")
+    return chunk.result()
 
 
 _encoding: Encoding | None = None
