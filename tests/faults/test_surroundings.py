@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from luthier.errors import UserError
-from luthier.system.faults import WORDS, fault
+from luthier.errors import EnvironmentProblem, UserError
+from luthier.system.faults import WORDS, fault, raise_fault
 from luthier.system.launch import Launch, launch
 from luthier.system.paths import cache_dir
 from tests.faults.conftest import Small, Whole, different
@@ -208,6 +208,14 @@ def test_words_for_what_a_disk_does() -> None:
     )
     assert fault(KeyError("no space")) is None
     assert fault(OSError("a library's own text")) is None
+
+
+def test_what_fails_while_a_model_is_read_may_be_the_machine() -> None:
+    for error in (OSError(errno.EIO, "?"), MemoryError(), RuntimeError("can't start new thread")):
+        with pytest.raises(EnvironmentProblem, match="cannot be read"):
+            raise_fault("model", error)
+    raise_fault("model", FileNotFoundError(errno.ENOENT, "No such file"))  # which is not the machine's fault
+    raise_fault("model", RuntimeError("a size mismatch"))
 
 
 def test_paths_of_a_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

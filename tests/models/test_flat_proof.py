@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, MistralConfig
 
+from luthier.errors import EnvironmentProblem
 from luthier.kernels import attention
 from luthier.models import flat
 from luthier.models.flat import LENGTHS, TOLERANCE, WINDOW_TOKENS, prove, reduced, stock_attention, use_flat_attention
@@ -158,6 +159,17 @@ def test_padded_that_is_no_better_is_said(monkeypatch: pytest.MonkeyPatch) -> No
     assert "leak into one another" in why
     assert "padded, its gradients differ too" in why
     assert "padded" not in prove(twin_config("lfm2"), torch.float32).why
+
+
+def test_a_fault_of_the_machine_is_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would be kept, and the next run would go another way."""
+
+    def no_room(*_: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 64 bytes")
+
+    monkeypatch.setattr(flat, "_alone", no_room)
+    with pytest.raises(EnvironmentProblem, match="not enough memory"):
+        prove(twin_config("llama", hidden_size=144, num_attention_heads=9, num_key_value_heads=9), torch.float32)
 
 
 def test_a_verdict_holds_for_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:

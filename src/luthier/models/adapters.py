@@ -18,6 +18,7 @@ from luthier.kernels.experts_lora import compute_apart
 from luthier.kernels.lora import ADAPTER, FromStart, lora_layers, tie_edges
 from luthier.models.checks import check_adapter_config
 from luthier.models.new_tokens import grow, grown
+from luthier.system.faults import raise_fault
 from luthier.system.files import sha256
 
 STARTS_AT_ZERO = (True, "gaussian", "eva", "orthogonal")
@@ -250,6 +251,7 @@ def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(folder / WEIGHTS)
     except (SafetensorError, OSError) as error:
+        raise_fault(folder / WEIGHTS, error)
         raise UserError(
             str(folder / WEIGHTS), f"cannot be read: {error}", "a whole safetensors file", "copy the adapter again"
         ) from None

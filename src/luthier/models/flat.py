@@ -22,6 +22,7 @@ import transformers
 
 from luthier.kernels import attention, experts
 from luthier.models import architectures
+from luthier.system.faults import raise_fault
 from luthier.system.files import write_file
 from luthier.system.paths import cache_dir, cache_written
 
@@ -216,7 +217,7 @@ def _prove(config: Any, dtype: torch.dtype, device: torch.device) -> Verdict:
     try:
         model = twin(config, dtype, device)
     except (ValueError, RuntimeError, TypeError, AttributeError, KeyError, ZeroDivisionError, ImportError) as error:
-        return Verdict(False, f"no small twin of this architecture could be made ({_said(error)})")
+        return _not_flat("no small twin of this architecture could be made", error)
     generator = torch.Generator().manual_seed(2)
     documents = [torch.randint(1, VOCABULARY, (length,), generator=generator) for length in LENGTHS]
     changed = [(documents[0] + 1 + torch.arange(LENGTHS[0])) % (VOCABULARY - 1) + 1, *documents[1:]]
@@ -224,14 +225,14 @@ def _prove(config: Any, dtype: torch.dtype, device: torch.device) -> Verdict:
         alone = _run(model, lambda: _alone(model, documents, device))
         padded = _run(model, lambda: _padded(model, documents, device))
     except BREAKS as error:
-        return Verdict(False, f"its twin does not run by the stock attention ({_said(error)})")
+        return _not_flat("its twin does not run by the stock attention", error)
     try:
         use_flat_attention(model)
         flat = _run(model, lambda: _flat(model, documents, device))
         with torch.no_grad():
             moved = _flat(model, changed, device)
     except BREAKS as error:
-        return Verdict(False, f"it does not take flat batches ({_said(error)})" + _doubt(padded, alone, dtype))
+        return _not_flat("it does not take flat batches", error, _doubt(padded, alone, dtype))
     found = _Figures(
         isolation=_apart(flat.logits[1:], moved[1:], alone),
         agreement=_apart(flat.logits, alone.logits, alone),
@@ -280,8 +281,10 @@ def _doubt(padded: _Pass, alone: _Pass, dtype: torch.dtype) -> str:
     return f"; padded, its gradients differ too (by {apart:.1e}): max_tokens_per_micro_batch=1 takes each row alone"
 
 
-def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}"
+def _not_flat(why: str, error: Exception, doubt: str = "") -> Verdict:
+    """The verdict where code of the architecture has failed. Raises EnvironmentProblem where the machine has."""
+    raise_fault("the proof of the layout", error)
+    return Verdict(False, f"{why} ({type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}){doubt}")
 
 
 def _run(model: Any, compute: Callable[[], list[torch.Tensor]]) -> _Pass:

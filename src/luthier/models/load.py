@@ -29,6 +29,7 @@ from luthier.models.patches.bitsandbytes_on_cpu import alike_in_training_and_sco
 from luthier.models.patches.plain_linear import plain_linear
 from luthier.models.source import ModelSource
 from luthier.quantization import Quantization
+from luthier.system.faults import raise_fault
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -66,6 +67,7 @@ def load_config(folder: Path, trust_remote_code: bool = False) -> PretrainedConf
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
     except (ValueError, KeyError, TypeError, OSError) as error:
+        raise_fault(folder / "config.json", error)
         raise UserError(
             str(folder / "config.json"),
             f"transformers cannot use it: {excerpt(str(error), 200)}",
@@ -92,10 +94,12 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedT
                 folder, trust_remote_code=trust_remote_code, local_files_only=True
             )
     except ImportError as error:
+        raise_fault(folder, error)
         raise EnvironmentProblem(
             str(folder), excerpt(str(error), 200), "the package that this tokenizer needs", _install(error)
         ) from error
     except (ValueError, KeyError, TypeError, OSError, RuntimeError) as error:
+        raise_fault(folder, error)
         raise UserError(
             str(folder),
             f"the tokenizer cannot be loaded: {excerpt(str(error), 200)}",
@@ -180,6 +184,7 @@ def _failures_explained(folder: Path, name: str, dtype: torch.dtype) -> Iterator
     try:
         yield
     except ImportError as error:
+        raise_fault(name, error)
         raise EnvironmentProblem(
             name, excerpt(str(error), 200), "the package that this model needs", _install(error)
         ) from error
@@ -191,6 +196,7 @@ def _failures_explained(folder: Path, name: str, dtype: torch.dtype) -> Iterator
             "model.quantization=nf4, dtype=bfloat16, or a smaller model",
         ) from error
     except (ValueError, KeyError, TypeError, OSError, RuntimeError) as error:
+        raise_fault(name, error)
         raise UserError(
             name,
             f"transformers cannot load {folder}: {excerpt(str(error), 300)}",

@@ -32,6 +32,8 @@ WORDS = {
 """errno -> why"""
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
+OF_PATHS = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EISDIR)
+"""Where something is read: it is the input that is not there."""
 
 _NUMBER = re.compile(r"\(os error (\d+)\)")
 """How libraries in Rust end the text of an error of the system."""
@@ -60,6 +62,20 @@ def fault(error: BaseException) -> str | None:
     found = _NUMBER.search(text)
     number = int(found[1]) if found else next((at for words, at in _TEXTS.items() if words in text), None)
     return None if number is None else WORDS.get(number, os.strerror(number))
+
+
+def raise_fault(place: Path | str, error: Exception) -> None:
+    """Where a library has failed with what it was given: whether it was the machine.
+
+    Raises:
+        EnvironmentProblem: it was.
+    """
+    why = None if getattr(error, "errno", None) in OF_PATHS else fault(error)
+    if why is not None:
+        found = f"cannot be read: {why}"
+        raise EnvironmentProblem(
+            str(place), found, "a machine that lets it be read", "mend it, then the same command"
+        ) from error
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from typing import Any
 
 from luthier.errors import UserError, excerpt
 from luthier.models.sources._say import Say
+from luthier.system.faults import raise_fault
 from luthier.system.files import sha256
 from luthier.system.paths import cache_dir, cache_folder
 from luthier.system.words import human_bytes
@@ -89,6 +90,7 @@ def _header(file: Path) -> dict[str, Any]:
     try:
         reader = GGUFReader(_whole_name(file))
     except (ValueError, IndexError, KeyError, OSError) as error:
+        raise_fault(file, error)
         raise UserError(
             str(file),
             f"the GGUF file is damaged or cut off: {excerpt(str(error))}",

@@ -19,7 +19,7 @@ from luthier.errors import EnvironmentProblem, UserError, excerpt
 from luthier.models.folder import check_config, check_tokenizer, read_json, refuse_stub, weight_files
 from luthier.models.shards import INDEX, SHARD_BYTES, SINGLE
 from luthier.models.sources._say import Say
-from luthier.system.faults import faults_told
+from luthier.system.faults import faults_told, raise_fault
 from luthier.system.files import OURS
 from luthier.system.words import human_bytes
 
@@ -161,6 +161,7 @@ def _check(folder: Path, name: str, trust_remote_code: bool) -> None:
                 ignore_mismatched_sizes=True,
             )
     except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise_fault(name, error)
         raise UserError(
             name, f"transformers cannot use it: {excerpt(str(error), 300)}", "a causal language model", _AGAIN
         ) from error
