@@ -11,6 +11,18 @@ from pathlib import Path
 from luthier.errors import UserError
 from luthier.system.files import refuse_odd
 
+_handles = set[int]()
+"""Of the locks that this process holds."""
+
+
+def _let_go_in_child() -> None:
+    """A child that outlives its parent (one that encodes, until it notices) would hold what the parent held."""
+    while _handles:
+        os.close(_handles.pop())
+
+
+os.register_at_fork(after_in_child=_let_go_in_child)
+
 
 class Lock:
     """A lock that is held."""
@@ -48,9 +60,11 @@ def held(path: Path, *, wait: bool) -> Iterator[Lock]:
             else:
                 os.close(handle)
                 handle = -1
+        _handles.add(handle)
         try:
             yield lock
         finally:
+            _handles.discard(handle)
             if lock.is_in_place():
                 with suppress(OSError):  # an empty file that stays does no harm
                     path.unlink()

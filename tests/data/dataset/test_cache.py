@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from luthier.cli import main
+from luthier.data.dataset.samples import DTYPES, SampleBuffer, SampleWriter
 from luthier.errors import EnvironmentProblem
 from tests.data.dataset.test_prepare import alpaca, run
 from tests.helpers.looked_at import PLAIN, looked, prepare_folder
@@ -50,6 +53,34 @@ def test_no_room_while_encoding(rows: int) -> None:
         run()
     assert "LUTHIER_CACHE=" in caught.value.fix
     assert run().train.fingerprint == fingerprint
+
+
+@pytest.mark.parametrize("which", ["input_ids", "lengths", "row_text"])
+def test_a_disk_that_is_full_for_a_moment(which: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A chunk of which half is written is not gone on from: its rows would be there twice, or the arrays not fit."""
+    rows = alpaca(1_200)  # three chunks
+    whole = run(rows)
+    wanted, folder = whole.train.fingerprint, whole.train.folder.parent  # type: ignore[attr-defined]
+    shutil.rmtree(folder)
+    append, appended = SampleWriter.append, list[int]()
+
+    def failing(writer: SampleWriter, buffer: SampleBuffer) -> None:
+        appended.append(len(buffer))
+        if len(appended) != 2:
+            append(writer, buffer)
+            return
+        for name, array in buffer.arrays(before=len(writer)).items():
+            if name == which:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            writer._files[name].write(array.astype(DTYPES[name]).tobytes())
+            writer.counts[name] += len(array)
+
+    monkeypatch.setattr(SampleWriter, "append", failing)
+    with pytest.raises(EnvironmentProblem, match="the disk is full"):
+        run()
+    again = run()
+    assert again.train.fingerprint == wanted
+    assert again.ledger == whole.ledger
 
 
 def test_a_full_disk() -> None:

@@ -95,7 +95,8 @@ class Store:
         with cache_written(folder):
             self._begin(folder)
         self._last_noted = time.monotonic()
-        self._completed = False
+        self._can_be_noted = True
+        """between two chunks: within one, some arrays have it and others have not"""
 
     def _begin(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -114,7 +115,9 @@ class Store:
     def add(self, chunk: Chunk) -> None:
         """Writes what became of the rows that follow."""
         with cache_written(self.folder):
+            self._can_be_noted = False
             self._append(chunk)
+            self._can_be_noted = True
             if time.monotonic() - self._last_noted >= NOTED_EVERY_S:
                 self._note()
 
@@ -142,7 +145,7 @@ class Store:
 
     def complete(self) -> dict[str, Samples]:
         """Completes the files and opens them."""
-        self._completed = True
+        self._can_be_noted = False
         with cache_written(self.folder):
             for writer in self.writers.values():
                 writer.close()
@@ -165,7 +168,7 @@ class Store:
         if kind is None:
             return
         refused = issubclass(kind, UserError)
-        if not refused and not self._completed:
+        if not refused and self._can_be_noted:
             with suppress(OSError):  # the disk is full: what was noted before is gone on from
                 self._note()
         for writer in self.writers.values():
