@@ -72,9 +72,10 @@ def test_encoding_at_any_operation(part: int, large: Small, large_whole: Whole, 
 
 
 def begun(large: Small, whole: Whole, run: Path) -> tuple[int, list[int]]:
-    """The process that encodes, stopped at its first write of encoded rows, and those that work for it."""
+    """The process that encodes, stopped while it writes encoded rows, and those that work for it."""
     emptied(run)
-    at = next(at for at, (name, path) in enumerate(whole.operations, 1) if name == "write" and "/encoded/" in path)
+    writes = [at for at, (name, path) in enumerate(whole.operations, 1) if name == "write" and "/encoded/" in path]
+    at = writes[len(writes) // 2]  # the first are of the arrays' beginnings, before there are workers
     plan = Plan(What.SIGNAL, at, signal.SIGSTOP)
     pid = large.commands.start(large.command(run), plan, under=(run.parent,), LUTHIER_CACHE=str(large.cache(run)))
     Commands.wait_until_stopped(pid)
