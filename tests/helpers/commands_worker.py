@@ -14,6 +14,7 @@ import json
 import os
 import pkgutil
 import resource
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,9 @@ PATIENCE_S = 0.5
 def child(order: dict[str, Any]) -> int:
     os.setpgid(0, 0)
     os.chdir(order["folder"])
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # also where the tests run in the background, which ignores it
     os.environ.update(order["variables"])
     torch.set_num_threads(1)
     said = os.open(order["said"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
