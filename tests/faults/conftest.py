@@ -86,12 +86,17 @@ class Whole:
         return next(at for at, (one, path) in enumerate(self.operations, 1) if one == name and path.endswith(end))
 
 
-@pytest.fixture(scope="session")
-def whole(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Whole:
-    run = tmp_path_factory.mktemp("whole").resolve() / "run"
+def unhit(small: Small, folder: Path) -> Whole:
+    """The run that nothing hits."""
+    run = folder.resolve() / "run"
     ended = small.train(run)
     assert ended.code == 0, ended.said
     return Whole(run, ended.operations)
+
+
+@pytest.fixture(scope="session")
+def whole(small: Small, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    return unhit(small, tmp_path_factory.mktemp("whole"))
 
 
 def content(run: Path) -> dict[str, Any]:

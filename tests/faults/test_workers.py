@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.conftest import Small, Whole, different, emptied
+from tests.faults.conftest import Small, Whole, different, emptied, unhit
 from tests.faults.test_disk import ERRORS, gone_on, told_wrongly
 from tests.helpers.faults import Commands, Ended, Plan, What
 from tests.helpers.killing import WORDS
@@ -42,10 +42,7 @@ output_dir: unused
 
 @pytest.fixture(scope="module")
 def large_whole(large: Small, tmp_path_factory: pytest.TempPathFactory) -> Whole:
-    run = tmp_path_factory.mktemp("large-whole").resolve() / "run"
-    ended = large.train(run)
-    assert ended.code == 0, ended.said
-    return Whole(run, ended.operations)
+    return unhit(large, tmp_path_factory.mktemp("large-whole"))
 
 
 @pytest.mark.parametrize("part", [1, 2, 3, 4])
@@ -90,14 +87,20 @@ def ended(large: Small) -> Ended:
     return found
 
 
-def test_a_stopped_worker_is_told_of_and_goes_on(large: Small, large_whole: Whole, tmp_path: Path) -> None:
-    run = tmp_path.resolve() / "place" / "run"
-    pid, workers = begun(large, large_whole, run)
+def waiting(large: Small, whole: Whole, run: Path) -> tuple[int, list[int]]:
+    """As `begun`, and it waits for those who work for it, who are stopped; it has said so."""
+    pid, workers = begun(large, whole, run)
     for worker in workers:
         os.kill(worker, signal.SIGSTOP)
     os.kill(pid, signal.SIGCONT)
     while "kill -CONT" not in large.commands.said():
         time.sleep(0.05)
+    return pid, workers
+
+
+def test_a_stopped_worker_is_told_of_and_goes_on(large: Small, large_whole: Whole, tmp_path: Path) -> None:
+    run = tmp_path.resolve() / "place" / "run"
+    _, workers = waiting(large, large_whole, run)
     for worker in workers:
         os.kill(worker, signal.SIGCONT)
     assert ended(large).code == 0
@@ -109,12 +112,7 @@ def test_ctrl_c_ends_also_where_a_worker_is_stopped(
     number: int, code: int, large: Small, large_whole: Whole, tmp_path: Path
 ) -> None:
     run = tmp_path.resolve() / "place" / "run"
-    pid, workers = begun(large, large_whole, run)
-    for worker in workers:
-        os.kill(worker, signal.SIGSTOP)
-    os.kill(pid, signal.SIGCONT)
-    while "kill -CONT" not in large.commands.said():
-        time.sleep(0.05)
+    pid, _ = waiting(large, large_whole, run)
     os.kill(pid, number)
     assert ended(large).code == code
     assert not gone_on(large, run, large_whole)

@@ -292,8 +292,9 @@ def encoders(encoding: Encoding, workers: int) -> Iterator[Any]:
         yield lambda works: _in_order(pool, works, AHEAD * workers)
         is_done = True
     finally:
-        for child in set() if is_done else set(multiprocessing.active_children()) - others:
-            child.kill()  # nobody waits for what it does, and one that was stopped would never end by itself
+        if not is_done:  # nobody waits for what they do, and one that somebody has stopped would never end by itself
+            for child in set(multiprocessing.active_children()) - others:
+                child.kill()
         pool.shutdown(cancel_futures=True)
 
 
