@@ -16,6 +16,7 @@ import pytest
 from luthier import cli, config
 from luthier.cli import main
 from luthier.config.documents import Document
+from luthier.data.chat import laws
 from luthier.errors import UserError
 from luthier.inspecting import first_config
 from luthier.system import machine
@@ -194,6 +195,23 @@ def test_explain_prints_keys_and_errors(capsys: pytest.CaptureFixture[str]) -> N
     assert main(["explain", "learnig_rate"]) == 2
     assert 'did you mean "learning_rate"?' in capsys.readouterr().err
     assert main(["explain", "learnig_rate", "--json"]) == 2
+
+
+def test_explain_takes_words_without_quotes_and_laws_by_the_names_that_are_printed(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["explain", "exit", "4"]) == 0
+    assert "exit code 4" in capsys.readouterr().out
+    for law in laws.NAMES:  # as reports print them, and as messages about rows do
+        for words in (law.replace("_", " ").split(), ["law", law]):
+            assert main(["explain", *words]) == 0
+            assert laws.meaning(law) in capsys.readouterr().out
+    assert main(["explain"]) == 0
+    assert "\n  marks change nothing: " in capsys.readouterr().out
+    assert main(["explain", "marks", "chage", "nothing"]) == 2
+    assert 'did you mean "marks change nothing"?' in capsys.readouterr().err
+    assert main(["explain", "batch"]) == 2
+    assert '"global_batch_size"' in capsys.readouterr().err
 
 
 def test_config_schema_prints_json(capsys: pytest.CaptureFixture[str]) -> None:

@@ -58,3 +58,15 @@ def test_a_configuration_is_read_without_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+def test_explain_waits_for_no_torch() -> None:
+    """Every key of every component is looked at, and numpy alone is a third of the time that is left."""
+    code = (
+        "import sys; from luthier.cli import main; "
+        "codes = [main(['explain']), main(['explain', 'lr']), main(['explain', 'marks', 'change', 'nothing'])]; "
+        "assert codes == [0, 0, 0]; "
+        "heavy = {'torch', 'transformers', 'peft', 'numpy'} & set(sys.modules); assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr

@@ -10,14 +10,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-import numpy as np
-import numpy.typing as npt
-
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     import torch
 
+    Ints = npt.NDArray[np.int64]
+else:  # a configuration is read, and explained, without either
+    Ints = Any
+
 Role = Literal["system", "user", "assistant", "tool"]
-Ints = npt.NDArray[np.int64]
 
 NO_TARGET = -1
 """The target of a position that is not trained."""

@@ -1,4 +1,4 @@
-"""Say what a key of the configuration or an error means."""
+"""Say what a key of the configuration, an error or a law means."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from luthier.cli._options import AsJson
 
 
 def explain(
-    key: Annotated[
-        str,
+    words: Annotated[
+        list[str] | None,
         typer.Argument(
-            metavar="[KEY|ERROR]",
+            metavar="[KEY|ERROR|LAW]",
             show_default=False,
-            help="A key, an exit code or words of an error. Without it: a list of all.",
+            help="A key, an exit code, words of an error, or a law of encoded rows. Without it: a list of all.",
         ),
-    ] = "",
+    ] = None,
     json: AsJson = False,
 ) -> None:
-    """Say what a key of the configuration or an error means: type, default, meaning, and where it stands.
+    """Say what a key of the configuration, an error or a law means: type, default, meaning, and where it stands.
 
     Other tools' names are answered with ours.
 
@@ -29,12 +29,18 @@ def explain(
       luthier explain learning_rate
       luthier explain data.on_long_row
       luthier explain lora_rank
-      luthier explain "exit 4"
+      luthier explain exit 4
+      luthier explain marks change nothing
     """
     from luthier.cli._shared import print_json
     from luthier.config import error_guide, keys
+    from luthier.data.chat import laws
 
+    key = " ".join(words or [])
     if json and (found := keys.find(key) if key else keys.keys()):
         print_json([known.as_dict() for known in found])
         return
-    print(keys.overview() + "\n\n" + error_guide.overview() if not key else keys.explain(key))
+    if key:
+        print(keys.explain(key, laws.explained()))
+    else:
+        print("\n\n".join([keys.overview(), error_guide.overview(), laws.overview()]))

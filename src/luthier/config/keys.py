@@ -5,10 +5,11 @@ The meaning of a key is the docstring under it; its type and default are those t
 
 from __future__ import annotations
 
+import json
 import re
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -186,8 +187,11 @@ def find(name: str) -> list[Key]:
     return (exact or by_word) + (members if exact or not by_word else [])
 
 
-def explain(word: str) -> str:
+def explain(word: str, others: Mapping[str, str] | None = None) -> str:
     """What a key, another tool's key, an error or a named value means, as a screen of text.
+
+    Args:
+        others: names of what is no part of a configuration, in words or with underscores, and what is said of each.
 
     Raises:
         UserError: it is none of them; names the nearest key.
@@ -199,17 +203,27 @@ def explain(word: str) -> str:
     for key, values in RENAMED_VALUES.items():
         if word in values:
             return f"{word} is another tool's name: write {key.removesuffix('.kind')}: {values[word]}"
+    if message := (others or {}).get(" ".join(word.lower().replace("_", " ").split()).removeprefix("law ")):
+        return message
     if message := error_guide.find(word):
         return message
     if holders := [key for key in keys() if word in key.values]:
         return f"{word} is a value of {holders[0].dotted}\n\n" + "\n\n".join(map(_paragraph, holders))
-    known = sorted({name for key in keys() for name in (key.name, key.dotted)} | set(error_guide.ERRORS))
+    known = sorted({name for key in keys() for name in (key.name, key.dotted)} | {*error_guide.ERRORS, *(others or {})})
     raise UserError(
         f"luthier explain {word}",
         "no key and no error of this name",
         "luthier explain lists all",
-        component.did_you_mean(word, known),
+        _meant(word, known),
     )
+
+
+def _meant(word: str, known: list[str]) -> str:
+    """The known names that a word may stand for: `batch` is no misspelt `path`, but a part of `global_batch_size`."""
+    holding = [name for name in known if len(word) > 2 and word in re.split(r"[._ ]", name)]
+    if not holding:
+        return component.did_you_mean(word, known)
+    return f"did you mean {' or '.join(json.dumps(name) for name in sorted(holding, key=len)[:3])}?"
 
 
 def _paragraph(key: Key) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
-
-import torch
+from typing import TYPE_CHECKING, Any, Literal
 
 from luthier.component import ComponentConfig
 from luthier.objectives._trained_tokens import TrainedTokens
 from luthier.types import LossOut, MicroBatch, Policy, Routing, Sample
+
+if TYPE_CHECKING:  # a configuration is read, and explained, without torch
+    import torch
 
 __all__ = ["RouterBalance"]
 
@@ -68,6 +69,8 @@ class RouterBalance(TrainedTokens):
         """How often each expert of each router is chosen in a micro-batch, router after router; over documents, nothing."""
         if not self.over_step:
             return []
+        import torch
+
         routing = policy(batch, want=self.wants, head=False).routing
         assert routing is not None
         counts = [_taken(*said).sum(0) for said in zip(routing.logits, routing.chosen, strict=True)]
@@ -77,12 +80,16 @@ class RouterBalance(TrainedTokens):
 
     def begin_step(self, totals: list[float], samples: list[Sample]) -> None:
         """From the counts of the whole step to its shares."""
+        import torch
+
         tokens = sum(len(sample) for sample in samples)
         shares = torch.tensor(totals, dtype=torch.float64).div(tokens).float()
         self.often = list(torch.split(shares, self._experts))
         self.weight_of_a_token = self.weight(samples) / tokens
 
     def loss(self, policy: Policy, batch: MicroBatch) -> LossOut:
+        import torch
+
         scores = policy(batch, want=self.wants)
         assert scores.routing is not None
         trained = batch.by_document(torch.ones_like(scores.logps)).to(scores.logps)
@@ -97,6 +104,8 @@ class RouterBalance(TrainedTokens):
 
     def _balance(self, routing: Routing, lengths: list[int]) -> torch.Tensor:
         """Of each document, [S]."""
+        import torch
+
         found = []
         for number, (logits, chosen) in enumerate(zip(routing.logits, routing.chosen, strict=True)):
             probable = _means(logits.softmax(-1), lengths)
@@ -107,9 +116,11 @@ class RouterBalance(TrainedTokens):
 
 def _taken(logits: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
     """logits [M, E], chosen [M, K] -> [M, E]: 1 where a token goes to an expert, else 0."""
-    return torch.zeros_like(logits).scatter_(-1, chosen, 1.0)
+    return logits.new_zeros(logits.shape).scatter_(-1, chosen, 1.0)
 
 
 def _means(values: torch.Tensor, lengths: list[int]) -> torch.Tensor:
     """[M, E] -> [S, E]: the mean over each document. One by one: so its bits do not depend on its neighbours."""
+    import torch
+
     return torch.stack([part.mean(0) for part in torch.split(values, lengths)])

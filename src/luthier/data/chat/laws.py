@@ -266,6 +266,23 @@ def meaning(name: str) -> str:
     return told.get(name) or " ".join((LAWS[name].__doc__ or "").split()).partition(". ")[0].rstrip(".") + "."
 
 
+def explained() -> dict[str, str]:
+    """Of each law its name as reports print it, and what `luthier explain` says of it."""
+    return {
+        name.replace("_", " "): (
+            f"{name.replace('_', ' ')}: a law of every row that is put into tokens\n  {meaning(name)}\n"
+            "  A row that breaks it cannot be used; the message about the row says what stands there and what to write. "
+            "luthier data CONFIG.yaml lists all laws and the rows that break one."
+        )
+        for name in NAMES
+    }
+
+
+def overview() -> str:
+    """All laws, a line each."""
+    return "\n".join(["laws of encoded rows", *(f"  {name.replace('_', ' ')}: {meaning(name)}" for name in NAMES)])
+
+
 def check(evidence: Evidence, row: str) -> LawBroken | None:
     """All laws that an encoded example breaks."""
     broken = {name: found for name, law in LAWS.items() if (found := law(evidence)) is not None}
