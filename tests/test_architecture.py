@@ -100,7 +100,7 @@ ALLOWED_FAMILY_WORDS = {
     ("models/gguf_tokenizer.py", "gpt2"),  # the same
     ("models/gguf_tokenizer.py", "llama"),  # GGUF's word for the plainest model, under any tokenizer
     ("models/flat.py", "mamba"),  # the beginning of a key in configurations of many families
-    ("models/folder.py", "llama"),  # an example in a message
+    ("models/settings.py", "llama"),  # an example in a message
 }
 
 

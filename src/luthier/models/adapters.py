@@ -17,6 +17,8 @@ from luthier.errors import UserError
 from luthier.kernels.experts_lora import compute_apart
 from luthier.kernels.lora import ADAPTER, FromStart, lora_layers, tie_edges
 from luthier.models.checks import check_adapter_config
+from luthier.models.files import refuse_odd_links
+from luthier.models.headers import file_tensors
 from luthier.models.new_tokens import grow, grown
 from luthier.system.faults import raise_fault
 from luthier.system.files import sha256
@@ -248,6 +250,8 @@ def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
             "an adapter in safetensors",
             "convert it where you trust it: peft's model.save_pretrained(folder, safe_serialization=True)",
         )
+    refuse_odd_links(folder)
+    file_tensors(folder / WEIGHTS, str(folder))
     try:
         return load_file(folder / WEIGHTS)
     except (SafetensorError, OSError) as error:

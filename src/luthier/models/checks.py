@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, cast
 from torch import nn
 
 from luthier.errors import UserError, excerpt
-from luthier.models.folder import read_json, tensors, weight_files
+from luthier.models.folder import tensors, weight_files
+from luthier.models.settings import read_json
 
 if TYPE_CHECKING:
     import torch

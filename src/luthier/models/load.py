@@ -24,9 +24,10 @@ from luthier.models.checks import (
     refuse_unquantized,
     stored_weights,
 )
-from luthier.models.folder import TOKENIZER_FILES, check_folder, native_type, read_json, tensors
+from luthier.models.folder import TOKENIZER_FILES, check_folder, native_type, tensors
 from luthier.models.patches.bitsandbytes_on_cpu import alike_in_training_and_scoring
 from luthier.models.patches.plain_linear import plain_linear
+from luthier.models.settings import read_json
 from luthier.models.source import ModelSource
 from luthier.quantization import Quantization
 from luthier.system.faults import raise_fault

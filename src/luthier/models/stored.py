@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from luthier.models.folder import FLOATING, Tensor, tensors
+from luthier.models.folder import tensors
+from luthier.models.headers import FLOATING, Tensor
 from luthier.models.new_tokens import grown
 
 _WRAPPED = re.compile(r"\.(base_layer|original_module|token_adapter)(?=\.)")

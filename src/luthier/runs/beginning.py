@@ -20,7 +20,8 @@ from safetensors.torch import load_file, save_file
 from luthier.errors import UserError
 from luthier.kernels.lora import starts_of
 from luthier.models.adapters import adapter_folder, embedding_rows, load_adapter, new_tokens
-from luthier.models.folder import Tensor, tensors
+from luthier.models.folder import tensors
+from luthier.models.headers import Tensor
 from luthier.models.new_tokens import refuse_other_tokens
 from luthier.models.source import ModelSource
 from luthier.policy.policy import Policy

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from luthier.errors import EnvironmentProblem, UserError, excerpt
-from luthier.models.folder import check_config, check_tokenizer, read_json, refuse_stub, weight_files
+from luthier.models.files import refuse_stub
+from luthier.models.folder import check_tokenizer, weight_files
+from luthier.models.settings import check_config, read_json
 from luthier.models.shards import INDEX, SHARD_BYTES, SINGLE
 from luthier.models.sources._say import Say
 from luthier.system.faults import faults_told, raise_fault
