@@ -360,7 +360,7 @@ WRITERS = {
     "data/dataset/samples.py": "arrays that grow in the cache",
     "data/dataset/cache.py": "the same",
     "training/result.py": "a folder that is aside",
-    "training/checkpoint.py": "the same",
+    "runs/checkpoint.py": "the same",
     "runs/beginning.py": "the same",
     "export/merged.py": "the same",
     "export/adapter.py": "the same",

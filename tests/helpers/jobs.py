@@ -21,8 +21,8 @@ from luthier.models.flat import use_flat_attention
 from luthier.objectives.sft import SFT
 from luthier.policy.policy import Policy
 from luthier.randomness import key
+from luthier.runs.checkpoint import Checkpoints
 from luthier.runs.recorder import Recorder
-from luthier.training.checkpoint import Checkpoints
 from luthier.training.job import Job, Record
 from luthier.training.parameters import make_optimizer
 from luthier.training.schedule import make_schedule

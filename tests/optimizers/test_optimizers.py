@@ -21,8 +21,8 @@ from luthier.errors import UserError
 from luthier.optimizers import _stochastic_adamw
 from luthier.optimizers._adamw import AdamWConfig, adamw
 from luthier.optimizers._stochastic_adamw import StochasticAdamW, round_stochastically
+from luthier.runs.checkpoint import pack, unpack
 from luthier.training import run
-from luthier.training.checkpoint import pack, unpack
 from luthier.training.loop import run_steps as run_loop
 from luthier.training.parameters import make_optimizer
 from luthier.training.state import restore, state_of

@@ -18,7 +18,7 @@ from tests.helpers.tiny_models import tiny_llama
 
 SLOW_SAVE = """
 import sys, time
-from luthier.training import checkpoint
+from luthier.runs import checkpoint
 whole = checkpoint.save_file
 def save_file(tensors, path):
     if "step-000004" in str(path):

@@ -15,7 +15,19 @@ ConfigAndOverrides = Annotated[
         help="The configuration, and keys that override it.",
     ),
 ]
-RunOrAdapter = Annotated[str, typer.Argument(metavar="RUN|ADAPTER", help="A run's folder, or an adapter's.")]
+RunOrAdapter = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN|CHECKPOINT|ADAPTER", help="A run's folder, RUN/checkpoints/step-N, or an adapter's folder."
+    ),
+]
+RunOrModel = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN|CHECKPOINT|ADAPTER|MODEL",
+        help="A run's folder, one of its checkpoints (RUN/checkpoints/step-000100), an adapter's folder, or any model.",
+    ),
+]
 NewFolder = Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="A new or empty folder.")]
 WrittenDtype = Annotated[
     str | None,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from luthier.cli._options import TrustRemoteCode
+from luthier.cli._options import RunOrModel, TrustRemoteCode
 
 if TYPE_CHECKING:
     from luthier.inference.chat import Chat
@@ -17,9 +17,7 @@ HELP = "/reset forgets the conversation, /quit ends it"
 
 
 def chat(
-    target: Annotated[
-        str, typer.Argument(metavar="RUN|ADAPTER|MODEL", help="A run's folder, an adapter's folder, or any model.")
-    ],
+    target: RunOrModel,
     prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="One request; prints its answer and ends.")] = None,
     system: Annotated[
         str | None, typer.Option(metavar="TEXT", help="The system's text; default: that of the training data.")

@@ -6,13 +6,11 @@ from typing import Annotated
 
 import typer
 
-from luthier.cli._options import AsJson, DropBadRows, TrustRemoteCode
+from luthier.cli._options import AsJson, DropBadRows, RunOrModel, TrustRemoteCode
 
 
 def eval(
-    target: Annotated[
-        str, typer.Argument(metavar="RUN|ADAPTER|MODEL", help="A run's folder, an adapter's folder, or any model.")
-    ],
+    target: RunOrModel,
     data: Annotated[
         str, typer.Option(metavar="FILE", help="Rows in any format of training data; or '{path: FILE, format: ...}'.")
     ],

@@ -29,10 +29,13 @@ class Parts:
     base_dtype: str
     """The dtype in which the base is loaded where nobody asks for another, for example `bfloat16`."""
     as_stored: bool
-    """Whether the base's weights are those of its files; not where they were quantized and unpacked again."""
+    """Whether the base's weights are those of its files; not where they were quantized and unpacked again, or are those of a
+    checkpoint."""
     adapter: Path | None
     """The folder of the adapter, if there is one."""
     trust_remote_code: bool
     """Whether code that comes with the base may run, as it was allowed for opening it."""
     origin: Mapping[str, Any]
     """What stands in `luthier.json` beside every result: where it comes from, and the system text that it learned under."""
+    step: int | None = None
+    """Of the checkpoint whose weights the model has; None: they are those of `adapter` or `base`."""

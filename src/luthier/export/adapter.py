@@ -40,7 +40,14 @@ class Adapter:
         """adapter_model.safetensors, adapter_config.json, tokenizer, template, and the tokens that end an answer."""
         del say  # it is written at once
         assert parts.adapter is not None
-        shutil.copyfile(parts.adapter / WEIGHTS, folder / WEIGHTS)
+        if parts.step is None:
+            shutil.copyfile(parts.adapter / WEIGHTS, folder / WEIGHTS)
+        else:
+            from safetensors.torch import save_file
+
+            from luthier.models.adapters import adapter_weights
+
+            save_file(adapter_weights(parts.model), folder / WEIGHTS, metadata={"format": "pt"})
         settings = json.loads((parts.adapter / CONFIG).read_text(encoding="utf-8"))
         settings |= {"base_model_name_or_path": parts.base_name, "revision": parts.base_revision}
         (folder / CONFIG).write_text(

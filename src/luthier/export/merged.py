@@ -57,7 +57,7 @@ class Merged:
         dtype = None if self.config.dtype == "auto" else DTYPES[self.config.dtype]
         try:
             if not parts.as_stored:
-                raise NotByName("its base's values are in no file")
+                raise NotByName("the values of its weights are in no file of a model")
             if parts.adapter is not None and parts.model.active_peft_config.bias != "none":
                 raise NotByName("the adapter brings biases of the base's own")
             stored = Stored(core, parts.base, parts.base_name)

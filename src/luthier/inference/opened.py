@@ -36,6 +36,7 @@ from luthier.models.source import ModelSource
 from luthier.models.sources.resolve import resolve
 from luthier.policy.policy import Policy
 from luthier.runs import beginning
+from luthier.runs.at_step import at_step
 from luthier.system.devices import device as this_device
 
 TOKENIZER = "tokenizer_config.json"
@@ -63,10 +64,17 @@ class Opened:
     trust_remote_code: bool = False
     quantization: ComponentConfig | None = None
     """How the base was held when the adapter was trained."""
+    step: int | None = None
+    """Of the checkpoint; None where it is a result."""
 
     @property
     def adapter(self) -> Path | None:
         return self.source.adapter
+
+    @property
+    def run(self) -> Path | None:
+        """The folder of the run that made it."""
+        return (self.source.adapter or self.source.folder).parent if self.config is not None else None
 
     @property
     def context_tokens(self) -> int | None:
@@ -133,7 +141,7 @@ def open_model(
     base: Base = "as trained",
     trust_remote_code: bool = False,
 ) -> Opened:
-    """Opens RUN, ADAPTER or MODEL (any source of `model.path`).
+    """Opens RUN, a CHECKPOINT of one, ADAPTER or MODEL (any source of `model.path`).
 
     Args:
         dtype: how frozen weights are held; `auto`: as in the run that made it, else by the hardware.
@@ -145,35 +153,64 @@ def open_model(
         UserError: there is no such model, or it does not fit together.
         EnvironmentProblem: it cannot be fetched.
     """
-    source = resolve(target, trust_remote_code=trust_remote_code)
+    found = at_step(target)
+    source = resolve(str(found.run) if found is not None else target, trust_remote_code=trust_remote_code)
+    weights = found.weights() if found is not None else {}
     result = source.adapter or source.folder
     config = _config_of_run(result)
     where = device if device is not None else this_device()
     chosen, _why = choose_dtype(_of_run(result, config) if dtype == "auto" and config is not None else dtype, where)
     held = _trained_quantization(result, config) if source.adapter is not None else None
+    model = _loaded(source, result, chosen, where, held, base, trust_remote_code)
+    if found is not None:
+        found.put_into(model, weights)
+    tokenizer = load_tokenizer(result if (result / TOKENIZER).is_file() else source.folder, trust_remote_code)
+    template = Template.choose(tokenizer) if tokenizer.chat_template else None
+    renderer = ChatRenderer(tokenizer, template, _stop_ids(model))
+    system = trained_system(result)
+    return Opened(
+        target,
+        model.eval(),
+        tokenizer,
+        renderer,
+        template,
+        source,
+        config,
+        chosen,
+        system,
+        trust_remote_code,
+        held,
+        found.step if found is not None else None,
+    )
+
+
+def _loaded(
+    source: ModelSource,
+    result: Path,
+    dtype: torch.dtype,
+    device: torch.device,
+    held: ComponentConfig | None,
+    base: Base,
+    trust_remote_code: bool,
+) -> Any:
+    """The base as `base` says, with the adapter on it if there is one."""
     quantization, before = None, None
     if held is not None and base != "16bit":
         quantization = load_component("quantization", held.kind)(held)
         before = quantized_from(result)
     model: Any = load_model(
         source,
-        dtype=chosen,
-        device=where,
+        dtype=dtype,
+        device=device,
         quantization=quantization,
         quantized_from=DTYPES[before] if before is not None else None,
         trust_remote_code=trust_remote_code,
     )
     if quantization is not None and base == "dequantized":
-        model = dequantize(model, chosen)
+        model = dequantize(model, dtype)
     if source.adapter is not None:
         model = load_adapter(model, source.adapter, base=fingerprint(source).as_dict())
-    tokenizer = load_tokenizer(result if (result / TOKENIZER).is_file() else source.folder, trust_remote_code)
-    template = Template.choose(tokenizer) if tokenizer.chat_template else None
-    renderer = ChatRenderer(tokenizer, template, _stop_ids(model))
-    system = trained_system(result)
-    return Opened(
-        target, model.eval(), tokenizer, renderer, template, source, config, chosen, system, trust_remote_code, held
-    )
+    return model
 
 
 def _of_run(result: Path, config: RunConfig) -> str:

@@ -296,18 +296,19 @@ def _parts(opened: Opened, as_stored: bool) -> Parts:
         name,
         revision,
         base_dtype(opened.source),
-        as_stored,
+        as_stored and (opened.step is None or opened.adapter is not None),
         opened.adapter,
         opened.trust_remote_code,
         origin_of(opened.adapter or opened.source.folder, base),
+        opened.step,
     )
 
 
 def _inputs(opened: Opened, say: Callable[[str], None]) -> list[list[int]]:
     """Ids of the texts of the comparison: fixed ones, prompts of the run itself, and rows that it held out."""
     prompts = list(QUESTIONS)
-    if opened.config is not None:
-        answers = Path(opened.target) / ANSWERS
+    if opened.run is not None:
+        answers = opened.run / ANSWERS
         if answers.is_file():
             prompts += [
                 str(line["prompt"]) for line in json.loads(answers.read_text(encoding="utf-8"))[:MOST_RUN_PROMPTS]

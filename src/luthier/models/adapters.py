@@ -68,12 +68,7 @@ def _on_the_base(model: Any) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 
     One that is trained from a start other than zero (`FromStart`) becomes one of twice the rank, [A; A0] and [B, -B0].
     """
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in _adapter_weights(model).items()}
-    seen = set[int]()
-    for name, tensor in weights.items():  # a shared weight stands under each of its names, as peft writes it
-        if tensor.data_ptr() in seen:
-            weights[name] = tensor.clone()
-        seen.add(tensor.data_ptr())
+    weights = adapter_weights(model)
     config = model.peft_config[model.active_adapter].to_dict()
     moved = {
         name: layer for name, layer in lora_layers(model) if isinstance(layer.lora_variant.get(ADAPTER), FromStart)
@@ -92,6 +87,17 @@ def _on_the_base(model: Any) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         }
     config["init_lora_weights"] = config["init_lora_weights"] in STARTS_AT_ZERO or bool(moved)
     return weights, config
+
+
+def adapter_weights(model: Any) -> dict[str, torch.Tensor]:
+    """As they are on a model, under the names that peft writes; a shared weight stands under each of its names."""
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in _adapter_weights(model).items()}
+    seen = set[int]()
+    for name, tensor in weights.items():
+        if tensor.data_ptr() in seen:
+            weights[name] = tensor.clone()
+        seen.add(tensor.data_ptr())
+    return weights
 
 
 def adapter_folder(path: str) -> Path:

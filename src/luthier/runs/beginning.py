@@ -25,6 +25,7 @@ from luthier.models.headers import Tensor
 from luthier.models.new_tokens import refuse_other_tokens
 from luthier.models.source import ModelSource
 from luthier.policy.policy import Policy
+from luthier.runs.at_step import at_step
 from luthier.runs.run_folder import BEGINNING
 from luthier.system.files import verify, write_folder
 from luthier.tuning import Start
@@ -56,7 +57,8 @@ class RunStart(Start):
         Raises:
             UserError: there is no adapter, or it was trained on another base or with other new tokens.
         """
-        folder = adapter_folder(path)
+        found = at_step(path)
+        folder = adapter_folder(str(found.run) if found is not None else path)
         refuse_other_tokens(path, new_tokens(folder), self.new)
         if embedding_rows(folder) > model.get_input_embeddings().weight.shape[0]:
             raise UserError(
@@ -65,7 +67,10 @@ class RunStart(Start):
                 "the same tokens in data.add_tokens, in the same order",
                 "data.add_tokens=[...], as in the config.yaml of that run",
             )
-        return load_adapter(model, folder, trainable=True, base=self.base)
+        adapted = load_adapter(model, folder, trainable=True, base=self.base)
+        if found is not None:
+            found.put_into(adapted, found.weights())
+        return adapted
 
     def stored(self, name: str) -> torch.Tensor:
         # A model without its head is stored without the prefix that the whole one has, or the other way round.

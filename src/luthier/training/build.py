@@ -21,7 +21,6 @@ from luthier.data.steps.layout import Layout
 from luthier.engines import Engine
 from luthier.errors import EnvironmentProblem, UserError
 from luthier.kernels.dropout import DropoutKeys, seeded
-from luthier.models.adapters import adapter_folder, adapter_hash
 from luthier.models.checks import quantized
 from luthier.models.flat import prove, use_flat_attention
 from luthier.models.folder import summarise
@@ -38,12 +37,13 @@ from luthier.policy.neftune import Noise
 from luthier.policy.policy import Policy, enable_activation_checkpointing
 from luthier.policy.routers import check_routers
 from luthier.randomness import key
+from luthier.runs.at_step import hash_of_adapter
 from luthier.runs.beginning import RunStart
+from luthier.runs.checkpoint import Checkpoints
 from luthier.runs.manifest import ASKED_ANEW
 from luthier.runs.run_folder import CHECKPOINTS
 from luthier.system.cores import waiting
 from luthier.system.words import counted, noun
-from luthier.training.checkpoint import Checkpoints
 from luthier.training.job import Job
 from luthier.training.parameters import make_optimizer, train_in_bfloat16
 from luthier.training.schedule import make_schedule, warmup_steps
@@ -70,7 +70,7 @@ class Built:
     def adapter_hash(self) -> str | None:
         """Of the adapter that the run goes on from."""
         path = self.tuned.adapter_path
-        return adapter_hash(adapter_folder(path)) if path is not None else None
+        return hash_of_adapter(path) if path is not None else None
 
 
 def silent(_text: str) -> None:

@@ -17,8 +17,8 @@ from luthier.data.steps.order import Steps
 from luthier.engines import Engine
 from luthier.objectives import Objective
 from luthier.policy.policy import Policy
+from luthier.runs.checkpoint import Checkpoints
 from luthier.runs.recorder import Recorder
-from luthier.training.checkpoint import Checkpoints
 
 
 @dataclass

@@ -24,12 +24,12 @@ from luthier.models.shards import SHARD_BYTES, write_shards
 from luthier.models.source import ModelSource
 from luthier.models.stored import Change, NotByName, Read, Stored, save_settings
 from luthier.runs import manifest
+from luthier.runs.checkpoint import Damaged
 from luthier.runs.recorder import Recorder, read_lines
 from luthier.runs.run_folder import ADAPTER, ANSWERS, GOES_ON, MODEL, SAMPLES
 from luthier.system.faults import faults_told
 from luthier.system.files import as_json, verify, write_file, write_folder
 from luthier.training.build import Built
-from luthier.training.checkpoint import Damaged
 from luthier.training.job import Job
 from luthier.training.state import put_weights
 from luthier.types import Message

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from luthier.errors import EnvironmentProblem, UserError
+from luthier.runs.checkpoint import OTHER_RUN, Damaged
 from luthier.runs.recorder import cut_back, steps_without_a_line
 from luthier.system.files import refuse_odd
 from luthier.system.words import counted
-from luthier.training.checkpoint import OTHER_RUN, Damaged
 from luthier.training.job import Job
 from luthier.training.state import restore
 from luthier.training.together import by_main

@@ -11,7 +11,7 @@ import torch
 from luthier import component
 from luthier.optimizers import Optimizer
 from luthier.policy.policy import Policy
-from luthier.training.checkpoint import Damaged
+from luthier.runs.checkpoint import Damaged
 from luthier.training.job import Job
 
 

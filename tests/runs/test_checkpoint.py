@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from luthier.errors import EnvironmentProblem
+from luthier.runs import checkpoint
+from luthier.runs.checkpoint import STATE, TENSORS, Checkpoints, pack, unpack
 from luthier.system import files
 from luthier.system.files import MANIFEST, verify, write_folder
-from luthier.training import checkpoint
-from luthier.training.checkpoint import STATE, TENSORS, Checkpoints, pack, unpack
 
 FILES = [TENSORS, STATE, MANIFEST]
 leaves = (
