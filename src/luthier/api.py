@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from luthier import config
 from luthier.config import DataFile, RunConfig
-from luthier.config.documents import Document
+from luthier.config.documents import Document, read_yaml
+from luthier.config.plain_yaml import OF_A_RUN
 from luthier.errors import UserError, excerpt
 from luthier.reporting.run.loss_curves import loss_curve
 from luthier.runs.figures import read_figures
@@ -111,7 +112,7 @@ class Run:
     @cached_property
     def config(self) -> RunConfig:
         """As resolved at the start."""
-        return config.load(self.folder / CONFIG)
+        return config.build(read_yaml(self.folder / CONFIG, OF_A_RUN))
 
     @cached_property
     def opened(self) -> Opened:

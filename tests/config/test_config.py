@@ -356,7 +356,7 @@ def test_no_file_a_folder_and_a_huge_file(tmp_path: Path) -> None:
         config.load(tmp_path / "none.yaml")
     with pytest.raises(UserError, match="folder"):
         config.load(tmp_path)
-    with pytest.raises(UserError, match="bytes"):
+    with pytest.raises(UserError, match="characters"):
         config.load(write(tmp_path, SMALL + "# " + "x" * 1_000_000))
 
 

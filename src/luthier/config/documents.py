@@ -1,28 +1,20 @@
-"""YAML 1.2 with places: every key and value knows its file and line.
-
-`1e-5` is a number, `no` is a string, a duplicate key is an error.
-"""
+"""YAML 1.2 with places: every key and value knows its file and line."""
 
 from __future__ import annotations
 
-import datetime
+import stat
 from collections.abc import Mapping, Sequence
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap, CommentedSeq
-from ruamel.yaml.constructor import DuplicateKeyError
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.representer import SafeRepresenter
 
+from luthier.config import plain_yaml
 from luthier.config.components import COMPONENTS
+from luthier.config.plain_yaml import OF_A_PERSON, Limits
 from luthier.errors import EnvironmentProblem, UserError, excerpt
-
-MAX_BYTES = 1_000_000
-MAX_NODES = 100_000
-MAX_DEPTH = 50
 
 
 class Document:
@@ -74,11 +66,10 @@ class Document:
     def parse_value(self, text: str, override: str) -> Any:
         """The value of an override, by YAML's rules."""
         try:
-            return _plain(_parser().load(text), (), {}, [0]) if text.strip() else None
-        except YAMLError as error:
-            raise UserError(
-                "command line", f"{excerpt(override)} has a value that is no YAML: {_first_line(error)}", "key=value"
-            ) from None
+            return plain_yaml.read(text, "command line")[0]
+        except UserError as error:
+            found = f"{excerpt(override)}: {error.found.replace('this is', 'a value that is')}"
+            raise UserError("command line", found, error.expected, error.fix) from None
 
     def set(self, path: Sequence[str], value: Any) -> None:
         """Puts a value into the tree, turning a bare string or list on the way (`model: x`, `data: [a, b]`) into its map.
@@ -120,23 +111,20 @@ class Document:
         self.from_command_line.add(tuple(path))
 
 
-def _parser() -> YAML:
-    parser = YAML(typ="rt", pure=True)
-    parser.allow_duplicate_keys = False
-    return parser
-
-
-def read_yaml(path: Path) -> Document:
+def read_yaml(path: Path, limits: Limits = OF_A_PERSON) -> Document:
     """Parses a file.
 
     Raises:
-        UserError: not there, not UTF-8, not YAML, a duplicate key, or not a map at the top; with the line.
+        UserError: not there, no plain file, not UTF-8, not YAML, a duplicate key, not a map at the top, or more than
+            `limits` allow; with the line.
     """
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise UserError(
-                str(path), f"{path.stat().st_size:,} bytes", f"a configuration, at most {MAX_BYTES:,} bytes"
-            )
+        most = 4 * limits.characters
+        about = path.stat()
+        if not (stat.S_ISREG(about.st_mode) or stat.S_ISDIR(about.st_mode)):
+            raise UserError(str(path), "this is a pipe or a device", "a YAML file")
+        if about.st_size > most:
+            raise UserError(str(path), f"{about.st_size:,} bytes", f"a configuration, at most {most:,} bytes")
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UserError(
@@ -151,26 +139,12 @@ def read_yaml(path: Path) -> Document:
         raise UserError(str(path), f"byte {error.start} is not UTF-8", "a text file in UTF-8") from None
     except OSError as error:
         raise EnvironmentProblem(str(path), f"cannot be read: {error.strerror}", "a readable file") from None
-    return parse_yaml(text, str(path))
+    return parse_yaml(text, str(path), limits)
 
 
-def parse_yaml(text: str, source: str) -> Document:
+def parse_yaml(text: str, source: str, limits: Limits = OF_A_PERSON) -> Document:
     """Parses YAML text; `source` names it in errors. Raises UserError as `read_yaml`."""
-    try:
-        tree = _parser().load(text)
-    except DuplicateKeyError as error:
-        line = error.problem_mark.line + 1
-        key = str(error.problem).partition('"')[2].partition('"')[0]
-        raise UserError(
-            f"{source}:{line}", f"the key {key!r} stands here a second time", "each key once", "delete one of the two"
-        ) from None
-    except MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise UserError(
-            f"{source}:{line}", f"this is no YAML: {_first_line(error)}", "key: value lines; spaces, no tabs"
-        ) from None
-    except (YAMLError, ValueError, RecursionError) as error:
-        raise UserError(source, f"this is no YAML: {_first_line(error)}", "key: value lines") from None
+    tree, lines = plain_yaml.read(text, source, limits)
     if tree is None:
         raise UserError(
             source,
@@ -178,60 +152,12 @@ def parse_yaml(text: str, source: str) -> Document:
             "at least model and data",
             "luthier init train.jsonl --model NAME writes one",
         )
-    if not isinstance(tree, CommentedMap):
+    if not isinstance(tree, dict):
         what = "a list" if isinstance(tree, list) else excerpt(tree)
         raise UserError(
             source, f"{what} at the top", "key: value lines", "luthier init FILE writes a configuration for data"
         )
-    lines: dict[tuple[str | int, ...], int] = {}
-    return Document(_plain(tree, (), lines, [0], source), source, lines)
-
-
-def _first_line(error: Exception) -> str:
-    return (getattr(error, "problem", None) or str(error)).strip().splitlines()[0][:120]
-
-
-def _plain(
-    node: Any,
-    path: tuple[str | int, ...],
-    lines: dict[tuple[str | int, ...], int],
-    count: list[int],
-    source: str = "command line",
-) -> Any:
-    """Plain dicts, lists and scalars of ruamel's; records lines; bounds what aliases may expand to."""
-    count[0] += 1
-    if count[0] > MAX_NODES or len(path) > MAX_DEPTH:
-        raise UserError(
-            source, f"more than {MAX_NODES:,} values or {MAX_DEPTH} levels (aliases expanded)", "a configuration"
-        )
-    if isinstance(node, CommentedMap):
-        out = {}
-        for key, value in node.items():
-            if not isinstance(key, str):
-                raise UserError(
-                    f"{source}:{node.lc.key(key)[0] + 1}", f"the key {excerpt(key)} is no string", "names as keys"
-                )
-            here = (*path, key)
-            if key in node.lc.data:
-                lines[here] = node.lc.key(key)[0] + 1
-            out[key] = _plain(value, here, lines, count, source)
-        return out
-    if isinstance(node, CommentedSeq):
-        for index in node.lc.data or {}:
-            lines[(*path, index)] = node.lc.item(index)[0] + 1
-        return [_plain(item, (*path, index), lines, count, source) for index, item in enumerate(node)]
-    if isinstance(node, bool) or node is None:
-        return node
-    if isinstance(node, (datetime.date, datetime.datetime)):
-        return str(node)
-    for kind in (int, float, str):
-        if isinstance(node, kind):
-            return kind(node)
-    raise UserError(
-        source,
-        f"a value of type {type(node).__name__} at {'.'.join(map(str, path))}",
-        "text, a number, true or false, a list or a map",
-    )
+    return Document(tree, source, lines)
 
 
 class _Representer(SafeRepresenter):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from luthier.config.documents import read_yaml
+from luthier.config.plain_yaml import OF_A_RUN
 from luthier.errors import LuthierError
 from luthier.runs.recorder import read_lines
 from luthier.runs.run_folder import METRICS, SAMPLES, TIMINGS
@@ -100,7 +101,7 @@ def _config(path: Path, missing: list[str]) -> tuple[dict[str, Any], str]:
         missing.append(path.name)
         return {}, ""
     try:
-        return read_yaml(path).tree, text
+        return read_yaml(path, OF_A_RUN).tree, text
     except LuthierError:
         return {}, text
 

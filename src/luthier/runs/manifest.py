@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.config import RunConfig
 from luthier.config.documents import read_yaml
+from luthier.config.plain_yaml import OF_A_RUN
 from luthier.errors import UserError
 from luthier.runs import run_folder
 from luthier.runs.run_folder import CONFIG, LEDGER, REJECTED
@@ -105,7 +106,7 @@ def _check_config(found: Mapping[str, Any], folder: Path, config: RunConfig) -> 
         what = "was changed since the run began"
         fix = f"put it back; to train with other values: luthier train {folder / CONFIG} output_dir={run_folder.another(folder)}"
         raise UserError(str(folder / CONFIG), what, "what the run wrote", fix)
-    old = _flat(read_yaml(folder / CONFIG).tree)
+    old = _flat(read_yaml(folder / CONFIG, OF_A_RUN).tree)
     new = _flat(config.model_dump(mode="json"))
     changed = [
         key
