@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from luthier.models import architectures
-from luthier.system import cores
+from luthier.system import cores, outgoing
 
 if TYPE_CHECKING:
     from luthier.api import Run, train
@@ -41,3 +41,4 @@ def __dir__() -> list[str]:
 
 architectures.watch()
 cores.spin_briefly()
+outgoing.decline()

@@ -103,8 +103,9 @@ def test_only_files_that_are_needed_and_safe_are_fetched(machine: Machine, model
         "tf_model.h5": b"x",
     }
     machine.hub.repos[NAME].commit({**model_files, **others}, "main")
-    assert set(files_of(Path(machine.get(NAME)["folder"]))) == set(model_files)
-    trusted = machine.get(NAME, "--trust-remote-code")
+    plain = machine.get(NAME)
+    assert set(files_of(Path(plain["folder"]))) == set(model_files)
+    trusted = machine.get(f"{NAME}@{plain['commit']}", "--trust-remote-code")
     assert set(files_of(Path(trusted["folder"]))) == {*model_files, "modeling_tiny.py"}
 
 

@@ -16,7 +16,7 @@ from luthier.errors import UserError, excerpt
 from luthier.models import architectures
 from luthier.models.files import is_plain, refuse_odd_links, refuse_stub
 from luthier.models.headers import FLOATING, Tensor, file_tensors
-from luthier.models.settings import check_config, read_json, refuse_code
+from luthier.models.settings import check_config, check_tokenizer_settings, read_json
 from luthier.models.shards import INDEX, SINGLE
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
@@ -57,7 +57,7 @@ def check_tokenizer(folder: Path, name: str, trust_remote_code: bool) -> None:
         refuse_stub(file, name)
     settings = folder / "tokenizer_config.json"
     if settings.is_file() and not native_type(folder):
-        refuse_code(read_json(settings, name), settings, name, trust_remote_code)
+        check_tokenizer_settings(settings, name, trust_remote_code)
 
 
 def native_type(folder: Path) -> str:

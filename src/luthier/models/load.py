@@ -63,14 +63,22 @@ def load_config(folder: Path, trust_remote_code: bool = False) -> PretrainedConf
     Raises:
         UserError: transformers does not know the architecture, or a value is wrong.
     """
-    from transformers import AutoConfig
+    from transformers import AutoConfig, PretrainedConfig
 
+    file = folder / "config.json"
+    if methods := [key for key in read_json(file, str(folder)) if callable(getattr(PretrainedConfig, key, None))]:
+        raise UserError(
+            f"{file}: {methods[0]}",
+            "would replace a part of the program",
+            "a setting",
+            f"remove {methods[0]} from {file}",
+        )
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
     except (ValueError, KeyError, TypeError, OSError) as error:
-        raise_fault(folder / "config.json", error)
+        raise_fault(file, error)
         raise UserError(
-            str(folder / "config.json"),
+            str(file),
             f"transformers cannot use it: {excerpt(str(error), 200)}",
             "an architecture that this version knows",
             "pip install -U transformers, or another model",

@@ -11,10 +11,38 @@ from typing import Any
 
 from luthier.errors import UserError, excerpt
 from luthier.models import architectures
-from luthier.models.files import refuse_stub
+from luthier.models.files import is_plain, refuse_stub
+from luthier.system.strict_json import is_nested
 
-_ATTENTION_KEYS = ("_attn_implementation_internal", "_attn_implementation", "attn_implementation")
-_KNOWN_ATTENTION = frozenset({None, "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"})
+_ATTENTION = frozenset({"eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"})
+_EXPERTS = frozenset({"eager", "batched_mm", "grouped_mm"})
+_IMPLEMENTATIONS = {
+    "_attn_implementation": _ATTENTION,
+    "attn_implementation": _ATTENTION,
+    "_experts_implementation": _EXPERTS,
+    "experts_implementation": _EXPERTS,
+}
+"""Keys, and the implementations that transformers itself has. Any other text is taken for a repository of the hub."""
+_INTERNAL = ("_attn_implementation_internal", "_experts_implementation_internal")
+_FETCHED = {
+    "custom_generate": "names code that would be run to generate",
+    "custom_pipelines": "names code that would be run in place of the model",
+    "kernel_config": "names code of a hub",
+    "use_kernels": "would have code of a hub fetched",
+    "transformers_weights": "names other weights than those that are checked",
+    "_adapter_model_path": "names other weights than those that are checked",
+    "use_pretrained_backbone": "would have other weights fetched",
+}
+"""Keys that have something fetched, read or run beside what the user named, and how that is said."""
+_OWN = (
+    "__float__",
+    "_name_or_path",
+    "_model_name_or_path",
+    "_attn_implementation_autoset",
+    "_commit_hash",
+    "_diffusers_version",
+)
+"""Keys of published configs that begin with an underscore and say nothing that is followed; the first stands for infinity."""
 
 
 def read_json(file: Path, name: str) -> dict[str, Any]:
@@ -26,6 +54,8 @@ def read_json(file: Path, name: str) -> dict[str, Any]:
         raise UserError(
             str(file), f"cannot be read as JSON: {error}", "a JSON object", "download the model again"
         ) from None
+    if is_nested(tree):  # which libraries walk over by recursion
+        raise UserError(str(file), "is nested too deeply", "a model's settings", "download the model again")
     if not isinstance(tree, dict):
         raise UserError(str(file), f"holds {excerpt(tree)}", "a JSON object", "download the model again")
     return tree
@@ -52,34 +82,88 @@ def check_config(folder: Path, name: str, trust_remote_code: bool) -> None:
         )
     if config.get("model_type") not in architectures.model_types():
         refuse_code(config, file, name, trust_remote_code)
-    for path, section in _sections(config, ""):
-        for key in _ATTENTION_KEYS:
-            if key in section and (key == _ATTENTION_KEYS[0] or not _plain_attention(section[key])):
-                raise UserError(
-                    f"{file}: {path}{key}",
-                    f"{excerpt(section[key])} names an implementation of attention, which may be code of a hub",
-                    "a config without this key",
-                    f"remove {key} from {file}",
-                )
+    _refuse_hostile(config, file, trust_remote_code)
+    if (generation := folder / "generation_config.json").is_file():
+        _refuse_hostile(read_json(generation, name), generation, trust_remote_code)
 
 
-def _plain_attention(value: Any) -> bool:
+def check_tokenizer_settings(file: Path, name: str, trust_remote_code: bool) -> None:
+    """tokenizer_config.json: asking for no code, and for no file elsewhere.
+
+    Raises:
+        UserError: names the key.
+    """
+    settings = read_json(file, name)
+    refuse_code(settings, file, name, trust_remote_code)
+    named = settings.get("fast_tokenizer_files") or []
+    if not isinstance(named, list) or not all(isinstance(part, str) and is_plain(part) for part in named):
+        raise _hostile(file, "fast_tokenizer_files", named, "names files that are read as the tokenizer")
+    if settings.get("init_inputs"):
+        raise _hostile(file, "init_inputs", settings["init_inputs"], "would be given to the tokenizer as files")
+
+
+def _refuse_hostile(config: dict[str, Any], file: Path, trust_remote_code: bool) -> None:
+    """Keys with which a config takes a decision that is the user's: which code runs, and which files are read."""
+    for path, section in _sections(config):
+        for key, value in section.items():
+            if why := _hostility(key, value, trust_remote_code, top=not path):
+                raise _hostile(file, path + key, value, why)
+
+
+def _hostility(key: str, value: Any, trust_remote_code: bool, top: bool) -> str:
+    """Why a key may not stand in a config; nothing where it may."""
+    if key in _IMPLEMENTATIONS or key in _INTERNAL:
+        known = key in _IMPLEMENTATIONS and _all_known(value, _IMPLEMENTATIONS[key])
+        return "" if known else "names an implementation, which may be code of a hub"
+    if key == "auto_map" and not top:
+        return "names Python code for a part of the model"
+    if key == "trust_remote_code" and value and not trust_remote_code:
+        return "would have code run that comes with a model: that is for the user to say"
+    if key in _FETCHED and value not in (None, False):
+        return _FETCHED[key]
+    if key.startswith("_") and key not in _OWN and not isinstance(value, int | float | None):
+        return "is a setting of transformers' own, which no model has to say"
+    return ""
+
+
+def _hostile(file: Path, key: str, value: Any, why: str) -> UserError:
+    last = key.rpartition(".")[2]
+    return UserError(
+        f"{file}: {key}", f"{excerpt(value)} {why}", "a config without this key", f"remove {last} from {file}"
+    )
+
+
+def _all_known(value: Any, known: frozenset[str]) -> bool:
     values = value.values() if isinstance(value, dict) else [value]
-    return all(isinstance(item, str | None) and item in _KNOWN_ATTENTION for item in values)
+    return all(item is None or (isinstance(item, str) and item in known) for item in values)
 
 
-def _sections(tree: dict[str, Any], path: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    yield path, tree
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _sections(value, f"{path}{key}.")
+def _sections(tree: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each map of a tree, in lists too, with the path that leads to its keys; however deeply they are nested."""
+    left = [("", tree)]
+    while left:
+        path, part = left.pop()
+        if isinstance(part, dict):
+            yield path, part
+        inner = part.items() if isinstance(part, dict) else enumerate(part)
+        left += [(f"{path}{key}.", value) for key, value in inner if isinstance(value, dict | list)]
 
 
 def refuse_code(config: dict[str, Any], file: Path, name: str, trust_remote_code: bool) -> None:
-    if "auto_map" in config and not trust_remote_code:
+    """Raises UserError where a file names Python code that is not trusted, or lies in another repository."""
+    if "auto_map" not in config:
+        return
+    if not trust_remote_code:
         raise UserError(
             str(file),
             "auto_map: this model wants to run Python code that comes with it",
             "a model that transformers knows itself",
             f"read the .py files of {name}; if you trust them: luthier ... --trust-remote-code",
+        )
+    if "--" in json.dumps(config["auto_map"]):
+        raise _hostile(
+            file,
+            "auto_map",
+            config["auto_map"],
+            "names code of another repository, which is not the one that is trusted",
         )

@@ -13,7 +13,6 @@ from luthier.errors import EnvironmentProblem
 from luthier.runs.run_folder import GOES_ON, TRACKERS
 from luthier.system.faults import faults_told
 from luthier.system.files import as_json, write_file
-from luthier.system.paths import decline_telemetry
 
 if TYPE_CHECKING:
     from luthier.config import RunConfig
@@ -84,7 +83,6 @@ class Trackers:
         if not config.report_to:
             return
         check_trackers(config.report_to)
-        decline_telemetry()
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
         ids = _read_ids(folder) if start_step else {}

@@ -62,16 +62,3 @@ def cache_folder(target: Path) -> AbstractContextManager[Path]:
     """A folder of the cache that is whole or absent, as `whole_folder`; one that another process made meanwhile is kept."""
     expected, fix = CACHE_WITH_ROOM
     return whole_folder(target, existing="keep", expected=expected, fix=fix)
-
-
-def decline_telemetry() -> None:
-    """Tells trackers, before they are imported, to send nothing home about their use; what a user has set stays.
-
-    What they send on purpose (metrics to the server that the user has chosen) is not touched.
-    """
-    for name, value in (
-        ("MLFLOW_DISABLE_TELEMETRY", "true"),
-        ("WANDB_ERROR_REPORTING", "false"),
-        ("HF_HUB_DISABLE_TELEMETRY", "1"),
-    ):
-        os.environ.setdefault(name, value)

@@ -45,7 +45,7 @@ class StrictJSON:
         except RecursionError:
             raise ValueError("nested too deeply") from None
         brackets = text.count("[", start, end) + text.count("{", start, end)
-        if brackets > MOST_NESTED and _is_nested(value, MOST_NESTED):
+        if brackets > MOST_NESTED and is_nested(value):
             self.faults.append(("lists and maps nested too deeply", f"at most {MOST_NESTED} in each other"))
         return value, end
 
@@ -62,7 +62,7 @@ class StrictJSON:
         return 0.0
 
 
-def _is_nested(value: Any, most: int) -> bool:
+def is_nested(value: Any, most: int = MOST_NESTED) -> bool:
     """Whether anything stands inside more than `most` lists and maps."""
     level = [value]
     for _ in range(most + 1):

@@ -1,5 +1,5 @@
-"""Where a model comes from: a folder, a `.gguf` file, `hf:org/name`, `ms:org/name`, `pypi:package`, a run or an
-adapter.
+"""Where a model comes from: a folder, a `.gguf` file, `hf:org/name` (or `hf:org/name@REVISION`), `ms:org/name`, `pypi:package`, a
+run or an adapter.
 
 Whatever the source, the result is a folder of safetensors and JSON on this machine that was checked for what is
 missing and for what must not be loaded.
@@ -16,7 +16,7 @@ from luthier.component import did_you_mean
 from luthier.errors import EnvironmentProblem, UserError
 from luthier.models.folder import check_folder, pickles
 from luthier.models.source import ModelSource
-from luthier.models.sources import gguf, hub, package_index, pickled
+from luthier.models.sources import code, gguf, hub, package_index, pickled
 from luthier.models.sources._say import Say, to_stderr
 
 PREFIXES = ("hf:", "ms:", "pypi:")
@@ -66,8 +66,9 @@ def convert(path: str, revision: str | None, trust_remote_code: bool, *, say: Sa
         EnvironmentProblem: no network, no space, a missing package.
     """
     local = Path(path).expanduser()
-    if path.startswith("hf:") or (hub.is_name(path) and not local.exists()):
-        hub.fetch(path.removeprefix("hf:"), revision, trust_remote_code, say, convert=True)
+    name, _, at = path.removeprefix("hf:").partition("@")
+    if path.startswith("hf:") or (hub.is_name(name) and not local.exists()):
+        hub.fetch(name, at or revision, trust_remote_code, say, convert=True)
         return
     if path.startswith("ms:"):
         folder = _modelscope(path.removeprefix("ms:"), revision, say, (pickled.BIN_FILES,))
@@ -89,6 +90,8 @@ def _resolve(
     found = _find(path, revision, trust_remote_code, say, chain)
     if found.adapter is None:
         check_folder(found.folder, found.name, trust_remote_code)
+        if trust_remote_code and found.kind != "hub":  # of a hub it was shown where its revision is known
+            code.admit(found.folder, found.name, None, None, say)
         if pickled := pickles(found.folder):
             say(
                 f"{found.name}: {', '.join(pickled)} can run code when opened; luthier never does, and needs none of them"
@@ -118,7 +121,7 @@ def _find(path: str, revision: str | None, trust_remote_code: bool, say: Say, ch
         return _folder(local.resolve(), trust_remote_code, say, chain)
     if local.is_file():
         return _file(local.resolve(), say)
-    if hub.is_name(path):
+    if hub.is_name(path.partition("@")[0]):
         _refuse_mistyped(path, local)
         return _hub(path, revision, trust_remote_code, say, chain)
     raise UserError(
@@ -138,10 +141,16 @@ def _refuse_mistyped(path: str, local: Path) -> None:
         raise UserError(f"model {path}", "there is no such folder", near, f"model=hf:{path}, if it is of the hub")
 
 
-def _hub(name: str, revision: str | None, trust_remote_code: bool, say: Say, chain: tuple[Path, ...]) -> ModelSource:
+def _hub(path: str, revision: str | None, trust_remote_code: bool, say: Say, chain: tuple[Path, ...]) -> ModelSource:
+    name, _, at = path.partition("@")
+    if at and revision not in (None, at):
+        raise UserError(f"hf:{path}", f"revision {revision!r} is given, too", "one revision", f"hf:{name}@{at}")
+    revision = at or revision
     folder, commit = hub.fetch(name, revision, trust_remote_code, say)
     if _is_adapter(folder):
         return _adapter(folder, trust_remote_code, say, chain)
+    if trust_remote_code:
+        code.admit(folder, f"hf:{name}", revision, commit, say)
     return ModelSource(folder, f"hf:{name}", commit, "hub")
 
 
