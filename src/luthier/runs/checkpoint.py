@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from luthier.errors import EnvironmentProblem
 from luthier.system.files import MANIFEST, OURS, as_json, remove_folder, require_room, verify, write_folder
+from luthier.system.owners import refuse_foreign
 
 PREFIX = "step-"
 TENSORS, STATE = "tensors.safetensors", "state.json"
@@ -162,9 +163,12 @@ class Checkpoints:
 
         Raises:
             Damaged: it is no state.
+            UserError: it is of another user of the machine.
             OSError: it cannot be read.
         """
         folder = self.path(step)
+        for path in (folder, folder / STATE, folder / TENSORS):
+            refuse_foreign(path)
         try:
             packed = json.loads((folder / STATE).read_text(encoding="utf-8"))
             state = unpack(packed, load_file(folder / TENSORS))

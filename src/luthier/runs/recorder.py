@@ -20,7 +20,7 @@ from luthier.runs.run_folder import GOES_ON, METRICS, RECORD, ROW_LOSSES, SAMPLE
 from luthier.runs.screen import Screen
 from luthier.runs.trackers import Trackers
 from luthier.system.faults import faults_told
-from luthier.system.files import append_to, write_file
+from luthier.system.files import append_to, make_folder, write_file
 from luthier.system.locks import Lock
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Recorder:
             return
         self.folder = Path(folder)
         with faults_told(self.folder, *GOES_ON):
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder)
         self._total_steps = total_steps
         self._first_step = start_step + 1
         self._every = config.training.logging_steps

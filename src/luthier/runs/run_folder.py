@@ -8,7 +8,7 @@ from pathlib import Path
 
 from luthier.errors import UserError
 from luthier.system.faults import faults_told
-from luthier.system.files import MANIFEST, OURS, refuse_odd, settle, write_file
+from luthier.system.files import MANIFEST, OURS, make_folder, refuse_odd, settle, write_file
 from luthier.system.locks import Lock, held
 
 CONFIG, LEDGER, REJECTED = "config.yaml", "ledger.json", "rejected.jsonl"
@@ -65,7 +65,7 @@ def locked(folder: Path, enabled: bool = True) -> Iterator[Lock | None]:
 
 def _make(folder: Path) -> None:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
     except (FileExistsError, NotADirectoryError):
         raise UserError(
             "output_dir", f"{folder} is or lies under a file", "a folder", "choose another output_dir"

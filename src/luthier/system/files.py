@@ -34,6 +34,8 @@ OURS = ".luthier-"
 _NEW, _OLD, _GONE = f"{OURS}new-", f"{OURS}old-", f"{OURS}gone-"
 _TOKEN_BYTES = 4
 _ANY_TOKEN = "?" * (2 * _TOKEN_BYTES)
+_FOLDER_MODE, _FILE_MODE = 0o775, 0o664
+"""Of what is made here, before the umask takes more away: nothing can be written by everybody, whatever the umask."""
 _FLAGS = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # the last for a pipe: to open one would wait
 
 
@@ -60,7 +62,7 @@ def whole_folder(
             what was there is there.
     """
     with faults_told(target, expected, fix):
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent)
         settle(target.parent, target.name)
         try:
             with _new_beside(target) as new:
@@ -69,6 +71,17 @@ def whole_folder(
                 _give_name(new, target, existing)
         finally:
             settle(target.parent, target.name)
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder and those above it that are not there; none that everybody may write.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    for path in (*reversed(folder.parents), folder):
+        if not path.is_dir():
+            path.mkdir(_FOLDER_MODE, exist_ok=True)
 
 
 def write_folder(target: Path, fill: Callable[[Path], None], manifest: Mapping[str, Any]) -> None:
@@ -115,7 +128,7 @@ def _new_beside(target: Path) -> Iterator[Path]:
     """An empty folder, locked as long as the block lasts: by that others see that its writer lives."""
     while True:
         new = _aside(target)
-        new.mkdir()
+        new.mkdir(mode=_FOLDER_MODE)
         with contextlib.suppress(FileNotFoundError):
             handle = os.open(new, os.O_RDONLY)
             _lock(handle)
@@ -160,7 +173,7 @@ def _make_last(folder: Path) -> None:
     mode = folder.stat().st_mode
     for path in folder.rglob("*"):
         if path.is_file() and not path.is_symlink():
-            path.chmod(mode & 0o666)
+            path.chmod(mode & _FILE_MODE)
         fsync(path)
     fsync(folder)
 
@@ -210,7 +223,7 @@ def write_file(path: Path, content: bytes) -> None:
 
 
 def _created(path: Path) -> BinaryIO:
-    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS, 0o666), "wb")
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS, _FILE_MODE), "wb")
 
 
 def append_to(path: Path) -> BinaryIO:
@@ -220,7 +233,7 @@ def append_to(path: Path) -> BinaryIO:
         UserError, OSError: as `write_file`.
     """
     refuse_odd(path)
-    return os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | _FLAGS, 0o666), "ab")
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | _FLAGS, _FILE_MODE), "ab")
 
 
 def refuse_odd(path: Path, *, folder: bool = False) -> None:

@@ -76,7 +76,7 @@ def held(path: Path, *, wait: bool) -> Iterator[Lock]:
 def _opened(path: Path) -> int:
     refuse_odd(path)
     # Not truncated: were it a file of somebody else's, it would be empty now.
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o664)
     if os.fstat(handle).st_size:
         os.close(handle)
         raise UserError(str(path), "is no lock of luthier's: there is something in it", "no file", "move it away")
