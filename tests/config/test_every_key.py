@@ -92,6 +92,8 @@ CASES = {
         "enable_thinking=true", "enable_thinking=false", "metrics", ("chat_template=thinks.jinja",)
     ),
     "data.max_length": Case("max_length=28", "max_length=24", "ledger", ("on_long_row=drop",)),
+    "data.max_row_bytes": Case("max_row_bytes=1000", "max_row_bytes=20", "outcome"),
+    "data.max_row_messages": Case("max_row_messages=2", "max_row_messages=1", "outcome"),
     "data.on_bad_row": Case("on_bad_row=error", "on_bad_row=drop", "outcome", ("data.train.path=bad.jsonl",)),
     "data.on_long_row": Case("on_long_row=drop", "on_long_row=truncate", "ledger", ("max_length=28",)),
     "training.global_batch_size": Case("global_batch_size=4", "global_batch_size=3", "metrics"),
@@ -178,6 +180,7 @@ ELSEWHERE = {
     "data.train.split": ("tests/data", "split="),
     "data.train.subset": ("tests/data", "subset="),
     "data.num_workers": ("tests/data", "num_workers="),
+    "data.max_unpacked_bytes": ("tests/data", "max_unpacked_bytes="),
     "data.train.revision": ("tests/data", "revision="),
     "data.train.data_dir": ("tests/data", "data_dir="),
 }

@@ -150,7 +150,7 @@ VALUES = {
     "a line of 1 GB": refused(
         a_huge_line,
         "train.jsonl:13",
-        "67,108,864 bytes",
+        "16,777,216 bytes",
         MEND,
         about="a quarter of that, as a file with a hole; the bound is the real one",
     ),

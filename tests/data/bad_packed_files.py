@@ -80,7 +80,7 @@ COMPRESSED = {
         raw(gzip.compress(b" " * (40 << 20)), "train.jsonl.gz"),
         "train.jsonl.gz",
         "unpacks to more than",
-        "unpack it yourself",
+        "data.max_unpacked_bytes=",
         about="40 MB, with the bound lowered to 1 MB",
     ),
     "parquet with a bad footer": refused(parquet(bad_footer), "train.parquet", "no readable Parquet", "write it again"),

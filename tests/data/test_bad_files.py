@@ -14,7 +14,7 @@ import pytest
 
 from luthier.cli import main
 from luthier.data import files
-from luthier.data.readers import _bytes
+from luthier.data.readers import _limits
 from tests.data import bad_files
 from tests.data.bad_files import LONG, Case
 from tests.data.bad_packed_files import COMPRESSED
@@ -84,7 +84,7 @@ def while_reading(patch: pytest.MonkeyPatch, path: Path, name: str) -> None:
 
         patch.setattr(Path, "open", opening)
     elif name == "bomb":
-        patch.setattr(_bytes, "FREE_BYTES", 1 << 20)
+        patch.setattr(_limits, "FREE_BYTES", 1 << 20)
 
 
 def own_length(overrides: list[str], capsys: pytest.CaptureFixture[str]) -> list[str]:

@@ -11,6 +11,7 @@ import lzma
 import tempfile
 import tracemalloc
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from hypothesis import strategies as st
 from luthier.config import DataFile
 from luthier.data import readers
 from luthier.data.files import Source, sources
-from luthier.data.readers import _bytes, json_array
+from luthier.data.readers import Limits, _bytes, json_array
 from luthier.data.readers._bytes import File
 from luthier.errors import BadRow, UserError
 from luthier.system import strict_json
@@ -32,8 +33,9 @@ from luthier.types import Row
 from tests.helpers.properties import examples
 
 
-def read(path: Path | str, start: int = 0) -> list[Row | BadRow]:
-    return [row for source in sources(DataFile(path=str(path)), "data.train") for row in source.rows(start)]
+def read(path: Path | str, start: int = 0, **limits: int) -> list[Row | BadRow]:
+    found = [replace(source, limits=Limits(**limits)) for source in sources(DataFile(path=str(path)), "data.train")]
+    return [row for source in found for row in source.rows(start)]
 
 
 def values(rows: list[Row | BadRow]) -> list[Any]:
@@ -306,35 +308,39 @@ def test_a_packed_file_that_is_cut_or_none_is_named(tmp_path: Path, packed: str)
 
 
 @pytest.mark.parametrize("packed", PACKERS)
-def test_a_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packed: str) -> None:
-    monkeypatch.setattr(_bytes, "FREE_BYTES", 1 << 20)
+def test_a_bomb_is_refused(tmp_path: Path, packed: str) -> None:
     path = tmp_path / f"a.jsonl{packed}"
-    path.write_bytes(PACKERS[packed](b'{"text": "a"}\n' + b" " * (40 << 20)))
-    with pytest.raises(UserError, match="unpacks to more than"):
-        read(path)
+    path.write_bytes(PACKERS[packed](b'{"text": "a"}\n' + b"\n" * (40 << 20)))
+    with pytest.raises(
+        UserError, match=r"unpacks to more than 1,048,576 bytes from .*\n.*\nfix: data\.max_unpacked_bytes="
+    ):
+        read(path, unpacked_bytes=1 << 20)
+    assert len(read(path, unpacked_bytes=64 << 20)) == 1
 
 
 def test_a_record_has_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_bytes, "MOST_RECORD_BYTES", 5000)
+    most = {"row_bytes": 5000}
     long, good = json.dumps({"text": "x" * 6000}), json.dumps({"text": "y" * 4000})
     path = tmp_path / "a.jsonl"
     path.write_text("\n".join([good, long, good]))
-    rows = read(path)
+    rows = read(path, **most)
     assert len(values(rows)) == 2
     assert isinstance(rows[1], BadRow)
     assert rows[1].where == f"{path}:2"
-    assert "5,000 bytes" in rows[1].found
+    assert rows[1].found == "a row of 6,013 bytes"
+    assert "5,000 bytes" in rows[1].expected
+    assert rows[1].fix == "data.max_row_bytes=6013 reads it"
     assert len(rows[1].raw or "") == 1000
     monkeypatch.setattr(json_array, "BLOCK_BYTES", 100)
     (tmp_path / "a.json").write_text(f"[{good},\n{long}]")
     with pytest.raises(UserError, match=r"a\.json:2: a record of more than"):
-        read(tmp_path / "a.json")
+        read(tmp_path / "a.json", **most)
     (tmp_path / "a.csv").write_text(f"a,b\nx,{'y' * 6000}\n")
-    with pytest.raises(UserError, match=r"a\.csv:2: a record of more than"):
-        read(tmp_path / "a.csv")
+    with pytest.raises(UserError, match=r"a\.csv:2: a row of 6,003 bytes"):
+        read(tmp_path / "a.csv", **most)
     (tmp_path / "b.csv").write_text('a,b\nx,"' + "y\n" * 3000)
-    with pytest.raises(UserError, match=r"b\.csv:2: broken CSV: field larger .* takes in lines 2 to"):
-        read(tmp_path / "b.csv")
+    with pytest.raises(UserError, match=r"b\.csv:2: a record of more than 5,000 bytes; .* takes in lines 2 to"):
+        read(tmp_path / "b.csv", **most)
 
 
 def test_a_file_that_changes_is_noticed(tmp_path: Path) -> None:

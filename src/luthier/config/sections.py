@@ -16,6 +16,8 @@ from luthier.config.documents import to_yaml
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 Name = Annotated[str, Field(min_length=1)]
+MOST_ROW_BYTES = 16 << 20
+MOST_ROW_MESSAGES = 2_000
 WITHOUT_WARMUP = "constant"
 """The schedule that has no warm-up, whatever is asked for."""
 
@@ -95,6 +97,15 @@ class DataConfig(Config):
     on_long_row: Literal["error", "drop", "truncate"] = "error"
     """What happens to a row longer than `max_length`: of a row of several samples, where one of them is. A truncated answer is
     counted in the ledger and gets no stop token; answers behind it are left out."""
+    max_row_bytes: Annotated[int, Field(ge=1)] = MOST_ROW_BYTES
+    """Most bytes of one row, as it stands in its file (in Parquet and Arrow: of its values). A larger one cannot be used, and no
+    values are made of it: a million tokens are about four million bytes."""
+    max_row_messages: Annotated[int, Field(ge=1)] = MOST_ROW_MESSAGES
+    """Most messages of one row. A row of more cannot be used: what is served before each answer is rendered, so the work grows
+    with the square of their number."""
+    max_unpacked_bytes: Annotated[int, Field(ge=1)] | None = None
+    """What one file may unpack to, where it is packed (`.gz`, `.zst`, `.bz2`, `.xz`) or columnar (Parquet, Arrow). Default: 250
+    times its size, and 268,435,456 in any case: text packs to a tenth, a bomb to less than a thousandth."""
 
     mixing: Literal["concatenate", "first_exhausted", "all_exhausted"] = "concatenate"
     """How several files become one epoch: all rows of all of them; or by their weights, until the first of them would have to

@@ -11,7 +11,7 @@ import itertools
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -19,8 +19,8 @@ import numpy as np
 from luthier.component import did_you_mean
 from luthier.config import DataFile
 from luthier.data import readers
-from luthier.data.readers import hub_data
-from luthier.data.readers._bytes import File, unreadable
+from luthier.data.readers import File, Limits, Told, hub_data
+from luthier.data.readers._bytes import unreadable
 from luthier.errors import BadRow, UserError, excerpt
 from luthier.system.files import sha256
 from luthier.types import Ints, Row
@@ -45,6 +45,9 @@ class Source:
     """what decides `times`, for the fingerprint"""
     note: str = ""
     """what is to be said of the choice of rows"""
+    limits: Limits = field(default_factory=Limits)
+    told: Told = lambda name, share: None
+    """is told how far the file is read"""
     _state: tuple[int, ...] | None = field(default=None, repr=False)
     """size and time of the file when it was first looked at"""
     _opened: File | None = field(default=None, repr=False)
@@ -61,7 +64,7 @@ class Source:
             return f"hub:{self.dataset._fingerprint}{chosen}"
         self.check_unchanged()
         try:
-            digest = sha256(self.path)
+            digest = sha256(self.path, lambda share: self.told(self.name, share))
         except OSError as error:
             raise unreadable(self.name, error) from None
         self.check_unchanged()
@@ -109,7 +112,7 @@ class Source:
     def records(self, start: int = 0) -> Iterator[Row | BadRow]:
         """All records of the file after the first `start`, however many of them are taken. Raises as `rows`."""
         if self.path is None:
-            return hub_data.rows(self.dataset, self.name, start)
+            return hub_data.rows(self.dataset, self.name, self.limits, start)
         return self._of_file(start)
 
     def _of_file(self, start: int) -> Iterator[Row | BadRow]:
@@ -130,7 +133,7 @@ class Source:
     def _file(self) -> File:
         if self._opened is None:
             assert self.path is not None
-            self._opened = File(self.path, self.name)
+            self._opened = File(self.path, self.name, self.limits, self.told)
         return self._opened
 
     def check_unchanged(self) -> None:
@@ -243,6 +246,8 @@ def _local(path: Path, name: str, file: DataFile, key: str) -> Source:
         raise UserError(place, found, "a file", near or f"{key}=PATH/{path.name}")
     if not path.is_file():
         raise UserError(place, "this is no ordinary file", "a file", f"copy what it gives to a file: {key}=FILE")
+    if line := readers.unpacking(PurePath(name)):
+        raise UserError(place, "this is an archive", "the files in it", f"{line}, then name them")
     if readers.ending_of(path) is None:
         ending = "".join(path.suffixes[-2:]) or "(none)"
         fix = f"name it for what it holds: mv {name} {path.stem}.jsonl"

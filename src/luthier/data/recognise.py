@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +13,7 @@ from luthier import component
 from luthier.component import ComponentConfig
 from luthier.config import DataFile, RunConfig
 from luthier.data.files import Source, is_of_hub, sources
+from luthier.data.readers import Limits, Told, size_of
 from luthier.data.registry import from_registry
 from luthier.data.subset import sampled
 from luthier.errors import BadRow, UserError, excerpt
@@ -20,6 +21,7 @@ from luthier.formats import Format
 from luthier.types import Example, Message, Preference, Row, Text
 
 ROWS_TO_RECOGNISE = 8
+BYTES_TO_RECOGNISE = 16 << 20
 Purpose = Literal["train", "eval"]
 
 REQUESTS = ("question", "query", "instruction", "input", "prompt")
@@ -48,12 +50,15 @@ class RowParser:
     recognised: bool
     system: str | None = None
     """put before conversations that have no system text"""
+    limits: Limits = field(default_factory=Limits)
 
     def parse(self, row: Row) -> Example:
         """What the row means. Raises BadRow."""
         if self.recognised:
             self._refuse_another_kind(row)
         example: Example = self.format.parse(row)
+        if (count := _messages_of(example)) > self.limits.row_messages:
+            raise self.limits.too_many_messages(row.place, count)
         if self.system is None or isinstance(example, Text):
             return example
         if isinstance(example, Preference):
@@ -79,18 +84,28 @@ class RowParser:
                     raise BadRow(row.place, verdicts[-1], "a verdict on an answer", expected, fix)
 
 
-def parts_of(config: RunConfig, takes: Sequence[type]) -> list[Part]:
+def _messages_of(example: Example) -> int:
+    if isinstance(example, Text):
+        return 0
+    if isinstance(example, Preference):
+        return len(example.prompt) + max(map(len, example.answers))
+    return len(example.messages)
+
+
+def parts_of(config: RunConfig, takes: Sequence[type], told: Told = lambda name, share: None) -> list[Part]:
     """The files to learn from and those that are held out, in their order.
 
     Args:
         takes: the types of example that the objective can learn from.
+        told: hears how far a file is read.
 
     Raises:
         UserError: a file is not there, or the registry does not know a name.
     """
-    parts = []
+    parts, limits = [], Limits.of(config.data)
     for entry, (purpose, key, file) in enumerate(files_of(config, takes)):
-        found = sampled(sources(file, f"{key}.path"), file, config.data.max_samples, config.seed)
+        named = [replace(source, limits=limits, told=told) for source in sources(file, f"{key}.path")]
+        found = sampled(named, file, config.data.max_samples, config.seed)
         parts += [Part(source, purpose, entry, file.weight) for source in found]
     return parts
 
@@ -148,14 +163,26 @@ def row_parser_of(
     given = source.file.format
     first: list[Row | BadRow] = []
     if given == "auto":
-        first = list(itertools.islice(rows, ROWS_TO_RECOGNISE))
+        first = _first(rows)
         good = [row for row in first if isinstance(row, Row)]
         if not good:
             return None, itertools.chain(first, rows)
         given = format_of(recognise(good, source.name, key))
     assert isinstance(given, ComponentConfig)
-    parser = RowParser(component.make("formats", given), given.kind, source.file.format == "auto", system)
+    recognised = source.file.format == "auto"
+    parser = RowParser(component.make("formats", given), given.kind, recognised, system, source.limits)
     return parser, itertools.chain(first, rows)
+
+
+def _first(rows: Iterator[Row | BadRow]) -> list[Row | BadRow]:
+    """Rows to recognise the format by: fewer where they are large."""
+    first, size = list[Row | BadRow](), 0
+    for row in itertools.islice(rows, ROWS_TO_RECOGNISE):
+        first.append(row)
+        size += size_of(row.values) if isinstance(row, Row) else 0
+        if size > BYTES_TO_RECOGNISE:
+            break
+    return first
 
 
 @cache

@@ -28,6 +28,7 @@ from typing import Any, BinaryIO, Literal
 from luthier.errors import EnvironmentProblem, UserError
 from luthier.system.faults import faults_told
 
+HASHED_BYTES = 4 << 20
 MANIFEST = "manifest.json"
 OURS = ".luthier-"
 """How every name begins that luthier gives to what lies aside."""
@@ -298,6 +299,12 @@ def fsync(path: Path) -> None:
         os.close(descriptor)
 
 
-def sha256(path: Path) -> str:
+def sha256(path: Path, told: Callable[[float], None] = lambda share: None) -> str:
+    """`told` hears now and then what share of the file is read."""
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        size = max(1, os.fstat(file.fileno()).st_size)
+        while block := file.read(HASHED_BYTES):
+            digest.update(block)
+            told(file.tell() / size)
+    return digest.hexdigest()

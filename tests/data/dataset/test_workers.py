@@ -154,7 +154,7 @@ def test_long_rows_make_short_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     write("train.jsonl", ROWS)
     wanted = content(run("data.eval=0.2"))
     fresh()
-    monkeypatch.setattr(workers, "CHUNK_CHARACTERS", 100)
+    monkeypatch.setattr(workers, "CHUNK_CHARACTERS", 150)
     rows: list[Any] = [Row({"a": [{"b": "x" * size}]}, "f", number) for number, size in enumerate((99, 1, 250, 5, 5))]
     assert [[row.number for row in chunk] for chunk in workers.chunks_of(rows)] == [[0, 1], [2], [3, 4]]
     assert content(run("data.eval=0.2")) == wanted

@@ -24,6 +24,7 @@ from luthier.data.chat.template import Template
 from luthier.data.dataset import cache
 from luthier.data.dataset.cache import SHOWN_REFUSED, Account, Found, Store
 from luthier.data.dataset.ledger import Ledger
+from luthier.data.dataset.progress import RowProgress
 from luthier.data.dataset.samples import SampleSet
 from luthier.data.dataset.streamed import Counter
 from luthier.data.dataset.workers import (
@@ -101,7 +102,8 @@ def prepare(
     Args:
         tokenizer: of transformers; fast or slow.
         context_length: tokens that the model can hold, None where it has no bound.
-        watch: is told now and then how many rows are encoded, and what share that is.
+        watch: is told now and then how many rows are encoded, and what share that is; a RowProgress also how far a file is
+            read before that.
         refuse: rows that cannot be used are an error, unless the configuration says that they are dropped. Without it they
             are left out while others are there to go on with, and `Prepared.refused` has the error. Not while streaming.
 
@@ -110,7 +112,7 @@ def prepare(
     """
     data = config.data
     renderer = ChatRenderer(tokenizer, choose_template(tokenizer, data))
-    parts = parts_of(config, objective.takes)
+    parts = parts_of(config, objective.takes, *([watch.reading] if isinstance(watch, RowProgress) else []))
     limit = min((value for value in (data.max_length, context_length) if value is not None), default=None)
     encoding = Encoding(data, renderer, objective, limit)
     if data.streaming:
@@ -373,6 +375,7 @@ def _key(config: RunConfig, parts: list[Part], encoding: Encoding) -> dict[str, 
             data.eval if isinstance(data.eval, float) else None,
             data.on_bad_row,
             data.on_long_row,
+            [data.max_row_bytes, data.max_row_messages],
             data.system,
             encoding.limit,
         ],

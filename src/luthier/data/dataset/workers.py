@@ -25,6 +25,7 @@ from luthier.data.chat.laws import LawBroken
 from luthier.data.chat.renderer import ChatRenderer
 from luthier.data.dataset.ledger import LONGER, Ledger, breaks
 from luthier.data.dataset.samples import SampleBuffer
+from luthier.data.readers import size_of
 from luthier.data.recognise import ANSWERS, Purpose, RowParser, proposal
 from luthier.errors import BadRow, EnvironmentProblem
 from luthier.objectives import Objective
@@ -256,21 +257,12 @@ def chunks_of(rows: Iterable[Row | BadRow]) -> Iterator[list[Row | BadRow]]:
     chunk, size = list[Row | BadRow](), 0
     for row in rows:
         chunk.append(row)
-        size += size_of(row.values) if isinstance(row, Row) else 0
+        size += size_of(row.values) if isinstance(row, Row) else len(row.raw or "")
         if len(chunk) == CHUNK_ROWS or size >= CHUNK_CHARACTERS:
             yield chunk
             chunk, size = [], 0
     if chunk:
         yield chunk
-
-
-def size_of(value: object) -> int:
-    """Characters in all texts of a value."""
-    if isinstance(value, str):
-        return len(value)
-    if isinstance(value, Mapping):
-        return sum(map(size_of, value.values()))
-    return sum(map(size_of, value)) if isinstance(value, list | tuple) else 0
 
 
 @contextmanager

@@ -12,37 +12,29 @@ import bz2
 import gzip
 import io
 import lzma
+import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from luthier.data.readers._limits import Limits, unpacks_too_far
+from luthier.data.readers._signatures import HEAD_BYTES, refuse_another_encoding, refuse_another_kind
 from luthier.errors import BadRow, EnvironmentProblem, UserError
 
 BLOCK_BYTES = 1 << 20
-MOST_RECORD_BYTES = 64 << 20
-"""A longer record is no example of anything: a model's context is a thousand times shorter."""
+ENDLESS = 32
+"""A line this many times as long as a row may be is no line: nobody waits for its end."""
 
 PACKED = (".gz", ".zst", ".bz2", ".xz")
-FREE_BYTES = 256 << 20
-MOST_TIMES = 250
-"""A packed file may unpack to MOST_TIMES its size, or to FREE_BYTES if that is more: text packs to a tenth, a bomb to less
-than a thousandth."""
-
 RECORDS_BETWEEN_MARKS = 1024
+WHITE = b" \t\r\n"
+TOOLS = {".gz": "gzip", ".zst": "zstd", ".bz2": "bzip2", ".xz": "xz"}
 
-SIGNATURES = {
-    b"\x1f\x8b": "packed by gzip: name it .gz",
-    b"\x28\xb5\x2f\xfd": "packed by zstd: name it .zst",
-    b"BZh": "packed by bzip2: name it .bz2",
-    b"\xfd7zXZ": "packed by xz: name it .xz",
-    b"PK\x03\x04": "a zip archive (or an office document)",
-    b"PAR1": "Parquet: name it .parquet",
-    b"ARROW1": "Arrow: name it .arrow",
-}
-"""First bytes of files that are no text, and what they are."""
+Told = Callable[[str, float], None]
+"""Is told which file is read, and what share of it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +55,8 @@ class File:
     path: Path
     name: str
     """as written in the configuration: what messages name"""
+    limits: Limits = field(default_factory=Limits)
+    told: Told = lambda name, share: None
     marks: list[Mark] = field(default_factory=list)
 
     @property
@@ -72,13 +66,27 @@ class File:
         return ending if ending in PACKED else None
 
 
+class _Counted(io.FileIO):
+    """The bytes of a file as they lie on the disk; says how far it is read."""
+
+    def __init__(self, file: File) -> None:
+        super().__init__(file.path)
+        self._file = file
+        self.size = os.fstat(self.fileno()).st_size
+
+    def readinto(self, buffer: Any) -> int | None:
+        count = super().readinto(buffer)
+        self._file.told(self._file.name, self.tell() / max(1, self.size))
+        return count
+
+
 class _Unpacked(io.RawIOBase):
     """The unpacked bytes of a file; damage and bombs are errors that name it."""
 
-    def __init__(self, stream: Any, name: str, packed_bytes: int) -> None:
+    def __init__(self, stream: Any, file: File, packed_bytes: int) -> None:
         self._stream = stream
-        self._name = name
-        self._most = max(FREE_BYTES, packed_bytes * MOST_TIMES)
+        self._file = file
+        self._most = file.limits.of_unpacked(packed_bytes)
         self._packed_bytes = packed_bytes
         self._count = 0
 
@@ -91,31 +99,22 @@ class _Unpacked(io.RawIOBase):
         except (EOFError, zlib.error, lzma.LZMAError) as error:
             raise self._damaged(error) from None
         except OSError as error:
-            raise (self._damaged(error) if error.errno is None else unreadable(self._name, error)) from None
+            raise (self._damaged(error) if error.errno is None else unreadable(self._file.name, error)) from None
         self._count += len(data)
         if self._count > self._most:
-            raise UserError(
-                self._name,
-                f"it unpacks to more than {self._most:,} bytes from {self._packed_bytes:,}",
-                f"a packed text, at most {MOST_TIMES} times larger",
-                "unpack it yourself if you trust it, and name the unpacked file",
-            )
+            raise unpacks_too_far(self._file.name, self._most, self._packed_bytes, self._most)
         buffer[: len(data)] = data
         return len(data)
 
     def _damaged(self, error: Exception) -> UserError:
         why = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        name = self._file.name
         return UserError(
-            self._name,
+            name,
             f"damaged or cut off: {why}",
             "a whole packed file",
-            f"fetch or pack it again; test it: {self._test}",
+            f"fetch or pack it again; test it: {TOOLS[str(self._file.packed)]} -t {name}",
         )
-
-    @property
-    def _test(self) -> str:
-        tool = {".gz": "gzip", ".zst": "zstd", ".bz2": "bzip2", ".xz": "xz"}[Path(self._name).suffix.lower()]
-        return f"{tool} -t {self._name}"
 
     def close(self) -> None:
         self._stream.close()
@@ -137,15 +136,14 @@ def opened(file: File) -> Iterator[io.BufferedReader[Any]]:
         EnvironmentProblem: not readable.
     """
     try:
-        stream = io.BufferedReader(io.FileIO(file.path), BLOCK_BYTES)
-        size = file.path.stat().st_size
+        raw = _Counted(file)
     except OSError as error:
         raise unreadable(file.name, error) from None
-    with stream:
+    with io.BufferedReader(raw, BLOCK_BYTES) as stream:
         if file.packed is None:
             yield stream
             return
-        with io.BufferedReader(_Unpacked(_unpacker(file, stream), file.name, size), BLOCK_BYTES) as unpacked:
+        with io.BufferedReader(_Unpacked(_unpacker(file, stream), file, raw.size), BLOCK_BYTES) as unpacked:
             yield unpacked
 
 
@@ -161,28 +159,22 @@ def _unpacker(file: File, stream: IO[bytes]) -> Any:
     return pyarrow.CompressedInputStream(pyarrow.PythonFile(stream, mode="r"), "zstd")
 
 
-def skip_mark_of_order(file: File, stream: io.BufferedReader[Any]) -> int:
+def skip_mark_of_order(file: File, stream: io.BufferedReader[Any], marked_up: bool = False) -> int:
     """Goes past a byte order mark, if there is one, and says how many bytes that is.
+
+    Args:
+        marked_up: whether a page of HTML is as good as any other text here.
 
     Raises:
         UserError: the file is in another encoding, or no text at all.
     """
     try:
-        first = stream.peek(8)[:8]
+        head = stream.peek(HEAD_BYTES)[:HEAD_BYTES]
     except OSError as error:
         raise unreadable(file.name, error) from None
-    for signature, what in SIGNATURES.items():
-        if first.startswith(signature):
-            raise UserError(file.name, f"this is no text but {what}", "a text file in UTF-8", "rename or unpack it")
-    if first[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in first[:2]:
-        encoding = "UTF-16" if first[:1] in (b"\xff", b"\xfe") else "UTF-16BE" if first[:1] == b"\0" else "UTF-16LE"
-        raise UserError(
-            file.name,
-            f"the file is {encoding}",
-            "UTF-8",
-            f"iconv -f {encoding} -t UTF-8 {file.name} > utf8_{file.path.name}",
-        )
-    return len(stream.read(3)) if first.startswith(b"\xef\xbb\xbf") else 0
+    refuse_another_kind(file.name, head, "a text file in UTF-8", marked_up)
+    refuse_another_encoding(file.name, file.path.name, head)
+    return len(stream.read(3)) if head.startswith(b"\xef\xbb\xbf") else 0
 
 
 def not_utf8(file: File, line: int, error: UnicodeDecodeError) -> UserError:
@@ -192,29 +184,72 @@ def not_utf8(file: File, line: int, error: UnicodeDecodeError) -> UserError:
     return UserError(f"{file.name}:{line}", what, "a text file in UTF-8", fix)
 
 
-def too_long(place: str, start: str) -> BadRow:
-    most = f"{MOST_RECORD_BYTES:,} bytes"
-    return BadRow(place, "", f"a record of more than {most}", f"at most {most} a record", raw=start)
+def skip_white(stream: io.BufferedReader[Any]) -> int:
+    """Goes past white space, up to the beginning of the line that has something else, and says how many lines that is.
 
-
-def lines(file: File, stream: io.BufferedReader[Any], before: int = 0) -> Iterator[tuple[int, bytes | BadRow]]:
-    """The lines of a stream and their numbers, `before` of which lie before it. Only a line feed ends a line; it is part
-    of it. A line that is too long is a BadRow.
+    By blocks: a small packed file can hold a thousand million empty lines.
     """
-    number = before
-    most = MOST_RECORD_BYTES
-    try:
-        while line := stream.readline(most + 1):
-            number += 1
-            if len(line) <= most:
-                yield number, line
-                continue
-            start = line[:1000].decode(errors="replace")
-            while line and not line.endswith(b"\n"):
-                line = stream.readline(BLOCK_BYTES)
-            yield number, too_long(f"{file.name}:{number}", start)
-    except OSError as error:
-        raise unreadable(file.name, error) from None
+    count = 0
+    while block := stream.peek(1):
+        white = block[: len(block) - len(block.lstrip(WHITE))]
+        white = white[: white.rfind(b"\n") + 1]
+        if not white:
+            break
+        count += white.count(b"\n")
+        stream.read(len(white))
+        if len(white) < len(block):
+            break
+    return count
+
+
+class Lines:
+    """The lines of a stream with their numbers, an iterator. Only a line feed ends a line; it is part of it. A line that is too
+    long is a BadRow.
+    """
+
+    def __init__(self, file: File, stream: io.BufferedReader[Any], before: int = 0) -> None:
+        """`before`: how many lines lie before the first one."""
+        self.file = file
+        self.number = before
+        """of the line that was given last"""
+        self._stream = stream
+
+    def __iter__(self) -> Iterator[tuple[int, bytes | BadRow]]:
+        return self
+
+    def __next__(self) -> tuple[int, bytes | BadRow]:
+        """Raises UserError where a line does not end within ENDLESS times what a row may have."""
+        most = self.file.limits.row_bytes
+        try:
+            line = self._stream.readline(most + 1)
+            if not line:
+                raise StopIteration
+            self.number += 1
+            return self.number, line if len(line) <= most else self._too_long(line)
+        except OSError as error:
+            raise unreadable(self.file.name, error) from None
+
+    def _too_long(self, line: bytes) -> BadRow:
+        start, length = line[:1000].decode(errors="replace"), len(line)
+        while line and not line.endswith(b"\n"):
+            line = self._stream.readline(BLOCK_BYTES)
+            length += len(line)
+            if length > ENDLESS * self.file.limits.row_bytes:
+                raise _endless(self.file, self.number, length)
+        return self.file.limits.row_too_large(f"{self.file.name}:{self.number}", length, start)
+
+    def skip_blank(self) -> None:
+        """Goes past the blank lines that follow."""
+        try:
+            self.number += skip_white(self._stream)
+        except OSError as error:
+            raise unreadable(self.file.name, error) from None
+
+
+def _endless(file: File, line: int, length: int) -> UserError:
+    found = f"a line of more than {length:,} bytes"
+    fix = f"data.max_row_bytes={4 * length} if the rows are so long; is it a text with a row a line?"
+    return UserError(f"{file.name}:{line}", found, f"at most {file.limits.row_bytes:,} bytes", fix)
 
 
 def empty(file: File) -> UserError:
@@ -223,7 +258,7 @@ def empty(file: File) -> UserError:
     )
 
 
-def records_of_lines(file: File, start: int = 0) -> Iterator[tuple[int, bytes | BadRow]]:
+def records_of_lines(file: File, start: int = 0, marked_up: bool = False) -> Iterator[tuple[int, bytes | BadRow]]:
     """The lines of a file that are not blank, after the first `start` of them, and their numbers.
 
     Marks are left in a file that is not packed, so that a later call begins near its start.
@@ -232,27 +267,24 @@ def records_of_lines(file: File, start: int = 0) -> Iterator[tuple[int, bytes | 
         UserError: another encoding, or nothing in the file.
     """
     with opened(file) as stream:
-        offset = skip_mark_of_order(file, stream)
+        skip_mark_of_order(file, stream, marked_up)
         record, before = 0, 0
         if near := max(
             (mark for mark in file.marks if mark.record <= start), key=lambda mark: mark.record, default=None
         ):
             stream.seek(near.offset_bytes)
-            record, before, offset = near.record, near.line, near.offset_bytes
+            record, before = near.record, near.line
         last = file.marks[-1].record if file.marks else 0
-        for number, line in lines(file, stream, before):
-            if isinstance(line, bytes):
-                length, blank = len(line), line.isspace()
-            else:
-                length, blank = 0, False
-            if not blank:
-                if record >= start:
-                    yield number, line
-                record += 1
-            if file.packed is None:
-                offset = offset + length if isinstance(line, bytes) else stream.tell()
-                if record - last >= RECORDS_BETWEEN_MARKS:
-                    file.marks.append(Mark(record, offset, number))
-                    last = record
+        numbered = Lines(file, stream, before)
+        for number, line in numbered:
+            if isinstance(line, bytes) and line.isspace():
+                numbered.skip_blank()
+                continue
+            if record >= start:
+                yield number, line
+            record += 1
+            if file.packed is None and record - last >= RECORDS_BETWEEN_MARKS:
+                file.marks.append(Mark(record, stream.tell(), number))
+                last = record
         if record == 0:
             raise empty(file)

@@ -6,8 +6,7 @@ import csv
 import re
 from collections.abc import Iterator
 
-from luthier.data.readers import _bytes
-from luthier.data.readers._bytes import File, empty, lines, not_utf8, opened, skip_mark_of_order
+from luthier.data.readers._bytes import File, Lines, empty, not_utf8, opened, skip_mark_of_order
 from luthier.errors import BadRow, UserError, excerpt
 from luthier.types import Row
 
@@ -68,37 +67,84 @@ def _check_header(file: File, line: int, header: list[str], delimiter: str) -> N
 def _records(file: File, delimiter: str) -> Iterator[tuple[int, list[str] | BadRow]]:
     with opened(file) as stream:
         skip_mark_of_order(file, stream)
-        reader = csv.reader(_text_lines(file, lines(file, stream)), delimiter=delimiter, strict=True)
+        source = _Source(Lines(file, stream))
+        reader = csv.reader(source, delimiter=delimiter, strict=True)
         while True:
-            line = reader.line_num + 1
+            source.begin_record()
             # The default limit cuts long texts off with an error. It is global, so it is put back at once.
-            before = csv.field_size_limit(_bytes.MOST_RECORD_BYTES)
+            before = csv.field_size_limit(file.limits.row_bytes)
             try:
                 record: list[str] | BadRow = next(reader)
             except StopIteration:
                 return
             except csv.Error as error:
                 record = BadRow(
-                    f"{file.name}:{line}", "", f"broken CSV: {error}", "fields that can be told apart", QUOTE
+                    f"{file.name}:{source.first}", "", f"broken CSV: {error}", "fields that can be told apart", QUOTE
                 )
-                if reader.line_num > line:  # which of these lines are records of their own cannot be told
-                    found = f"{record.found}; an open quote takes in lines {line:,} to {reader.line_num:,}"
-                    raise UserError(record.where, found, record.expected, QUOTE) from None
+                if source.line > source.first:  # which of these lines are records of their own cannot be told
+                    raise source.open_quote(record.found) from None
             finally:
                 csv.field_size_limit(before)
             if record:
-                yield line, record
+                yield source.first, record
+            else:
+                source.skip_blank()
 
 
-def _text_lines(file: File, numbered: Iterator[tuple[int, bytes | BadRow]]) -> Iterator[str]:
-    for number, line in numbered:
+class _Source:
+    """What the parser reads: it asks for as many lines as a record has."""
+
+    def __init__(self, numbered: Lines) -> None:
+        self.first = self.line = 0
+        """numbers of the record's first line, and of the one that was given last; a line that carriage returns cut counts as
+        so many lines"""
+        self._numbered = numbered
+        self._rest: list[str] = []
+        """of such a line, the last part first"""
+        self._more = 0
+        """how many lines more than line feeds there were"""
+        self._size = 0
+
+    def begin_record(self) -> None:
+        self._size = 0
+
+    def skip_blank(self) -> None:
+        if not self._rest:
+            self._numbered.skip_blank()
+
+    def open_quote(self, found: str) -> UserError:
+        """The error of a record that takes in more lines than it should."""
+        file = self._numbered.file
+        found += f"; an open quote takes in lines {self.first:,} to {self.line:,}"
+        return UserError(f"{file.name}:{self.first}", found, "fields that can be told apart", QUOTE)
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        if self._rest:
+            self._more += 1
+            text = self._rest.pop()
+        else:
+            text = self._next_line()
+        self.line = self._numbered.number + self._more
+        if self._size == 0:
+            self.first = self.line
+        self._size += len(text)
+        most = self._numbered.file.limits.row_bytes
+        if self._size > most and self.line > self.first:
+            raise self.open_quote(f"a record of more than {most:,} bytes")
+        return text
+
+    def _next_line(self) -> str:
+        number, line = next(self._numbered)
         if isinstance(line, BadRow):
-            raise UserError(line.where, line.found, line.expected, QUOTE)
+            raise UserError(line.where, line.found, line.expected, f"{line.fix}; else {QUOTE}")
         try:
             text = line.decode()
         except UnicodeDecodeError as error:
-            raise not_utf8(file, number, error) from None
+            raise not_utf8(self._numbered.file, number, error) from None
         if "\r" in text[:-2]:
-            yield from PARTS.findall(text)
-        else:
-            yield text
+            text, *rest = PARTS.findall(text)
+            self._rest = rest[::-1]
+        return text

@@ -6,16 +6,20 @@ from collections.abc import Iterator
 from typing import Any
 
 from luthier.config import DataFile
+from luthier.data.readers._limits import Limits, size_of
 from luthier.data.readers.columnar import without_nulls
-from luthier.errors import EnvironmentProblem, UserError
+from luthier.errors import BadRow, EnvironmentProblem, UserError
 from luthier.types import Row
 
 
-def rows(dataset: Any, name: str, start: int = 0) -> Iterator[Row]:
+def rows(dataset: Any, name: str, limits: Limits, start: int = 0) -> Iterator[Row | BadRow]:
     """The records after the first `start`, numbered from 1; columnar, so nulls inside of maps are absent keys."""
     later = dataset.select(range(start, len(dataset))) if start else dataset
     for number, values in enumerate(later, start=start + 1):
-        yield Row({column: without_nulls(value) for column, value in values.items()}, name, number)
+        if (size := size_of(values)) > limits.row_bytes:
+            yield limits.row_too_large(f"{name}:{number}", size)
+        else:
+            yield Row({column: without_nulls(value) for column, value in values.items()}, name, number)
 
 
 def huggingface(file: DataFile) -> Any:

@@ -10,16 +10,26 @@ from __future__ import annotations
 import codecs
 import io
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
-from luthier.data.readers import _bytes
-from luthier.data.readers._bytes import BLOCK_BYTES, File, empty, not_utf8, opened, skip_mark_of_order, unreadable
+from luthier.data.readers._bytes import (
+    BLOCK_BYTES,
+    File,
+    empty,
+    not_utf8,
+    opened,
+    skip_mark_of_order,
+    skip_white,
+    unreadable,
+)
 from luthier.data.readers._json_row import row_of
 from luthier.errors import BadRow, UserError
 from luthier.system.strict_json import StrictJSON, reason
 from luthier.types import Row
 
+NOT_WHITE = re.compile(r"[^ \t\r\n]")
 LONGEST_LITERAL = 16
 """No word, number sign or escape of JSON is longer, so an error this near to the end of what was read may be its end."""
 
@@ -67,8 +77,8 @@ class _Window:
         """The next character that is no white space, not taken; "" at the end of the file."""
         while True:
             position = self.position
-            while position < len(self.text) and self.text[position] in " \t\r\n":
-                position += 1
+            found = NOT_WHITE.search(self.text, position)
+            position = found.start() if found else len(self.text)
             self.move_to(position)
             if position < len(self.text) or self.ended:
                 return self.text[position : position + 1]
@@ -89,14 +99,17 @@ class _Window:
                 raise self.broken(reason(error), self.position) from None
             else:
                 whole = end < len(self.text) or self.ended  # a number at the very end may go on
-                if whole and end - self.position <= _bytes.MOST_RECORD_BYTES:
+                if whole and end - self.position <= self.file.limits.row_bytes:
                     raw = self.text[self.position : end]
                     self.move_to(end)
                     return value, raw
-            if len(self.text) - self.position > _bytes.MOST_RECORD_BYTES:
-                most = f"{_bytes.MOST_RECORD_BYTES:,} bytes"
+            if (held := len(self.text) - self.position) > self.file.limits.row_bytes:
+                most = f"{self.file.limits.row_bytes:,} bytes"
                 raise UserError(
-                    f"{self.file.name}:{self.line}", f"a record of more than {most}", f"at most {most} a record"
+                    f"{self.file.name}:{self.line}",
+                    f"a record of more than {most}",
+                    f"at most {most} a record",
+                    f"data.max_row_bytes={4 * held} reads it, if it is one; else close its quotes and brackets",
                 )
             self.more()
 
@@ -144,9 +157,8 @@ def is_one_map(file: File) -> bool:
     """Whether a file is one map over several lines, whole or broken, rather than a map a line."""
     with opened(file) as stream:
         skip_mark_of_order(file, stream)
-        line = b""
-        while (line := stream.readline(BLOCK_BYTES)).isspace():
-            pass
+        skip_white(stream)
+        line = stream.readline(BLOCK_BYTES)
     if not line:
         raise empty(file)
     if line.strip() == b"{":

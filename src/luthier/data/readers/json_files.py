@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from luthier.data.readers._bytes import File, opened, records_of_lines, skip_mark_of_order
+from luthier.data.readers._bytes import File, opened, records_of_lines, skip_mark_of_order, skip_white
 from luthier.data.readers.json_array import array_rows, is_one_map, map_rows
 from luthier.data.readers.json_lines import line_rows
 from luthier.errors import BadRow
@@ -44,6 +44,5 @@ def begins_with(file: File, char: bytes) -> bool:
     """Whether a file's first character that is no white space is this one."""
     with opened(file) as stream:
         skip_mark_of_order(file, stream)
-        while (block := stream.peek(1)) and block.isspace():
-            stream.read(len(block))
-        return block.lstrip()[:1] == char
+        skip_white(stream)
+        return stream.peek(1).lstrip()[:1] == char

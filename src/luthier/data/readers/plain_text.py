@@ -15,7 +15,7 @@ def rows(file: File, start: int = 0) -> Iterator[Row | BadRow]:
     Raises:
         UserError: another encoding, with the line; or nothing in the file.
     """
-    for number, line in records_of_lines(file, start):
+    for number, line in records_of_lines(file, start, marked_up=True):
         if isinstance(line, BadRow):
             yield line
             continue
@@ -27,4 +27,4 @@ def rows(file: File, start: int = 0) -> Iterator[Row | BadRow]:
 
 def count(file: File) -> int:
     """How many records a file has."""
-    return sum(1 for _ in records_of_lines(file))
+    return sum(1 for _ in records_of_lines(file, marked_up=True))
