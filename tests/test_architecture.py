@@ -353,62 +353,6 @@ def test_environment_variables_are_read_in_their_places_only() -> None:
     assert not wrong, "\n".join(wrong)
 
 
-WRITERS = {
-    "system/files.py": "all that has a name",
-    "system/streams.py": "standard streams",
-    "system/locks.py": "locks",
-    "data/dataset/samples.py": "arrays that grow in the cache",
-    "data/dataset/cache.py": "the same",
-    "training/result.py": "a folder that is aside",
-    "runs/checkpoint.py": "the same",
-    "runs/beginning.py": "the same",
-    "export/merged.py": "the same",
-    "export/adapter.py": "the same",
-    "models/adapters.py": "the same",
-    "models/shards.py": "the same",
-    "models/stored.py": "the same",
-    "models/sources/gguf.py": "the same",
-    "models/sources/pickled.py": "the same",
-    "models/sources/pickled_child.py": "the same",
-    "models/sources/package_index.py": "the same",
-    "models/architectures/yuan/tokenizer.py": "where transformers saves a tokenizer",
-    "data/chat/stop_tokens.py": "a folder that is aside",
-    "inference/served.py": "a temporary folder",
-    "inference/served_child.py": "the same",
-}
-"""Files that write, and what. All others write by system/files.py, which follows no link and leaves nothing half."""
-
-
-def writes(function: str, call: ast.Call) -> bool:
-    """Whether a call writes a file."""
-    name = function.rpartition(".")[2]
-    if name in ("open", "fdopen") and not function.startswith("os.open"):
-        words = [
-            node.value for node in ast.walk(call) if isinstance(node, ast.Constant) and isinstance(node.value, str)
-        ]
-        return any(re.fullmatch(r"[rwaxbt+]*[wax+][rwaxbt+]*", word) for word in words)
-    of_paths = {"write_text", "write_bytes", "touch", "symlink_to", "hardlink_to"}
-    of_libraries = {"save_file", "save_pretrained", "tofile", "savez", "copyfile", "copytree", "copy2", "copyfileobj"}
-    return name in of_paths | of_libraries or function in ("os.open", "np.save", "shutil.copy", "shutil.move")
-
-
-def test_files_are_written_in_their_places_only() -> None:
-    found = {name_of(path): call.lineno for path in FILES for function, call in calls(path) if writes(function, call)}
-    assert not {name: line for name, line in found.items() if name not in WRITERS}
-    assert not WRITERS.keys() - found.keys(), "write no more"
-
-
-def test_files_are_hashed_and_a_full_disk_is_told_in_one_place() -> None:
-    places = {"file_digest": "system/files.py", "ENOSPC": "system/faults.py", "EDQUOT": "system/faults.py"}
-    wrong = [
-        f"{name_of(path)}:{line} {word}"
-        for path in FILES
-        for word, line in code_words(path)
-        if places.get(word, name_of(path)) != name_of(path)
-    ]
-    assert not wrong, "\n".join(wrong)
-
-
 def test_functions_stay_short() -> None:
     long = [
         f"{name_of(path)}:{node.lineno} {node.name} has {lines} lines"

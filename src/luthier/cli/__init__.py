@@ -12,6 +12,7 @@ import ast
 import functools
 import importlib
 import inspect as introspection  # `inspect` is a command of this folder
+import io
 import re
 import sys
 import typing
@@ -25,7 +26,10 @@ from typer.core import TyperCommand, TyperGroup
 
 from luthier.errors import EnvironmentProblem, LuthierError
 from luthier.system.faults import fault
-from luthier.system.streams import OUT, complain, is_lost, open_all, silence
+from luthier.system.streams import OUT, complain, is_lost, open_all, show, silence
+
+WrongUsage: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+"""What typer raises of a command line that is none; it does not export the class."""
 
 FOLDER = Path(__file__).parent
 BUG_EXIT_CODE = 1
@@ -163,7 +167,7 @@ def _print_version(wanted: bool) -> None:
     if wanted:
         from importlib.metadata import version
 
-        typer.echo(f"luthier {version('luthier')}")
+        show(f"luthier {version('luthier')}")
         raise typer.Exit
 
 
@@ -191,9 +195,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # What other libraries will rename one day is no news for the person at the screen.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft)\.")
     try:
-        _app().main(args=given, prog_name="luthier", standalone_mode=True)
+        code: int | None = _app().main(args=given, prog_name="luthier", standalone_mode=False)
+        return code or 0
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except WrongUsage as error:
+        with io.StringIO() as said:
+            error.show(said)
+            complain(said.getvalue().rstrip())
+        return int(error.exit_code)
+    except BrokenPipeError:  # of a help page, as `| head` does
+        silence(OUT)
+        return BROKEN_PIPE_EXIT_CODE
     except LuthierError as error:
         if "--debug" in given:
             raise
@@ -211,4 +224,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "This is a bug of luthier. The traceback: the same command with --debug"
         )
         return BUG_EXIT_CODE
-    return 0

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.errors import UserError
+from luthier.system.streams import show
 
 
 def split_config_and_overrides(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
@@ -39,7 +40,7 @@ def is_config(word: str) -> bool:
 
 def print_json(value: Any) -> None:
     """Prints for programs: indented JSON, text as it is, no colours."""
-    print(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+    show(json.dumps(value, indent=2, ensure_ascii=False, default=str))
 
 
 def tokenizer_of(model: str, trust_remote_code: bool = False) -> Any:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from luthier.cli._options import RunOrModel, TrustRemoteCode
+from luthier.system.streams import complain, hand_on
 
 if TYPE_CHECKING:
     from luthier.inference.chat import Chat
@@ -49,13 +50,13 @@ def chat(
         _answer(talk, prompt)
         return
     if sys.stdin.isatty():
-        print(f"{target}; {HELP}", file=sys.stderr)
+        complain(f"{target}; {HELP}")
     for line in _requests():
         if line == "/quit":
             break
         if line == "/reset":
             talk.reset()
-            print("(forgotten)", file=sys.stderr)
+            complain("(forgotten)")
         else:
             _answer_or_say_why(talk, line)
 
@@ -71,17 +72,17 @@ def _requests() -> Iterator[str]:
         try:
             line = input("> ").strip()
         except EOFError:
-            print()
+            hand_on("")
             return
         if line:
             yield line
 
 
 def _answer(talk: Chat, text: str) -> None:
-    talk.say(text, on_text=lambda piece: print(piece, end="", flush=True))
-    print()
+    talk.say(text, on_text=lambda piece: hand_on(piece, end=""))
+    hand_on("")
     if talk.warning:
-        print(f"({talk.warning})", file=sys.stderr)
+        complain(f"({talk.warning})")
 
 
 def _answer_or_say_why(talk: Chat, text: str) -> None:
@@ -91,4 +92,4 @@ def _answer_or_say_why(talk: Chat, text: str) -> None:
     try:
         _answer(talk, text)
     except UserError as error:
-        print(error, file=sys.stderr)
+        complain(error)

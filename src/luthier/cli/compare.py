@@ -46,7 +46,7 @@ def compare(
     """
     from luthier.cli._shared import print_json
     from luthier.inference import comparison
-    from luthier.reporting.console import Screen
+    from luthier.system.console import Screen
 
     found = comparison.compare_target(
         target,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from luthier.cli._options import AsJson, ConfigAndOverrides, TrustRemoteCode
+from luthier.system.streams import complain, show
 
 After = Annotated[
     Path | None,
@@ -93,7 +93,7 @@ def data(
         Wanted(row, worst, longest, samples),
         after=after,
         examined_rows=suspects,
-        say=lambda text: print(text, file=sys.stderr),
+        say=complain,
         every_view=html is not None,
         trust_remote_code=trust_remote_code,
         environment=os.environ,
@@ -123,6 +123,6 @@ def _show(report: Any, html: Path | None, as_json: bool) -> None:
     if as_json:
         print_json(report.as_values())
     elif html is not None:
-        print(f"the report is in {html}")
+        show(f"the report is in {html}")
     else:
         print_report(report)

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from luthier.cli._options import AsJson, TrustRemoteCode
+from luthier.system.streams import show
 
 
 def doctor(
@@ -41,6 +42,6 @@ def doctor(
     if json:
         print_json(found)
     else:
-        print(as_text(found))
+        show(as_text(found))
     if not all(check["passed"] for check in found.get("checks", [])):
         raise typer.Exit(3)

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from luthier.cli._options import AsJson
+from luthier.system.streams import show
 
 
 def download(
@@ -64,4 +65,4 @@ def download(
     facts["bytes"] = human_bytes(weights.bytes)
     for key, value in facts.items():
         if value is not None:
-            print(f"{key:<10}  {value}")
+            show(f"{key:<10}  {value}")

@@ -33,7 +33,7 @@ def eval(
     """
     from luthier.cli._shared import print_json
     from luthier.inference import measures
-    from luthier.reporting.console import Screen
+    from luthier.system.console import Screen
 
     found = measures.measure_target(
         target,

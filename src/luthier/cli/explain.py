@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from luthier.cli._options import AsJson
+from luthier.system.streams import show
 
 
 def explain(
@@ -41,6 +42,6 @@ def explain(
         print_json([known.as_dict() for known in found])
         return
     if key:
-        print(keys.explain(key, laws.explained()))
+        show(keys.explain(key, laws.explained()))
     else:
-        print("\n\n".join([keys.overview(), error_guide.overview(), laws.overview()]))
+        show("\n\n".join([keys.overview(), error_guide.overview(), laws.overview()]))

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from luthier.cli._options import AsJson, MergedInto, NewFolder, RunOrAdapter, TrustRemoteCode, Unproven, WrittenDtype
+from luthier.system.streams import complain, show
 
 
 def export(
@@ -28,7 +29,6 @@ def export(
       luthier export runs/mine --to merged --output mine-merged
       luthier export runs/mine --to adapter --output mine-adapter
     """
-    import sys
     from dataclasses import asdict
 
     from luthier.cli._shared import print_json
@@ -43,9 +43,9 @@ def export(
         base=base,
         unproven=unproven,
         trust_remote_code=trust_remote_code,
-        say=lambda text: print(text, file=sys.stderr),
+        say=complain,
     )
     if as_json:
         print_json(asdict(done))
         return
-    print(done.as_text())
+    show(done.as_text())

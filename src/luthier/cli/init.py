@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from luthier.system.streams import show
+
 Tuning = Annotated[
     str | None,
     typer.Option("--tuning", help="lora (default), freeze (some layers) or full (all weights).", show_default=False),
@@ -57,7 +59,7 @@ def init(
 
         text = answer(writer, ask)
         first_config.write_new(output, text)
-        print(f"{text}written: {output}\nnext: luthier train {output}")
+        show(f"{text}written: {output}\nnext: luthier train {output}")
         return
     if not data or model is None:
         raise UserError("luthier init", "no data, or no model", "both", "luthier init train.jsonl --model NAME")
@@ -67,9 +69,9 @@ def init(
     text = first_config.draft(model, looks, data, tuning, fit=fit)
     first_config.write_new(output, text)
     for look in looks:
-        print(look.as_text())
+        show(look.as_text())
     if fit is not None:
-        print(fit.says)
-    print(f"machine: {first_config.machine_text(machine.look())}")
-    print(f"written: {output}")
-    print(f"next: luthier train {output}")
+        show(fit.says)
+    show(f"machine: {first_config.machine_text(machine.look())}")
+    show(f"written: {output}")
+    show(f"next: luthier train {output}")

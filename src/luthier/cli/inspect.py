@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from luthier.cli._options import AsJson, TrustRemoteCode
+from luthier.system.streams import show
 
 
 def inspect(
@@ -51,7 +52,7 @@ def inspect(
         if json:
             print_json(found.as_dict())
         else:
-            print(of_one_batch.as_text(found, everything))
+            show(of_one_batch.as_text(found, everything))
         raise typer.Exit(found.exit_code)
     from luthier.inspecting import model, module_tree
 
@@ -62,4 +63,4 @@ def inspect(
     if json:
         print_json({"modules": list(module_tree.as_list(node)), "totals": module_tree.totals(node)})
     else:
-        print(module_tree.as_text(node, everything))
+        show(module_tree.as_text(node, everything))

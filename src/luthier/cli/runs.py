@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from luthier.cli._options import AsJson
+from luthier.system.streams import show
 
 
 def runs(
@@ -23,15 +24,15 @@ def runs(
     from rich.table import Table
 
     from luthier.cli._shared import print_json
-    from luthier.reporting.console import Screen
     from luthier.runs.listing import list_runs
+    from luthier.system.console import Screen
 
     found = list_runs(folder)
     if json:
         print_json([run.as_dict() for run in found])
         return
     if not found:
-        print(f"no runs in {folder}")
+        show(f"no runs in {folder}")
         return
     table = Table("run", "model", "method", "steps", "loss", "eval loss", "state", box=None, header_style="bold")
     for run in found:

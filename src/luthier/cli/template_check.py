@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from luthier.system.streams import show
+
 REFUSED_EXIT_CODE = 2
 
 
@@ -50,9 +52,9 @@ def template_check(
             note = outcome.reason if not outcome.passed else ""
             note = f"as {outcome.samples} samples, one an answer" if outcome.samples > 1 else note
             verdict = "pass   " if outcome.passed else "refused"
-            print(f"{verdict}  {outcome.shape}" + (f": {note}" if note else ""))
-        print(f"{sum(outcome.passed for outcome in outcomes)} of {len(outcomes)} shapes pass")
+            show(f"{verdict}  {outcome.shape}" + (f": {note}" if note else ""))
+        show(f"{sum(outcome.passed for outcome in outcomes)} of {len(outcomes)} shapes pass")
         if faults:
-            print(f"claimed, but refused: {'; '.join(faults)}")
+            show(f"claimed, but refused: {'; '.join(faults)}")
     if faults:
         raise typer.Exit(REFUSED_EXIT_CODE)

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from luthier.system.streams import show
+
 if TYPE_CHECKING:
     from rich.text import Text
 
@@ -43,7 +45,7 @@ def template_diff(
     from luthier.cli._shared import print_json, tokenizer_of
     from luthier.data.chat.difference import default_conversation, difference, row_at
     from luthier.data.chat.template import read_all
-    from luthier.reporting.console import Screen
+    from luthier.system.console import Screen
     from luthier.system.words import counted
 
     read_all(first, second)  # before a tokenizer is fetched and transformers is imported
@@ -59,7 +61,7 @@ def template_diff(
     console.print(as_text(stretches, console.is_terminal and not console.no_color))
     parted = f"{counted(counts['both'], 'token')} in both, {counts['first']} only in {first}, {counts['second']} only in {second}"
     equal = f"{first} and {second} are equal on {row or 'the small conversation'}: the same tokens, trained alike"
-    print(equal if same else parted)
+    show(equal if same else parted)
 
 
 def as_text(stretches: list[Stretch], colour: bool) -> Text:

@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from luthier.system.streams import show
+
 NARROWEST = 24
 """Columns that a source gets on the narrowest terminal."""
 LEGEND = """
@@ -40,12 +42,12 @@ def template_list(as_json: Annotated[bool, typer.Option("--json", help="Print fo
     width = max(len(one.full_name) for one in facts) + 1
     head = f"{'name':<{width}}  {'system':<7}  {'tools':<5}  {'thoughts':<8}  "
     room = max(shutil.get_terminal_size().columns - len(head), NARROWEST) if sys.stdout.isatty() else None
-    print(f"{head}source")
+    show(f"{head}source")
     for one in facts:
         name = one.full_name + "*" * one.default
         tools = "yes" if one.tools else "no"
         first, *more = textwrap.wrap(one.source, room) if room else [one.source]
-        print(f"{name:<{width}}  {one.system:<7}  {tools:<5}  {one.thinking:<8}  {first}")
+        show(f"{name:<{width}}  {one.system:<7}  {tools:<5}  {one.thinking:<8}  {first}")
         for line in more:
-            print(" " * len(head) + line)
-    print(LEGEND)
+            show(" " * len(head) + line)
+    show(LEGEND)

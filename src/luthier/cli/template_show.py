@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from luthier.system.streams import hand_on
+
 
 def template_show(
     name: Annotated[str, typer.Argument(metavar="NAME|FILE", help="A template of `luthier template list`, or a file.")],
@@ -18,4 +20,4 @@ def template_show(
     """
     from luthier.data.chat.template import read_template
 
-    print(read_template(name)[0], end="")
+    hand_on(read_template(name)[0], end="")

@@ -24,6 +24,7 @@ from luthier.inference.generation import Generation, generate
 from luthier.inference.opened import Opened, open_model
 from luthier.reporting.run.page import write_report
 from luthier.runs.run_folder import ANSWERS
+from luthier.system.console import Screen
 from luthier.system.faults import faults_told
 from luthier.system.files import as_json, refuse_odd, write_file
 from luthier.types import Message
@@ -73,7 +74,7 @@ def demo(
     Raises:
         UserError, EnvironmentProblem: as `luthier.training.run.execute`.
     """
-    screen = console or Console()
+    screen = console or Screen()
 
     def say(text: str) -> None:
         screen.print(text, markup=False, highlight=False)

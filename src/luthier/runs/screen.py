@@ -11,6 +11,7 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
+from luthier.system.console import Screen as Terminal
 from luthier.system.streams import OUT, silence
 
 SAMPLE_CHARS = 200
@@ -149,7 +150,7 @@ class Screen:
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._console = console or Console(quiet=quiet, highlight=False)
+        self._console = console or Terminal(quiet=quiet, highlight=False)
         self._total_steps = total_steps
         self._left = TimeLeft(total_steps, clock)
         self._eval = ""

@@ -1,12 +1,54 @@
-"""Standard input, output and error, which may be closed, full, or lead to a reader that has ended."""
+"""Standard input, output and error, which may be closed, full, or lead to a reader that has ended. What is written there
+is shown, and acts on no terminal: it may come from a stranger's row, path, template or model.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 
 OUT, ERROR = 1, 2
+
+Say = Callable[[str], None]
+"""What tells a person how far the work is."""
+
+_HIDDEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # control characters, escape among them; lines and tabs stay
+    "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # turn the direction of what stands around them
+    "\u180e\u200b\u2028\u2029\u2060-\u2065\u206a-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e007f"  # not seen at all
+    "\ud800-\udfff]"  # halves of characters, which a name of a file may have: no stream takes them
+)
+
+
+def visible(text: str) -> str:
+    """The text with escapes (as JSON writes them) in place of what a terminal would obey, or not show."""
+    return _HIDDEN.sub(lambda found: _escape(ord(found[0])), text)
+
+
+def _escape(code: int) -> str:
+    if code < 0x10000:
+        return f"\\u{code:04x}"
+    return f"\\u{0xD7C0 + (code >> 10):04x}\\u{0xDC00 + (code & 0x3FF):04x}"
+
+
+def show(text: object = "", end: str = "\n") -> None:
+    """Prints a result on standard output.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    print(visible(str(text)), end=end, flush=True)
+
+
+def hand_on(text: str, end: str = "\n") -> None:
+    """Prints what a program or a file may take as it is: to the letter, except on a terminal. Raises as `show`."""
+    if sys.stdout.isatty():
+        show(text, end)
+    else:
+        print(text, end=end, flush=True)
 
 
 def open_all() -> None:
@@ -43,7 +85,7 @@ def is_lost() -> bool:
 def say(text: object) -> None:
     """Prints on standard output; where that cannot be written, the work goes on without."""
     try:
-        print(text, flush=True)
+        show(text)
     except (OSError, ValueError):
         silence(OUT)
 
@@ -51,7 +93,7 @@ def say(text: object) -> None:
 def complain(text: object) -> None:
     """Prints on standard error, where that can be written."""
     try:
-        print(text, file=sys.stderr, flush=True)
+        print(visible(str(text)), file=sys.stderr, flush=True)
     except (OSError, ValueError):
         with suppress(OSError):
             silence(ERROR)

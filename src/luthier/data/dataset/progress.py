@@ -8,6 +8,7 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from luthier.system.console import Screen
 from luthier.system.words import counted
 
 FIRST_S = 1.0
@@ -23,7 +24,7 @@ class RowProgress:
     """
 
     def __init__(self, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
-        self._console = console or Console(stderr=True, highlight=False)
+        self._console = console or Screen(stderr=True, highlight=False)
         self._clock = clock
         self._began = self._said = clock()
         self._bar: Progress | None = None

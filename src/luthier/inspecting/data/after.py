@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from luthier.data.dataset.prepare import Prepared
@@ -15,6 +14,7 @@ from luthier.inspecting.data import row_losses, suspects
 from luthier.runs.figures import read_figures
 from luthier.runs.run_folder import SUSPECTS
 from luthier.runs.screen import duration
+from luthier.system.console import Screen
 from luthier.system.words import counted
 
 SHOWN_SUSPECTS = 20
@@ -88,9 +88,9 @@ class _bar:
             TextColumn("answers {task.completed}/{task.total}"),
             BarColumn(),
             TimeRemainingColumn(),
-            console=Console(stderr=True),
+            console=Screen(stderr=True),
             transient=True,
-            disable=not Console(stderr=True).is_terminal,
+            disable=not Screen(stderr=True).is_terminal,
         )
         self._task = self._progress.add_task("answers", total=total)
 

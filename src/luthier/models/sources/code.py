@@ -9,8 +9,8 @@ from pathlib import Path
 
 from luthier.errors import UserError
 from luthier.models.folder import native_type
-from luthier.models.sources._say import Say
 from luthier.system.files import sha256
+from luthier.system.streams import Say
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 

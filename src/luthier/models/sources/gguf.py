@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from luthier.errors import UserError, excerpt
-from luthier.models.sources._say import Say
 from luthier.system.faults import raise_fault
 from luthier.system.files import sha256
 from luthier.system.paths import cache_dir, cache_folder
+from luthier.system.streams import Say
 from luthier.system.words import human_bytes
 
 LAYOUT = 1

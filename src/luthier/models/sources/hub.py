@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.errors import EnvironmentProblem, UserError, excerpt
 from luthier.models.folder import PICKLES, no_weights
-from luthier.models.sources._say import Say
 from luthier.models.sources.hub_record import Record, RemoteFile, commit_of_ref, remember_ref
 from luthier.models.sources.pickled import BIN_FILES, convert_folder
 from luthier.system.paths import cache_dir, cache_folder
+from luthier.system.streams import Say
 from luthier.system.words import human_bytes
 
 if TYPE_CHECKING:

@@ -22,9 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from luthier.errors import EnvironmentProblem, UserError, excerpt
-from luthier.models.sources._say import Say
 from luthier.system.files import sha256
 from luthier.system.paths import cache_dir, cache_folder
+from luthier.system.streams import Say
 from luthier.system.words import human_bytes
 
 

@@ -20,9 +20,9 @@ from luthier.models.files import refuse_stub
 from luthier.models.folder import check_tokenizer, weight_files
 from luthier.models.settings import check_config, read_json
 from luthier.models.shards import INDEX, SHARD_BYTES, SINGLE
-from luthier.models.sources._say import Say
 from luthier.system.faults import faults_told, raise_fault
 from luthier.system.files import OURS
+from luthier.system.streams import Say
 from luthier.system.words import human_bytes
 
 BIN_INDEX = "pytorch_model.bin.index.json"

@@ -17,7 +17,7 @@ from luthier.errors import EnvironmentProblem, UserError
 from luthier.models.folder import check_folder, pickles
 from luthier.models.source import ModelSource
 from luthier.models.sources import code, gguf, hub, package_index, pickled
-from luthier.models.sources._say import Say, to_stderr
+from luthier.system.streams import Say, complain
 
 PREFIXES = ("hf:", "ms:", "pypi:")
 _MODELSCOPE_FIX = "pip install 'luthier[modelscope]'"
@@ -25,7 +25,7 @@ _MAX_CHAIN = 8
 
 
 def resolve(
-    path: str, revision: str | None = None, trust_remote_code: bool = False, *, say: Say = to_stderr
+    path: str, revision: str | None = None, trust_remote_code: bool = False, *, say: Say = complain
 ) -> ModelSource:
     """Finds a model, fetches it where it is not here yet, and checks its folder.
 
@@ -58,7 +58,7 @@ def at_hand(path: str) -> Path | None:
     return hub.kept(name) if hub.is_name(name) else None
 
 
-def convert(path: str, revision: str | None, trust_remote_code: bool, *, say: Say = to_stderr) -> None:
+def convert(path: str, revision: str | None, trust_remote_code: bool, *, say: Say = complain) -> None:
     """Makes safetensors of a model's pickled weights: in its folder, or for a hub model in luthier's cache.
 
     Raises:

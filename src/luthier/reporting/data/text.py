@@ -22,7 +22,7 @@ from luthier.inspecting.data.token_view import (
     STYLES,
     token_view,
 )
-from luthier.reporting.console import Screen
+from luthier.system.console import Screen
 from luthier.system.words import counted, noun
 
 WIDE = 110

@@ -1,0 +1,23 @@
+"""The terminal as all commands draw on it: what is said plainly goes by `system/streams.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+
+from luthier.system.streams import visible
+
+
+class Screen(Console):
+    """A console that shows what would act on the terminal, and leaves it to the command what happens when its reader ends,
+    as `| head` does. Colours and bars are its own."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=visible(segment.text))
+
+    def on_broken_pipe(self) -> None:
+        """rich would end the process with exit code 1."""
+        raise BrokenPipeError
