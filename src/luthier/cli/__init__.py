@@ -26,7 +26,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from luthier.errors import EnvironmentProblem, LuthierError
 from luthier.system.faults import fault
-from luthier.system.streams import OUT, complain, is_lost, open_all, show, silence
+from luthier.system.streams import OUT, complain, hide_secrets_in_tracebacks, is_lost, open_all, show, silence
 
 WrongUsage: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 """What typer raises of a command line that is none; it does not export the class."""
@@ -192,6 +192,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit code; errors end in one screen on stderr."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     open_all()
+    if "--debug" in given:
+        hide_secrets_in_tracebacks()
     # What other libraries will rename one day is no news for the person at the screen.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft)\.")
     try:

@@ -30,6 +30,7 @@ from luthier.config.problems import (
 )
 from luthier.config.sections import WITHOUT_WARMUP, DataConfig, DataFile, ModelConfig, RunConfig, TrainingConfig
 from luthier.errors import UserError, excerpt
+from luthier.system.secrets import held_in
 
 FILLED_IN = {
     "tuning": DEFAULT_KINDS["tuning"],
@@ -85,12 +86,31 @@ def data_file(text: str) -> DataFile:
 
 def build(document: Document) -> RunConfig:
     """Checks the tree of a document and makes the RunConfig of it."""
+    _refuse_secrets(document)
     config, problems = _validated(document.tree)
     problems += foreign_keys(document)
     if config is None or problems:
         raise as_user_error(document, problems)
     refuse_wrong_combinations(document, config)
     return _with_method_defaults(config)
+
+
+def _refuse_secrets(document: Document) -> None:
+    """A run keeps its configuration, and shows it to trackers: no value in it may be a secret. Raises UserError."""
+    left: list[tuple[tuple[str | int, ...], Any]] = [((), document.tree)]
+    while left:
+        path, value = left.pop()
+        if isinstance(value, Mapping):
+            left += [((*path, key), inner) for key, inner in value.items()]
+        elif isinstance(value, list | tuple):
+            left += [((*path, index), inner) for index, inner in enumerate(value)]
+        elif isinstance(value, str) and (what := held_in(value)):
+            raise UserError(
+                f"{document.place(path)}: {'.'.join(map(str, path))}",
+                f"holds {what if what.startswith('a ') else 'the value of ' + what}",
+                "no secrets: a run writes its configuration into its folder",
+                "leave it out; tokens are read from the environment (HF_TOKEN) or from what hf auth login keeps",
+            )
 
 
 def _validated(written: Mapping[str, Any]) -> tuple[RunConfig | None, list[Problem]]:

@@ -19,6 +19,7 @@ from typing import Any
 from luthier.data.chat.renderer import ChatRenderer
 from luthier.errors import EnvironmentProblem, UserError, excerpt
 from luthier.models.gguf_tokenizer import NotExpressible, write_tokenizer
+from luthier.system.secrets import without_secrets
 from luthier.types import Message
 
 Ids = list[int]
@@ -145,7 +146,7 @@ def ask(file: Path, conversations: Sequence[Messages]) -> list[Ids | str]:
     questions.write_text(json.dumps(chats), encoding="utf-8")
     command = [sys.executable, "-P", str(CHILD), str(file), str(questions), str(answers)]
     try:
-        done = subprocess.run(command, capture_output=True, check=False, timeout=LIMIT_S)
+        done = subprocess.run(command, capture_output=True, check=False, timeout=LIMIT_S, env=without_secrets())
     except subprocess.TimeoutExpired:
         raise EnvironmentProblem(ENGINE, f"did not answer within {LIMIT_S:g} s", "an engine that answers") from None
     if done.returncode != 0 or not answers.is_file():

@@ -13,6 +13,7 @@ from luthier.errors import EnvironmentProblem
 from luthier.runs.run_folder import GOES_ON, TRACKERS
 from luthier.system.faults import faults_told
 from luthier.system.files import as_json, write_file
+from luthier.system.secrets import redacted
 
 if TYPE_CHECKING:
     from luthier.config import RunConfig
@@ -178,7 +179,7 @@ def _failures(name: str) -> tuple[type[Exception], ...]:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return redacted((str(error).strip() or type(error).__name__).splitlines()[0])
 
 
 def _store_config(name: str, tracker: Any, config: RunConfig, *, resumed: bool) -> None:

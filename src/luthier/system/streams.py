@@ -7,8 +7,11 @@ from __future__ import annotations
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
+
+from luthier.system.secrets import redacted
 
 OUT, ERROR = 1, 2
 
@@ -83,17 +86,24 @@ def is_lost() -> bool:
 
 
 def say(text: object) -> None:
-    """Prints on standard output; where that cannot be written, the work goes on without."""
+    """Prints on standard output, without secrets; where that cannot be written, the work goes on without."""
     try:
-        show(text)
+        show(redacted(str(text)))
     except (OSError, ValueError):
         silence(OUT)
 
 
 def complain(text: object) -> None:
-    """Prints on standard error, where that can be written."""
+    """Prints on standard error, without secrets, where that can be written."""
     try:
-        print(visible(str(text)), file=sys.stderr, flush=True)
+        print(visible(redacted(str(text))), file=sys.stderr, flush=True)
     except (OSError, ValueError):
         with suppress(OSError):
             silence(ERROR)
+
+
+def hide_secrets_in_tracebacks() -> None:
+    """From now on an exception that ends the program is shown without secrets: people send such texts to others."""
+    sys.excepthook = lambda kind, error, trace: complain(
+        "".join(traceback.format_exception(kind, error, trace)).rstrip()
+    )

@@ -13,6 +13,7 @@ from typing import Any
 
 from luthier.errors import EnvironmentProblem
 from luthier.system.children import Patience
+from luthier.system.secrets import without_secrets
 
 SANDBOX = Path(__file__).with_name("sandbox.py")
 FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
@@ -38,6 +39,7 @@ class Sandbox:
             text=True,
             encoding="utf-8",
             start_new_session=True,
+            env=without_secrets(),
         )
         self.close = weakref.finalize(self, _end, self._process)
 

@@ -22,6 +22,7 @@ from luthier.models.settings import check_config, read_json
 from luthier.models.shards import INDEX, SHARD_BYTES, SINGLE
 from luthier.system.faults import faults_told, raise_fault
 from luthier.system.files import OURS
+from luthier.system.secrets import without_secrets
 from luthier.system.streams import Say
 from luthier.system.words import human_bytes
 
@@ -106,7 +107,11 @@ def _run(source: Path, made: Path, files: list[Path], name: str, say: Say) -> No
     with (
         tempfile.TemporaryFile() as errors,
         subprocess.Popen(
-            [*command, *(file.name for file in files)], stdout=subprocess.PIPE, stderr=errors, text=True
+            [*command, *(file.name for file in files)],
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            env=without_secrets(),
         ) as child,
     ):
         assert child.stdout is not None
