@@ -14,7 +14,7 @@ _NAMES = re.compile(
 """How the names of such variables end: HF_TOKEN, WANDB_API_KEY, AWS_SECRET_ACCESS_KEY, MLFLOW_TRACKING_PASSWORD. PWD, or the
 folder that PASSWORD_STORE_DIR names, is none."""
 _LEAST_CHARS = 10
-"""A shorter value (`true`, `changeme`) may be any word of a text, which would be torn by hiding it."""
+"""A shorter value may be any word of a text, which would be torn by hiding it."""
 _ADDRESS = re.compile(r"\s*[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _IN_AN_ADDRESS = re.compile(r"(?<=://)[^\s/@:]*:[^\s/@]+(?=@)")
 """`name:password` of https://name:password@host."""
