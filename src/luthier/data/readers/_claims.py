@@ -223,7 +223,9 @@ def _sizes(array: Any, check: Callable[[int], None]) -> Ints:
         return own + np.int64(kind.byte_width)
     if not any(getattr(types, f"is_{name}")(kind) for name in TEXTS):
         return own
-    if types.is_string_view(kind) or types.is_binary_view(kind):  # of sixteen bytes, of which the first four are its length
+    if types.is_string_view(kind) or types.is_binary_view(
+        kind
+    ):  # of sixteen bytes, of which the first four are its length
         views = np.frombuffer(array.buffers()[1], "<i4")[4 * array.offset :: 4][: len(array)]
         found: Ints = np.where(array.is_null().to_numpy(zero_copy_only=False), 0, views).astype(np.int64)
     else:

