@@ -15,7 +15,7 @@ SHARE ?= 1/1
 # (but not where PYTHONDONTWRITEBYTECODE is set: a command that is started by hand then compiles anew what no target has imported).
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test prove lint types docs newest constraints clean
+.PHONY: demo test prove lint types docs newest constraints lock clean
 
 demo: $(VENV)/installed
 	$(BIN)/luthier demo
@@ -43,6 +43,11 @@ newest:
 
 constraints: $(VENV)/installed-dev
 	( sed -n 1p $(CONSTRAINTS); $(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' ) > $(CONSTRAINTS).new && mv $(CONSTRAINTS).new $(CONSTRAINTS)
+
+# The hashes of what constraints.txt names, as this machine gets it, and the bill of materials.
+lock: $(VENV)/installed-dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --dry-run --ignore-installed --no-deps --only-binary=:all: \
+		--report - -r $(CONSTRAINTS) 2>/dev/null | $(BIN)/python docs/supply_chain.py
 
 clean:
 	rm -rf $(VENV) .venv-newest build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -20,6 +20,7 @@ from luthier.runs.recorder import read_lines
 from luthier.runs.run_folder import CONFIG, METRICS, REPORT
 from luthier.system import streams
 from luthier.system.files import MANIFEST, write_file
+from luthier.system.floors import check_floors
 from luthier.system.paths import cache_dir, cache_written
 from luthier.system.words import counted
 
@@ -69,6 +70,7 @@ def train_from(
     from luthier.system.devices import is_main_process
     from luthier.training import run
 
+    check_floors()
     place = Path(checked.output_dir)
     before = _last_noted(place)
     folder = run.execute(checked, resume=resume, trust_remote_code=trust_remote_code, say=say)

@@ -26,6 +26,8 @@ from typer.core import TyperCommand, TyperGroup
 
 from luthier.errors import EnvironmentProblem, LuthierError
 from luthier.system.faults import fault
+from luthier.system.floors import check_floors
+from luthier.system.outgoing import block_kernels
 from luthier.system.streams import OUT, complain, hide_secrets_in_tracebacks, is_lost, open_all, show, silence
 
 WrongUsage: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
@@ -148,6 +150,7 @@ def _guarded(function: Callable[..., None]) -> Callable[..., None]:
         if "debug" not in signature.parameters:
             arguments.pop("debug")
         try:
+            check_floors()
             function(**arguments)
             sys.stdout.flush()
         except KeyboardInterrupt:
@@ -192,6 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit code; errors end in one screen on stderr."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     open_all()
+    block_kernels()
     if "--debug" in given:
         hide_secrets_in_tracebacks()
     # What other libraries will rename one day is no news for the person at the screen.

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from shlex import quote
 
 from luthier.errors import UserError
 
@@ -79,7 +80,7 @@ def refuse_odd_links(folder: Path) -> None:
                 str(file),
                 f"is a link out of its folder, to {target}",
                 "the file itself, or a link into the cache of the hub",
-                f"if that is what you want: cp -rL {folder} {folder.with_name(folder.name + '-copy')}",
+                f"cp -rL {quote(str(folder))} {quote(str(folder) + '-copy')}, and the copy as the model, where you trust the link",
             )
 
 

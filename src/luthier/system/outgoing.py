@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from typing import Any
 
 DECLINED = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -21,3 +23,12 @@ def decline() -> None:
     """
     for name, value in DECLINED.items():
         os.environ.setdefault(name, value)
+
+
+def block_kernels() -> None:
+    """In a program of luthier's own nobody can import the package that fetches code from a hub, as bitsandbytes would at its import,
+    unless the user has set USE_HUB_KERNELS to anything else.
+    """
+    if os.environ.get("USE_HUB_KERNELS") == DECLINED["USE_HUB_KERNELS"]:
+        nothing: Any = None  # as the import system notes that there is none
+        sys.modules.setdefault("kernels", nothing)

@@ -1,0 +1,39 @@
+"""The oldest releases of other packages that luthier runs on, for what is known of older ones. The ranges of an install are narrower; this
+is for an environment in which something was put in the place of what was installed.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+
+from luthier.errors import EnvironmentProblem
+
+FLOORS = {
+    "torch": ("2.10", "CVE-2025-32434 and CVE-2026-24747: weights that are loaded as weights alone could run code"),
+    "transformers": ("5.3", "CVE-2026-4372 and CVE-2026-5241: a config.json could have code run that nobody trusted"),
+    "jinja2": ("3.1.6", "CVE-2025-27516: a chat template could leave its sandbox"),
+    "datasets": ("4.0", "a folder of data could have a script of its own run"),
+    "pyarrow": ("14.0.1", "CVE-2023-47248: a file of rows could run code"),
+}
+"""Package -> the first release without what is said of older ones."""
+
+
+@cache
+def check_floors() -> None:
+    """Refuses to begin on a package with a known hole; what is not installed has none.
+
+    Raises:
+        EnvironmentProblem: names the package, the reason, and the line that mends it.
+    """
+    from packaging.version import Version
+
+    for name, (least, why) in FLOORS.items():
+        try:
+            found = version(name)
+        except PackageNotFoundError:
+            continue
+        if Version(found).release < Version(least).release:  # a vendor's 2.10.0a0+x has what 2.10 has
+            raise EnvironmentProblem(
+                f"{name} {found}", why, f"{name} {least} or newer", f"pip install '{name}>={least}'"
+            )
