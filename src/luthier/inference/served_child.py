@@ -25,7 +25,7 @@ def main(model: str, questions: str, answers: str) -> None:
     parameters.n_gpu_layers = 0
     parameters.n_ctx = 256
     parameters.n_parallel = 1
-    parameters.hostname, parameters.port = "127.0.0.1", 0  # nobody else's machine reaches it; any free port
+    parameters.port = 0  # any free one
     server = xllamacpp.Server(parameters)
 
     def ask(path: str, body: dict[str, Any]) -> Any:
