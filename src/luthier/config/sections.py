@@ -17,7 +17,7 @@ from luthier.config.documents import to_yaml
 Share = Annotated[float, Field(gt=0, lt=1)]
 Name = Annotated[str, Field(min_length=1)]
 MOST_ROW_BYTES = 16 << 20
-MOST_ROW_MESSAGES = 2_000
+MOST_ROW_MESSAGES = 1_000
 WITHOUT_WARMUP = "constant"
 """The schedule that has no warm-up, whatever is asked for."""
 

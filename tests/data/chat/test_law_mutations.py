@@ -23,7 +23,7 @@ from tests.data.chat.law_cases import CASES, GOOD, MORE_CASES, TRIPS, Case
 
 RENDERING_CHECKS = {
     laws.MARKS_CHANGE_NOTHING: ("if text != plain:", "if False:"),
-    laws.TEMPLATE_ONLY_APPENDS: ("elif text.startswith(before) and text.startswith(after):", "elif True:"),
+    laws.TEMPLATE_ONLY_APPENDS: ("elif not before.own and not after.own:", "elif True:"),
 }
 """Where `data/chat/renderer.py` checks a law, and the same line without the check."""
 

@@ -22,7 +22,8 @@ from luthier.data.chat.check import (
     made_tokenizer,
     tokens_of,
 )
-from luthier.data.chat.renderer import ChatRenderer, one_answer_each
+from luthier.data.chat.renderer import ChatRenderer
+from luthier.data.chat.splitting import one_answer_each
 from luthier.data.chat.template import Request, Template, as_template_message
 from luthier.data.chat.tools import changed_tools, hidden_part, hidden_tool
 from luthier.data.dataset.prepare import Prepared, prepare

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from luthier.data.chat.beginnings import Beginning
 from luthier.types import Message
 
 
@@ -21,8 +22,8 @@ class Turn:
     """the control token that ends the turn; "" where the template writes none"""
     after: str
     """what the template marks as the assistant's behind the stop token"""
-    prompt: str
-    """what is served before this turn: the messages before it, rendered with the generation prompt"""
+    prompt: Beginning
+    """what is served before this turn: the messages before it, rendered with the generation prompt; as part of the text"""
     trained: bool
 
 

@@ -57,14 +57,11 @@ SHOWS_THOUGHTS = "data.chat_template=NAME of a template that shows thoughts (lut
 def served_prompt_is_trained_prefix(e: Evidence) -> Broken | None:
     """What stands before an answer in training is what is served when that answer is asked for."""
     for turn in e.turns:
-        if turn.trained and e.text[: turn.start] != turn.prompt:
-            at = next(
-                (i for i, (a, b) in enumerate(zip(e.text, turn.prompt, strict=False)) if a != b),
-                min(turn.start, len(turn.prompt)),
-            )
+        if turn.trained and (turn.prompt.own or turn.prompt.shared != turn.start):
+            at = max(0, min(turn.start, turn.prompt.shared) - 10)
             return Broken(
-                f"trained after …{excerpt(e.text[max(0, at - 10) : turn.start], 34)}, "
-                f"served after …{excerpt(turn.prompt[max(0, at - 10) :], 34)}",
+                f"trained after …{excerpt(e.text[at : turn.start], 34)}, "
+                f"served after …{excerpt(str(turn.prompt)[at:], 34)}",
                 "the same text",
                 ANOTHER_TEMPLATE,
             )

@@ -8,13 +8,15 @@ generation prompt, and that of the messages with the answer, must both begin the
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
+from luthier.data.chat.beginnings import Beginning, Chain, Chains, Place
 from luthier.data.chat.encoded import Encoded, Evidence, Turn
 from luthier.data.chat.laws import (
     ANOTHER_TEMPLATE,
@@ -25,15 +27,14 @@ from luthier.data.chat.laws import (
     check,
 )
 from luthier.data.chat.library import Facts, token_ids
+from luthier.data.chat.ordinary_tokens import ordinary_tokens_of
+from luthier.data.chat.splitting import answers_of, one_answer_each
 from luthier.data.chat.stop_tokens import stop_ids_of
-from luthier.data.chat.template import PROBE, Request, Template, TemplateMessage, as_template_message, probing
+from luthier.data.chat.template import PROBE, Request, Template, TemplateMessage, probing
 from luthier.data.chat.tokenize import Encoder, Piece
-from luthier.data.chat.tools import MARKS_OF_THOUGHT, changed_tools, extras_of, has_extras
+from luthier.data.chat.tools import changed_tools, extras_of, has_extras
 from luthier.errors import BadRow, UserError
-from luthier.types import NO_TARGET, Conversation, Message, Sample, Text, ToolCall
-
-BRACKETED = re.compile(r"[<\[{(\u3010\u300a].+[>\]})\u3011\u300b]", re.DOTALL)
-"""What a token that marks turns looks like: `<|user|>`, `[INST]`."""
+from luthier.types import NO_TARGET, Conversation, Message, Sample, Text
 
 SPLITTABLE = {
     TEMPLATE_ONLY_APPENDS,
@@ -51,6 +52,19 @@ class _Rendered:
     turns: tuple[Turn, ...]
     cuts: list[int]
     drops_system: bool = False
+
+
+@dataclass(slots=True)
+class _Plan:
+    """Where the texts of one conversation are found."""
+
+    chain: Chain
+    plain: Place
+    whole: int | None = None
+    """the text with our marks; None where it is the plain one"""
+    probe: int | None = None
+    turns: list[tuple[Place, Place]] = field(default_factory=list)
+    """of each answer: what is served before it, and what is written up to its end"""
 
 
 class ChatRenderer:
@@ -111,11 +125,13 @@ class ChatRenderer:
     def prefetch(self, examples: Sequence[Conversation | Text]) -> None:
         """Encodes many examples at once; what was prefetched before is forgotten."""
         self._ready = self._encode(examples)
-        parts = {
-            example: one_answer_each(example)
-            for example, found in self._ready.items()
-            if isinstance(found, LawBroken) and found.law in SPLITTABLE and isinstance(example, Conversation)
-        }
+        parts = dict[Conversation, tuple[Conversation, ...]]()
+        for example, found in list(self._ready.items()):
+            if isinstance(found, LawBroken) and found.law in SPLITTABLE and isinstance(example, Conversation):
+                try:
+                    parts[example] = one_answer_each(example)
+                except BadRow as error:
+                    self._ready[example] = error
         ready = self._encode([part for some in parts.values() for part in some]) if any(parts.values()) else {}
         self._split = {}
         for example, some in parts.items():
@@ -165,23 +181,28 @@ class ChatRenderer:
         if not conversations:
             return []
         template = self._template()
+        raws = [tuple(self._part(message) for message in conversation.messages) for conversation in conversations]
+        chains, plans = Chains(), dict[int, _Plan]()
         requests: dict[Request, int] = {}
-        plans = []
-        for conversation in conversations:
-            raw = tuple(self._part(message) for message in conversation.messages)
+        for number in sorted(range(len(raws)), key=lambda number: -len(raws[number])):
+            conversation, raw = conversations[number], raws[number]
+            tools, chain = conversation.tools, chains.hold(raw, conversation.tools)
             shown = tuple(self._part(message, apart=True) for message in self._parted(conversation.messages))
-            tools = conversation.tools
             apart = changed_tools(tools, self._cut_apart) if tools else ""
-            wanted = [Request(shown, prompt, template.marked, apart)]
-            wanted += [Request(messages, prompt, tools=tools) for messages in (probing(raw), raw)]
-            for index in _answers(conversation):
-                before = Request(raw[:index], True, tools=tools)
-                wanted += [before, before if template.marked else Request(raw[: index + 1], tools=tools)]
-            plans.append([requests.setdefault(request, len(requests)) for request in wanted])
+            plan = plans[number] = _Plan(chain, chain.want(len(raw), prompt))
+            if template.marked or shown != raw or apart != tools:
+                request = Request(shown, prompt, template.marked, apart)
+                plan.whole = requests.setdefault(request, len(requests))
+            if (probe := probing(raw)) != raw:
+                plan.probe = requests.setdefault(Request(probe, prompt, tools=tools), len(requests))
+            for index in answers_of(conversation):
+                before = chain.want(index, True)
+                plan.turns.append((before, before if template.marked else chain.want(index + 1, False)))
         texts = template.render(list(requests))
+        begun = dict(zip(map(id, chains.all), chains.render(template), strict=True))
         return [
-            self._assemble(conversation, [texts[place] for place in places], prompt)
-            for conversation, places in zip(conversations, plans, strict=True)
+            self._assemble(conversation, plans[number], texts, begun[id(plans[number].chain)], prompt)
+            for number, conversation in enumerate(conversations)
         ]
 
     def _template(self) -> Template:
@@ -224,17 +245,25 @@ class ChatRenderer:
         )
 
     def _assemble(
-        self, conversation: Conversation, texts: list[str | UserError], prompt: bool
+        self,
+        conversation: Conversation,
+        plan: _Plan,
+        texts: list[str | UserError],
+        begun: dict[Place, Beginning | UserError],
+        prompt: bool,
     ) -> _Rendered | UserError:
         """Finds the assistant's turns in the rendered text."""
-        answers = _answers(conversation)
-        probe = texts.pop(1)  # where it fails, it says nothing
-        drops_system = isinstance(probe, str) and conversation.messages[0].role == "system" and PROBE not in probe
-        failed = next((text for text in texts if isinstance(text, UserError)), None)
+        answers = answers_of(conversation)
+        own = begun[plan.plain]
+        whole = texts[plan.whole] if plan.whole is not None else str(own) if isinstance(own, Beginning) else own
+        probe = texts[plan.probe] if plan.probe is not None else PROBE  # where it fails, it says nothing
+        wanted = (whole, own, *(begun[place] for turn in plan.turns for place in turn))
+        failed = next((one for one in wanted if isinstance(one, UserError)), None)
         if failed is not None:
             return BadRow(conversation.row, "chat template", failed.found, failed.expected, failed.fix)
-        whole, plain, *prefixes = (text for text in texts if isinstance(text, str))
-        template = self._template()
+        assert isinstance(whole, str)
+        assert isinstance(own, Beginning)
+        template, plain = self._template(), str(own)
         text, spans, cuts = template.unmark(whole)
         if text != plain:
             found = "the template writes another text where control tokens from the data are taken apart"
@@ -244,11 +273,12 @@ class ChatRenderer:
             return BadRow(conversation.row, "chat template", found, "one marked part for each answer")
         turns = []
         for number, index in enumerate(answers):
-            message, before, after = conversation.messages[index], prefixes[2 * number], prefixes[2 * number + 1]
+            message = conversation.messages[index]
+            before, after = (_beside(plain, own, begun[place]) for place in plan.turns[number])
             if template.marked:
                 start, limit = spans[number]
-            elif text.startswith(before) and text.startswith(after):
-                start, limit = len(before), len(after)
+            elif not before.own and not after.own:
+                start, limit = before.shared, after.shared
             elif prompt or not message.train:
                 continue
             else:
@@ -257,10 +287,11 @@ class ChatRenderer:
                 broken = Broken(found, "a template that only appends", fix)
                 return LawBroken(conversation.row, {TEMPLATE_ONLY_APPENDS: broken})
             turns.append(self._turn(index, message, text, (start, limit), before, cuts))
+        drops_system = isinstance(probe, str) and PROBE not in probe
         return _Rendered(text, plain, tuple(turns), cuts, drops_system)
 
     def _turn(
-        self, index: int, message: Message, text: str, limits: tuple[int, int], before: str, cuts: list[int]
+        self, index: int, message: Message, text: str, limits: tuple[int, int], before: Beginning, cuts: list[int]
     ) -> Turn:
         """The turn within `limits`, ending after its stop token: the first control token behind the answer."""
         start, span = limits[0], text[slice(*limits)]
@@ -289,7 +320,8 @@ class ChatRenderer:
         found, at = None, 0
         while match := self.encoder.find_control(span, at):
             at = match.end()
-            if any(start + match.start() < cut < start + at for cut in cuts):
+            cut = bisect_right(cuts, start + match.start())
+            if cut < len(cuts) and cuts[cut] < start + at:
                 continue
             found = match
             if self.encoder.control[match.group()] in self.stop_ids:
@@ -327,9 +359,11 @@ class ChatRenderer:
             }
         )
         pieces: list[Piece] = []
+        starts = [turn.start for turn in trained]
         for start, stop in pairwise(edges):
             after = self.encoder.control_at_end(pieces[-1].text) if pieces else ""
-            inside = not found.turns or any(turn.start <= start and stop <= turn.end for turn in trained)
+            turn = bisect_right(starts, start) - 1
+            inside = not found.turns or (turn >= 0 and stop <= trained[turn].end)
             pieces.append(Piece(found.text[start:stop], after, inside))
         return pieces
 
@@ -393,40 +427,9 @@ class ChatRenderer:
         return tuple((end - 1, self.stop_target) for turn, (_, end) in spans if not turn.stop)
 
 
-def _answers(conversation: Conversation) -> list[int]:
-    return [index for index, message in enumerate(conversation.messages) if message.role == "assistant"]
-
-
-def ordinary_tokens_of(template: Template, tokenizer: Any) -> dict[str, int]:
-    """The tokens that a template writes around messages though the tokenizer does not call them special, with their ids.
-
-    A tokenizer to which `<|im_start|>` was added as an ordinary token would else read it in a user's text as in the
-    template's. Not among them: what an answer may hold (marks of thoughts and of calls), and runs of white space, words
-    and signs, which some tokenizers hold as added tokens too.
-    """
-    ordinary = {str(token): index for index, token in tokenizer.added_tokens_decoder.items() if not token.special}
-    ordinary = {token: index for token, index in ordinary.items() if BRACKETED.fullmatch(token)}
-    if not ordinary:
-        return {}
-    called = as_template_message(Message("assistant", "", tool_calls=(ToolCall("f", "{}"),)))
-    talk: tuple[TemplateMessage, ...] = (("user", "a"), ("assistant", "b"), ("user", "c"))
-    probes = [talk, (("system", "s"), *talk), (*talk, called), (*talk, called, ("tool", "d"))]
-    texts = [text if isinstance(text, str) else "" for text in template.render([Request(probe) for probe in probes])]
-    plain, with_system, with_call, with_result = ({token for token in ordinary if token in text} for text in texts)
-    around = plain | with_system | (with_result - with_call if with_call else set())
-    return {token: ordinary[token] for token in around.difference(MARKS_OF_THOUGHT)}
-
-
-def one_answer_each(conversation: Conversation) -> tuple[Conversation, ...]:
-    """The conversation up to each of its trained answers, only that one trained; none where that is the conversation
-    itself.
-    """
-    messages = conversation.messages
-    trained = [index for index in _answers(conversation) if messages[index].train]
-    if trained == [len(messages) - 1]:
-        return ()
-    untrained = tuple(replace(message, train=message.role != "assistant") for message in messages)
-    return tuple(replace(conversation, messages=(*untrained[:index], messages[index])) for index in trained)
+def _beside(plain: str, own: Beginning, begun: Beginning | UserError) -> Beginning:
+    assert isinstance(begun, Beginning)
+    return begun.beside(plain, own)
 
 
 def sample_of(encoded: Encoded, row: str, index: int, group: int = 0) -> Sample:

@@ -14,6 +14,7 @@ import json
 import resource
 import sys
 from collections.abc import Callable
+from itertools import accumulate
 from typing import Any
 
 from jinja2 import Environment, Template, TemplateError, TemplateSyntaxError, nodes
@@ -89,30 +90,76 @@ def _raise(message: str) -> None:
     raise TemplateError(message)
 
 
-def render(template: Template, request: dict[str, Any], special_tokens: dict[str, str]) -> dict[str, str]:
-    """The text of one request, or the error in its place."""
-    written = sum(len(message["content"] or "") + len(message.get("extras", "")) for message in request["messages"])
-    limit = OUTPUT_CHARS + OUTPUT_SHARE * (written + len(request.get("tools", "")))
-    pieces, size = [], 0
-    values = {
-        "messages": [message | json.loads(message.pop("extras", "{}")) for message in request["messages"]]
-        if request.get("extras")
-        else request["messages"],
-        "tools": json.loads(request["tools"]) if "tools" in request else None,
-        "documents": None,
-        "add_generation_prompt": request["add_generation_prompt"],
-    }
-    try:
-        for piece in template.generate(**values, **special_tokens):
-            size += len(piece)
-            if size > limit:
-                return {"error": f"it writes more than {limit:,} characters"}
-            pieces.append(piece)
-        return {"text": "".join(pieces)}
-    except MemoryError:
-        return {"error": "it needs too much memory"}
-    except TEMPLATE_FAULTS as error:
-        return {"error": f"{type(error).__name__}: {str(error)[:300]}"}
+class Asked:
+    """The messages and tools of a request, and how much of them there is."""
+
+    def __init__(self, request: dict[str, Any]) -> None:
+        messages = request["messages"]
+        tools = request.get("tools", "")
+        sizes = (len(message["content"] or "") + len(message.get("extras", "")) for message in messages)
+        self.written = list(accumulate(sizes, initial=len(tools)))
+        """characters of the first so many messages, and of the tools"""
+        if request.get("extras"):
+            messages = [message | json.loads(message.pop("extras", "{}")) for message in messages]
+        self.messages = messages
+        self.tools = json.loads(tools) if tools else None
+
+    def render(self, template: Template, count: int, prompted: bool, special_tokens: dict[str, str]) -> dict[str, str]:
+        """The text of the first `count` messages, or the error in its place."""
+        limit = OUTPUT_CHARS + OUTPUT_SHARE * self.written[count]
+        pieces, size = [], 0
+        values = {
+            "messages": self.messages[:count],
+            "tools": self.tools,
+            "documents": None,
+            "add_generation_prompt": prompted,
+        }
+        try:
+            for piece in template.generate(**values, **special_tokens):
+                size += len(piece)
+                if size > limit:
+                    return {"error": f"it writes more than {limit:,} characters"}
+                pieces.append(piece)
+            return {"text": "".join(pieces)}
+        except MemoryError:
+            return {"error": "it needs too much memory"}
+        except TEMPLATE_FAULTS as error:
+            return {"error": f"{type(error).__name__}: {str(error)[:300]}"}
+
+
+def render(template: Template, request: dict[str, Any], special_tokens: dict[str, str]) -> dict[str, Any]:
+    """The text of a request, or the error in its place. Where beginnings are asked for: the text of the whole, and of each of
+    them how many characters of that it begins with, and what follows.
+    """
+    asked = Asked(request)
+    wanted = request.get("beginnings")
+    if wanted is None:
+        return asked.render(template, len(asked.messages), request["add_generation_prompt"], special_tokens)
+    whole = asked.render(template, len(asked.messages), False, special_tokens).get("text", "")
+    answers, room = [], OUTPUT_CHARS + OUTPUT_SHARE * asked.written[-1]
+    for count, prompted in wanted:
+        found: dict[str, Any] = asked.render(template, count, prompted, special_tokens)
+        if "text" in found:
+            shared = common(whole, found["text"])
+            own = found["text"][shared:]
+            room -= len(own)
+            found = {"shared": shared, "own": own} if room >= 0 else {"error": "it writes each answer's history anew"}
+        answers.append(found)
+    return {"whole": whole, "beginnings": answers}
+
+
+def common(one: str, other: str) -> int:
+    """With how many characters both begin."""
+    if one.startswith(other):
+        return len(other)
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one[low:middle] == other[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 def main() -> None:

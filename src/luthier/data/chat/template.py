@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -28,6 +28,8 @@ DATE_DEFINED = re.compile(r"strftime_now\s+is\s+(not\s+)?defined")
 MEMORY_BYTES = 1 << 30
 BATCH_CHARACTERS = 1 << 22
 """Of the messages that are rendered in one go: bounds time and memory of the process, whatever the rows are like."""
+MESSAGE_CHARACTERS = 64
+"""A message is as much work as so many characters."""
 BATCH_LIMIT_S = 20.0
 START_LIMIT_S = 30.0
 MARK_TAG = re.compile(r"\{%([-+]?)(\s*)(end)?generation(\s*)([-+]?)%\}")
@@ -82,21 +84,33 @@ class Request:
     tools: str = ""
     """a JSON list of schemas; "" for none"""
 
+    @property
+    def work(self) -> int:
+        """Characters of the messages, and MESSAGE_CHARACTERS more for each."""
+        sizes = (MESSAGE_CHARACTERS + sum(len(text or "") for text in part) for part in self.messages)
+        return len(self.tools) + sum(sizes)
+
     def as_line(self) -> dict[str, Any]:
         """What the process that renders is told."""
-        line = {
-            "messages": [
-                {"role": part[0], "content": part[1], **({"extras": part[2]} if len(part) == 3 else {})}
-                for part in self.messages
-            ],
-            "add_generation_prompt": self.add_generation_prompt,
-            "template": "marked" if self.marked else "plain",
-        }
-        if any(len(part) == 3 for part in self.messages):
-            line["extras"] = True
-        if self.tools:
-            line["tools"] = self.tools
-        return line
+        line = as_line(self.messages, self.tools)
+        kind = "marked" if self.marked else "plain"
+        return {**line, "add_generation_prompt": self.add_generation_prompt, "template": kind}
+
+
+def as_line(messages: Sequence[TemplateMessage], tools: str) -> dict[str, Any]:
+    """Messages and tools as the process that renders is told of them."""
+    line: dict[str, Any] = {
+        "messages": [
+            {"role": part[0], "content": part[1], **({"extras": part[2]} if len(part) == 3 else {})}
+            for part in messages
+        ],
+        "template": "plain",
+    }
+    if any(len(part) == 3 for part in messages):
+        line["extras"] = True
+    if tools:
+        line["tools"] = tools
+    return line
 
 
 class Template:
@@ -187,10 +201,17 @@ class Template:
         Raises:
             UserError: the template is no Jinja, or needs too much time; nothing can be rendered.
         """
+        answers = self.answers((request.as_line(), request.work) for request in requests)
+        return [item["text"] if "text" in item else self.failed(item["error"]) for item in answers]
+
+    def answers(self, lines: Iterable[tuple[dict[str, Any], int]]) -> list[Any]:
+        """What the process that renders answers to lines, of each of which it is said how much work it is. Raises UserError as
+        `render`.
+        """
         answers: list[Any] = []
-        for some in _by_size(requests):
-            answers += self._ask(self._started(), [request.as_line() for request in some], BATCH_LIMIT_S)
-        return [item["text"] if "text" in item else self._failed(item["error"]) for item in answers]
+        for some in _by_work(lines):
+            answers += self._ask(self._started(), some, BATCH_LIMIT_S)
+        return answers
 
     def render_one(self, messages: Sequence[Message], *, add_generation_prompt: bool = False, tools: str = "") -> str:
         """The text of one conversation. Raises UserError as the template does."""
@@ -268,9 +289,10 @@ class Template:
         try:
             return sandbox.ask(value, limit_s)
         except NoAnswer as error:
-            raise self._failed(str(error)) from None
+            raise self.failed(str(error)) from None
 
-    def _failed(self, reason: str) -> UserError:
+    def failed(self, reason: str) -> UserError:
+        """The error of messages that are not rendered."""
         fold = "data.on_system=fold puts the system text into the first request; " if "system" in reason.lower() else ""
         return UserError(
             f"chat template of {self.origin}" if not self.from_file else self.origin,
@@ -280,12 +302,12 @@ class Template:
         )
 
 
-def _by_size(requests: Sequence[Request]) -> Iterator[list[Request]]:
-    """The requests in their order, about BATCH_CHARACTERS at a time."""
-    some, size = list[Request](), 0
-    for request in requests:
-        some.append(request)
-        size += len(request.tools) + sum(len(text or "") for part in request.messages for text in part)
+def _by_work(lines: Iterable[tuple[dict[str, Any], int]]) -> Iterator[list[dict[str, Any]]]:
+    """Lines in their order, about BATCH_CHARACTERS of work at a time."""
+    some, size = list[dict[str, Any]](), 0
+    for line, work in lines:
+        some.append(line)
+        size += work
         if size >= BATCH_CHARACTERS:
             yield some
             some, size = [], 0

@@ -111,20 +111,19 @@ class Encoder:
         return sum(map(text.count, self._single))
 
     def encode(self, pieces: Sequence[Piece]) -> list[Ids]:
-        """The ids of each piece."""
+        """The ids of each piece. Equal ones are encoded once, and have one list of ids."""
         if self._fast is None:
             return [self._encode_slowly(piece) for piece in pieces]
-        out: list[Ids] = [[] for _ in pieces]
-        plain = [(index, piece.after + piece.text) for index, piece in enumerate(pieces) if piece.after is not None]
-        inner = [(index, piece.text) for index, piece in enumerate(pieces) if piece.after is None]
+        known: dict[tuple[str | None, str], Ids] = {(piece.after, piece.text): [] for piece in pieces}
+        plain = [(key, key[0] + key[1]) for key in known if key[0] is not None]
+        inner = [(key, key[1]) for key in known if key[0] is None]
         for backend, texts in ((self._fast, plain), (self._inner, inner)):
             encodings = (
                 backend.encode_batch_fast([text for _, text in texts], add_special_tokens=False) if texts else []
             )
-            for (index, _), encoding in zip(texts, encodings, strict=True):
-                after = pieces[index].after
-                out[index] = self._behind(after, encoding.ids, pieces[index].text) if after else encoding.ids
-        return out
+            for (key, _), encoding in zip(texts, encodings, strict=True):
+                known[key] = self._behind(key[0], encoding.ids, key[1]) if key[0] else encoding.ids
+        return [known[piece.after, piece.text] for piece in pieces]
 
     def _behind(self, after: str, ids: Ids, text: str) -> Ids:
         """The ids behind the control token `after` in those of both. A token that is one only between spaces
