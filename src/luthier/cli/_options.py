@@ -41,6 +41,14 @@ MergedInto = Annotated[
         "the values that it was trained on.",
     ),
 ]
+ChatTemplate = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME|FILE",
+        help="A chat template that comes with luthier, or a Jinja file; default: the model's own.",
+        show_default=False,
+    ),
+]
 DropBadRows = Annotated[bool, typer.Option("--drop-bad-rows", help="Leave out rows that cannot be used.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print for programs.")]
 TrustRemoteCode = Annotated[

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from luthier.cli._options import RunOrModel, TrustRemoteCode
+from luthier.cli._options import ChatTemplate, RunOrModel, TrustRemoteCode
 from luthier.system.streams import complain, hand_on
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def chat(
     ] = 1.0,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 512,
     seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    chat_template: ChatTemplate = None,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Talk to a run, an adapter or a model.
@@ -39,12 +40,13 @@ def chat(
     Example:
       luthier chat runs/mine
       luthier chat runs/mine --prompt "Who are you?"
+      luthier chat runs/mine/checkpoints/step-000100
       luthier chat org/name --system "Answer in one sentence." --temperature 0.7 --top-p 0.9
     """
     from luthier.inference.chat import Chat, Settings
     from luthier.inference.opened import open_model
 
-    opened = open_model(target, trust_remote_code=trust_remote_code)
+    opened = open_model(target, chat_template=chat_template, trust_remote_code=trust_remote_code)
     talk = Chat(opened, system, Settings(temperature, top_p, max_new_tokens, seed))
     if prompt is not None:
         _answer(talk, prompt)

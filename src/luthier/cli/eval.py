@@ -1,4 +1,4 @@
-"""Measure a run or a model on a file."""
+"""Measure a run or a model on rows: those that the run held out, or a file's."""
 
 from __future__ import annotations
 
@@ -6,29 +6,38 @@ from typing import Annotated
 
 import typer
 
-from luthier.cli._options import AsJson, DropBadRows, RunOrModel, TrustRemoteCode
+from luthier.cli._options import AsJson, ChatTemplate, DropBadRows, RunOrModel, TrustRemoteCode
 
 
 def eval(
     target: RunOrModel,
     data: Annotated[
-        str, typer.Option(metavar="FILE", help="Rows in any format of training data; or '{path: FILE, format: ...}'.")
-    ],
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Rows in any format of training data; or '{path: FILE, format: ...}'. "
+            "Default: the rows that the run itself held out.",
+            show_default=False,
+        ),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many rows.")] = None,
     generate: Annotated[
         int, typer.Option(min=0, help="For how many rows the model answers, to count exact matches; 0 for none.")
     ] = 100,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 512,
     seed: Annotated[int, typer.Option(help="Of the intervals.")] = 0,
+    chat_template: ChatTemplate = None,
     drop_bad_rows: DropBadRows = False,
     as_json: AsJson = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
-    """Measure a run or a model on a file.
+    """Measure a run or a model on the rows that the run held out, or on a file.
 
     NLL, perplexity, token accuracy and exact match of generated answers, each with a 95 % interval over rows.
 
     Example:
-      luthier eval runs/mine --data held_out.jsonl
+      luthier eval runs/mine
+      luthier eval runs/mine --data held_out.jsonl --limit 100
       luthier eval org/name --data held_out.jsonl --generate 0 --json
     """
     from luthier.cli._shared import print_json
@@ -40,6 +49,8 @@ def eval(
         data,
         answered=generate,
         max_new_tokens=max_new_tokens,
+        limit=limit,
+        chat_template=chat_template,
         seed=seed,
         drop_bad_rows=drop_bad_rows,
         trust_remote_code=trust_remote_code,

@@ -51,7 +51,7 @@ class Chat:
             UserError: the model's context has no room for an answer; the conversation is as before.
         """
         conversation = [*self.messages, Message("user", text)]
-        prompt = self.opened.renderer.prompt_ids(conversation)
+        prompt = self.opened.prompt_ids(conversation)
         context = self.opened.context_tokens
         room = (
             self.settings.max_new_tokens

@@ -24,6 +24,7 @@ from luthier.inference.opened import open_model
 from luthier.inference.questions import Question, matches, question_of, read_questions
 from luthier.inference.scoring import RowScores, score_rows
 from luthier.policy.policy import Policy
+from luthier.system.progress import Progress, Watch, unwatched
 
 NO_DIFFERENCE = "no detectable difference"
 SHOWN = 8
@@ -98,6 +99,7 @@ def compare(
     max_new_tokens: int,
     temperature: float = 0.0,
     seed: int = 0,
+    watch: Watch = unwatched,
 ) -> Comparison:
     """Lets base and tuned model answer, and scores the reference answers where there are any.
 
@@ -110,7 +112,9 @@ def compare(
     samples = [sample for question in questions if (sample := question.sample) is not None]
 
     def both() -> tuple[list[Generation], RowScores | None]:
-        scores = score_rows(policy, samples, layout="padded", max_tokens=SCORED_TOKENS) if samples else None
+        scores = (
+            score_rows(policy, samples, layout="padded", max_tokens=SCORED_TOKENS, watch=watch) if samples else None
+        )
         return generate(
             policy.model,
             tokenizer,
@@ -119,6 +123,7 @@ def compare(
             stop_ids=stop_ids,
             temperature=temperature,
             seed=seed,
+            watch=watch,
         ), scores
 
     tuned, tuned_scores = both()
@@ -166,19 +171,22 @@ def compare_target(
     opened = open_model(target, trust_remote_code=trust_remote_code)
     policy = opened.policy(with_reference=True)
     questions = [question_of(opened, text, system) for text in prompts]
-    if path is not None:
-        questions += read_questions(opened, path, system=system, drop_bad_rows=drop_bad_rows, limit=limit)
-    return compare(
-        policy,
-        opened.tokenizer,
-        questions,
-        stop_ids=opened.renderer.stop_ids,
-        target=target,
-        base=opened.before,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        seed=seed,
-    )
+    with Progress() as progress:
+        if path is not None:
+            more = read_questions(opened, path, system=system, drop_bad_rows=drop_bad_rows, limit=limit, watch=progress)
+            questions += more
+        return compare(
+            policy,
+            opened.tokenizer,
+            questions,
+            stop_ids=opened.renderer.stop_ids,
+            target=target,
+            base=opened.before,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            seed=seed,
+            watch=progress,
+        )
 
 
 def _float(value: Any) -> float | None:

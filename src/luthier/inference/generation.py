@@ -19,6 +19,8 @@ from transformers.generation import BaseStreamer
 from luthier import randomness
 from luthier.models.flat import stock_attention
 from luthier.policy.policy import evaluating
+from luthier.system.progress import Watch, unwatched
+from luthier.system.words import counted
 
 MAX_BATCH = 128
 MAX_BATCH_TOKENS = 16_384
@@ -51,6 +53,7 @@ def generate(
     top_p: float = 1.0,
     seed: int = 0,
     on_text: Callable[[str], None] | None = None,
+    watch: Watch = unwatched,
 ) -> list[Generation]:
     """Answers `prompts`, in their order.
 
@@ -63,6 +66,7 @@ def generate(
         top_p: draws only among the most likely tokens that together have this probability, in (0, 1].
         seed: of the draws.
         on_text: gets each new piece of text, never a broken character; only with one prompt.
+        watch: is told with each token how many prompts are answered.
 
     Raises:
         ValueError: no token in a prompt, or arguments out of range.
@@ -76,13 +80,16 @@ def generate(
     keys = _draw_keys(prompts, seed) if temperature > 0 else None
     core = model.get_base_model() if hasattr(model, "peft_config") else model  # LoRA's layers lie inside of it
     answers: list[Generation | None] = [None] * len(prompts)
+    done = 0
     with torch.no_grad(), evaluating(core), stock_attention(model), _plain_generation_config(core):
         for indices in _batches([len(prompt) for prompt in prompts], max_new_tokens):
             draw = _KeyedSampling([keys[i] for i in indices], temperature, top_p) if keys is not None else None
             streamer = _TextStream(tokenizer, stop_ids, on_text) if on_text is not None else None
+            clock = _Clock(watch, len(prompts), done, len(indices), max_new_tokens)
             new = _generate_batch(
-                core, tokenizer, [prompts[i] for i in indices], max_new_tokens, stop_ids, draw, streamer
+                core, tokenizer, [prompts[i] for i in indices], max_new_tokens, stop_ids, draw, streamer, clock
             )
+            done += len(indices)
             for index, ids in zip(indices, new, strict=True):
                 answers[index] = _finish(tokenizer, ids, stop_ids)
             if streamer is not None:
@@ -111,6 +118,7 @@ def _generate_batch(
     stop_ids: Collection[int],
     draw: _KeyedSampling | None,
     streamer: BaseStreamer | None,
+    clock: _Clock,
 ) -> list[list[int]]:
     """The new ids of each prompt, with what follows a stop token."""
     pad = next(
@@ -134,7 +142,7 @@ def _generate_batch(
         attention_mask=mask,
         generation_config=config,
         streamer=streamer,
-        logits_processor=LogitsProcessorList([draw] if draw is not None else []),
+        logits_processor=LogitsProcessorList([draw, clock] if draw is not None else [clock]),
     )
     return out[:, longest:].tolist()  # type: ignore[no-any-return]
 
@@ -204,6 +212,22 @@ class _KeyedSampling(LogitsProcessor):  # type: ignore[misc]
         place = torch.searchsorted(until, at, right=True).clamp(max=scores.shape[-1] - 1)
         drawn = torch.full_like(scores, float("-inf"))
         return drawn.scatter_(1, tokens.gather(1, place), 0.0)
+
+
+class _Clock(LogitsProcessor):  # type: ignore[misc]
+    """Tells with each token how far a batch is; changes nothing."""
+
+    def __init__(self, watch: Watch, prompts: int, done: int, batch: int, max_new_tokens: int) -> None:
+        self.watch, self.prompts, self.done, self.batch, self.most = watch, prompts, done, batch, max_new_tokens
+        self.token = 0
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """input_ids [B, T], scores [B, V], which are given back."""
+        del input_ids
+        self.token += 1
+        words = f"{self.done:,} of {counted(self.prompts, 'prompt')} answered, {self.batch:,} at token {self.token:,}"
+        self.watch(words, (self.done + self.batch * self.token / self.most) / self.prompts)
+        return scores
 
 
 class _TextStream(BaseStreamer):  # type: ignore[misc]

@@ -9,14 +9,15 @@ from typing import Any
 from rich.table import Table
 
 from luthier.config import data_file
-from luthier.data.dataset.samples import SampleSet
+from luthier.data.dataset.samples import First, SampleSet
 from luthier.inference.comparison import SCORED_TOKENS, figure, share
 from luthier.inference.generation import generate
 from luthier.inference.intervals import bootstrap_ratio
 from luthier.inference.opened import open_model
-from luthier.inference.questions import from_sample, matches, read_samples
+from luthier.inference.questions import from_sample, held_out_rows, matches, read_samples
 from luthier.inference.scoring import perplexity, score_rows
 from luthier.policy.policy import Policy
+from luthier.system.progress import Progress, Watch, unwatched
 from luthier.system.words import counted
 
 SPARE_TOKENS = 8
@@ -68,6 +69,7 @@ def measure(
     answered: int,
     max_new_tokens: int,
     seed: int = 0,
+    watch: Watch = unwatched,
 ) -> Measured:
     """Scores all samples, and lets the model answer the last turn of the first `answered` rows, greedily.
 
@@ -78,7 +80,7 @@ def measure(
         answered: for how many rows; 0 for none. Rows without a prompt (plain text) are not asked.
         max_new_tokens: bounds the answers; they are cut earlier where no match is possible any more.
     """
-    scores = score_rows(policy, samples, layout="padded", max_tokens=SCORED_TOKENS)
+    scores = score_rows(policy, samples, layout="padded", max_tokens=SCORED_TOKENS, watch=watch)
     summary = scores.summary
     nll, correct, tokens = map(samples.by_example, (scores.nll, scores.correct, scores.tokens))
     low, high = bootstrap_ratio(nll, tokens, seed)
@@ -97,6 +99,7 @@ def measure(
             [question.prompt_ids for question in questions],
             stop_ids=stop_ids,
             max_new_tokens=min(max_new_tokens, longest + SPARE_TOKENS),
+            watch=watch,
         )
         figures["exact_match"] = share(
             [float(matches(answer, question)) for answer, question in zip(answers, questions, strict=True)]
@@ -106,30 +109,47 @@ def measure(
 
 def measure_target(
     target: str,
-    path: str,
+    path: str | None,
     *,
     answered: int,
     max_new_tokens: int,
+    limit: int | None = None,
     seed: int = 0,
+    chat_template: str | None = None,
     drop_bad_rows: bool = False,
     trust_remote_code: bool = False,
 ) -> Measured:
-    """What `luthier eval` does: opens the target, reads the file, measures. Raises UserError, EnvironmentProblem."""
-    data_file(path)  # what is wrong with its map is told before the model is loaded
-    opened = open_model(target, trust_remote_code=trust_remote_code)
-    prepared = read_samples(opened, path, drop_bad_rows=drop_bad_rows)
-    measured = measure(
-        opened.policy(),
-        opened.tokenizer,
-        prepared.train,
-        stop_ids=opened.renderer.stop_ids,
-        target=target,
-        data=path,
-        answered=answered,
-        max_new_tokens=max_new_tokens,
-        seed=seed,
-    )
-    return replace(measured, dropped_rows=len(prepared.rejected))
+    """What `luthier eval` does: opens the target, reads the rows, measures.
+
+    Args:
+        path: a file; None: the rows that the run itself held out.
+        limit: take only the first so many rows.
+
+    Raises:
+        UserError, EnvironmentProblem
+    """
+    if path is not None:
+        data_file(path)  # what is wrong with its map is told before the model is loaded
+    opened = open_model(target, chat_template=chat_template, trust_remote_code=trust_remote_code)
+    with Progress() as progress:
+        if path is None:
+            samples, dropped = held_out_rows(opened, progress), 0
+        else:
+            prepared = read_samples(opened, path, drop_bad_rows=drop_bad_rows, watch=progress)
+            samples, dropped = prepared.train, len(prepared.rejected)
+        measured = measure(
+            opened.policy(),
+            opened.tokenizer,
+            samples if limit is None else First(samples, limit),
+            stop_ids=opened.renderer.stop_ids,
+            target=target,
+            data=path if path is not None else "the rows that it held out",
+            answered=answered,
+            max_new_tokens=max_new_tokens,
+            seed=seed,
+            watch=progress,
+        )
+    return replace(measured, dropped_rows=dropped)
 
 
 def render(measured: Measured) -> Table:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +18,7 @@ from luthier.config import RunConfig
 from luthier.data.chat.renderer import ChatRenderer
 from luthier.data.chat.template import Template
 from luthier.errors import UserError
+from luthier.inference.as_typed import named_by
 from luthier.kernels.dropout import DropoutKeys
 from luthier.models.adapters import (
     begins,
@@ -38,6 +40,7 @@ from luthier.policy.policy import Policy
 from luthier.runs import beginning
 from luthier.runs.at_step import at_step
 from luthier.system.devices import device as this_device
+from luthier.types import Message
 
 TOKENIZER = "tokenizer_config.json"
 Base = Literal["as trained", "16bit", "dequantized"]
@@ -97,6 +100,17 @@ class Opened:
             return f"{name} with the adapter of {path}"
         return name if starts_at_base(self.adapter) else f"{name} as its adapter began ({begins(self.adapter)})"
 
+    def prompt_ids(self, messages: Sequence[Message], tools: str = "") -> list[int]:
+        """As those of the renderer, whose errors are in the words of a command.
+
+        Raises:
+            UserError: there is no chat template, or it does not hold the messages.
+        """
+        try:
+            return self.renderer.prompt_ids(messages, tools)
+        except UserError as error:
+            raise named_by("--data", error) from None
+
     def policy(self, with_reference: bool = False) -> Policy:
         """The model in scoring form, for padded batches and the stock attention: exact on every architecture.
 
@@ -139,6 +153,7 @@ def open_model(
     dtype: str = "auto",
     device: torch.device | None = None,
     base: Base = "as trained",
+    chat_template: str | None = None,
     trust_remote_code: bool = False,
 ) -> Opened:
     """Opens RUN, a CHECKPOINT of one, ADAPTER or MODEL (any source of `model.path`).
@@ -148,6 +163,7 @@ def open_model(
         device: where; default: the machine's best.
         base: what an adapter that was trained on a quantized base is put on: that, the base in 16 bits, or the quantized
             base's values as plain weights.
+        chat_template: one that comes with luthier, or a Jinja file, in the place of the tokenizer's own.
 
     Raises:
         UserError: there is no such model, or it does not fit together.
@@ -165,6 +181,8 @@ def open_model(
     if found is not None:
         found.put_into(model, weights)
     tokenizer = load_tokenizer(result if (result / TOKENIZER).is_file() else source.folder, trust_remote_code)
+    if chat_template is not None:
+        tokenizer.chat_template = Template.choose(tokenizer, chat_template).saved_source
     template = Template.choose(tokenizer) if tokenizer.chat_template else None
     renderer = ChatRenderer(tokenizer, template, _stop_ids(model))
     system = trained_system(result)

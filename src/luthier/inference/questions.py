@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,11 +15,17 @@ from luthier import config as configuration
 from luthier.config import DataFile
 from luthier.config.components import default_component
 from luthier.data.dataset.prepare import Prepared, prepare
+from luthier.data.dataset.progress import encoding_shown
+from luthier.data.dataset.samples import SampleSet
 from luthier.data.files import sources
 from luthier.errors import UserError, excerpt
 from luthier.formats.prompts import Prompts
+from luthier.inference.as_typed import named_by
 from luthier.inference.generation import Generation
 from luthier.inference.opened import Opened
+from luthier.models.load import load_tokenizer
+from luthier.system.files import MANIFEST
+from luthier.system.progress import Watch, unwatched
 from luthier.types import NO_TARGET, Message, Prompt, Row, Sample
 
 ANSWER_COLUMNS = {"output", "completion", "response", "messages", "conversations", "text", "chosen"}
@@ -80,12 +87,18 @@ def _of_prompt(opened: Opened, prompt: Prompt, system: str | None) -> Question:
     spoken = opened.system if system is None else system
     own = prompt.messages[0].role == "system"
     messages = [Message("system", spoken), *prompt.messages] if spoken and not own else prompt.messages
-    ids = opened.renderer.prompt_ids(messages, prompt.tools)
+    ids = opened.prompt_ids(messages, prompt.tools)
     return Question(prompt.messages[-1].content, ids, row=prompt.row or None)
 
 
 def read_questions(
-    opened: Opened, path: str, *, system: str | None = None, drop_bad_rows: bool = False, limit: int | None = None
+    opened: Opened,
+    path: str,
+    *,
+    system: str | None = None,
+    drop_bad_rows: bool = False,
+    limit: int | None = None,
+    watch: Watch = unwatched,
 ) -> list[Question]:
     """The questions of a file.
 
@@ -108,7 +121,7 @@ def read_questions(
     elif (prompts := _prompts_alone(file)) is not None:
         questions = [_of_prompt(opened, prompt, system) for prompt in prompts[:limit]]
     else:
-        prepared = read_samples(opened, path, drop_bad_rows=drop_bad_rows)
+        prepared = read_samples(opened, path, drop_bad_rows=drop_bad_rows, watch=watch, option="--prompts")
         last = prepared.train.last_samples[:limit].tolist()
         found = [from_sample(prepared.train[index], opened.tokenizer, opened.renderer.stop_ids) for index in last]
         questions = [question for question in found if question is not None]
@@ -147,9 +160,37 @@ def _prompts_alone(file: DataFile) -> list[Prompt] | None:
     return out
 
 
-def read_samples(opened: Opened, path: str, *, drop_bad_rows: bool = False) -> Prepared:
+def held_out_rows(opened: Opened, watch: Watch = unwatched) -> SampleSet:
+    """The rows that the run of an opened model held out, encoded as they were there.
+
+    Raises:
+        UserError: it held out none, is no run, or its data are others now.
+    """
+    config, fix = opened.config, f"luthier eval {opened.target} --data FILE"
+    if config is None or opened.run is None:
+        raise UserError(opened.target, "it is no run, so it held out no rows", "rows to measure on", fix)
+    if config.data.eval is None:
+        raise UserError(opened.target, "it held out no rows (data.eval)", "rows to measure on", fix)
+    own = opened.adapter is None or bool(config.data.add_tokens)  # with what the run added to the base's
+    tokenizer = opened.tokenizer if own else load_tokenizer(opened.source.folder, opened.trust_remote_code)
+    objective = component.make("objectives", config.objective)
+    rows = encoding_shown(watch)
+    data = prepare(config, tokenizer, context_length=opened.context_tokens, objective=objective, watch=rows)
+    known = json.loads((opened.run / MANIFEST).read_text(encoding="utf-8")).get("fingerprints", {}).get("held_out")
+    if data.eval is None or (known is not None and data.eval.fingerprint != known):
+        found = "its held-out rows are not those of the run any more: a file or the template changed"
+        raise UserError(opened.target, found, "the rows of then", fix)
+    return data.eval
+
+
+def read_samples(
+    opened: Opened, path: str, *, drop_bad_rows: bool = False, watch: Watch = unwatched, option: str = "--data"
+) -> Prepared:
     """A file in any format of training data, encoded as for training: with the system text of the training data before
     rows that have none. Rows are dropped only where that is asked for.
+
+    Args:
+        option: of the command line, that named the file.
 
     Raises:
         UserError: the file, or rows of it, cannot be used.
@@ -169,9 +210,11 @@ def read_samples(opened: Opened, path: str, *, drop_bad_rows: bool = False) -> P
     )
     objective = component.make("objectives", default_component("objective"))
     try:
-        return prepare(config, opened.tokenizer, context_length=opened.context_tokens, objective=objective)
+        rows = encoding_shown(watch)
+        return prepare(config, opened.tokenizer, context_length=opened.context_tokens, objective=objective, watch=rows)
     except UserError as error:
+        error = named_by(option, error)
         if "rows cannot be used" in error.found:
             found = error.found.replace("; nothing was trained", "")
             raise UserError(error.where, found, error.expected, "mend the rows, or add --drop-bad-rows") from None
-        raise
+        raise error from None

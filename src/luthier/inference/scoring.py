@@ -18,6 +18,8 @@ from torch import nn
 
 from luthier.data.steps.layout import micro_batches
 from luthier.policy.policy import evaluating
+from luthier.system.progress import Watch, unwatched
+from luthier.system.words import counted
 from luthier.types import NO_TARGET, Sample
 
 WINDOW = 256
@@ -72,6 +74,7 @@ def score_rows(
     max_tokens: int,
     processes: int = 1,
     rank: int = 0,
+    watch: Watch = unwatched,
 ) -> RowScores:
     """Scores of each sample, the same on every process.
 
@@ -81,7 +84,9 @@ def score_rows(
         layout: how the policy wants its micro-batches.
         max_tokens: most tokens of one forward pass; a longer sample goes alone.
         processes, rank: with more than one process each scores its share and the sums are exchanged.
+        watch: is told with each forward pass how many samples are scored.
     """
+    scored = 0
     sums = torch.zeros(2, len(samples), dtype=torch.float64)
     tokens = np.zeros(len(samples), dtype=np.int64)
     with evaluating(policy), torch.no_grad():
@@ -95,6 +100,8 @@ def score_rows(
                 rows.append(batch.rows[batch.targets != NO_TARGET])
                 logps.append(scores.logps)
                 correct.append(scores.correct)
+                scored += len(batch.examples)
+                watch(f"{scored:,} of {counted(len(samples), 'sample')} scored", scored / len(samples))
             places = torch.cat(rows)  # the device is waited for once a window, here
             sums[0].index_add_(0, places, -torch.cat(logps).double().cpu())
             sums[1].index_add_(0, places, torch.cat(correct).cpu().double())

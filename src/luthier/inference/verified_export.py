@@ -19,16 +19,17 @@ from pydantic import ValidationError
 from luthier import component
 from luthier.component import ComponentConfig
 from luthier.data.chat.renderer import ChatRenderer
-from luthier.data.dataset.prepare import prepare
 from luthier.errors import EnvironmentProblem, LuthierError, UserError, excerpt
 from luthier.export._parts import Parts
 from luthier.inference import served
 from luthier.inference.opened import Base, Opened, base_dtype, open_model
+from luthier.inference.questions import held_out_rows
 from luthier.models.adapters import begins, origin_of, write_origin
 from luthier.models.load import fingerprint, quiet
 from luthier.runs.run_folder import ANSWERS
 from luthier.system.files import whole_folder
 from luthier.system.memory import give_back_memory
+from luthier.system.progress import Progress
 from luthier.system.words import human_bytes
 from luthier.types import Message
 
@@ -329,21 +330,24 @@ def _held_out(opened: Opened, say: Callable[[str], None]) -> list[list[int]]:
     more."""
     if opened.config is None or opened.config.data.eval is None:
         return []
-    objective = component.make("objectives", opened.config.objective)
     try:
-        data = prepare(opened.config, opened.tokenizer, context_length=opened.context_tokens, objective=objective)
+        with Progress() as progress:
+            rows = held_out_rows(opened, progress)
     except LuthierError as error:
         say(f"compared without rows that the run held out: {error.where}: {error.found}")
         return []
-    if data.eval is None:
-        return []
-    return [list(map(int, data.eval[index].input_ids)) for index in data.eval.last_samples[:HELD_OUT_ROWS].tolist()]
+    return [list(map(int, rows[index].input_ids)) for index in rows.last_samples[:HELD_OUT_ROWS].tolist()]
 
 
 @torch.no_grad()
 def _logits(model: Any, inputs: list[list[int]]) -> list[torch.Tensor]:
     """[T, V] float32 for each text, which is alone under the stock attention."""
-    return [model(input_ids=torch.tensor([ids]), use_cache=False).logits[0].float() for ids in inputs]
+    found = list[torch.Tensor]()
+    with Progress() as progress:
+        for ids in inputs:
+            progress(f"{len(found)} of {len(inputs)} texts compared", len(found) / len(inputs))
+            found.append(model(input_ids=torch.tensor([ids]), use_cache=False).logits[0].float())
+    return found
 
 
 def drift(original: Sequence[torch.Tensor], written: Sequence[torch.Tensor]) -> Drift:

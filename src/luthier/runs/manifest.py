@@ -46,6 +46,9 @@ MAY_CHANGE = (
 )
 """Keys that a resume may have other values of: they do not touch the mathematics of a step."""
 
+LENGTHS = {"training.max_steps", "training.num_train_epochs"}
+"""Keys that say how long a run is."""
+
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "tokenizers", "safetensors", "numpy")
 OTHER_PLACE = "start again with another output_dir"
 
@@ -115,12 +118,25 @@ def _check_config(found: Mapping[str, Any], folder: Path, config: RunConfig) -> 
     ]
     if changed:
         lines = "\n".join(f"  {key}: {old.get(key)!r} -> {new.get(key)!r}" for key in changed)
+        fix = f"luthier train {folder / CONFIG} --resume, or another output_dir"
+        if found["state"] == "finished" and set(changed) <= LENGTHS:
+            fix = f"to train on from its result: {_further(folder, config, old, changed)}"
         raise UserError(
             "--resume",
             f"the configuration is not that of the run in {folder}:\n{lines}",
             "the same configuration",
-            f"luthier train {folder / CONFIG} --resume, or another output_dir",
+            fix,
         )
+
+
+def _further(folder: Path, config: RunConfig, old: Mapping[str, Any], changed: list[str]) -> str:
+    """The line that begins a run at the result of one that is finished, of as many more steps as were asked for."""
+    asked = _flat(config.model_dump(mode="json"))
+    more = {key: asked[key] - (old.get(key) or 0) for key in changed if asked[key] is not None}
+    length = " ".join(f"{key}={value if value > 0 else asked[key]:g}" for key, value in more.items())
+    makes_adapter = (folder / run_folder.ADAPTER).is_dir()
+    start = f"tuning.adapter_path={folder}" if makes_adapter else f"model.path={folder / run_folder.MODEL}"
+    return f"luthier train {folder / CONFIG} {start} output_dir={run_folder.another(folder)} {length}".rstrip()
 
 
 def _digest(content: bytes) -> str:

@@ -15,6 +15,8 @@ from luthier.system.console import Screen as Terminal
 from luthier.system.streams import OUT, silence
 
 SAMPLE_CHARS = 200
+TERM = "loss_"
+"""How the name of a term's loss begins in the line of a step."""
 BUSY_PRESSURE = 0.2
 """Of a step's time: on a quiet machine it is 0.01, beside one busy process on two cores 0.36."""
 
@@ -54,6 +56,12 @@ def speed(timing: Mapping[str, Any]) -> str:
     return shown + busy if pressure >= BUSY_PRESSURE else shown
 
 
+def terms(line: Mapping[str, Any]) -> tuple[str, ...]:
+    """Of a loss that is a sum, each term before its weight: `sft 1.200`, `z_loss 3.400`."""
+    found = (key for key in line if key.startswith(TERM))
+    return tuple(f"{key.removeprefix(TERM)} {figure(line[key], '.3f')}" for key in found)
+
+
 class TimeLeft:
     """How long the rest of the run takes, by the clock.
 
@@ -81,6 +89,7 @@ def plain_step(line: Mapping[str, Any], timing: Mapping[str, Any], total_steps: 
     parts = (
         f"step {line['step']:>{width}}/{total_steps}",
         f"loss {figure(line.get('loss'), '.3f')}",
+        *terms(line),
         f"lr {figure(line.get('learning_rate'), '.1e')}",
         f"grad {figure(line.get('grad_norm'), '.2f')}",
         speed(timing),
@@ -182,6 +191,7 @@ class Screen:
         return (
             f"epoch {figure(line.get('epoch'), '.2f')}",
             f"loss {figure(line.get('loss'), '.3f')}",
+            *terms(line),
             *([self._eval] if self._eval else []),
             f"lr {figure(line.get('learning_rate'), '.1e')}",
             f"grad {figure(line.get('grad_norm'), '.2f')}",

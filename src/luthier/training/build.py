@@ -18,6 +18,7 @@ from luthier.config import RunConfig
 from luthier.data.dataset.prepare import Prepared, prepare
 from luthier.data.dataset.progress import RowProgress
 from luthier.data.steps.layout import Layout
+from luthier.data.steps.order import Steps
 from luthier.engines import Engine
 from luthier.errors import EnvironmentProblem, UserError
 from luthier.kernels.dropout import DropoutKeys, seeded
@@ -104,8 +105,10 @@ def build(
         model_config = load_config(source.folder, trust_remote_code)
         context = context_length(model_config)
         data = prepare(config, tokenizer, context_length=context, objective=objective, watch=progress)
-    say("\n".join([f"model: {source.name}", _method(config), data.ledger.as_text(), *data.notes]))
-    warmup_steps(config.training, data.steps(config).total)  # before the model is loaded
+    steps = data.steps(config)
+    head = [f"model: {source.name}", _method(config), data.ledger.as_text(), *_short_of_a_batch(steps), *data.notes]
+    say("\n".join(head))
+    warmup_steps(config.training, steps.total)  # before the model is loaded
 
     if decided is not None:
         asked = {name: getattr(config.training, name) for name in ASKED_ANEW}
@@ -169,10 +172,26 @@ def _method(config: RunConfig) -> str:
     if training.max_steps is not None:
         length = counted(training.max_steps, "step")
     return (
-        f"method: {config.objective.kind}, {config.tuning.kind}; learning rate {training.learning_rate:g}, "
+        f"method: {_objective(config)}, {config.tuning.kind}; learning rate {training.learning_rate:g}, "
         f"{training.lr_scheduler_type}, warm-up {training.warmup_steps or 0:g}, weight decay {training.weight_decay:g}; "
         f"{length}, global batch {training.global_batch_size}"
     )
+
+
+def _objective(config: RunConfig) -> str:
+    """Its name; of a sum the terms and their weights, as `0.7 sft + 0.3 z_loss`."""
+    if not component.load("objectives", config.objective.kind).is_sum:
+        return config.objective.kind
+    terms = (f"{term['weight']:g} {term['kind']}" for term in config.objective.model_dump()["terms"])
+    return f"{config.objective.kind} ({' + '.join(terms)})"
+
+
+def _short_of_a_batch(steps: Steps) -> list[str]:
+    """What is said where an epoch has fewer rows than a step may have."""
+    if steps.per_pass >= steps.global_batch_size:
+        return []
+    rows = counted(steps.per_pass, "row")
+    return [f"global batch {steps.global_batch_size}: an epoch has {rows}, so every step is of {rows}"]
 
 
 def _decide(

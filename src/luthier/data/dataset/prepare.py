@@ -8,8 +8,10 @@ import hashlib
 import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from luthier.data.chat.renderer import ChatRenderer
 from luthier.data.chat.template import Template
 from luthier.data.dataset import cache
 from luthier.data.dataset.cache import SHOWN_REFUSED, Account, Found, Store
+from luthier.data.dataset.held_out import share_that_holds_out
 from luthier.data.dataset.ledger import Ledger
 from luthier.data.dataset.progress import RowProgress
 from luthier.data.dataset.samples import SampleSet
@@ -36,15 +39,19 @@ from luthier.data.dataset.workers import (
     chunks_of,
     default_workers,
     encoders,
+    prompt_of,
 )
 from luthier.data.recognise import Part, RowParser, parts_of, row_parser_of
 from luthier.data.steps.order import Mixture, Steps
-from luthier.errors import UserError, excerpt
+from luthier.errors import BadRow, UserError, excerpt
 from luthier.objectives import Objective
 from luthier.system.words import counted
+from luthier.types import Row
 
 READ_WITH = ("jinja2", "tokenizers", "transformers", "sentencepiece", "pyarrow", "datasets")
 """Packages whose versions may decide the result."""
+ROWS_LOOKED_AT = 10_000
+"""Most rows that are read again to propose a share that holds out some."""
 Watch = Callable[[int, float], None]
 """Is told how many rows are done, and what share of the data they are."""
 
@@ -355,9 +362,27 @@ def _empty(data: DataConfig, parts: list[Part], ledger: Ledger, sets: Mapping[st
             "data.eval",
             f"{excerpt(data.eval)} holds out none of {counted(ledger.rows_trained, 'row')}",
             "at least one row",
-            "a larger share, such as data.eval=0.2, a file, or leave data.eval out",
+            _more_held_out(data, parts),
         )
     return None
+
+
+def _more_held_out(data: DataConfig, parts: list[Part]) -> str:
+    """What to write where the share that is given holds out nothing of a few rows."""
+    share = share_that_holds_out(islice(_prompts(data, parts), ROWS_LOOKED_AT))
+    larger = f"data.eval={share:g}, or " if share is not None else ""
+    return f"{larger}a file, or leave data.eval out"
+
+
+def _prompts(data: DataConfig, parts: list[Part]) -> Iterator[str]:
+    """Of the rows that are to be learned from and can be read."""
+    for part in parts:
+        if part.purpose == "train":
+            parser, _ = row_parser_of(part.source, part.source.rows(), "data.train", data.system)
+            for row in part.source.rows():
+                with suppress(BadRow):
+                    if parser is not None and isinstance(row, Row):
+                        yield prompt_of(parser.parse(row))
 
 
 # ---- what decides the result

@@ -170,6 +170,26 @@ class SampleSet(Sequence[Sample]):
         return (self.at(index) for index in range(len(self)))
 
 
+class First(SampleSet):
+    """The first so many examples of others."""
+
+    def __init__(self, whole: SampleSet, examples: int) -> None:
+        self._whole, self.streamed = whole, whole.streamed
+        end = len(whole) if examples >= whole.examples else int(whole.first_samples[examples])
+        self.lengths, self.trained, self.groups = whole.lengths[:end], whole.trained[:end], whole.groups[:end]
+        self.first_samples, self.prompt_keys = whole.first_samples[:examples], whole.prompt_keys[:examples]
+
+    @property
+    def fingerprint(self) -> str:
+        return f"{self.examples} of {self._whole.fingerprint}"
+
+    def row(self, example: int) -> str:
+        return self._whole.row(example)
+
+    def at(self, index: int) -> Sample:
+        return self._whole.at(index)
+
+
 class DamagedCache(ValueError):
     """The files do not fit together; they are made again."""
 

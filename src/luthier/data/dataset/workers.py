@@ -23,13 +23,14 @@ import numpy as np
 from luthier.config import DataConfig
 from luthier.data.chat.laws import LawBroken
 from luthier.data.chat.renderer import ChatRenderer
+from luthier.data.dataset.held_out import is_held_out
 from luthier.data.dataset.ledger import LONGER, Ledger, breaks
 from luthier.data.dataset.samples import SampleBuffer
 from luthier.data.readers import size_of
 from luthier.data.recognise import ANSWERS, Purpose, RowParser, proposal
 from luthier.errors import BadRow, EnvironmentProblem
 from luthier.objectives import Objective
-from luthier.randomness import key, uniform
+from luthier.randomness import key
 from luthier.system.children import is_stopped
 from luthier.system.cores import cores
 from luthier.system.streams import complain
@@ -206,11 +207,6 @@ def prompt_of(example: Example) -> str:
         last = example.messages[-1].role == "assistant"
         asked = example.messages[: len(example.messages) - last]
     return "\x1e".join([example.tools, *(f"{message.role}\x1f{message.content}" for message in asked)])
-
-
-def is_held_out(prompt: str, share: float) -> bool:
-    """A function of the prompt alone: equal prompts go the same way, and new rows do not move old ones."""
-    return uniform("held out", prompt) < share
 
 
 def within(samples: Sequence[Sample], limit: int) -> list[Sample]:

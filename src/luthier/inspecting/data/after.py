@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from luthier.data.dataset.prepare import Prepared
 from luthier.inference.opened import open_model
@@ -14,7 +13,7 @@ from luthier.inspecting.data import row_losses, suspects
 from luthier.runs.figures import read_figures
 from luthier.runs.run_folder import SUSPECTS
 from luthier.runs.screen import duration
-from luthier.system.console import Screen
+from luthier.system.progress import Progress
 from luthier.system.words import counted
 
 SHOWN_SUSPECTS = 20
@@ -51,9 +50,10 @@ def after_run(
     examined = suspects.kept(run, key)
     if examined is None:
         say(_cost(run, prepared, rows))
-        with _bar(2 * len(rows)) as advance:
+        with Progress() as progress:
             policy = open_model(str(run), trust_remote_code=trust_remote_code).policy()
-            examined = suspects.examine(policy, prepared.train, rows, advance)
+            told = partial(_told, progress, 2 * len(rows))
+            examined = suspects.examine(policy, prepared.train, rows, told)
         suspects.keep(run, key, examined)
     scores = examined.scores
     worst = sorted(range(len(rows)), key=lambda place: -scores[place])
@@ -70,6 +70,10 @@ def after_run(
     return out
 
 
+def _told(progress: Progress, answers: int, done: int) -> None:
+    progress(f"{done:,} of {answers:,} answers scored", done / answers)
+
+
 def _cost(run: Path, prepared: Prepared, rows: Any) -> str:
     tokens = suspects.tokens_to_score(prepared.train, rows)
     speed = read_figures(run).tokens_per_s
@@ -78,25 +82,3 @@ def _cost(run: Path, prepared: Prepared, rows: Any) -> str:
         f"asking the run's model about {counted(len(rows), 'row')}, {counted(tokens, 'token')}{time}; "
         f"kept in {run / SUSPECTS} (--suspects 0 leaves it out)"
     )
-
-
-class _bar:
-    """A progress bar on standard error where that is a terminal."""
-
-    def __init__(self, total: int) -> None:
-        self._progress = Progress(
-            TextColumn("answers {task.completed}/{task.total}"),
-            BarColumn(),
-            TimeRemainingColumn(),
-            console=Screen(stderr=True),
-            transient=True,
-            disable=not Screen(stderr=True).is_terminal,
-        )
-        self._task = self._progress.add_task("answers", total=total)
-
-    def __enter__(self) -> Callable[[int], None]:
-        self._progress.start()
-        return lambda done: self._progress.update(self._task, completed=done)
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()

@@ -11,6 +11,7 @@ from typing import Any
 from luthier.config.components import DEFAULT_KINDS
 from luthier.reporting.curves import short_number
 from luthier.reporting.run.loss_curves import all_curves
+from luthier.reporting.run.next_lines import next_lines
 from luthier.reporting.style import STYLE
 from luthier.runs.figures import Line, RunFigures, at, read_figures
 from luthier.runs.run_folder import REPORT
@@ -22,6 +23,7 @@ from luthier.system.words import counted
 MAX_SAMPLES_OPEN = 3
 """How many prompts' samples are unfolded when the page opens."""
 MAX_ANSWERS = 100
+NOT_ASKED = "This run was to ask nothing: training.sample_prompts says what a run asks before, on the way and after."
 MAX_TEXT = 20_000
 """Characters of one text that are shown."""
 
@@ -155,12 +157,18 @@ def _curves(run: RunFigures) -> str:
 
 
 def _answers(run: RunFigures) -> str:
+    if not run.answers and _asks_nothing(run):
+        return f'<p class="missing">{escape(NOT_ASKED)}</p>'
     if not run.answers:
         return _missing("answers.json", "no requests were answered before and after training")
     hint = '<p class="hint">The same requests to the model as it came and as it is now.</p>'
     more = len(run.answers) - MAX_ANSWERS
     tail = f'<p class="hint">{more:,} more are in answers.json.</p>' if more > 0 else ""
     return hint + "".join(_answer(line) for line in run.answers[:MAX_ANSWERS]) + tail
+
+
+def _asks_nothing(run: RunFigures) -> bool:
+    return bool(run.config) and not at(run.config, "training", "sample_prompts")
 
 
 def _answer(line: Line) -> str:
@@ -179,8 +187,10 @@ def _answer(line: Line) -> str:
 
 
 def _samples(run: RunFigures) -> str:
+    if not run.samples and _asks_nothing(run):
+        return f'<p class="missing">{escape(NOT_ASKED)}</p>'
     if not run.samples:
-        return _missing("samples.jsonl", "no samples were taken; training.sample_prompts asks for them")
+        return _missing("samples.jsonl", "no samples were taken")
     by_prompt: dict[str, list[Line]] = {}
     for line in run.samples:
         by_prompt.setdefault(str(line.get("prompt", "")), []).append(line)
@@ -237,10 +247,9 @@ def _manifest(run: RunFigures) -> str:
 
 
 def _footer(run: RunFigures) -> str:
-    name = escape(str(run.folder))
+    lines = ", ".join(f"<code>{escape(line)}</code>" for line in next_lines(run))
     return (
-        f"<p>Talk to it: <code>luthier chat {name}</code>. Against its base: <code>luthier compare {name}</code>. "
-        "Made from the files of the run's folder; nothing on this page comes from anywhere else.</p>"
+        f"<p>Next: {lines}. Made from the files of the run's folder; nothing on this page comes from anywhere else.</p>"
     )
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Any
 
+from luthier.reporting.run.next_lines import next_lines
 from luthier.runs.figures import RunFigures, read_figures
 from luthier.runs.run_folder import REPORT
 from luthier.runs.screen import duration, memory
@@ -24,13 +24,7 @@ def end_summary(folder: Path | str) -> str:
         ("report", str(run.folder / REPORT) if (run.folder / REPORT).is_file() else ""),
     ]
     lines = [f"  {name:<9}{value}" for name, value in rows if value]
-    target = shlex.quote(str(run.folder))
-    follow = [
-        f"  luthier chat {target}",
-        f"  luthier compare {target} --prompt TEXT",
-        f"  luthier export {target} --to merged --output DIR",
-    ]
-    return "\n".join(["done", *lines, "next", *follow])
+    return "\n".join(["done", *lines, "next", *(f"  {line}" for line in next_lines(run))])
 
 
 def _arrow(values: list[Any], what: str) -> str:

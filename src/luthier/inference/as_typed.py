@@ -1,0 +1,22 @@
+"""Errors of data and templates in the words of a command that has no configuration: the option that was typed, not a key."""
+
+from __future__ import annotations
+
+import re
+
+from luthier.errors import UserError
+
+TEMPLATE = "--chat-template"
+FILE = re.compile(r"data\.train(\[\d+\])?(\.path)?")
+KEYS = ((FILE, ""), (re.compile(r"data\.chat_template"), TEMPLATE))
+
+
+def named_by(option: str, error: UserError) -> UserError:
+    """The error with `option` in the place of the key that stands for the file, and options of commands in the place of others."""
+    where, fix = error.where, error.fix
+    for key, name in KEYS:
+        where = key.sub(name or option, where)
+        fix = key.sub(name or option, re.sub(rf"({key.pattern})=", rf"{name or option} ", fix))
+    if "data.on_system" in fix:
+        fix = f"leave the system text out, or {TEMPLATE} NAME of one that holds it (luthier template list)"
+    return UserError(where.replace("data.on_system", "the chat template"), error.found, error.expected, fix)
