@@ -156,11 +156,11 @@ def make_config(model: str | Mapping[str, Any], data: Any, keys: Mapping[str, An
     top = {key: value for key, value in keys.items() if key in RunConfig.model_fields and key != "output_dir"}
     for key, value in top.items():
         document.set([key], _plain(value, key))
-    for key, value in keys.items():
-        if key not in RunConfig.model_fields:
-            # JSON is YAML, so a value takes the way of the command line, with its checks
-            config.apply_override(document, f"{key}={json.dumps(_plain(value, key), ensure_ascii=False)}")
-    return config.build(document)
+    # JSON is YAML, so a value takes the way of the command line, with its checks
+    others = {key: _plain(value, key) for key, value in keys.items() if key not in RunConfig.model_fields}
+    return config.assemble(
+        document, [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in others.items()]
+    )
 
 
 def _plain(value: Any, name: str) -> Any:

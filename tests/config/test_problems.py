@@ -64,7 +64,7 @@ def test_what_another_tools_key_stands_for_is_not_missing_as_well() -> None:
     assert "missing" not in message
     assert message.count("another tool's name") == 2
     assert "data: missing" in refusal("model: m\ncutoff_len: 8\n")
-    assert "fix" not in message  # each line says its own
+    assert message.endswith("fix: as a whole, in luthier's words:\n\nmodel: org/name\ndata: train.jsonl\n")
 
 
 def test_a_kind_that_is_not_there_is_one_of_the_problems() -> None:
@@ -113,11 +113,17 @@ def test_wrong_combinations_come_at_once() -> None:
         ("lr=1e-4", "fix: learning_rate=1e-4"),
         ("cutoff_len=512", "fix: max_length=512"),
         ("base_model=org/other", "fix: model=org/other"),
-        ("dataset=a.jsonl", "fix: train=a.jsonl"),
-        ("optimizer=adamw_torch", "fix: write training.optim"),  # no value of ours
-        ("evaluation_strategy=epoch", "fix: write training.eval_steps"),
+        ("dataset=a.jsonl", "fix: data.train=a.jsonl"),
+        ("optimizer=adamw_torch", "fix: optim=adamw"),
+        ("evaluation_strategy=epoch", "fix: eval_steps=0.34"),
+        ("evaluation_strategy=no", "leave it and eval_steps out"),
+        ("lora_target=q_proj,v_proj", "fix: target_modules=[q_proj,v_proj]"),
         ("packing=true", "leave it out"),
-        ("per_device_train_batch_size=4", "fix: write global_batch_size: the product"),
+        ("per_device_train_batch_size=4", "fix: global_batch_size=4"),
+        ("gradient_accumulation_steps=2", "fix: global_batch_size=16"),
+        ("bnb_4bit_compute_dtype=torch.float16", "fix: quantization=nf4 compute_dtype=float16"),
+        ("warmup_ratio=0.03", "fix: warmup_steps=0.03"),
+        ("device_map=auto", "leave it out"),
         ("num_samples=3", "fix: data.train.num_samples=3"),
     ],
 )
@@ -265,7 +271,7 @@ def test_an_objective_that_says_nothing_of_the_answers_is_refused_alone(
 
 
 @pytest.mark.parametrize(
-    "fix", ["r=3", "learning_rate=1e-4", "model=org/other", "train=a.jsonl", "data.train.num_samples=3"]
+    "fix", ["r=3", "learning_rate=1e-4", "model=org/other", "data.train=a.jsonl", "data.train.num_samples=3"]
 )
 def test_what_is_proposed_is_accepted(fix: str) -> None:
     assert load(SMALL, fix)

@@ -11,10 +11,7 @@ from luthier.errors import UserError
 
 def load(text: str, *overrides: str) -> config.RunConfig:
     """The run of the text of a file, and of what the command line adds."""
-    document = parse_yaml(text, "mine.yaml")
-    for override in overrides:
-        config.apply_override(document, override)
-    return config.build(document)
+    return config.assemble(parse_yaml(text, "mine.yaml"), overrides)
 
 
 def refusal(text: str, *overrides: str) -> str:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from luthier.component import did_you_mean
 from luthier.errors import UserError
 from luthier.system.streams import show
+
+COMMAND_LINE = "command line"
 
 
 def split_config_and_overrides(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
@@ -25,12 +29,40 @@ def split_config_and_overrides(arguments: Sequence[str]) -> tuple[Path | None, l
         if "=" not in word:
             where = "one configuration file, before the overrides" if is_config(word) else "CONFIG.yaml, then key=value"
             raise UserError(
-                "command line",
+                COMMAND_LINE,
                 f"{word!r} is neither a configuration file nor key=value",
                 where,
                 "luthier train mine.yaml learning_rate=1e-4",
             )
     return path, rest
+
+
+def split_flags(arguments: Sequence[str], own: Sequence[str] = ()) -> tuple[list[str], list[tuple[str, str]]]:
+    """The words that no flag of another program takes, and its flags with their values: `--key value`, `--key=value`, `--key a b`
+    (a list), and `--key` alone, which is true.
+
+    Args:
+        own: options that the command has.
+
+    Raises:
+        UserError: a flag that is no key of anything, and nearly one of the command's own.
+    """
+    rest, flags = list[str](), list[tuple[str, list[str]]]()
+    for word in arguments:
+        if word.startswith("--") and len(word) > 2:
+            name, equals, value = word.partition("=")
+            flags.append((name, [value] if equals else []))
+        elif flags and not re.match(r"[A-Za-z_][\w.]*=", word):
+            flags[-1][1].append(word)
+        else:
+            rest.append(word)
+    for name, _ in flags:
+        if near := did_you_mean(name, list(own)):
+            raise UserError(COMMAND_LINE, f"there is no option {name}", "one of " + ", ".join(own), near)
+    return rest, [
+        (name, "true" if not values else values[0] if len(values) == 1 else f"[{', '.join(values)}]")
+        for name, values in flags
+    ]
 
 
 def is_config(word: str) -> bool:

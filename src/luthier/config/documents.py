@@ -27,6 +27,8 @@ class Document:
         self.source = source
         self.lines = lines or {}
         self.from_command_line: set[tuple[str | int, ...]] = set()
+        self.flags: dict[tuple[str | int, ...], str] = {}
+        """keys of the command line that were given as another program takes them, and how they were typed: `--lora_rank`"""
 
     def line(self, path: Sequence[str | int]) -> int:
         """The line of a path in the tree, or of the nearest ancestor whose line is known; 0 where none is."""
@@ -178,6 +180,12 @@ def to_yaml(tree: Mapping[str, Any]) -> str:
 def to_line(value: Mapping[str, Any] | Sequence[Any]) -> str:
     """A map or list in one line, `{kind: sft, weight: 0.7}`, as an override takes it."""
     return _written(value, in_a_line=True).strip()
+
+
+def short_float(value: float) -> str:
+    """A number as a person writes it: `1e-4`, `0.03`, `3`."""
+    mantissa, exponent = f"{value:.14e}".split("e")
+    return f"{value:.15g}" if value == 0 or abs(value) >= 1e-3 else f"{float(mantissa):g}e{int(exponent)}"
 
 
 def _written(value: Any, in_a_line: bool) -> str:

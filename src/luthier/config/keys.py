@@ -20,7 +20,9 @@ from luthier import component
 from luthier.component import ComponentConfig, Config
 from luthier.config import error_guide
 from luthier.config.components import AUTO, COMPONENTS, DEFAULT_KINDS
-from luthier.config.other_tools import RENAMED_VALUES, foreign_key
+from luthier.config.documents import short_float
+from luthier.config.foreign_keys import generic
+from luthier.config.other_tools import NO_SUCH_OBJECTIVE, OBJECTIVES_TO_COME, RENAMED_VALUES
 from luthier.config.reading import FILLED_IN
 from luthier.config.sections import DataConfig, DataFile, ModelConfig, RunConfig, TrainingConfig
 from luthier.errors import UserError
@@ -141,8 +143,7 @@ def as_yaml(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float):
-        mantissa, exponent = f"{value:.14e}".split("e")
-        return f"{value:.15g}" if value == 0 or abs(value) >= 1e-3 else f"{float(mantissa):g}e{int(exponent)}"
+        return short_float(value)
     return "[" + ", ".join(map(as_yaml, value)) + "]" if isinstance(value, (tuple, list)) else str(value)
 
 
@@ -198,8 +199,10 @@ def explain(word: str, others: Mapping[str, str] | None = None) -> str:
     """
     if found := find(word):
         return "\n\n".join(_paragraph(key) for key in found)
-    if message := foreign_key(word, {}):
+    if message := generic(word):
         return f"{word} is another tool's name: {message}"
+    if word in OBJECTIVES_TO_COME:
+        return f"{word} is another tool's objective: {NO_SUCH_OBJECTIVE}"
     for key, values in RENAMED_VALUES.items():
         if word in values:
             return f"{word} is another tool's name: write {key.removesuffix('.kind')}: {values[word]}"

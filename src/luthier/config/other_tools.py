@@ -1,33 +1,54 @@
-"""What other tools call our keys: their names are answered with ours, never accepted silently."""
+"""What other tools call our keys: their names are answered with ours, never accepted silently.
+
+The tables have the words; what a value becomes, and the whole configuration in our words, is made by config/translation.py.
+"""
 
 from __future__ import annotations
-
-from collections.abc import Mapping
-from typing import Any
 
 RENAMED = {
     # transformers, trl, peft
     "model_name_or_path": "model.path",
+    "model_name": "model.path",
+    "model_id": "model.path",
+    "pretrained_model_name_or_path": "model.path",
     "model_revision": "model.revision",
     "torch_dtype": "model.dtype",
     "dataset_name": "data.train",
+    "dataset_config": "subset, of the file in data.train",
+    "dataset_config_name": "subset, of the file in data.train",
+    "dataset_train_split": "split, of the file in data.train",
+    "dataset_text_field": "format: {kind: text, text: COLUMN}, of the file in data.train",
+    "train_file": "data.train",
+    "train_dataset": "data.train",
+    "validation_file": "data.eval",
     "max_seq_length": "data.max_length",
-    "eval_strategy": "training.eval_steps",
-    "evaluation_strategy": "training.eval_steps",
-    "save_strategy": "training.save_steps",
+    "model_max_length": "data.max_length",
+    "block_size": "data.max_length",
+    "eval_strategy": "training.eval_steps (for `no`: leave data.eval out)",
+    "evaluation_strategy": "training.eval_steps (for `no`: leave data.eval out)",
+    "save_strategy": "training.save_steps (for `no`: null)",
     "gradient_checkpointing": "training.activation_checkpointing",
+    "use_gradient_checkpointing": "training.activation_checkpointing",
     "warmup_ratio": "training.warmup_steps (a share below 1)",
     "load_best_model_at_end": "training.load_best_checkpoint",
     "lr": "training.learning_rate",
     "epochs": "training.num_train_epochs",
     "scheduler": "training.lr_scheduler_type",
+    "bf16": "model.dtype: bfloat16, or leave it out: dtype auto",
+    "fp16": "model.dtype: float16; trained weights stay float32",
     "lora_r": "tuning.r",
+    "use_peft": "tuning: lora (for false: full)",
+    "peft_method": "tuning",
     "load_in_4bit": "model.quantization: nf4",
     "load_in_8bit": "model.quantization: int8",
     "bnb_4bit_quant_type": "model.quantization: nf4 (or fp4)",
     "bnb_4bit_use_double_quant": "model.quantization: {kind: nf4, double_quant: true}",
     "bnb_4bit_compute_dtype": "model.quantization: {kind: nf4, compute_dtype: bfloat16}",
+    "llm_int8_threshold": "model.quantization: {kind: int8, outlier_threshold: 6.0}; in 4 bits nothing reads it",
     "lora_target_modules": "tuning.target_modules",
+    "log_with": "report_to",
+    "full_determinism": "training.deterministic",
+    "data_seed": "seed, which decides the order of the rows as well",
     # LLaMA-Factory
     "quantization_bit": "model.quantization: nf4 (there: 4) or int8 (there: 8)",
     "double_quantization": "model.quantization: {kind: nf4, double_quant: true}",
@@ -37,6 +58,7 @@ RENAMED = {
     "val_size": "data.eval",
     "dataset_dir": "data.registry (the folder of dataset_info.json)",
     "add_special_tokens": "data.add_tokens",
+    "add_tokens": "data.add_tokens",
     "resize_vocab": "data.add_tokens",
     "default_system": "data.system",
     "eval_dataset": "data.eval",
@@ -60,9 +82,10 @@ RENAMED = {
     "freeze_trainable_modules": "tuning: {kind: freeze, patterns: [.*NAME.*]}",
     "name_module_trainable": "tuning: {kind: freeze, patterns: [.*NAME.*]}",
     "freeze_extra_modules": "tuning: {kind: freeze, patterns: [.*NAME.*]}",
+    "pure_bf16": "training.optim: adamw_bf16",
     # Axolotl
     "unfrozen_parameters": "tuning: {kind: freeze, patterns: [...]}",
-    "base_model": "model",
+    "base_model": "model.path",
     "datasets": "data.train",
     "sequence_len": "data.max_length",
     "val_set_size": "data.eval",
@@ -83,14 +106,25 @@ RENAMED = {
     "special_tokens": "the tokenizer's own special tokens",
     "optim_args": "training.optim: {kind: ..., and the keys of that kind}",
     "loraplus_lr_embedding": "training.learning_rate, which embeddings share",
-    # torchtune, LitGPT, Unsloth
+    "use_wandb": "report_to: wandb",
+    # torchtune, LitGPT, Unsloth, QLoRA, llama-recipes
     "checkpoint_dir": "model.path",
     "batch_size": "training.global_batch_size",
-    "micro_batch_size": "training.global_batch_size",
     "rank": "tuning.r",
     "alpha": "tuning.lora_alpha",
+    "bits": "model.quantization: nf4 (there: 4) or int8 (there: 8)",
+    "double_quant": "model.quantization: {kind: nf4, double_quant: true}",
+    "quant_type": "model.quantization: nf4 (or fp4)",
+    "lora_modules": "tuning.target_modules",
+    "source_max_len": "data.max_length (the sum of source_max_len and target_max_len)",
+    "target_max_len": "data.max_length (the sum of source_max_len and target_max_len)",
+    "use_fp16": "model.dtype: float16; trained weights stay float32",
+    "context_length": "data.max_length",
+    "gradient_clipping": "training.max_grad_norm",
+    "gradient_clipping_threshold": "training.max_grad_norm",
+    "out_dir": "output_dir",
 }
-"""Another tool's key: ours."""
+"""Another tool's key: ours, with what is to be known of it."""
 
 RENAMED_VALUES = {
     "training.optim.kind": {
@@ -114,44 +148,203 @@ RENAMED_VALUES = {
 }
 """Another tool's value of a key of ours: our value."""
 
-BATCH_PARTS = ("per_device_train_batch_size", "micro_batch_size", "batch_size_training", "gradient_accumulation_steps")
+BATCH_PARTS = (
+    "per_device_train_batch_size",
+    "per_gpu_train_batch_size",
+    "train_batch_size",
+    "micro_batch_size",
+    "batch_size_training",
+    "batch_size",
+    "gradient_accumulation_steps",
+)
+
+PACKING = "samples always lie one after the other without padding, kept apart exactly"
+ATTENTION = "the fastest attention that is proven exact for the model is taken"
+LAID_OUT = "batches are laid out ahead of the run"
+PLACED = "the model is put on the machine's best device"
+PADDING = "nothing is padded where the model allows it, and padding is never trained"
+REPORTED = "every run writes metrics.jsonl and a report with its curves"
+UPLOADED = "nothing is uploaded; luthier export writes the folder, and the hub's own tool uploads it"
+ANSWERS = "the tokens of the answers are trained, and no others"
+SHARDS = "torchrun -m luthier train mine.yaml spreads each batch over processes (distributed: ddp)"
+SAVED_SAFELY = "weights are always saved as safetensors, once, by the first process"
+OF_THE_ANSWER = "it is about answers that a model makes: luthier chat, eval and compare have options for them"
+NO_METHOD = "there is no such method here"
+NAMED_BY_FOLDER = "trackers show the name of output_dir; their own settings are read from their environment variables"
+
+LOGIN = "hf auth login, or the variable HF_TOKEN, is what downloads go by"
+OPTIMAL_SCALE = "the scale of float16 losses is found while it trains"
 
 NOT_NEEDED = {
-    "packing": "samples always lie one after the other without padding, kept apart exactly; leave it out",
-    "sample_packing": "samples always lie one after the other without padding, kept apart exactly; leave it out",
-    "neat_packing": "samples always lie one after the other without padding, kept apart exactly; leave it out",
-    "sft_packing": "samples always lie one after the other without padding, kept apart exactly; leave it out",
-    "flash_attn": "the fastest attention that is proven exact for the model is taken; leave it out",
-    "flash_attention": "the fastest attention that is proven exact for the model is taken; leave it out",
-    "attn_implementation": "the fastest attention that is proven exact for the model is taken; leave it out",
-    "deepspeed": "torchrun -m luthier train mine.yaml spreads each batch over processes (distributed: ddp); leave it out",
-    "do_train": "luthier train trains; leave it out",
-    "bf16": "write model: {path: ..., dtype: bfloat16}, or leave it out: dtype auto",
-    "fp16": "write model: {path: ..., dtype: float16}; trained weights stay float32",
+    "packing": PACKING,
+    "sample_packing": PACKING,
+    "eval_sample_packing": PACKING,
+    "pad_to_sequence_len": PACKING,
+    "neat_packing": PACKING,
+    "sft_packing": PACKING,
+    "batching_strategy": PACKING,
+    "flash_attn": ATTENTION,
+    "flash_attention": ATTENTION,
+    "use_flash_attention_2": ATTENTION,
+    "attn_implementation": ATTENTION,
+    "use_fast_kernels": ATTENTION,
+    "sdp_attention": ATTENTION,
+    "xformers_attention": ATTENTION,
+    "use_unsloth": ATTENTION,
+    "enable_liger_kernel": "the head is computed in chunks, for trained positions only, so full logits never exist",
+    "shift_attn": NO_METHOD,
+    "deepspeed": SHARDS,
+    "fsdp": SHARDS,
+    "fsdp_config": SHARDS,
+    "enable_fsdp": SHARDS,
+    "ddp_timeout": SHARDS,
+    "ddp_find_unused_parameters": SHARDS,
+    "ddp_backend": SHARDS,
+    "local_rank": SHARDS,
+    "one_gpu": SHARDS,
+    "do_train": "luthier train trains",
+    "do_predict": "luthier eval RUN --data FILE measures a run",
+    "do_eval": "what is held out (data.eval) is measured",
+    "predict_with_generate": "luthier eval RUN --data FILE measures a run",
+    "run_validation": "what is held out (data.eval) is measured",
     "overwrite_output_dir": "a run's folder is never overwritten; choose another output_dir, or pass --resume",
-    "resume_from_checkpoint": "luthier train mine.yaml --resume",
-    "trust_remote_code": "a flag of the command line only: luthier train mine.yaml --trust-remote-code",
-    "dataloader_num_workers": "batches are laid out ahead of the run; leave it out",
-    "per_device_eval_batch_size": "evaluation uses max_tokens_per_micro_batch; leave it out",
+    "overwrite_cache": "what is kept is found by content, so a changed file or template is encoded anew",
+    "resume_from_checkpoint": "luthier train mine.yaml --resume goes on",
+    "auto_resume_from_checkpoints": "luthier train mine.yaml --resume goes on",
+    "trust_remote_code": "it is a flag of the command line only: luthier train mine.yaml --trust-remote-code",
+    "dataloader_num_workers": LAID_OUT,
+    "dataloader_pin_memory": LAID_OUT,
+    "dataloader_drop_last": LAID_OUT,
+    "dataloader_prefetch_factor": LAID_OUT,
+    "num_workers_dataloader": LAID_OUT,
+    "group_by_length": LAID_OUT,
+    "length_column_name": LAID_OUT,
+    "remove_unused_columns": "columns that a format does not read are left alone",
+    "buffer_size": LAID_OUT,
+    "per_device_eval_batch_size": "evaluation uses max_tokens_per_micro_batch",
+    "per_gpu_eval_batch_size": "evaluation uses max_tokens_per_micro_batch",
+    "eval_batch_size": "evaluation uses max_tokens_per_micro_batch",
+    "val_batch_size": "evaluation uses max_tokens_per_micro_batch",
+    "eval_accumulation_steps": "evaluation uses max_tokens_per_micro_batch",
+    "auto_find_batch_size": "max_tokens_per_micro_batch is chosen by the memory that there is, and changes no result",
+    "save_on_each_node": SAVED_SAFELY,
+    "save_safetensors": SAVED_SAFELY,
+    "save_only_model": "a checkpoint has all that --resume needs; save_total_limit bounds how many there are",
+    "save_first": SAVED_SAFELY,
+    "save_model": SAVED_SAFELY,
+    "save_optimizer": "a checkpoint has all that --resume needs; save_total_limit bounds how many there are",
+    "device_map": PLACED,
+    "device": PLACED,
+    "use_cpu": PLACED,
+    "no_cuda": PLACED,
+    "use_mps_device": PLACED,
+    "low_cpu_mem_usage": "weights are read one at a time, straight to where they are used",
+    "return_dict": "it is how a program calls the model",
+    "use_cache": "training never keeps keys and values; chat does",
+    "use_fast_tokenizer": "the tokenizer is the model's own",
+    "use_fast": "the tokenizer is the model's own",
+    "tokenizer_type": "the tokenizer is the model's own",
+    "model_type": "config.json of the model says it",
+    "tokenizer_name": "the tokenizer is the model's own",
+    "split_special_tokens": "what data spell out is never a control token",
+    "padding_side": PADDING,
+    "padding": PADDING,
+    "pad_to_multiple_of": PADDING,
+    "ignore_pad_token_for_loss": PADDING,
+    "label_pad_token_id": PADDING,
+    "task_type": "it is always CAUSAL_LM",
+    "inference_mode": "train trains the adapter, chat uses it",
+    "bias": "an adapter trains no biases (there: none)",
+    "lora_bias": "an adapter trains no biases (there: none)",
+    "fan_in_fan_out": "it is seen from the layer's class",
+    "lora_fan_in_fan_out": "it is seen from the layer's class",
+    "megatron_config": NO_METHOD,
+    "enable_input_require_grads": "gradients reach the adapter with or without activation_checkpointing",
+    "gradient_checkpointing_kwargs": "activation_checkpointing knows the right form for each model",
+    "disable_gradient_checkpointing": "activation_checkpointing: auto takes it only where memory asks for it",
+    "upcast_layernorm": "norms are computed as the model's own code has it",
+    "upcast_lmhead_output": "log-probabilities are computed in float32",
+    "fp16_backend": OPTIMAL_SCALE,
+    "half_precision_backend": OPTIMAL_SCALE,
+    "mixed_precision": "model.dtype says what is computed in; trained weights stay float32",
+    "bf16_full_eval": "evaluation computes as training does",
+    "fp16_full_eval": "evaluation computes as training does",
+    "tf32": "products of float32 are computed as torch's own setting has it",
+    "llm_int8_has_fp16_weight": "the frozen weights are held in 8 bits alone",
+    "llm_int8_skip_modules": "the head stays as it is, and all other linear layers are held in fewer bits",
+    "llm_int8_enable_fp32_cpu_offload": "nothing is moved between devices while it trains",
+    "bnb_4bit_quant_storage": "it serves sharded weights only",
+    "quantization_method": "the kind of model.quantization says it",
+    "quantization_device_map": PLACED,
+    "quantization_config": "its keys are answered each for itself",
+    "bnb_config": "its keys are answered each for itself",
+    "lora_config": "its keys are answered each for itself",
+    "peft_config": "its keys are answered each for itself",
+    "training_args": "its keys are answered each for itself",
+    "metric_for_best_model": "the best checkpoint is the one with the lowest held-out loss",
+    "greater_is_better": "the best checkpoint is the one with the lowest held-out loss",
+    "compute_accuracy": "token accuracy is always measured",
+    "prediction_loss_only": "token accuracy is always measured",
+    "logging_strategy": "logging_steps says it",
+    "logging_first_step": "every step is in metrics.jsonl",
+    "logging_dir": REPORTED,
+    "plot_loss": REPORTED,
+    "save_metrics": REPORTED,
+    "output_metrics": REPORTED,
+    "include_num_input_tokens_seen": REPORTED,
+    "include_tokens_per_second": REPORTED,
+    "disable_tqdm": "there is a bar in a terminal only",
+    "log_level": "--debug shows what a bug report needs",
+    "run_name": NAMED_BY_FOLDER,
+    "project": NAMED_BY_FOLDER,
+    "wandb_project": NAMED_BY_FOLDER,
+    "wandb_entity": NAMED_BY_FOLDER,
+    "wandb_run_id": NAMED_BY_FOLDER,
+    "wandb_name": NAMED_BY_FOLDER,
+    "wandb_watch": NAMED_BY_FOLDER,
+    "wandb_log_model": NAMED_BY_FOLDER,
+    "push_to_hub": UPLOADED,
+    "hub_model_id": UPLOADED,
+    "hub_strategy": UPLOADED,
+    "hub_token": UPLOADED,
+    "hub_private_repo": UPLOADED,
+    "push_to_hub_model_id": UPLOADED,
+    "hf_hub_token": LOGIN,
+    "token": LOGIN,
+    "use_auth_token": LOGIN,
+    "file_sha1": "no checksum is looked at: what was encoded is found by a file's content, and a run records its hash",
+    "train_on_prompt": ANSWERS,
+    "train_on_inputs": ANSWERS,
+    "train_on_source": ANSWERS,
+    "mask_history": "every answer of a conversation is trained; messages that are not to be carry train: false",
+    "completion_only_loss": ANSWERS,
+    "assistant_only_loss": ANSWERS,
+    "response_template": ANSWERS,
+    "data_collator": ANSWERS,
+    "max_new_tokens": OF_THE_ANSWER,
+    "top_p": OF_THE_ANSWER,
+    "top_k": OF_THE_ANSWER,
+    "temperature": OF_THE_ANSWER,
+    "label_smoothing_factor": NO_METHOD,
+    "rope_scaling": "the model's config.json says it",
+    "galore_rank": NO_METHOD,
+    "use_galore": NO_METHOD,
+    "use_badam": NO_METHOD,
+    "use_apollo": NO_METHOD,
+    "mixture_of_depths": NO_METHOD,
+    "torch_compile": "the model is not compiled",
+    "ignore_data_skip": "a resumed run goes on with the rows that come next, to the bit",
+    "dataset_prepared_path": "what is encoded is kept in luthier's cache",
+    "tokenized_path": "what is encoded is kept in luthier's cache",
+    "cache_dir": "the variable LUTHIER_CACHE says where luthier's cache lies",
+    "strict": "unknown keys are always errors",
 }
+"""Another tool's key that is not needed here: why. A clause that `; leave it out` can follow."""
 
+OBJECTIVES_TO_COME = ("dpo", "rm", "ppo", "kto", "orpo", "simpo", "ipo", "grpo", "reward")
+"""Stages of other tools for which there is no objective: they learn from preferences, or from the model's own answers."""
 
-def foreign_key(key: str, tree: Mapping[str, Any]) -> str | None:
-    """What to write instead of another tool's key; None for a key that no tool that we know has."""
-    if key in BATCH_PARTS:
-        return _global_batch_size(tree)
-    if key in NOT_NEEDED:
-        return NOT_NEEDED[key]
-    return f"write {RENAMED[key]}" if key in RENAMED else None
+NO_SUCH_OBJECTIVE = "no objective learns from preferences, judgements or a model's own answers yet; sft learns from conversations and texts"
 
-
-def _global_batch_size(tree: Mapping[str, Any]) -> str:
-    """The product of the parts where they are given: `write global_batch_size: 16`."""
-    training = tree.get("training")
-    places = [tree, training] if isinstance(training, Mapping) else [tree]
-    product, counted = 1, False
-    for part in BATCH_PARTS:
-        for place in places:
-            if isinstance(value := place.get(part), int):
-                product, counted = product * value, True
-    return f"write global_batch_size: {product}" if counted else "write global_batch_size: the product of all its parts"
+REGISTERED = "data"
+"""The folder of LLaMA-Factory's dataset_info.json, where none is named."""

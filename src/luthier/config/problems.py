@@ -11,16 +11,20 @@ from pydantic_core import PydanticCustomError
 
 from luthier import component
 from luthier.component import ComponentConfig, Config
+from luthier.config.answers import Answer
 from luthier.config.components import COMPONENTS, default_component
 from luthier.config.documents import Document, to_line
-from luthier.config.other_tools import RENAMED_VALUES, foreign_key
+from luthier.config.other_tools import RENAMED_VALUES
 from luthier.config.sections import WITHOUT_WARMUP, DataConfig, DataFile, ModelConfig, RunConfig, TrainingConfig
+from luthier.config.translation import foreign
 from luthier.errors import UserError, excerpt
 
 Problem = tuple[tuple[str | int, ...], str, Any, str]
 """Where in the tree, what is wrong, what was found, what was expected."""
 
 FOREIGN = "another tool's name"
+FLAG = "a flag"
+COMMAND_LINE = "command line"
 
 EXPECTED = {
     "string": "text",
@@ -162,27 +166,74 @@ def handed_on(problems: list[Problem]) -> ValidationError:
 
 
 def foreign_keys(document: Document) -> list[Problem]:
-    """The keys that another tool uses, each with what is written here."""
-    sections: list[tuple[tuple[str, ...], Any]] = [((), document.tree)]
-    sections += [((key,), value) for key, value in document.tree.items() if isinstance(value, Mapping)]
+    """The keys that another tool uses, each with what is written here; what was found is the answer."""
     return [
-        ((*path, key), FOREIGN, section[key], message)
-        for path, section in sections
-        for key in section
-        if not (path == () and key in RunConfig.model_fields)
-        and isinstance(key, str)
-        and (message := foreign_key(key, document.tree))
+        (path, FOREIGN, found, found.words(document.place(path) == COMMAND_LINE))
+        for path, found in foreign(document.tree).items()
     ]
 
 
-def as_user_error(document: Document, problems: list[Problem]) -> UserError:
-    """One error for all problems, in the order of the file's lines."""
-    ordered = sorted(_without_echoes(problems), key=lambda problem: document.order(problem[0]))
-    lines = [f"{document.place(problem[0])}: {_in_words(problem)}" for problem in ordered]
-    keys = [_dotted(loc) for loc, wrong, *_ in ordered if wrong not in (FOREIGN, "missing", "unknown key")]
+def own_flags(document: Document) -> list[Problem]:
+    """Keys of ours that were typed as flags are, each with the word to type."""
+    answered = foreign(document.tree)
+    found: list[Problem] = []
+    for path in document.flags:
+        if path not in answered:
+            answer = Answer({".".join(map(str, path)): _at(document.tree, path)})
+            found.append((path, FLAG, answer, answer.words(True)))
+    return found
+
+
+def _at(tree: Any, path: Sequence[str | int]) -> Any:
+    for part in path:
+        tree = tree[part]
+    return tree
+
+
+def as_user_error(
+    document: Document, problems: list[Problem], others: Sequence[UserError] = (), fix: str = ""
+) -> UserError:
+    """One error for all problems, in the order of the file's lines.
+
+    Args:
+        others: what is wrong with words of the command line that are no key of the tree.
+        fix: what mends all of it; default: which key to look up.
+    """
+    typed = list(document.flags)
+
+    def order(problem: Problem) -> tuple[bool, int, int]:
+        return *document.order(problem[0]), typed.index(problem[0]) if problem[0] in typed else -1
+
+    ordered = sorted(_without_echoes(problems), key=order)
+    if not document.flags and len(ordered) + len(others) == 1 and (alone := _alone(document, ordered, others)):
+        return alone
+    lines = [f"{document.place(problem[0])}: {_in_words(problem, document)}" for problem in ordered]
+    if document.flags:
+        lines.insert(0, f"{COMMAND_LINE}: keys are written KEY=VALUE here, not --KEY VALUE")
+    lines += [_in_a_line(error) for error in others]
+    keys = [_dotted(loc) for loc, wrong, *_ in ordered if wrong not in (FOREIGN, FLAG, "missing", "unknown key")]
     unknown = any(wrong == "unknown key" for _, wrong, *_ in ordered)
-    fix = f"luthier explain {keys[0]}" if keys else "luthier explain lists all keys" if unknown else ""
-    return UserError("", "\n".join(lines), "", fix)
+    looked_up = f"luthier explain {keys[0]}" if keys else "luthier explain lists all keys" if unknown else ""
+    return UserError("", "\n".join(lines), "", fix or looked_up)
+
+
+def _alone(document: Document, ordered: list[Problem], others: Sequence[UserError]) -> UserError | None:
+    """The only thing that is wrong with the command line, with the word to type instead."""
+    if others:
+        return others[0]
+    loc, wrong, found, words = ordered[0]
+    if wrong != FOREIGN or found.value or document.place(loc) != COMMAND_LINE:
+        return None
+    if not found.sets:
+        return UserError(f"{COMMAND_LINE}: {loc[-1]}", FOREIGN, "", words)
+    expected = ", ".join(found.sets) + (f" ({found.says})" if found.says else "")
+    return UserError(f"{COMMAND_LINE}: {loc[-1]}", FOREIGN, expected, found.as_words())
+
+
+def _in_a_line(error: UserError) -> str:
+    """An error among others: what is to be written stands behind what is wrong."""
+    expected = f", expected {error.expected}" if error.expected else ""
+    return f"{error.where}: {error.found}{expected}" + (f"; {error.fix}" if error.fix else "")
 
 
 def _dotted(loc: tuple[str | int, ...]) -> str:
@@ -199,19 +250,31 @@ def _dotted(loc: tuple[str | int, ...]) -> str:
 def _without_echoes(problems: list[Problem]) -> list[Problem]:
     """Another tool's key is not unknown as well, and what is to be written in its place is not missing as well."""
     foreign = {loc for loc, wrong, *_ in problems if wrong == FOREIGN}
-    answered = {message.removeprefix("write ") for _, wrong, _, message in problems if wrong == FOREIGN}
-    answered |= {name.partition(".")[0] for name in answered & {"model.path", "data.train"}}
-    answered |= {f"{name}.path" for name in answered & {"model"}}
+    answered = {dotted for _, wrong, answer, _ in problems if wrong == FOREIGN for dotted in answer.sets}
     return [
-        (loc, wrong, found, expected)
-        for loc, wrong, found, expected in problems
-        if wrong == FOREIGN or not (loc in foreign or (wrong == "missing" and ".".join(map(str, loc)) in answered))
+        problem
+        for problem in problems
+        if problem[1] == FOREIGN
+        or not (
+            any(problem[0][: len(loc)] == loc for loc in foreign)
+            or (problem[1] == "missing" and _needed(problem[0]) in answered)
+        )
     ]
 
 
-def _in_words(problem: Problem) -> str:
+def _needed(loc: tuple[str | int, ...]) -> str:
+    """What has to be there for a section that is missing."""
+    dotted = ".".join(map(str, loc))
+    return {"model": "model.path", "data": "data.train"}.get(dotted, dotted)
+
+
+def _in_words(problem: Problem, document: Document) -> str:
     loc, wrong, found, expected = problem
+    if wrong in (FOREIGN, FLAG) and loc in document.flags:
+        return f"{document.flags[loc]}: {expected}"
     if wrong == FOREIGN:
+        if found.value:
+            return f"{'.'.join(map(str, loc))}: {found.value} is another tool's value: {expected}"
         return f"{loc[-1]} is another tool's name: {expected}"
     text = f"{'.'.join(map(str, loc))}: {wrong}"
     if wrong == "wrong value":

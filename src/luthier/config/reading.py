@@ -6,7 +6,6 @@ The keys stand in config/sections.py.
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -17,18 +16,22 @@ from pydantic import ValidationError
 from luthier import component
 from luthier.component import ComponentConfig, Config
 from luthier.config.components import AUTO, COMPONENTS, DEFAULT_KINDS, method_defaults
-from luthier.config.documents import Document, read_yaml, to_line
-from luthier.config.other_tools import foreign_key
+from luthier.config.documents import Document, read_yaml, to_line, to_yaml
+from luthier.config.foreign_keys import generic
 from luthier.config.problems import (
+    COMMAND_LINE,
+    FLAG,
     FOREIGN,
     Problem,
     as_user_error,
     checked,
     foreign_keys,
+    own_flags,
     problems_of,
     refuse_wrong_combinations,
 )
 from luthier.config.sections import WITHOUT_WARMUP, DataConfig, DataFile, ModelConfig, RunConfig, TrainingConfig
+from luthier.config.translation import as_words, shown, whole
 from luthier.errors import UserError, excerpt
 from luthier.system.secrets import held_in
 
@@ -40,25 +43,56 @@ FILLED_IN = {
 """Keys of the top that `normalise` fills in, and what docs/config.md says of it."""
 
 
-def load(path: str | Path | None = None, overrides: Sequence[str] = ()) -> RunConfig:
+def load(
+    path: str | Path | None = None, overrides: Sequence[str] = (), flags: Sequence[tuple[str, str]] = ()
+) -> RunConfig:
     """Reads a YAML file, applies `key=value` overrides, fills the method's defaults.
 
     Args:
         path: the YAML file; None when everything stands in `overrides`.
         overrides: `training.learning_rate=1e-4`, or `learning_rate=1e-4` where the last word is unique.
+        flags: what stands on the command line as other programs take it: (`--learning_rate`, `1e-4`). They are wrong, each is
+            told with what is to be typed instead.
 
     Raises:
         UserError: with file and line, what was found, what was expected, and the fix. All problems are listed at once.
     """
-    document = read_yaml(Path(path)) if path is not None else Document({}, "command line")
+    return assemble(read_yaml(Path(path)) if path is not None else Document({}, COMMAND_LINE), overrides, flags)
+
+
+def assemble(document: Document, overrides: Sequence[str], flags: Sequence[tuple[str, str]] = ()) -> RunConfig:
+    """The run of a document and of overrides. Raises UserError as `load`: with all that is wrong with both."""
+    wrong = []
     for override in overrides:
-        apply_override(document, override)
-    return build(document)
+        try:
+            apply_override(document, override)
+        except UserError as error:
+            wrong.append(error)
+    for typed, text in flags:
+        try:
+            document.flags[tuple(_set_flag(document, typed, text))] = typed
+        except UserError as error:
+            wrong.append(UserError(f"{COMMAND_LINE}: {typed}", error.found, error.expected, error.fix))
+    return build(document, wrong)
+
+
+def _set_flag(document: Document, typed: str, text: str) -> list[str]:
+    """Sets the key of `--key value`; returns where."""
+    key = typed.lstrip("-").replace("-", "_")
+    try:
+        value = document.parse_value(text, text)
+    except UserError:
+        value = text
+    path = key.split(".")
+    if len(path) == 1 and key not in RunConfig.model_fields:
+        path = _unique_leaf(document, key, text, value)
+    document.set(path, value)
+    return path
 
 
 def from_dict(tree: Mapping[str, Any]) -> RunConfig:
     """The same checks for what a command makes of its arguments."""
-    return build(Document(dict(tree), "command line"))
+    return build(Document(dict(tree), COMMAND_LINE))
 
 
 def data_entry(text: str) -> Any:
@@ -70,7 +104,7 @@ def data_entry(text: str) -> Any:
     if not (text.lstrip().startswith("{") and text.rstrip().endswith("}")):
         return text
     try:
-        return Document({}, "command line").parse_value(text, text)
+        return Document({}, COMMAND_LINE).parse_value(text, text)
     except UserError as error:
         raise UserError(error.where, error.found, "a path, or {path: FILE, format: ...}") from None
 
@@ -84,13 +118,17 @@ def data_file(text: str) -> DataFile:
     return from_dict({"model": "unused", "output_dir": "unused", "data": {"train": [data_entry(text)]}}).data.train[0]
 
 
-def build(document: Document) -> RunConfig:
-    """Checks the tree of a document and makes the RunConfig of it."""
+def build(document: Document, wrong: Sequence[UserError] = ()) -> RunConfig:
+    """Checks the tree of a document and makes the RunConfig of it.
+
+    Args:
+        wrong: what was found wrong before, which is told with the rest.
+    """
     _refuse_secrets(document)
     config, problems = _validated(document.tree)
-    problems += foreign_keys(document)
-    if config is None or problems:
-        raise as_user_error(document, problems)
+    problems += foreign_keys(document) + own_flags(document)
+    if config is None or problems or wrong:
+        raise as_user_error(document, problems, wrong, _in_our_words(document, problems))
     refuse_wrong_combinations(document, config)
     return _with_method_defaults(config)
 
@@ -125,6 +163,35 @@ def _validated(written: Mapping[str, Any]) -> tuple[RunConfig | None, list[Probl
         return RunConfig.model_validate(tree), problems
     except ValidationError as error:
         return None, problems + problems_of(error, RunConfig, tree)
+
+
+def _in_our_words(document: Document, problems: Sequence[Problem]) -> str:
+    """Where keys of another tool are among what is wrong: the whole configuration, as a line to type where nothing of it is
+    wrong in the file, else as a file."""
+    answers = {loc: found for loc, wrong, found, _ in problems if wrong in (FOREIGN, FLAG)}
+    tree = whole(document.tree, _unknown_keys) if answers else None
+    if tree is None:
+        return ""
+    if all(document.place(loc) == COMMAND_LINE for loc in answers):
+        typed = {".".join(map(str, loc)) for loc in document.from_command_line if loc not in answers}
+        typed |= {dotted for found in answers.values() for dotted in found.sets}
+        alone = document.source == COMMAND_LINE
+        words = ["luthier train", *([] if alone else [document.source]), *as_words(tree, None if alone else typed)]
+        return " ".join(words)
+    return f"as a whole, in luthier's words:\n\n{to_yaml(shown(tree))}"
+
+
+def _unknown_keys(tree: Mapping[str, Any]) -> list[tuple[str | int, ...]] | None:
+    """The places of keys that nothing knows; None where something else is wrong, too."""
+    config, problems = _validated(tree)
+    if any(wrong != "unknown key" for _, wrong, *_ in problems):
+        return None
+    if config is not None:
+        try:
+            refuse_wrong_combinations(Document(dict(tree), ""), config)
+        except UserError:
+            return None
+    return [loc for loc, *_ in problems]
 
 
 def _component_places(tree: dict[str, Any]) -> Iterator[tuple[tuple[str | int, ...], dict[Any, Any], str]]:
@@ -217,7 +284,7 @@ def apply_override(document: Document, override: str) -> None:
     """Sets `a.b=value`, or `b=value` where only one section has a key b."""
     key, equals, text = override.partition("=")
     if not equals or not all(key.split(".")):
-        raise UserError("command line", f"{excerpt(override)} is not key=value", "for example learning_rate=1e-4")
+        raise UserError(COMMAND_LINE, f"{excerpt(override)} is not key=value", "for example learning_rate=1e-4")
     value = document.parse_value(text, override)
     path = key.split(".")
     if len(path) == 1 and key not in RunConfig.model_fields:
@@ -233,9 +300,9 @@ def _unique_leaf(document: Document, key: str, text: str, value: Any) -> list[st
         return [*found[0].split("."), key]
     if found:
         places = " or ".join(f"{section}.{key}" for section in found)
-        raise UserError("command line", f"{key} is a key of several sections", places, f"write {places}")
-    if message := foreign_key(key, tree):
-        raise UserError(f"command line: {key}", FOREIGN, *_in_our_words(document, message, text, value))
+        raise UserError(COMMAND_LINE, f"{key} is a key of several sections", places, f"write {places}")
+    if generic(key):
+        return [key]  # it is told with all that is wrong
     if key in DataFile.model_fields:
         raise UserError(
             f"command line: {key}",
@@ -261,23 +328,6 @@ def _of_another_kind(sections: Mapping[str, type[Config]], key: str) -> tuple[st
             chosen = next(kind for kind, schema in schemas.items() if schema is sections[here])
             return f"{here}: {chosen} has no such key", "one that has it: " + ", ".join(holders)
     return None
-
-
-def _in_our_words(document: Document, message: str, text: str, value: Any) -> tuple[str, str]:
-    """(our key, the override to paste) for `write tuning.r` and a value; where the value would not do, ("", the message)."""
-    path = message.removeprefix("write ").split(".")
-    trial = Document(copy.deepcopy(document.tree), "")
-    try:
-        trial.set(path, value)
-    except UserError:
-        return "", message
-    _, problems = _validated(trial.tree)
-    if not all(part.isidentifier() for part in path) or any(list(loc[: len(path)]) == path for loc, *_ in problems):
-        return "", message
-    sections = schema_of(normalise(document.tree))
-    holders = [name for name, schema in sections.items() if name and path[-1] in schema.model_fields]
-    short = path[-1] if len(holders) == 1 and path[-1] not in RunConfig.model_fields else ".".join(path)
-    return ".".join(path), f"{short}={text}"
 
 
 def _of_a_file(document: Document, key: str, text: str, value: Any) -> str:
