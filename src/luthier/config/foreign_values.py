@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from luthier import component
-from luthier.config.answers import Answer
+from luthier.config.answers import Answer, as_value
 from luthier.config.other_tools import (
     BATCH_PARTS,
     NO_SUCH_OBJECTIVE,
@@ -30,6 +30,23 @@ OF_ONE_DEVICE = 8
 
 Given = Callable[[str], Any]
 """The value of another key of the same configuration; None where it is not there."""
+
+
+def answer_value(dotted: str, value: Any) -> Answer | None:
+    """What a value of another tool becomes of a key that is ours; None where it is one of ours."""
+    if dotted == "model.quantization" and value is True:
+        return Answer({"model.quantization.kind": "int8"}, value="true")
+    if dotted == "report_to" and value in ("none", "all", ["none"], ["all"]):
+        return Answer(says="no tracker is asked where report_to is left out; leave it out", value=as_value(value))
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return None
+    if dotted == "training.max_steps" and value <= 0:
+        return Answer(says="num_train_epochs decides where max_steps is left out; leave it out", value=f"{value:g}")
+    if dotted == "training.save_total_limit" and value == 1:
+        return Answer({dotted: LEAST_KEPT}, "the last one may be damaged while the next is written", value="1")
+    if dotted == "training.max_grad_norm" and value == 0:
+        return Answer({dotted: None}, "nothing is scaled down", value="0")
+    return None
 
 
 def ours(path: str, value: Any) -> Any:

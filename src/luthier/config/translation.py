@@ -10,8 +10,8 @@ from luthier.component import Config
 from luthier.config.answers import Answer, as_word, keys_of_family
 from luthier.config.components import COMPONENTS
 from luthier.config.documents import Document
-from luthier.config.foreign_keys import answer, answer_value
-from luthier.config.foreign_values import ours
+from luthier.config.foreign_keys import answer
+from luthier.config.foreign_values import answer_value, ours
 from luthier.config.sections import (
     WITHOUT_WARMUP,
     DataConfig,
