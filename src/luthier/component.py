@@ -17,6 +17,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from luthier.errors import UserError
+from luthier.system.modules import import_named
 
 ROOT = Path(__file__).parent
 
@@ -42,7 +43,7 @@ Place = Annotated[str, Field(min_length=1, max_length=4_000), AfterValidator(_pl
 class ComponentConfig(Config):
     """Configuration of a component; its other keys are those of the component that `kind` names."""
 
-    kind: str
+    kind: Annotated[str, Field(max_length=1_000)]
     """Which component: the name of a file in its folder, or `package.module:Class`."""
 
 
@@ -60,19 +61,7 @@ def load(family: str, kind: str) -> type[Any]:
     """
     module_name, _, class_name = kind.partition(":")
     if class_name:
-        package = module_name.partition(".")[0]
-        try:
-            module = importlib.import_module(module_name)
-        except (ModuleNotFoundError, ValueError, TypeError) as error:
-            if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] != package:
-                raise  # the module is there; what it needs is not
-            raise UserError(
-                f"kind {kind!r}",
-                f"no module {module_name!r} can be imported",
-                "package.module:Class",
-                f"pip install the package that holds {module_name}" if package else "",
-            ) from None
-        return _class_of(module, class_name, kind)
+        return _of_family(family, _class_of(import_named(module_name, f"kind {kind!r}"), class_name, kind), kind)
     if kind not in listing(family):
         raise UserError(
             family, f"there is no {kind!r}", "one of " + ", ".join(listing(family)), did_you_mean(kind, listing(family))
@@ -96,6 +85,25 @@ def _class_of(module: Any, name: str, kind: str) -> type[Any]:
     found = getattr(module, name, None)
     if not inspect.isclass(found):
         raise UserError(f"kind {kind!r}", f"{module.__name__} has no class {name!r}", "package.module:Class")
+    return found
+
+
+def _of_family(family: str, found: type[Any], kind: str) -> type[Any]:
+    """The class of another package, if it is what its family asks for: the contract is the first one in the folder's file."""
+    contracts = vars(importlib.import_module(f"luthier.{family}")).values()
+    contract = next(one for one in contracts if getattr(one, "_is_protocol", False) and one.__module__.endswith(family))
+    asked = [name for name, value in vars(contract).items() if callable(value) and not name.startswith("_")]
+    lacking = [name for name in asked if not callable(getattr(found, name, None))]
+    config = getattr(found, "Config", None)
+    if not (inspect.isclass(config) and issubclass(config, ComponentConfig)):
+        lacking = ["Config", *lacking]
+    if lacking:
+        raise UserError(
+            f"kind {kind!r}",
+            f"this class is none of {family}: it has no {', no '.join(lacking)}",
+            f"a class as src/luthier/{family}/__init__.py describes it, with a Config of its own",
+            f"one of {', '.join(listing(family))}",
+        )
     return found
 
 

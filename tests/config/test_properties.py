@@ -30,11 +30,11 @@ def load(text: str, *overrides: str) -> config.RunConfig:
 @given(
     st.dictionaries(
         st.sampled_from(["learning_rate", "max_grad_norm", "weight_decay"]),
-        st.floats(min_value=1e-300, max_value=1e300),
+        st.floats(min_value=1e-300, max_value=100),
     ),
     st.lists(st.text(max_size=12), max_size=3),
     st.text(min_size=1, max_size=12),
-    st.integers(),
+    st.integers(0, 2**32 - 1),
 )
 def test_any_numbers_and_texts_survive_the_resolved_file(
     numbers: dict[str, float], prompts: list[str], path: str, seed: int

@@ -157,14 +157,19 @@ def takes(hint: Any) -> str:
     if origin is Literal:
         return ("" if len(arguments) == 1 else "one of ") + ", ".join(as_yaml(value) for value in arguments)
     if origin is dict:
-        return f"map of {takes(arguments[0])} to {takes(arguments[1])}"
+        return f"map of {_inner(arguments[0])} to {_inner(arguments[1])}"
     if origin is tuple:
-        return f"list of {takes(arguments[0])}"
+        return f"list of {_inner(arguments[0])}"
     if isinstance(hint, type) and issubclass(hint, ComponentConfig):
         return "a component"
     if isinstance(hint, type) and issubclass(hint, Config):
         return "map"
     return NAMES.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+def _inner(hint: Any) -> str:
+    """What a part takes, without what would be read as said of the whole."""
+    return takes(hint).replace(", not empty", "")
 
 
 def _bounded(text: str, metadata: tuple[Any, ...]) -> str:

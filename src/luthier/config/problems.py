@@ -25,6 +25,9 @@ Problem = tuple[tuple[str | int, ...], str, Any, str]
 FOREIGN = "another tool's name"
 FLAG = "a flag"
 COMMAND_LINE = "command line"
+MOST_SHOWN = 20
+"""Of the problems of one configuration; what another tool's keys are called here is told of all."""
+MOST_OF_SEVERAL_LINES = 8
 
 EXPECTED = {
     "string": "text",
@@ -207,7 +210,11 @@ def as_user_error(
     ordered = sorted(_without_echoes(problems), key=order)
     if not document.flags and len(ordered) + len(others) == 1 and (alone := _alone(document, ordered, others)):
         return alone
-    lines = [f"{document.place(problem[0])}: {_in_words(problem, document)}" for problem in ordered]
+    ours = [problem for problem in ordered if problem[1] not in (FOREIGN, FLAG)]
+    left_out = {id(problem) for problem in ours[MOST_SHOWN:]}
+    shown = [problem for problem in ordered if id(problem) not in left_out]
+    lines = [f"{document.place(problem[0])}: {_in_words(problem, document)}" for problem in shown]
+    lines += _and_more(len(left_out))
     if document.flags:
         lines.insert(0, f"{COMMAND_LINE}: keys are written KEY=VALUE here, not --KEY VALUE")
     lines += [_in_a_line(error) for error in others]
@@ -234,6 +241,24 @@ def _in_a_line(error: UserError) -> str:
     """An error among others: what is to be written stands behind what is wrong."""
     expected = f", expected {error.expected}" if error.expected else ""
     return f"{error.where}: {error.found}{expected}" + (f"; {error.fix}" if error.fix else "")
+
+
+def _and_more(count: int) -> list[str]:
+    return [f"and {count:,} more"] if count else []
+
+
+def odd_texts(value: Any, path: tuple[str | int, ...] = ()) -> list[Problem]:
+    """Texts and keys that no file and no tokenizer takes: with a NUL, or with half of a character, which YAML can write."""
+    if isinstance(value, str):
+        if "\0" in value or any("\ud800" <= letter <= "\udfff" for letter in value):
+            return [(path, "wrong value", value, "text without NUL and without halves of characters (surrogates)")]
+        return []
+    if isinstance(value, Mapping):
+        keys = [problem for key in value for problem in odd_texts(key, (*path, str(key)))]
+        return keys or [problem for key, item in value.items() for problem in odd_texts(item, (*path, key))]
+    if isinstance(value, (list, tuple)):
+        return [problem for index, item in enumerate(value) for problem in odd_texts(item, (*path, index))]
+    return []
 
 
 def _dotted(loc: tuple[str | int, ...]) -> str:
@@ -321,7 +346,8 @@ def refuse_wrong_combinations(document: Document, config: RunConfig) -> None:
     if len(errors) == 1:
         raise errors[0]
     if errors:
-        raise UserError("", "\n".join(map(str, errors)))
+        shown = list(map(str, errors[:MOST_OF_SEVERAL_LINES]))
+        raise UserError("", "\n".join([*shown, *_and_more(len(errors) - len(shown))]))
 
 
 def _wrong_combinations(config: RunConfig) -> Iterator[tuple[tuple[str | int, ...], str, str, str]]:

@@ -26,6 +26,7 @@ from luthier.config.problems import (
     as_user_error,
     checked,
     foreign_keys,
+    odd_texts,
     own_flags,
     problems_of,
     refuse_wrong_combinations,
@@ -125,6 +126,8 @@ def build(document: Document, wrong: Sequence[UserError] = ()) -> RunConfig:
         wrong: what was found wrong before, which is told with the rest.
     """
     _refuse_secrets(document)
+    if odd := odd_texts(document.tree):
+        raise as_user_error(document, odd)
     config, problems = _validated(document.tree)
     problems += foreign_keys(document) + own_flags(document)
     if config is None or problems or wrong:

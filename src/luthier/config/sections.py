@@ -11,17 +11,27 @@ from typing import Annotated, Literal
 from pydantic import Field, SerializeAsAny
 
 from luthier.component import ComponentConfig, Config, Place
+from luthier.config.bounds import (
+    MOST_EPOCHS,
+    MOST_STEPS,
+    MOST_TOKENS,
+    Bytes,
+    Every,
+    Name,
+    Rows,
+    Seed,
+    Share,
+    Steps,
+    Text,
+    Weight,
+)
 from luthier.config.components import default_component
 from luthier.config.documents import to_yaml
 
-Share = Annotated[float, Field(gt=0, lt=1)]
-Name = Annotated[str, Field(min_length=1)]
 MOST_ROW_BYTES = 16 << 20
 MOST_ROW_MESSAGES = 1_000
 WITHOUT_WARMUP = "constant"
 """The schedule that has no warm-up, whatever is asked for."""
-
-Every = Annotated[float, Field(gt=0, lt=1)] | Annotated[int, Field(ge=1)]
 
 
 class ModelConfig(Config):
@@ -52,13 +62,13 @@ class DataFile(Config):
     """Which split of a hub data set is read."""
     subset: Name | None = None
     """Which configuration of a hub data set is read."""
-    weight: Annotated[float, Field(gt=0)] = 1.0
+    weight: Weight = 1.0
     """Its share where files are mixed (`data.mixing`), relative to those of the others; refused where they are not."""
     revision: Name | None = None
     """Branch, tag or commit of a hub data set."""
     data_dir: Name | None = None
     """Which folder of a hub data set is read."""
-    num_samples: Annotated[int, Field(ge=1)] | None = None
+    num_samples: Rows | None = None
     """So many rows are drawn, by the run's seed. Where there are fewer, each row is taken whole times and the rest is drawn,
     which is said. Default: all rows, once."""
 
@@ -85,11 +95,11 @@ class DataConfig(Config):
     Default: as the template has it."""
     add_tokens: tuple[Name, ...] = ()
     """Tokens that the tokenizer does not have; the model gets rows for them, which are trained and saved."""
-    system: Name | None = None
+    system: Text | None = None
     """A system text for the conversations that have none. Default: they stay without."""
-    max_samples: Annotated[int, Field(ge=1)] | None = None
+    max_samples: Rows | None = None
     """Only the first rows of each entry of data.train and data.eval (of what `num_samples` left), for a trial. Default: all."""
-    max_length: Annotated[int, Field(ge=2)] | None = None
+    max_length: Annotated[int, Field(ge=2, le=MOST_TOKENS)] | None = None
     """Longest row in tokens. Default: the model's own context."""
     on_bad_row: Literal["error", "drop"] = "error"
     """What happens to a row that cannot be used: all are listed and the run does not start, or they are written to
@@ -97,20 +107,20 @@ class DataConfig(Config):
     on_long_row: Literal["error", "drop", "truncate"] = "error"
     """What happens to a row longer than `max_length`: of a row of several samples, where one of them is. A truncated answer is
     counted in the ledger and gets no stop token; answers behind it are left out."""
-    max_row_bytes: Annotated[int, Field(ge=1)] = MOST_ROW_BYTES
+    max_row_bytes: Bytes = MOST_ROW_BYTES
     """Most bytes of one row, as it stands in its file (in Parquet and Arrow: of its values). A larger one cannot be used, and no
     values are made of it: a million tokens are about four million bytes."""
-    max_row_messages: Annotated[int, Field(ge=1)] = MOST_ROW_MESSAGES
+    max_row_messages: Rows = MOST_ROW_MESSAGES
     """Most messages of one row. A row of more cannot be used: what is served before each answer is rendered, so the work grows
     with the square of their number."""
-    max_unpacked_bytes: Annotated[int, Field(ge=1)] | None = None
+    max_unpacked_bytes: Bytes | None = None
     """What one file may unpack to, where it is packed (`.gz`, `.zst`, `.bz2`, `.xz`) or columnar (Parquet, Arrow). Default: 250
     times its size, and 268,435,456 in any case: text packs to a tenth, a bomb to less than a thousandth."""
 
     mixing: Literal["concatenate", "first_exhausted", "all_exhausted"] = "concatenate"
     """How several files become one epoch: all rows of all of them; or by their weights, until the first of them would have to
     repeat (what it leaves out comes in the next epoch), or until the last one was seen whole, the others repeating."""
-    num_workers: Literal["auto"] | Annotated[int, Field(ge=0)] = "auto"
+    num_workers: Literal["auto"] | Annotated[int, Field(ge=0, le=1_024)] = "auto"
     """Processes that encode beside the main one. `auto`: one a core where there is much to encode. The result is the same."""
     streaming: bool = False
     """Nothing encoded is kept on disk: rows are encoded once to be counted and checked, and again when their step comes.
@@ -120,14 +130,14 @@ class DataConfig(Config):
 class TrainingConfig(Config):
     """How it is learned. Keys left out take the defaults of the method, printed at the start."""
 
-    global_batch_size: Annotated[int, Field(ge=1)] = 16
+    global_batch_size: Rows = 16
     """Examples (rows) of one optimizer step, over all processes: the only spelling of a batch. A row counts once, also where each of
     its answers is a sample of its own. How they are laid out over the hardware does not change the mathematics."""
-    learning_rate: Annotated[float, Field(ge=0)] | None = None
+    learning_rate: Annotated[float, Field(ge=0, le=100)] | None = None
     """Peak learning rate. Default: that of the method."""
-    num_train_epochs: Annotated[float, Field(gt=0)] | None = None
+    num_train_epochs: Annotated[float, Field(gt=0, le=MOST_EPOCHS)] | None = None
     """Passes over the data; may be a fraction. Default: that of the method."""
-    max_steps: Annotated[int, Field(ge=1)] | None = None
+    max_steps: Steps | None = None
     """Optimizer steps; where given it decides instead of `num_train_epochs`."""
     optim: SerializeAsAny[ComponentConfig] = Field(default_factory=partial(default_component, "optim"))
     """The optimizer, with the keys of its own."""
@@ -135,33 +145,33 @@ class TrainingConfig(Config):
         "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"
     ] = "cosine"
     """Schedule of the learning rate, as in transformers."""
-    warmup_steps: Annotated[float, Field(ge=0, lt=1)] | Annotated[int, Field(ge=0)] | None = None
+    warmup_steps: Annotated[float, Field(ge=0, lt=1)] | Annotated[int, Field(ge=0, le=MOST_STEPS)] | None = None
     """Steps over which the learning rate rises from 0; below 1 a share of all steps. Default: that of the method; the schedule
     `constant` has none."""
-    weight_decay: Annotated[float, Field(ge=0)] | None = None
+    weight_decay: Annotated[float, Field(ge=0, le=100)] | None = None
     """Decoupled weight decay. Default: that of the method. Biases and norms are spared."""
-    max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    max_grad_norm: Annotated[float, Field(gt=0, le=1e9)] | None = 1.0
     """The gradient is scaled down to this global norm; `null` leaves it as it is."""
-    logging_steps: Annotated[int, Field(ge=1)] = 1
+    logging_steps: Steps = 1
     """Steps between two lines on the screen and in the trackers; `metrics.jsonl` has every step."""
     eval_steps: Every | None = None
     """Steps between evaluations; below 1 a share of all steps. Default: a tenth of them, where there is held-out data."""
     save_steps: Every | None = 0.34
     """Steps between checkpoints; below 1 a share of all steps; `null`: only one, at the end."""
-    save_total_limit: Annotated[int, Field(ge=2)] = 2
+    save_total_limit: Annotated[int, Field(ge=2, le=MOST_STEPS)] = 2
     """How many checkpoints are kept; the best one is kept beside them."""
-    early_stopping_patience: Annotated[int, Field(ge=1)] | None = None
+    early_stopping_patience: Steps | None = None
     """Stop after so many evaluations without a lower held-out loss. Default: never."""
     load_best_checkpoint: bool = False
     """Whether the result is the checkpoint with the lowest held-out loss instead of the last one."""
     activation_checkpointing: Literal["auto"] | bool = "auto"
     """Whether activations are computed again in the backward pass instead of kept: less memory, about a third more time.
     `auto`: only where they would not fit."""
-    max_tokens_per_micro_batch: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
+    max_tokens_per_micro_batch: Literal["auto"] | Annotated[int, Field(ge=1, le=MOST_TOKENS)] = "auto"
     """Most tokens of one forward pass. A longer row goes alone."""
-    neftune_noise_alpha: Annotated[float, Field(gt=0)] | None = None
+    neftune_noise_alpha: Annotated[float, Field(gt=0, le=10_000)] | None = None
     """Noise on the embeddings in training, of this size (NEFTune; 5 is common). Default: none."""
-    sample_prompts: tuple[str, ...] = ()
+    sample_prompts: Annotated[tuple[Text, ...], Field(max_length=1_000)] = ()
     """Requests that the model answers at each evaluation, for the eye; kept in `samples.jsonl` and the report."""
     deterministic: bool = False
     """Only algorithms that give the same bits each time (slower on CUDA; a CPU keeps them anyway)."""
@@ -185,7 +195,7 @@ class RunConfig(Config):
     """How processes share the work, when started by `torchrun`. `auto`: the engine that serves so many processes."""
     report_to: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio", "swanlab", "comet_ml", "aim"], ...] = ()
     """Experiment trackers that get the metrics, beside the run's own files."""
-    seed: int = 0
+    seed: Seed = 0
     """Every random draw of the run is a function of this number and of what is drawn for."""
     output_dir: Place
     """The run's folder. Must be new or empty, unless the run is resumed. Default: `runs/` and the name of the data."""

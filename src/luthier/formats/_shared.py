@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import Field
-
+from luthier.config.bounds import Name
 from luthier.errors import BadRow, excerpt
 from luthier.formats import MEDIA
 from luthier.types import Message, Row
 
-Column = Annotated[str, Field(min_length=1)]
+Column = Name
 """The name of a column; the same as the key where a file uses the usual name."""
 
 AN_ANSWER = "an answer: an empty one trains only the stop token"

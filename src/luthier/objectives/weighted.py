@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Field, field_validator
 
 from luthier import component
 from luthier.component import ComponentConfig
+from luthier.config.bounds import Weight
 from luthier.config.problems import Problem, checked, handed_on
 from luthier.errors import UserError
 from luthier.objectives import Objective
@@ -22,7 +23,7 @@ class Term(ComponentConfig):
 
     model_config = ConfigDict(extra="allow")
 
-    weight: Annotated[float, Field(gt=0)] = 1.0
+    weight: Weight = 1.0
     """What its loss is multiplied with."""
 
 

@@ -19,7 +19,7 @@ class AdamWConfig(ComponentConfig):
     """Decay of the mean of the gradient."""
     adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
     """Decay of the mean of the squared gradient."""
-    adam_epsilon: Annotated[float, Field(gt=0)] = 1e-8
+    adam_epsilon: Annotated[float, Field(gt=0, le=1)] = 1e-8
     """The term against division by zero."""
 
 

@@ -24,7 +24,7 @@ class Int8:
 
     class Config(ComponentConfig):
         kind: Literal["int8"] = "int8"
-        outlier_threshold: Annotated[float, Field(ge=0)] = 0.0
+        outlier_threshold: Annotated[float, Field(ge=0, le=1e6)] = 0.0
         """Activations above it are computed in 16 bits (CUDA only; on a CPU none are).
         They are picked over the whole micro-batch, so any value but 0 makes
         results depend on how a batch is laid out."""

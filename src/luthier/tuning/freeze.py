@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
-
-from pydantic import Field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from luthier.component import ComponentConfig
+from luthier.config.bounds import Layers, Name
 from luthier.errors import UserError, excerpt
 from luthier.tuning import Start, Tuned
 
@@ -26,11 +25,11 @@ class Freeze:
 
     class Config(ComponentConfig):
         kind: Literal["freeze"] = "freeze"
-        last_layers: Annotated[int, Field(ge=1)] | None = None
+        last_layers: Layers | None = None
         """How many of the last layers are trained. Default: 2, where neither of the other two keys is given."""
-        first_layers: Annotated[int, Field(ge=1)] | None = None
+        first_layers: Layers | None = None
         """How many of the first layers are trained."""
-        patterns: tuple[str, ...] = ()
+        patterns: tuple[Name, ...] = ()
         """Regular expressions over whole names of weights, for example `.*\\.mlp\\..*`; what one matches is trained too."""
 
     makes_adapter = False

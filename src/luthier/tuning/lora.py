@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from luthier.component import ComponentConfig, Place
+from luthier.config.bounds import LayerNumber, Name, Rank, Weight
 from luthier.errors import UserError
 from luthier.system.words import counted
 from luthier.tuning import Start, Tuned
@@ -22,7 +23,8 @@ if TYPE_CHECKING:  # torch takes seconds to import, and a configuration is read 
 
 __all__ = ["Lora"]
 
-Niter = Annotated[str, Field(pattern=r"pissa_niter_[1-9]\d*")]
+Alpha = Annotated[int, Field(ge=1, le=1_000_000)]
+Niter = Annotated[str, Field(pattern=r"pissa_niter_[1-9]\d?")]
 
 OF_THE_ADAPTER = (
     "r",
@@ -48,16 +50,16 @@ class Lora:
 
     class Config(ComponentConfig):
         kind: Literal["lora"] = "lora"
-        r: Annotated[int, Field(ge=1)] = 16
+        r: Rank = 16
         """Rank of the update."""
-        lora_alpha: Annotated[int, Field(ge=1)] | None = None
+        lora_alpha: Alpha | None = None
         """The update is scaled by lora_alpha / r. Default: 2 r."""
         lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
         """Share of the adapter's inputs that is dropped in training; the mask depends on the row, not on the batch's layout."""
-        target_modules: str | tuple[str, ...] = "all-linear"
+        target_modules: Name | Annotated[tuple[Name, ...], Field(min_length=1)] = "all-linear"
         """Which layers get an update: `all-linear` (every attention and MLP projection), names (the last part of a module's name
         is enough), or one regular expression over whole names."""
-        layers_to_transform: tuple[Annotated[int, Field(ge=0)], ...] | None = None
+        layers_to_transform: Annotated[tuple[LayerNumber, ...], Field(min_length=1)] | None = None
         """Numbers of the layers that get an update, from 0. Default: all."""
         experts: bool = False
         """Whether the experts of a mixture get an update too; the router never does unless it is named."""
@@ -69,14 +71,14 @@ class Lora:
         """How A and B begin. `true`: B is zero. `gaussian`: so too, A normal. `orthogonal`: their product is zero. `pissa`
         (`pissa_niter_4`: a faster decomposition), `olora`: at the main parts of the weights. `loftq`: at what quantization
         to 4 bits lost. `eva`: B is zero, A the main directions of the layer's inputs on the first rows."""
-        rank_pattern: dict[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
+        rank_pattern: dict[Name, Rank] = Field(default_factory=dict)
         """Another rank for some layers: names, or regular expressions for the end of a name, and their r."""
-        alpha_pattern: dict[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
+        alpha_pattern: dict[Name, Alpha] = Field(default_factory=dict)
         """Another lora_alpha for some layers."""
-        modules_to_save: tuple[str, ...] = ()
+        modules_to_save: tuple[Name, ...] = ()
         """Modules beside them that are trained whole and saved with the adapter, such as `embed_tokens` or `lm_head`; where
         these two share a weight they go on sharing it."""
-        loraplus_lr_ratio: Annotated[float, Field(gt=0)] | None = None
+        loraplus_lr_ratio: Weight | None = None
         """B learns at so many times the learning rate (LoRA+, Hayou et al., 2024, takes 16). Default: at the same rate."""
         adapter_path: Place | None = None
         """A run, or a folder with an adapter on this very base, to go on from. Ranks, scales and layers are then its own."""
