@@ -68,6 +68,15 @@ def _load(file: DataFile, name: str, revision: str | None) -> Any:
             "hf:org/name, or a local file without hf:",
             "check the name, and data_dir and revision if they are given",
         ) from None
+    except RuntimeError as error:
+        if "scripts are no longer supported" not in str(error):
+            raise
+        raise UserError(
+            file.path,
+            f"is a data set with a script of its own, which is never run: {_first_line(error)}",
+            "files of rows",
+            "its files as they are: data.train=[{path: FOLDER}], or the parquet files of refs/convert/parquet as revision",
+        ) from None
     except (OfflineModeIsEnabled, ConnectionError, HfHubHTTPError) as error:
         raise EnvironmentProblem(
             file.path,
