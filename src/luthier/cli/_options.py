@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+MOST_ROWS = 1_000_000_000
 
 ConfigAndOverrides = Annotated[
     list[str] | None,
@@ -50,6 +53,27 @@ ChatTemplate = Annotated[
     ),
 ]
 DropBadRows = Annotated[bool, typer.Option("--drop-bad-rows", help="Leave out rows that cannot be used.")]
+
+
+def _number(value: float) -> float:
+    """nan is neither too small nor too large."""
+    if math.isnan(value):
+        raise typer.BadParameter("nan is not a number")
+    return value
+
+
+MaxNewTokens = Annotated[int, typer.Option(min=1, max=1_000_000, help="Most tokens of an answer.")]
+Temperature = Annotated[
+    float, typer.Option(min=0.0, max=1_000.0, callback=_number, help="0 takes the most likely token.")
+]
+TopP = Annotated[
+    float,
+    typer.Option(
+        min=1e-6, max=1.0, callback=_number, help="Draws among the most likely tokens of this total probability."
+    ),
+]
+SeedOfDraws = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Of the draws and of the intervals.")]
+Limit = Annotated[int | None, typer.Option(min=1, max=MOST_ROWS, help="Only the first so many rows.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print for programs.")]
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")

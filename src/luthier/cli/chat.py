@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from luthier.cli._options import ChatTemplate, RunOrModel, TrustRemoteCode
+from luthier.cli._options import ChatTemplate, MaxNewTokens, RunOrModel, SeedOfDraws, Temperature, TopP, TrustRemoteCode
 from luthier.system.streams import complain, hand_on
 
 if TYPE_CHECKING:
@@ -23,12 +23,10 @@ def chat(
     system: Annotated[
         str | None, typer.Option(metavar="TEXT", help="The system's text; default: that of the training data.")
     ] = None,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the most likely token.")] = 0.0,
-    top_p: Annotated[
-        float, typer.Option(min=1e-6, max=1.0, help="Draws among the most likely tokens of this total probability.")
-    ] = 1.0,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 512,
-    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    max_new_tokens: MaxNewTokens = 512,
+    seed: SeedOfDraws = 0,
     chat_template: ChatTemplate = None,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:

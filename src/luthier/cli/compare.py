@@ -6,7 +6,16 @@ from typing import Annotated
 
 import typer
 
-from luthier.cli._options import AsJson, DropBadRows, RunOrAdapter, TrustRemoteCode
+from luthier.cli._options import (
+    AsJson,
+    DropBadRows,
+    Limit,
+    MaxNewTokens,
+    RunOrAdapter,
+    SeedOfDraws,
+    Temperature,
+    TrustRemoteCode,
+)
 
 
 def compare(
@@ -26,10 +35,10 @@ def compare(
         str | None,
         typer.Option(metavar="TEXT", help="The system's text, for requests; default: that of the training data."),
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many of the file.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 256,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the most likely token.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Of the draws and of the intervals.")] = 0,
+    limit: Limit = None,
+    max_new_tokens: MaxNewTokens = 256,
+    temperature: Temperature = 0.0,
+    seed: SeedOfDraws = 0,
     drop_bad_rows: DropBadRows = False,
     as_json: AsJson = False,
     trust_remote_code: TrustRemoteCode = False,

@@ -24,6 +24,7 @@ Suspects = Annotated[
     typer.Option(
         "--suspects",
         min=0,
+        max=1_000_000,
         help="With --after: how many rows at most the run's model is asked whether their answers fit; 0 for none.",
     ),
 ]
@@ -46,7 +47,10 @@ Worst = Annotated[
 ]
 Longest = Annotated[bool, typer.Option("--longest", help="Show the longest rows.")]
 Count = Annotated[
-    int, typer.Option("--samples", min=0, help="How many rows are shown: of the first, the worst or the longest.")
+    int,
+    typer.Option(
+        "--samples", min=0, max=100_000, help="How many rows are shown: of the first, the worst or the longest."
+    ),
 ]
 
 

@@ -6,7 +6,17 @@ from typing import Annotated
 
 import typer
 
-from luthier.cli._options import AsJson, ChatTemplate, DropBadRows, RunOrModel, TrustRemoteCode
+from luthier.cli._options import (
+    MOST_ROWS,
+    AsJson,
+    ChatTemplate,
+    DropBadRows,
+    Limit,
+    MaxNewTokens,
+    RunOrModel,
+    SeedOfDraws,
+    TrustRemoteCode,
+)
 
 
 def eval(
@@ -20,12 +30,15 @@ def eval(
             show_default=False,
         ),
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many rows.")] = None,
+    limit: Limit = None,
     generate: Annotated[
-        int, typer.Option(min=0, help="For how many rows the model answers, to count exact matches; 0 for none.")
+        int,
+        typer.Option(
+            min=0, max=MOST_ROWS, help="For how many rows the model answers, to count exact matches; 0 for none."
+        ),
     ] = 100,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 512,
-    seed: Annotated[int, typer.Option(help="Of the intervals.")] = 0,
+    max_new_tokens: MaxNewTokens = 512,
+    seed: SeedOfDraws = 0,
     chat_template: ChatTemplate = None,
     drop_bad_rows: DropBadRows = False,
     as_json: AsJson = False,

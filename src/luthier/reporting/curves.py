@@ -13,8 +13,9 @@ import math
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Literal
+
+from luthier.reporting.style import escape
 
 Point = tuple[float, float]
 

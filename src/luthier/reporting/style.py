@@ -2,6 +2,16 @@
 
 from __future__ import annotations
 
+import html
+
+from luthier.system.streams import visible
+
+
+def escape(text: str) -> str:
+    """Text as a page shows it: what HTML or a browser would obey is written out."""
+    return html.escape(visible(text))
+
+
 STYLE = """
 :root {
   color-scheme: light dark; --page: #f7f5f1; --card: #fffefb; --ink: #221d18; --soft: #6b6259; --line: #e2dcd2;

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 from typing import Any
 
 from luthier.inspecting.data.report import DataReport
 from luthier.reporting.curves import Series, svg_curve
 from luthier.reporting.data import pictures
+from luthier.reporting.style import escape
 from luthier.system.words import counted
 
 MOST_ROWS = 100

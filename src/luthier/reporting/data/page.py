@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from luthier.inspecting.data.token_view import INSTEAD, Look, Token
 from luthier.reporting.data import pictures
 from luthier.reporting.data.after_page import after_section
 from luthier.reporting.data.style import DATA_STYLE, FILTER
-from luthier.reporting.style import STYLE
+from luthier.reporting.style import STYLE, escape
 from luthier.system.faults import faults_told
 from luthier.system.files import refuse_odd, write_file
 from luthier.system.words import counted, noun

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 from typing import Any
 
 from luthier.inspecting.data.report import Fill
 from luthier.reporting.curves import COLOURS, GRID, HEIGHT, INK, LEFT, RIGHT, TOP, WIDTH, short_number, ticks
+from luthier.reporting.style import escape
 from luthier.system.words import counted
 
 BOTTOM = 40

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from luthier.config.components import DEFAULT_KINDS
 from luthier.reporting.curves import short_number
 from luthier.reporting.run.loss_curves import all_curves
 from luthier.reporting.run.next_lines import next_lines
-from luthier.reporting.style import STYLE
+from luthier.reporting.style import STYLE, escape
 from luthier.runs.figures import Line, RunFigures, at, read_figures
 from luthier.runs.run_folder import REPORT
 from luthier.runs.screen import duration, memory
