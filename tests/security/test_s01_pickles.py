@@ -21,7 +21,8 @@ from luthier.models.folder import check_folder, pickles
 from luthier.models.load import load_model
 from tests.helpers.tiny_models import tiny_llama
 from tests.models.bad_folders import Canary
-from tests.test_architecture import OPENS_PICKLES, TREES, name_of
+from tests.security.code import imported, nodes
+from tests.test_architecture import OPENS_PICKLES
 
 PLACES = (
     "pytorch_model.bin",
@@ -41,6 +42,7 @@ OPENERS = (
     "torch.hub",
 )
 """Ways of pandas, accelerate and torch to a pickle, or to code that is fetched."""
+LAST = {way.rpartition(".")[2] for way in OPENERS}
 
 
 @pytest.fixture
@@ -62,24 +64,12 @@ def no_pickle_is_opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_s1_no_way_to_a_pickle_in_the_code() -> None:
     """Beside those that tests/test_architecture.py forbids: other libraries' ways, and other names of torch's."""
-    wrong = []
-    for path, tree in TREES.items():
-        for node in ast.walk(tree):
-            last = node.attr if isinstance(node, ast.Attribute) else ""
-            text = ast.unparse(node) if last in {way.rpartition(".")[2] for way in OPENERS} else ""
-            names = (
-                [alias.name for alias in node.names]
-                if isinstance(node, ast.ImportFrom) and node.module == "torch"
-                else []
-            )
-            if name_of(path) != OPENS_PICKLES:
-                wrong += [f"{name_of(path)}:{node.lineno} {way}" for way in OPENERS if text.endswith(way)]
-                wrong += [
-                    f"{name_of(path)}:{node.lineno} {name}"
-                    for name in names
-                    if name in ("load", "save", "package", "hub")
-                ]
-    assert not wrong
+    ways = [
+        (file, node) for file, node in nodes(ast.Attribute) if node.attr in LAST and ast.unparse(node).endswith(OPENERS)
+    ]
+    names = {f"torch.{name}" for name in ("load", "save", "package", "hub")}
+    assert [f"{file}:{node.lineno}" for file, node in ways] == []
+    assert [file for file, name in imported() if name in names and file != OPENS_PICKLES] == []
 
 
 def test_s2_canaries_in_six_places_beside_a_model(tmp_path: Path, no_pickle_is_opened: list[str]) -> None:

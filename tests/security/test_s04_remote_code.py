@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-import luthier
 from luthier.cli import main
 from luthier.config import load
 from luthier.errors import UserError
@@ -19,8 +18,8 @@ from tests.helpers.command_line import luthier as command
 from tests.helpers.hub_server import HubServer, Repo, files_of
 from tests.helpers.tiny_models import tiny_llama
 from tests.models.test_hub import NAME, Machine
+from tests.security.code import nodes
 
-SOURCE = Path(luthier.__file__).parent
 COMMIT = "0123456abc" * 4
 
 
@@ -70,29 +69,17 @@ def test_s4_no_configuration_turns_it_on(line: str, tmp_path: Path) -> None:
 
 def test_s4_off_is_what_every_function_begins_with() -> None:
     """And nothing but the flag of the command line (and the caller of the library) turns it on."""
-    wrong = []
-    for path in SOURCE.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if (
-                isinstance(node, ast.keyword)
-                and node.arg == "trust_remote_code"
-                and isinstance(node.value, ast.Constant)
-            ):
-                wrong += [f"{path}:{node.value.lineno}"] if node.value.value is not False else []
-            if isinstance(node, ast.FunctionDef):
-                plain = [*node.args.posonlyargs, *node.args.args]
-                pairs = [
-                    *zip(reversed(plain), reversed(node.args.defaults), strict=False),
-                    *zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True),
-                ]
-                wrong += [
-                    f"{path}:{node.lineno}"
-                    for name, default in pairs
-                    if name.arg == "trust_remote_code"
-                    and isinstance(default, ast.Constant)
-                    and default.value is not False
-                ]
-    assert not wrong
+    given = [node.value for _, node in nodes(ast.keyword) if node.arg == "trust_remote_code"]
+    for _, node in nodes(ast.FunctionDef):
+        plain = [*node.args.posonlyargs, *node.args.args]
+        pairs = [
+            *zip(reversed(plain), reversed(node.args.defaults), strict=False),
+            *zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True),
+        ]
+        given += [default for name, default in pairs if name.arg == "trust_remote_code"]
+    constants = [value.value for value in given if isinstance(value, ast.Constant)]
+    assert len(constants) > 10
+    assert not any(constants)
 
 
 @pytest.mark.parametrize("revision", [None, "main", "v1.0", COMMIT[:12], COMMIT.upper()])

@@ -13,7 +13,8 @@ import pytest
 from luthier.errors import UserError
 from luthier.models.folder import check_folder
 from luthier.models.load import load_config
-from tests.helpers.tiny_models import TWINS, save_twin, tiny_llama
+from luthier.models.settings import check_config
+from tests.helpers.tiny_models import TWINS, tiny_llama, twin_config
 
 HOSTILE: dict[str, dict[str, Any]] = {
     "CVE-2026-4372, an implementation by transformers' own key": {"_attn_implementation_internal": "evil/kernel"},
@@ -101,10 +102,10 @@ def test_s5_honest_configs_are_as_ever(tmp_path: Path) -> None:
     harmless = {"attn_implementation": "eager", "_name_or_path": "/home/somebody/model", "_sliding_window_pattern": 6,
                 "trust_remote_code": False, "use_kernels": False}  # fmt: skip
     for name in sorted(TWINS):
-        folder = save_twin(tmp_path / name, name)
-        settings = folder / "config.json"
+        twin_config(name).save_pretrained(tmp_path)
+        settings = tmp_path / "config.json"
         settings.write_text(json.dumps(json.loads(settings.read_text()) | harmless))
-        check_folder(folder, name, False)
+        check_config(tmp_path, name, False)
 
 
 def test_s5_libraries_fetch_no_code_and_send_nothing_home() -> None:

@@ -119,10 +119,11 @@ def fuzzed(draw: random.Random) -> bytes:
     return max(length, 0).to_bytes(8, "little") + bytes(raw) + bytes(draw.choice([32] * 6 + [0, 16, 31, 33, 48]))
 
 
-def test_s7_a_thousand_fuzzed_headers(tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [200, pytest.param(1000, marks=pytest.mark.prove)])
+def test_s7_fuzzed_headers(count: int, tmp_path: Path) -> None:
     """Each is refused in one clean error, or read as the library reads it; what the library refuses is never taken."""
     draw, file, taken = random.Random(7), tmp_path / "model.safetensors", 0
-    for _ in range(1000):
+    for _ in range(count):
         file.write_bytes(fuzzed(draw))
         try:
             ours = {tensor.name: (list(tensor.shape), tensor.dtype) for tensor in file_tensors(file, "org/name")}
@@ -133,7 +134,7 @@ def test_s7_a_thousand_fuzzed_headers(tmp_path: Path) -> None:
         with safe_open(file, "pt") as opened:
             theirs = {key: opened.get_slice(key) for key in opened.keys()}  # noqa: SIM118
             assert ours == {key: (part.get_shape(), part.get_dtype()) for key, part in theirs.items()}
-    assert 50 < taken < 950, "the test shows both"
+    assert count / 40 < taken < count * 0.95, "the test shows both"
 
 
 @pytest.mark.parametrize(

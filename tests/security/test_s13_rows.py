@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from luthier.data.readers import hub_data
 from luthier.errors import LuthierError
 from tests.helpers.command_line import luthier as command
 from tests.helpers.tiny_models import tiny_llama
-from tests.test_architecture import TREES, name_of
+from tests.security.code import calls
 
 PRIVATE = "the patient's number is 4711-0815, and her name is Erika Mustermann"
 
@@ -32,6 +31,7 @@ def folder(tmp_path: Path) -> Path:
     return place
 
 
+@pytest.mark.prove
 def test_s13_a_script_beside_data_is_not_run(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_llama(tmp_path / "model")
     monkeypatch.chdir(folder)
@@ -45,10 +45,9 @@ def test_s13_a_script_beside_data_is_not_run(folder: Path, tmp_path: Path, monke
 
 
 def test_s13_no_call_trusts_a_data_set() -> None:
-    for path, tree in TREES.items():
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("load_dataset"):
-                assert "trust_remote_code" not in ast.unparse(node), name_of(path)
+    found = calls("load_dataset")
+    assert found
+    assert not [file for file, call in found if "trust_remote_code" in {keyword.arg for keyword in call.keywords}]
 
 
 @pytest.mark.prove

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-import luthier
 from luthier.config import load
 from luthier.data.chat.template import Template
 from luthier.errors import UserError
@@ -18,8 +17,8 @@ from luthier.system.secrets import held_in, redacted, secrets, without_secrets
 from tests.helpers.command_line import luthier as command
 from tests.helpers.killing import write_config
 from tests.helpers.processes import ENVIRONMENT, ROOT
+from tests.security.code import calls
 
-SOURCE = Path(luthier.__file__).parent
 FAKE = {
     "HF_TOKEN": "hf_" + "aQ3" * 12,
     "HUGGING_FACE_HUB_TOKEN": "old-hub-token-0123456789",
@@ -112,14 +111,12 @@ def test_s14_no_child_inherits_them_by_chance() -> None:
         "models/sources/package_index.py": "pip, which may need the index's token",
         "demo/flow.py": "luthier itself",
     }
-    wrong = [
-        f"{path.relative_to(SOURCE)}:{node.lineno}"
-        for path in SOURCE.rglob("*.py")
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("subprocess.Popen", "subprocess.run")
-        if "env" not in {keyword.arg for keyword in node.keywords} and path.relative_to(SOURCE).as_posix() not in ours
-    ]
-    assert not wrong
+    assert [
+        f"{file}:{call.lineno}"
+        for file, call in calls("Popen", "run")
+        if ast.unparse(call.func).startswith("subprocess.") and file not in ours
+        if "env" not in {keyword.arg for keyword in call.keywords}
+    ] == []
 
 
 RUN = """

@@ -3,7 +3,6 @@ the list in docs/security.md: these tests are where that begins."""
 
 from __future__ import annotations
 
-import ast
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,8 @@ from luthier.cli import command_names
 from luthier.errors import BadRow, LuthierError
 from luthier.formats.messages import Messages
 from luthier.types import Row
-from tests.test_architecture import TREES, name_of
+from tests.security.code import calls, imported
+from tests.test_architecture import FILES, name_of
 
 SERVERS = {
     *("aiohttp", "bottle", "cherrypy", "falcon", "fastapi", "flask", "gradio", "gunicorn", "http.server", "hypercorn"),
@@ -48,29 +48,17 @@ ASKS_ITS_OWN_ENGINE = "inference/served_child.py"
 listens is seen in test_s16_network.py."""
 
 
-def imported(tree: ast.AST) -> set[str]:
-    names = set[str]()
-    for node in ast.walk(tree):
-        names |= {alias.name for alias in node.names} if isinstance(node, ast.Import) else set()
-        if isinstance(node, ast.ImportFrom) and node.module:
-            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return names | {name.partition(".")[0] for name in names}
-
-
 def test_s17_nothing_listens() -> None:
     """So there is no address to bind (S17), no route to guard (S18), no Host to check (S19) and no request to limit (S23)."""
-    wrong = [f"{name_of(path)}: {name}" for path, tree in TREES.items() for name in sorted(imported(tree) & SERVERS)]
-    for path, tree in TREES.items():
-        calls = (node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute))
-        found = [f"{name_of(path)}:{node.lineno}" for node in calls if getattr(node.func, "attr", "") in STARTS]
-        wrong += found if name_of(path) != ASKS_ITS_OWN_ENGINE else []
-    assert not wrong, "a server: answer S17, S18, S19, S22 and S23 in docs/security.md, each with a test"
+    found = [f"{file} imports {name}" for file, name in imported() if name in SERVERS]
+    found += [f"{file}:{call.lineno}" for file, call in calls(*STARTS) if file != ASKS_ITS_OWN_ENGINE]
+    assert not found, "a server: answer S17, S18, S19, S22 and S23 in docs/security.md, each with a test"
     assert not {"serve", "ui", "web", "api", "gui", "app", "studio"} & set(command_names())
 
 
 def test_s20_nothing_is_fetched_by_an_address_in_a_row() -> None:
     """There is no client of a network in luthier: models and data come by the hubs' own, by names that the user writes."""
-    found = {name_of(path) for path, tree in TREES.items() if imported(tree) & CLIENTS} - {ASKS_ITS_OWN_ENGINE}
+    found = {file for file, name in imported() if name in CLIENTS} - {ASKS_ITS_OWN_ENGINE}
     allowed = {"models/sources/resolve.py"}  # the class of ModelScope's errors
     assert found <= allowed, "a client: answer S20 in docs/security.md, with its 25 hostile addresses"
 
@@ -105,7 +93,7 @@ def test_s20_media_beside_a_message_is_refused(column: str) -> None:
 
 def test_s22_pages_take_nothing() -> None:
     """The reports are files: they hold no form, ask no address, and run only their own script."""
-    pages = [path for path in TREES if name_of(path).startswith("reporting/")]
+    pages = [path for path in FILES if name_of(path).startswith("reporting/")]
     assert pages
     for path in pages:
         text = Path(path).read_text(encoding="utf-8")

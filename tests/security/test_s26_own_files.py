@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-import luthier
 from luthier.errors import UserError
 from luthier.runs.checkpoint import Checkpoints
 from luthier.system import owners
@@ -19,8 +18,8 @@ from luthier.system.files import append_to, write_file, write_folder
 from luthier.system.paths import cache_dir
 from tests.helpers.command_line import luthier as command
 from tests.helpers.killing import write_config
+from tests.security.code import nodes
 
-SOURCE = Path(luthier.__file__).parent
 SOMEBODY = 12_345
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
 
@@ -64,18 +63,9 @@ def test_s26_the_cache_is_private(open_umask: None, tmp_path: Path, monkeypatch:
 def test_s26_temporary_files_are_made_by_tempfile_alone() -> None:
     """Which makes them for one user (0600, folders 0700), under names that nobody knows before."""
     names = {"mktemp", "tmpnam", "gettempdir", "gettempprefix"}
-    wrong = [
-        f"{path.relative_to(SOURCE)}:{node.lineno}"
-        for path in SOURCE.rglob("*.py")
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if (isinstance(node, ast.Attribute) and node.attr in names)
-        or (
-            isinstance(node, ast.Constant)
-            and isinstance(node.value, str)
-            and node.value.startswith(("/tmp", "/var/tmp"))
-        )
-    ]
-    assert not wrong
+    texts = [(file, node) for file, node in nodes(ast.Constant) if isinstance(node.value, str)]
+    assert [file for file, node in texts if node.value.startswith(("/tmp", "/var/tmp"))] == []
+    assert [file for file, node in nodes(ast.Attribute) if node.attr in names] == []
 
 
 @AS_ROOT
