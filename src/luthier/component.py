@@ -16,10 +16,12 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from luthier.errors import UserError
+from luthier.errors import UserError, excerpt
 from luthier.system.modules import import_named
 
 ROOT = Path(__file__).parent
+LONGEST_PART = 255
+"""Of a path, in bytes: what file systems take."""
 
 
 class Config(BaseModel):
@@ -33,6 +35,8 @@ class Config(BaseModel):
 def _place(path: str) -> str:
     if "\0" in path:
         raise ValueError("a path without a NUL character")
+    if any(len(part.encode("utf-8", "surrogatepass")) > LONGEST_PART for part in path.split("/")):
+        raise ValueError(f"a path whose parts have at most {LONGEST_PART} bytes each")
     return os.path.expanduser(path)
 
 
@@ -43,7 +47,7 @@ Place = Annotated[str, Field(min_length=1, max_length=4_000), AfterValidator(_pl
 class ComponentConfig(Config):
     """Configuration of a component; its other keys are those of the component that `kind` names."""
 
-    kind: Annotated[str, Field(max_length=1_000)]
+    kind: str
     """Which component: the name of a file in its folder, or `package.module:Class`."""
 
 
@@ -64,7 +68,10 @@ def load(family: str, kind: str) -> type[Any]:
         return _of_family(family, _class_of(import_named(module_name, f"kind {kind!r}"), class_name, kind), kind)
     if kind not in listing(family):
         raise UserError(
-            family, f"there is no {kind!r}", "one of " + ", ".join(listing(family)), did_you_mean(kind, listing(family))
+            family,
+            f"there is no {excerpt(kind)}",
+            "one of " + ", ".join(listing(family)),
+            did_you_mean(kind, listing(family)),
         )
     module = importlib.import_module(f"luthier.{family}.{kind}")
     (name,) = module.__all__

@@ -72,6 +72,7 @@ HANDED_ON = "handed_on"
 def problems_of(error: ValidationError, schema: type[Config], tree: Mapping[str, Any]) -> list[Problem]:
     """(location, what is wrong, what was found, what was expected) for each of pydantic's errors."""
     out: dict[tuple[str | int, ...], tuple[str, Any, str]] = {}
+    unknown = 0
     for item in error.errors(include_url=False):
         wrong = {"missing": "missing", "extra_forbidden": "unknown key"}.get(item["type"], "wrong value")
         expected = _expected(item["msg"])
@@ -81,7 +82,8 @@ def problems_of(error: ValidationError, schema: type[Config], tree: Mapping[str,
         if wrong == "missing":
             loc = (*loc, item["loc"][-1])
         if item["type"] == "extra_forbidden":
-            expected = _did_you_mean(loc, schema, tree)
+            unknown += 1  # of many, a few are shown
+            expected = _did_you_mean(loc, schema, tree) if unknown <= 5 * MOST_SHOWN else ""
         known = out.get(loc)
         out[loc] = (wrong, item["input"], f"{known[2]}, or {expected}" if known and known[2] != expected else expected)
     # A value is not blamed for what is wrong with one of its parts.
@@ -217,7 +219,7 @@ def as_user_error(
     lines += _and_more(len(left_out))
     if document.flags:
         lines.insert(0, f"{COMMAND_LINE}: keys are written KEY=VALUE here, not --KEY VALUE")
-    lines += [_in_a_line(error) for error in others]
+    lines += [_in_a_line(error) for error in others[:MOST_SHOWN]] + _and_more(len(others[MOST_SHOWN:]))
     keys = [_dotted(loc) for loc, wrong, *_ in ordered if wrong not in (FOREIGN, FLAG, "missing", "unknown key")]
     unknown = any(wrong == "unknown key" for _, wrong, *_ in ordered)
     looked_up = f"luthier explain {keys[0]}" if keys else "luthier explain lists all keys" if unknown else ""

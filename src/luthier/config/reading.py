@@ -36,6 +36,10 @@ from luthier.config.translation import as_words, shown, whole
 from luthier.errors import UserError, excerpt
 from luthier.system.secrets import held_in
 
+MOST_WORDS = 1_000
+LONGEST_KEY = 1_000
+"""Of the command line."""
+
 FILLED_IN = {
     "tuning": DEFAULT_KINDS["tuning"],
     "objective": DEFAULT_KINDS["objective"],
@@ -63,6 +67,10 @@ def load(
 
 def assemble(document: Document, overrides: Sequence[str], flags: Sequence[tuple[str, str]] = ()) -> RunConfig:
     """The run of a document and of overrides. Raises UserError as `load`: with all that is wrong with both."""
+    if len(overrides) + len(flags) > MOST_WORDS:
+        raise UserError(
+            COMMAND_LINE, f"{len(overrides) + len(flags):,} words", f"at most {MOST_WORDS:,}; a file holds more"
+        )
     wrong = []
     for override in overrides:
         try:
@@ -286,7 +294,7 @@ def schema_of(tree: Mapping[str, Any]) -> dict[str, type[Config]]:
 def apply_override(document: Document, override: str) -> None:
     """Sets `a.b=value`, or `b=value` where only one section has a key b."""
     key, equals, text = override.partition("=")
-    if not equals or not all(key.split(".")):
+    if not equals or not all(key.split(".")) or len(key) > LONGEST_KEY:
         raise UserError(COMMAND_LINE, f"{excerpt(override)} is not key=value", "for example learning_rate=1e-4")
     value = document.parse_value(text, override)
     path = key.split(".")
