@@ -230,7 +230,8 @@ def test_init_writes_a_configuration_that_loads(
     assert main(["init", "train.jsonl", "--model", "org/name"]) == 0
     shown = capsys.readouterr().out
     assert "120 rows, format alpaca" in shown
-    assert "luthier train mine.yaml" in shown
+    assert shown.endswith("next: luthier data mine.yaml, then luthier train mine.yaml\n")
+    assert config.load("mine.yaml").training.sample_prompts == ("Say 0.", "Say 1.")
     run_config = config.load("mine.yaml")
     assert (run_config.model.path, run_config.data.train[0].path, run_config.data.eval) == (
         "org/name",

@@ -12,7 +12,10 @@ import pytest
 
 from luthier import config
 from luthier.cli import main
+from luthier.data import early_check
 from luthier.data.chat.check import CALL, FORECAST, RESULT, TOOLS, made_tokenizer
+from luthier.data.chat.library import of_model_type
+from luthier.errors import UserError
 from luthier.inspecting import first_config
 from luthier.inspecting.template_choice import fit, look, varied
 from luthier.types import Conversation, Message
@@ -36,6 +39,50 @@ def tokenizer(template: str | None, *tokens: str) -> Any:
     made = made_tokenizer(tokens)
     made.chat_template = template
     return made
+
+
+YUAN = ("<sep>", "<eod>")
+
+
+@pytest.mark.parametrize(
+    ("model_type", "name"),
+    [
+        ("yuan", "yuan@2026-08"),
+        ("baichuan", "baichuan2@chat"),
+        ("gemma2", "gemma@transformers"),
+        ("qwen2_moe", "qwen@2.5"),
+        ("qwen3", "qwen3@think"),
+        ("mistral", "mistral@v3"),
+        ("nothing_like_it", None),
+    ],
+)
+def test_the_templates_of_a_family_are_found_by_the_name_of_the_model(model_type: str, name: str | None) -> None:
+    found = [facts.full_name for facts in of_model_type(model_type)]
+    assert found[:1] == ([name] if name else [])
+
+
+def test_a_model_without_a_template_gets_that_of_its_family() -> None:
+    found = fit(tokenizer(None, *YUAN), [talk(*ASKED)], "yuan")
+    assert found.keys["chat_template"][0] == "yuan@2026-08"
+    assert fit(tokenizer(None), [talk(*ASKED)], "yuan").keys["chat_template"][0] == "alpaca@stanford", "it has no <sep>"
+
+
+@pytest.mark.parametrize(("tokens", "fix"), [(YUAN, "data.chat_template=yuan@2026-08"), ((), "luthier template list")])
+def test_a_missing_template_is_told_with_that_of_the_family_before_anything_is_loaded(
+    tokens: tuple[str, ...], fix: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    tokenizer(None, *tokens).save_pretrained(folder)
+    (folder / "config.json").write_text('{"model_type": "yuan"}')
+    talks = tmp_path / "talks.jsonl"
+    talks.write_text('{"instruction": "a", "output": "b"}\n')
+    with pytest.raises(UserError, match="no chat template") as caught:
+        early_check.check(config.load(None, [f"model={folder}", f"data={talks}"]))
+    assert fix in caught.value.fix
+    early_check.check(config.load(None, [f"model={folder}", f"data={talks}", "chat_template=chatml"]))
+    talks.write_text('{"text": "a"}\n')
+    early_check.check(config.load(None, [f"model={folder}", f"data={talks}"]))
 
 
 def test_a_template_that_holds_all_needs_no_key() -> None:

@@ -74,4 +74,4 @@ def init(
         show(fit.says)
     show(f"machine: {first_config.machine_text(machine.look())}")
     show(f"written: {output}")
-    show(f"next: luthier train {output}")
+    show(f"next: luthier data {output}, then luthier train {output}")

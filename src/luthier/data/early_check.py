@@ -4,11 +4,27 @@ model to be told of a name that is written wrongly.
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 from luthier import component
 from luthier.config import RunConfig
+from luthier.data.chat.library import NAMED_TOKENS, of_model_type
 from luthier.data.chat.template import read_template
-from luthier.data.files import is_of_hub, sources
-from luthier.data.recognise import files_of
+from luthier.data.files import Source, is_of_hub, sources
+from luthier.data.recognise import files_of, row_parser_of
+from luthier.errors import BadRow, UserError
+from luthier.models.sources.resolve import at_hand
+from luthier.types import Conversation, Row
+
+TOKENIZER_FILES = (
+    "tokenizer_config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json", "additional_chat_templates")
 
 
 def check(config: RunConfig) -> None:
@@ -16,6 +32,65 @@ def check(config: RunConfig) -> None:
     if config.data.chat_template != "auto":
         read_template(config.data.chat_template)
     objective = component.make("objectives", config.objective)
+    found = list[Source]()
     for _, key, file in files_of(config, objective.takes):
         if not is_of_hub(file):
-            sources(file, f"{key}.path")
+            found += sources(file, f"{key}.path")
+    folder = at_hand(config.model.path)
+    if config.data.chat_template == "auto" and folder is not None and _has_no_template(folder):
+        _refuse_conversations(found, folder)
+
+
+def model_type_of(folder: Path) -> str:
+    """What config.json says that a model is; "" where it does not."""
+    return str(_json(folder / "config.json").get("model_type", ""))
+
+
+def _json(file: Path) -> dict[str, object]:
+    try:
+        tree = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # whoever loads the model says it better
+        return {}
+    return tree if isinstance(tree, dict) else {}
+
+
+def _has_no_template(folder: Path) -> bool:
+    """Whether a model's files hold a tokenizer and no chat template."""
+    if not (folder / TOKENIZER_FILES[0]).is_file() or any((folder / name).exists() for name in TEMPLATE_FILES):
+        return False
+    return not _json(folder / TOKENIZER_FILES[0]).get("chat_template")
+
+
+def _refuse_conversations(found: list[Source], folder: Path) -> None:
+    """Raises UserError where the first row of a file is a conversation, for which the model has no template; proposes those of its
+    family whose tokens stand in the tokenizer's files.
+    """
+    if not any(isinstance(_first_example(source), Conversation) for source in found):
+        return
+    held = b"".join((folder / name).read_bytes() for name in TOKENIZER_FILES if (folder / name).is_file())
+    names = [
+        facts.full_name
+        for facts in of_model_type(model_type_of(folder))
+        if all(token in NAMED_TOKENS or token.encode() in held for token in (*facts.tokens, *facts.stop))
+    ]
+    more = f"; {', '.join(names[1:4])} would do, too" if names[1:] else ""
+    raise UserError(
+        "data.chat_template",
+        "the model's tokenizer has no chat template (a base model has none)",
+        f"a template{more}",
+        f"data.chat_template={names[0]}"
+        if names
+        else "data.chat_template=FILE.jinja, a name that `luthier template list` shows, or format: text for data without roles",
+    )
+
+
+def _first_example(source: Source) -> object:
+    """The first row as its format reads it; None where that is not to be told."""
+    parser, rows = row_parser_of(source, source.rows(), source.name)
+    for row in rows:
+        if parser is not None and isinstance(row, Row):
+            try:
+                return parser.parse(row)
+            except BadRow:
+                continue
+    return None

@@ -32,6 +32,9 @@ ENOUGH_TO_HOLD_OUT = 100
 """From so many rows on, a twentieth of them is a measurement."""
 
 HELD_OUT = 0.05
+SAMPLE_PROMPTS = 2
+SHORT_PROMPT = 80
+"""Characters: a longer request is not for the eye."""
 STEPS_AT_LEAST = 20
 """A small data set gets a small batch, so that there are steps to learn in."""
 
@@ -175,7 +178,8 @@ def draft(
     entries = [config.data_entry(path) for path in paths]
     data: dict[str, Any] = {"train": entries[0] if len(entries) == 1 else entries}
     comments = {"train": f"{counted(rows, 'row')}, {' and '.join(sorted({look.format for look in looks}))}"}
-    for key, (value, why) in (fit.keys if fit is not None else {}).items():
+    fit = fit or Fit("")
+    for key, (value, why) in fit.keys.items():
         data[key], comments[key] = value, " ".join(why.split())
     if rows >= ENOUGH_TO_HOLD_OUT:
         data["eval"] = HELD_OUT
@@ -185,32 +189,36 @@ def draft(
             f"{counted(bad, 'row')} cannot be used; drop: leave them out, and write them to rejected.jsonl"
         )
         data["on_bad_row"] = "error"
-    filled = config.from_dict(
-        {
-            "model": model,
-            "data": data,
-            "tuning": tuning,
-            "output_dir": output_dir or _new_folder(config.data_file(paths[0]).path),
-        }
-    )
-    training = {
+    place = output_dir or _new_folder(config.data_file(paths[0]).path)
+    filled = config.from_dict({"model": model, "data": data, "tuning": tuning, "output_dir": place})
+    training: dict[str, Any] = {
         "global_batch_size": _batch(rows),
         "num_train_epochs": filled.training.num_train_epochs,
     }
+    if fit.holds and (prompts := _sample_prompts(looks)):
+        training["sample_prompts"] = prompts
+        comments["sample_prompts"] = "answered at each evaluation, for the eye: samples.jsonl, report.html"
     comments |= {
+        "model": "" if Path(model).exists() else f"luthier download {model} fetches it ahead of time",
         "tuning": f"or {', '.join(kind for kind in component.listing('tuning') if kind != tuning)}; "
         f"sets the learning rate, here {filled.training.learning_rate:g}",
         "global_batch_size": "examples of one optimizer step",
         "num_train_epochs": "passes over the data",
         "output_dir": "everything that the run writes",
     }
-    if not Path(model).exists():
-        comments["model"] = f"luthier download {model} fetches it ahead of time"
     tree = {"model": model, "data": data, "tuning": tuning, "training": training, "output_dir": filled.output_dir}
     head = "# Written by luthier init. `luthier explain` lists all keys, `luthier explain KEY` says what one takes.\n"
     text = head + _commented(to_yaml(tree), comments)
     config.build(parse_yaml(text, "draft"))
     return text
+
+
+def _sample_prompts(looks: Sequence[DataLook]) -> list[str]:
+    """The first requests of the data that are short."""
+    first = (one.messages[0] for look in looks for one in look.conversations)
+    short = (message.content for message in first if message.role == "user")
+    found = (text for text in short if text.strip() and len(text) <= SHORT_PROMPT and text.isprintable())
+    return list(itertools.islice(dict.fromkeys(found), SAMPLE_PROMPTS))
 
 
 def _commented(text: str, comments: dict[str, str]) -> str:

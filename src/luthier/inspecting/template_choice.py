@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from luthier.data.chat.library import Facts, library, missing_tokens
+from luthier.data.chat.library import Facts, library, missing_tokens, of_model_type
 from luthier.data.chat.renderer import ChatRenderer
 from luthier.data.chat.template import Template
+from luthier.data.early_check import model_type_of
 from luthier.errors import LuthierError, UserError
 from luthier.system.words import counted
 from luthier.types import Conversation
@@ -25,6 +26,8 @@ class Fit:
 
     says: str
     keys: dict[str, tuple[str, str]] = field(default_factory=dict)
+    holds: bool = True
+    """whether a template was found that holds what was tried"""
 
 
 def varied(conversations: Sequence[Conversation]) -> list[Conversation]:
@@ -61,13 +64,15 @@ def look(folder: Path | None, conversations: Sequence[Conversation]) -> Fit | No
     from luthier.models.load import load_tokenizer  # torch takes seconds to import, and only a model at hand needs it
 
     try:
-        return fit(load_tokenizer(folder), varied(conversations))
+        return fit(load_tokenizer(folder), varied(conversations), model_type_of(folder))
     except LuthierError as error:
-        return Fit(f"chat template: not checked: {error.found}")
+        return Fit(f"chat template: not checked: {error.found}", holds=False)
 
 
-def fit(tokenizer: Any, conversations: Sequence[Conversation]) -> Fit:
-    """The model's own template where it holds all conversations; else its system texts folded; else another one."""
+def fit(tokenizer: Any, conversations: Sequence[Conversation], model_type: str = "") -> Fit:
+    """The model's own template where it holds all conversations; else its system texts folded; else another one: of the model's
+    family, where there is one.
+    """
     tried = counted(len(conversations), "conversation")
     refused: Counter[str] = Counter()
     own = bool(tokenizer.chat_template)
@@ -86,11 +91,11 @@ def fit(tokenizer: Any, conversations: Sequence[Conversation]) -> Fit:
     wrong = _wrong(refused, len(conversations)) if own else "the model has no chat template"
     names = [
         name
-        for name in _candidates(tokenizer, conversations)
+        for name in _candidates(tokenizer, conversations, model_type)
         if not _refused(tokenizer, name, "template", conversations)
     ]
     if not names:
-        return Fit(f"chat template: {wrong}; none that comes with luthier holds all of {tried} tried")
+        return Fit(f"chat template: {wrong}; none that comes with luthier holds all of {tried} tried", holds=False)
     more = f"; {', '.join(names[1:4])} would do, too" if names[1:] else ""
     return Fit(
         f"chat template: {wrong}; {names[0]} holds all of {tried} tried", {"chat_template": (names[0], wrong + more)}
@@ -102,8 +107,10 @@ def _wrong(refused: Counter[str], tried: int) -> str:
     return f"the model's own refuses {refused.total():,} of {counted(tried, 'conversation')} ({reason})"
 
 
-def _candidates(tokenizer: Any, conversations: Sequence[Conversation]) -> list[str]:
-    """The templates whose tokens the tokenizer has and whose headers promise what is needed, usual versions first."""
+def _candidates(tokenizer: Any, conversations: Sequence[Conversation], model_type: str) -> list[str]:
+    """The templates whose tokens the tokenizer has and whose headers promise what is needed: those of the model's family first,
+    then usual versions.
+    """
     shapes = [_shape(one) for one in conversations]
     system, tools, thoughts = (any(shape[place] for shape in shapes) for place in range(3))
 
@@ -117,7 +124,10 @@ def _candidates(tokenizer: Any, conversations: Sequence[Conversation]) -> list[s
     found = [
         one.facts for one in library().values() if promises(one.facts) and not missing_tokens(one.facts, tokenizer)
     ]
-    return [facts.full_name for facts in sorted(found, key=lambda facts: not facts.default)]
+    family = [facts.full_name for facts in of_model_type(model_type)]
+    others = sorted(found, key=lambda facts: not facts.default)
+    names = [facts.full_name for facts in others]
+    return [name for name in family if name in names] + [name for name in names if name not in family]
 
 
 def _refused(

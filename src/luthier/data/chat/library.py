@@ -142,6 +142,26 @@ def find(name: str) -> Shipped:
     return found
 
 
+def of_model_type(model_type: str) -> list[Facts]:
+    """The templates that bear the name of a `model_type` of config.json, the likeliest first: of its own number, else of the newest
+    that is not newer (`gemma2` is served by `gemma`); usual versions before others. None for a name that no template has.
+    """
+    stem, number = _stem_and_number(model_type)
+    found = [one.facts for one in library().values() if stem and _stem_and_number(one.facts.name)[0] == stem]
+
+    def rank(facts: Facts) -> tuple[bool, float, bool]:
+        own = _stem_and_number(facts.name)[1]
+        return number > 0 and int(own) > number, -own, not facts.default
+
+    return sorted(found, key=rank)
+
+
+def _stem_and_number(name: str) -> tuple[str, float]:
+    """`qwen2_moe` -> (`qwen`, 2); `llama3.1` -> (`llama`, 3.1); no number is 0."""
+    match = re.match(r"([a-z]+)(\d+(?:\.\d+)?)?", name.lower())
+    return (match[1], float(match[2] or 0)) if match else ("", 0.0)
+
+
 def missing_tokens(facts: Facts, tokenizer: Any) -> list[str]:
     """The tokens that a template writes and a tokenizer does not have as one token."""
     missing = []
