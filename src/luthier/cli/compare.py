@@ -1,8 +1,9 @@
-"""Base and tuned model side by side."""
+"""Base and tuned model side by side, or several runs."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
@@ -11,15 +12,21 @@ from luthier.cli._options import (
     DropBadRows,
     Limit,
     MaxNewTokens,
-    RunOrAdapter,
     SeedOfDraws,
     Temperature,
     TrustRemoteCode,
 )
+from luthier.system.streams import show
 
 
 def compare(
-    target: RunOrAdapter,
+    targets: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN|CHECKPOINT|ADAPTER [RUN|CHECKPOINT...]",
+            help="What is compared with its base; or several runs, or checkpoints of runs, with each other.",
+        ),
+    ],
     prompt: Annotated[
         list[str] | None, typer.Option(metavar="TEXT", help="A request; may be given several times.")
     ] = None,
@@ -40,36 +47,75 @@ def compare(
     temperature: Temperature = 0.0,
     seed: SeedOfDraws = 0,
     drop_bad_rows: DropBadRows = False,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Of several runs: write a page instead of text.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="With --html: write over a file that is no page.")] = False,
     as_json: AsJson = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
-    """Base and tuned model side by side.
+    """Base and tuned model side by side, or several runs.
 
     The base is what the run began from: the tuned model with what was learned switched off, or with the adapter that it
     went on from. Where the file has reference answers, their negative log-likelihood and the exact matches are compared
     with paired 95 % intervals, and "no detectable difference" is a verdict.
 
+    Several runs: what differs in their configuration, data and versions, their curves, the loss on the rows that they held
+    out (paired by row where these are the same), and their answers.
+
     Example:
       luthier compare runs/mine --prompt "Who are you?" --prompt "What can you do?"
       luthier compare runs/mine --prompts held_out.jsonl --json
+      luthier compare runs/a runs/b --prompt "Who are you?" --html compared.html
     """
+    asked: dict[str, Any] = {"system": system, "limit": limit, "max_new_tokens": max_new_tokens, "seed": seed}
+    asked |= {"temperature": temperature, "drop_bad_rows": drop_bad_rows, "trust_remote_code": trust_remote_code}
+    if len(targets) == 1:
+        _with_its_base(targets[0], prompt or [], prompts, asked, html, as_json)
+    else:
+        _with_each_other(targets, prompt or [], prompts, asked, html, force, as_json)
+
+
+def _with_its_base(
+    target: str, prompt: list[str], prompts: str | None, asked: dict[str, Any], html: Path | None, as_json: bool
+) -> None:
     from luthier.cli._shared import print_json
+    from luthier.errors import UserError
     from luthier.inference import comparison
     from luthier.system.console import Screen
 
-    found = comparison.compare_target(
-        target,
-        prompt or [],
-        prompts,
-        system=system,
-        limit=limit,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        seed=seed,
-        drop_bad_rows=drop_bad_rows,
-        trust_remote_code=trust_remote_code,
-    )
+    if html is not None:
+        raise UserError("--html", f"is of several runs, {target} is one", "two or more runs", "--json, or leave it out")
+    found = comparison.compare_target(target, prompt, prompts, **asked)
     if as_json:
         print_json(found.as_dict())
     else:
         Screen().print(comparison.render(found))
+
+
+def _with_each_other(
+    targets: list[str],
+    prompt: list[str],
+    prompts: str | None,
+    asked: dict[str, Any],
+    html: Path | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    from luthier.cli._shared import print_json
+    from luthier.inference.side_by_side import compare_runs
+    from luthier.reporting.pages import check_place
+    from luthier.reporting.run.compared import render_text, write_compared
+    from luthier.system.console import Screen
+
+    if html is not None:
+        check_place(html, [Path(name) for name in (*targets, *([prompts] if prompts is not None else []))], force)
+    found = compare_runs(targets, prompt, prompts, **asked)
+    if html is not None:
+        write_compared(found, html)
+    if as_json:
+        print_json(found.as_dict())
+    elif html is not None:
+        show(f"the comparison is in {html}")
+    else:
+        Screen().print(render_text(found))

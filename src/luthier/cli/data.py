@@ -111,7 +111,7 @@ def _check_page(page: Path | None, wanted: Any, config_file: Path | None, force:
     if page is None:
         return
     from luthier.data.recognise import paths_of
-    from luthier.reporting.data.page import check_place
+    from luthier.reporting.pages import check_place
 
     check_place(page, [*([config_file] if config_file is not None else []), *paths_of(wanted)], force)
 

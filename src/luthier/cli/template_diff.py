@@ -43,7 +43,7 @@ def template_diff(
     from dataclasses import asdict
 
     from luthier.cli._shared import print_json, tokenizer_of
-    from luthier.data.chat.difference import default_conversation, difference, row_at
+    from luthier.data.chat.difference import default_conversation, difference, holdable, row_at
     from luthier.data.chat.template import read_all
     from luthier.system.console import Screen
     from luthier.system.words import counted
@@ -51,14 +51,17 @@ def template_diff(
     read_all(first, second)  # before a tokenizer is fetched and transformers is imported
     conversation = row_at(row) if row is not None else default_conversation()
     tokenizer = tokenizer_of(model, trust_remote_code) if model is not None else None
+    conversation, left_out = holdable(first, second, conversation, tokenizer)
     stretches = difference(first, second, conversation, tokenizer)
     counts = {side: sum(len(one.ids) for one in stretches if one.side == side) for side in ("both", "first", "second")}
     same = not counts["first"] and not counts["second"]
     if as_json:
-        print_json({"same": same, "tokens": counts, "stretches": [asdict(one) for one in stretches]})
+        print_json({"same": same, "tokens": counts, "not_compared": left_out, "stretches": [asdict(one) for one in stretches]})
         return
     console = Screen(highlight=False, soft_wrap=True)
     console.print(as_text(stretches, console.is_terminal and not console.no_color))
+    for note in left_out:
+        show(note)
     parted = f"{counted(counts['both'], 'token')} in both, {counts['first']} only in {first}, {counts['second']} only in {second}"
     equal = f"{first} and {second} are equal on {row or 'the small conversation'}: the same tokens, trained alike"
     show(equal if same else parted)

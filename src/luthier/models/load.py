@@ -31,6 +31,7 @@ from luthier.models.settings import read_json
 from luthier.models.source import ModelSource
 from luthier.quantization import Quantization
 from luthier.system.faults import raise_fault
+from luthier.system.quiet import hush
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -160,6 +161,7 @@ def load_model(
     if quantization is not None or torch.device(device).type != "cpu":
         options["device_map"] = {"": torch.device(device)}
     config = load_config(folder, trust_remote_code)
+    hush()
     plain = plain_linear(config.model_type) if quantization is not None else nullcontext()
     with _failures_explained(folder, name, dtype), quiet(), plain:
         model, report = AutoModelForCausalLM.from_pretrained(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from luthier.errors import UserError
+from luthier.runs.figures import at, read_figures
 from luthier.runs.recorder import read_lines
 from luthier.runs.run_folder import CONFIG, LOCK, METRICS
 from luthier.system.files import is_locked
@@ -28,6 +30,18 @@ class RunLine:
     """of the last step"""
     eval_loss: float | None
     """of the last evaluation"""
+    rank: int | None = None
+    learning_rate: float | None = None
+    batch: int | None = None
+    """rows of a step"""
+    rows: int | None = None
+    """that are learned from"""
+    data: str = ""
+    """names of the files"""
+    seconds: float | None = None
+    """in steps, over all starts"""
+    began: str | None = None
+    """day and time of this machine, `2026-11-30 08:15`"""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -75,4 +89,22 @@ def read_run(folder: Path) -> RunLine:
         total,
         steps[-1]["loss"] if steps else None,
         evaluations[-1]["eval_loss"] if evaluations else None,
+        **_more(folder),
     )
+
+
+def _more(folder: Path) -> dict[str, Any]:
+    """What tells runs apart that were tried one after the other."""
+    run = read_figures(folder)
+    files = at(run.config, "data", "train") or []
+    names = [Path(str(at(one, "path") or one)).name for one in files] if isinstance(files, list) else []
+    began = (folder / CONFIG).stat().st_mtime
+    return {
+        "rank": at(run.config, "tuning", "r"),
+        "learning_rate": at(run.config, "training", "learning_rate"),
+        "batch": at(run.config, "training", "global_batch_size"),
+        "rows": run.ledger.get("rows_trained"),
+        "data": ", ".join(names),
+        "seconds": round(run.seconds, 1),
+        "began": datetime.fromtimestamp(began).strftime("%Y-%m-%d %H:%M"),
+    }

@@ -109,8 +109,8 @@ def _check_config(found: Mapping[str, Any], folder: Path, config: RunConfig) -> 
         what = "was changed since the run began"
         fix = f"put it back; to train with other values: luthier train {folder / CONFIG} output_dir={run_folder.another(folder)}"
         raise UserError(str(folder / CONFIG), what, "what the run wrote", fix)
-    old = _flat(read_yaml(folder / CONFIG, OF_A_RUN).tree)
-    new = _flat(config.model_dump(mode="json"))
+    old = flat(read_yaml(folder / CONFIG, OF_A_RUN).tree)
+    new = flat(config.model_dump(mode="json"))
     changed = [
         key
         for key in sorted(old.keys() | new.keys())
@@ -131,7 +131,7 @@ def _check_config(found: Mapping[str, Any], folder: Path, config: RunConfig) -> 
 
 def _further(folder: Path, config: RunConfig, old: Mapping[str, Any], changed: list[str]) -> str:
     """The line that begins a run at the result of one that is finished, of as many more steps as were asked for."""
-    asked = _flat(config.model_dump(mode="json"))
+    asked = flat(config.model_dump(mode="json"))
     more = {key: asked[key] - (old.get(key) or 0) for key in changed if asked[key] is not None}
     length = " ".join(f"{key}={value if value > 0 else asked[key]:g}" for key, value in more.items())
     makes_adapter = (folder / run_folder.ADAPTER).is_dir()
@@ -143,16 +143,17 @@ def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """The leaves of a tree of maps and lists by their dotted names."""
     if isinstance(tree, Mapping):
         return {
             key: value
             for name, item in tree.items()
-            for key, value in _flat(item, f"{prefix}.{name}" if prefix else name).items()
+            for key, value in flat(item, f"{prefix}.{name}" if prefix else name).items()
         }
     if isinstance(tree, list):
         return {
-            key: value for index, item in enumerate(tree) for key, value in _flat(item, f"{prefix}[{index}]").items()
+            key: value for index, item in enumerate(tree) for key, value in flat(item, f"{prefix}[{index}]").items()
         }
     return {prefix: tree}
 

@@ -17,7 +17,7 @@ from luthier.inference.generation import generate
 from luthier.kernels.dropout import seeded
 from luthier.models.adapters import save_adapter, write_origin
 from luthier.models.flat import stock_attention
-from luthier.models.load import load_model
+from luthier.models.load import load_model, quiet
 from luthier.models.new_tokens import grow
 from luthier.models.precision import dtype_name
 from luthier.models.shards import SHARD_BYTES, write_shards
@@ -115,7 +115,8 @@ def _save_whole(core: Any, trained: Collection[str], source: ModelSource, target
         grow(whole, core.get_input_embeddings().weight.shape[0])
         for name in trained:
             whole.get_parameter(name).data = core.get_parameter(name).detach().float().cpu()
-    whole.save_pretrained(target)
+    with quiet():
+        whole.save_pretrained(target)
 
 
 def _value(name: str, value: torch.Tensor, read: Read) -> dict[str, torch.Tensor]:

@@ -208,3 +208,11 @@ def test_check_the_template_of_a_model(model: Path, capsys: pytest.CaptureFixtur
     assert "--model org/name" in capsys.readouterr().err
     assert main(["template", "check", "auto", "--model", str(model)]) == 0
     assert "pass     emoji" in capsys.readouterr().out
+
+
+def test_diff_tells_what_cannot_be_compared_and_compares_the_rest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["template", "diff", "gemma", "guanaco"]) == 0
+    said = capsys.readouterr().out
+    assert "gemma: " in said
+    assert "; compared without the system text" in said
+    assert " in both, " in said

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from itertools import groupby
 from typing import Any, Literal
@@ -90,6 +90,22 @@ def difference(first: str, second: str, conversation: Conversation, tokenizer: A
             out += _stretches(left, a[a_start:a_end], used, sample)
             out += _stretches("second", b[b_start:b_end], used, sample) if left == "first" else ()
     return out
+
+
+def holdable(
+    first: str, second: str, conversation: Conversation, tokenizer: Any | None = None
+) -> tuple[Conversation, list[str]]:
+    """What of a conversation both templates hold, and what is said of the rest: where one refuses it, it is compared without
+    its system text."""
+    notes = list[str]()
+    for spec in (first, second):
+        try:
+            difference(spec, spec, conversation, tokenizer)
+        except UserError as error:
+            notes.append(f"{spec}: {error.found}; compared without the system text")
+    if not notes or conversation.messages[0].role != "system":
+        return conversation, []
+    return replace(conversation, messages=conversation.messages[1:]), notes
 
 
 def _encoded(spec: str, conversation: Conversation, tokenizer: Any) -> list[Sample]:

@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from luthier.data.row_names import short_names
-from luthier.errors import UserError
 from luthier.inspecting.data.duplicates import CONFLICTS, DUPLICATES, OVERLAP
 from luthier.inspecting.data.report import DataReport, Fill
 from luthier.inspecting.data.shown_rows import ServedPrompt, ShownRow
 from luthier.inspecting.data.token_view import INSTEAD, Look, Token
+from luthier.reporting import pages
 from luthier.reporting.data import pictures
 from luthier.reporting.data.after_page import after_section
 from luthier.reporting.data.style import DATA_STYLE, FILTER
 from luthier.reporting.style import STYLE, escape
-from luthier.system.faults import faults_told
-from luthier.system.files import refuse_odd, write_file
 from luthier.system.words import counted, noun
 
-MARK = '<meta name="generator" content="luthier data">'
-"""By this a page is known again."""
 MOST_TOKENS = 4_000
 """Of one row that are shown."""
 MOST_LISTED = 100
@@ -37,42 +33,9 @@ LOOKS: tuple[tuple[Look, str], ...] = (
 )
 
 
-def check_place(path: Path, inputs: Iterable[Path], force: bool) -> None:
-    """A page is written over a page of luthier's alone; with `force` over another file, but never over an input.
-
-    Raises:
-        UserError: there is something else.
-    """
-    refuse_odd(path)
-    if not path.is_file():
-        return
-    if any(path.resolve().is_relative_to(other.resolve()) for other in inputs if other.exists()):
-        raise UserError(
-            f"--html {path}",
-            "this file is read by the command",
-            "a new file",
-            f"--html {path.with_name(f'{path.stem}-report.html')}",
-        )
-    with path.open("rb") as file:
-        is_ours = MARK.encode() in file.read(500)
-    if not (is_ours or force):
-        found = "there is a file of this name, which luthier has not written"
-        raise UserError(
-            f"--html {path}",
-            found,
-            "a new file",
-            f"--html {path.with_name(f'{path.stem}-2.html')}, or --force to write over it",
-        )
-
-
 def write_page(report: DataReport, path: Path) -> None:
-    """Writes the page; ask `check_place` first.
-
-    Raises:
-        EnvironmentProblem: the file cannot be written.
-    """
-    with faults_told(f"--html {path}", "a file in a folder that is there, with room"):
-        write_file(path, render_page(report).encode("utf-8", errors="replace"))
+    """Writes the page; ask `pages.check_place` first. Raises EnvironmentProblem."""
+    pages.write_page(path, render_page(report))
 
 
 def render_page(report: DataReport) -> str:
@@ -98,7 +61,7 @@ def render_page(report: DataReport) -> str:
     files = ", ".join(Path(file.path).name for file in report.config.data.train)
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        f'{MARK}<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'{pages.MARK}<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         f"<title>{escape(files)}: luthier data</title><style>{STYLE}{DATA_STYLE}</style></head><body>"
         f'<header><div class="in"><p class="eyebrow">luthier data</p><h1>{escape(files)}</h1>'

@@ -1,0 +1,279 @@
+"""Several runs side by side: what differs in what they began with, what came of them, and what they answer.
+
+What their files say costs nothing. Held-out rows are scored and requests are answered by one model after the other; where the
+held-out rows are the same, to the bit, the difference is paired by row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from luthier.config import data_file
+from luthier.data.dataset.samples import First, SampleSet
+from luthier.errors import UserError
+from luthier.inference.comparison import SCORED_TOKENS, verdict
+from luthier.inference.generation import generate
+from luthier.inference.intervals import bootstrap_ratio
+from luthier.inference.opened import Opened, open_model
+from luthier.inference.questions import Question, held_out_rows, question_of, read_questions
+from luthier.inference.scoring import RowScores, score_rows
+from luthier.runs.at_step import at_step
+from luthier.runs.figures import RunFigures, at, points, read_figures
+from luthier.runs.manifest import flat
+from luthier.runs.run_folder import CONFIG
+from luthier.system.memory import give_back_memory
+from luthier.system.progress import Progress, Watch
+
+Figure = tuple[float, float, float]
+"""value, low, high"""
+NOT_COMPARED = ("output_dir", "report_to")
+"""Keys of a configuration that say nothing of what was trained."""
+OF_DATA = ("rows_in", "rows_trained", "rows_held_out", "rows_dropped", "tokens_trained", "tokens_held_out")
+FINGERPRINTS = {
+    "data": "trained rows",
+    "held_out": "held-out rows",
+    "template": "chat template",
+    "base": "base's weights",
+}
+SHOWN_OF_A_HASH = 12
+
+
+@dataclass(frozen=True)
+class Row:
+    """One thing that is said of each run, in their order; None where a run does not say it."""
+
+    name: str
+    values: list[Any]
+
+    @property
+    def differs(self) -> bool:
+        return any(value != self.values[0] for value in self.values)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The loss of a run on rows that it did not learn from."""
+
+    rows: int
+    tokens: int
+    nll_per_token: Figure
+    difference: Figure | None = None
+    """to the first run, paired by row; None of the first, and where the rows are others"""
+    verdict: str = ""
+
+
+@dataclass(frozen=True)
+class SideBySide:
+    """Everything that `luthier compare RUN RUN` says."""
+
+    targets: list[str]
+    config: list[Row]
+    """what differs"""
+    data: list[Row]
+    versions: list[Row]
+    """what differs"""
+    course: list[Row]
+    losses: list[list[tuple[float, float]]]
+    """of each run: (step, loss)"""
+    held_out_losses: list[list[tuple[float, float]]]
+    measured_on: str
+    scored: list[Scored | None]
+    answers: list[tuple[str, list[str]]]
+    """(request, the answer of each)"""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For programs."""
+        rows = {name: {row.name: row.values for row in getattr(self, name)} for name in TABLES}
+        return {
+            "runs": self.targets,
+            **rows,
+            "losses": self.losses,
+            "held_out_losses": self.held_out_losses,
+            "measured_on": self.measured_on,
+            "scored": [None if one is None else asdict(one) for one in self.scored],
+            "answers": [{"prompt": prompt, "answers": texts} for prompt, texts in self.answers],
+        }
+
+
+TABLES = ("config", "data", "versions", "course")
+
+
+def compare_runs(
+    targets: Sequence[str],
+    prompts: Sequence[str],
+    path: str | None,
+    *,
+    system: str | None = None,
+    limit: int | None = None,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    seed: int = 0,
+    drop_bad_rows: bool = False,
+    trust_remote_code: bool = False,
+) -> SideBySide:
+    """Puts runs, or checkpoints of them, side by side.
+
+    Args:
+        prompts: requests that each answers.
+        path: a file of requests, or of rows whose last answers are scored in the place of what the runs held out.
+        limit: take only the first so many rows.
+
+    Raises:
+        UserError: one is no run, or a file cannot be used.
+    """
+    if path is not None:
+        data_file(path)  # what is wrong with its map is told before a model is loaded
+    runs = [_figures(target) for target in targets]
+    scores, answers = list[RowScores | None](), list[list[str]]()
+    asked = list[str](prompts)
+    with Progress() as progress:
+        for target in targets:
+            watch = _of(target, progress)
+            opened = open_model(target, trust_remote_code=trust_remote_code)
+            questions = [question_of(opened, text, system) for text in prompts]
+            if path is not None:
+                questions += read_questions(
+                    opened, path, system=system, drop_bad_rows=drop_bad_rows, limit=limit, watch=watch
+                )
+                asked = [question.prompt for question in questions] if not answers else asked
+            scores.append(_scores(opened, questions if path is not None else None, limit, watch))
+            answers.append(_answers(opened, questions, max_new_tokens, temperature, seed, watch))
+            del opened, questions
+            give_back_memory()
+    if not asked:  # what the runs asked themselves
+        asked, answers = _sample_answers(runs)
+    same = path is not None or not Row("", [at(run.manifest, "fingerprints", "held_out") for run in runs]).differs
+    manifests = [_said(run.manifest) for run in runs]
+    return SideBySide(
+        list(targets),
+        _differing([{k: v for k, v in flat(run.config).items() if not k.startswith(NOT_COMPARED)} for run in runs]),
+        _data(runs),
+        _differing(manifests),
+        _course(runs),
+        [points(run.steps, "loss") for run in runs],
+        [points(run.evaluations, "eval_loss") for run in runs],
+        path if path is not None else "the rows that each held out" if not same else "the rows that they held out",
+        _measured(scores, same, seed),
+        [(prompt, [one[number] for one in answers]) for number, prompt in enumerate(asked)],
+    )
+
+
+def _figures(target: str) -> RunFigures:
+    found = at_step(target)
+    folder = found.run if found is not None else Path(target)
+    if not (folder / CONFIG).is_file():
+        raise UserError(target, "it is no run", "folders of runs, or of their checkpoints", "luthier runs lists them")
+    return read_figures(folder)
+
+
+def _of(target: str, watch: Watch) -> Watch:
+    return lambda words, share: watch(f"{target}: {words}", share)
+
+
+def _scores(opened: Opened, questions: list[Question] | None, limit: int | None, watch: Watch) -> RowScores | None:
+    """Of the references of questions, or of the rows that the run held out; None where there are none."""
+    if questions is not None:
+        samples: Any = [question.sample for question in questions if question.sample is not None]
+        by_row = samples
+    else:
+        if opened.config is None or opened.config.data.eval is None:
+            return None
+        whole: SampleSet = held_out_rows(opened, watch)
+        by_row = samples = whole if limit is None else First(whole, limit)
+    if not len(samples):
+        return None
+    scores = score_rows(opened.policy(), samples, layout="padded", max_tokens=SCORED_TOKENS, watch=watch)
+    if not isinstance(by_row, SampleSet):
+        return scores
+    return RowScores(*(by_row.by_example(values) for values in (scores.nll, scores.correct, scores.tokens)))
+
+
+def _answers(
+    opened: Opened, questions: list[Question], most: int, temperature: float, seed: int, watch: Watch
+) -> list[str]:
+    if not questions:
+        return []
+    found = generate(
+        opened.model,
+        opened.tokenizer,
+        [question.prompt_ids for question in questions],
+        max_new_tokens=most,
+        stop_ids=opened.renderer.stop_ids,
+        temperature=temperature,
+        seed=seed,
+        watch=watch,
+    )
+    return [one.text for one in found]
+
+
+def _sample_answers(runs: list[RunFigures]) -> tuple[list[str], list[list[str]]]:
+    """Of the requests that all runs answered at their end: requests, and the answers of each run."""
+    said = [{str(line.get("prompt")): str(line.get("after")) for line in run.answers} for run in runs]
+    common = [prompt for prompt in said[0] if all(prompt in one for one in said)]
+    return common, [[one[prompt] for prompt in common] for one in said]
+
+
+def _measured(scores: Sequence[RowScores | None], same: bool, seed: int) -> list[Scored | None]:
+    first, found = scores[0], list[Scored | None]()
+    for number, one in enumerate(scores):
+        if one is None:
+            found.append(None)
+            continue
+        nll = (float(one.nll.sum() / one.tokens.sum()), *bootstrap_ratio(one.nll, one.tokens, seed))
+        rows, tokens = len(one.nll), int(one.tokens.sum())
+        if number and same and first is not None and np.array_equal(first.tokens, one.tokens):
+            moved = one.nll - first.nll
+            difference = (float(moved.sum() / tokens), *bootstrap_ratio(moved, one.tokens, seed))
+            said = verdict(rows, difference, lower_is_better=True).replace("tuned is", "it is")
+            found.append(Scored(rows, tokens, nll, difference, said))
+        else:
+            found.append(Scored(rows, tokens, nll, None, "other rows or tokens: not paired" if number else ""))
+    return found
+
+
+def _differing(trees: list[dict[str, Any]]) -> list[Row]:
+    names = dict.fromkeys(name for tree in trees for name in tree)
+    rows = [Row(name, [tree.get(name) for tree in trees]) for name in names]
+    return [row for row in rows if row.differs]
+
+
+def _said(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """What a manifest says of versions, machine and decisions."""
+    proof = "proof"  # figures of a measurement, with the verdict beside them
+    decisions = {key: value for key, value in (manifest.get("decisions") or {}).items() if key != proof}
+    tree = {"luthier": manifest.get("luthier"), "processes": manifest.get("processes")}
+    return {**tree, **flat(manifest.get("versions") or {}), **flat(manifest.get("hardware") or {}), **flat(decisions)}
+
+
+def _data(runs: list[RunFigures]) -> list[Row]:
+    """What they learned from: that it is the same is worth saying, too."""
+    hashes = [
+        Row(name, [_short(at(run.manifest, "fingerprints", key)) for run in runs]) for key, name in FINGERPRINTS.items()
+    ]
+    counts = [Row(key.replace("_", " "), [run.ledger.get(key) for run in runs]) for key in OF_DATA]
+    return [row for row in (*counts, *hashes) if any(value is not None for value in row.values)]
+
+
+def _short(value: Any) -> Any:
+    return value[:SHOWN_OF_A_HASH] if isinstance(value, str) else value
+
+
+def _course(runs: list[RunFigures]) -> list[Row]:
+    def last(lines: list[dict[str, Any]], key: str) -> Any:
+        return lines[-1].get(key) if lines else None
+
+    return [
+        Row("state", [run.manifest.get("state") for run in runs]),
+        Row("steps", [len(run.steps) for run in runs]),
+        Row("tokens learned from", [run.trained_tokens for run in runs]),
+        Row("seconds in steps", [round(run.seconds, 1) for run in runs]),
+        Row("loss, first step", [run.steps[0].get("loss") if run.steps else None for run in runs]),
+        Row("loss, last step", [last(run.steps, "loss") for run in runs]),
+        Row("held-out loss, before", [at(run.first_evaluation or {}, "eval_loss") for run in runs]),
+        Row("held-out loss, last", [at(run.last_evaluation or {}, "eval_loss") for run in runs]),
+    ]

@@ -1,0 +1,34 @@
+"""Warnings of other libraries that nobody can act on, or that luthier has said already: left out by their words, and nothing else
+with them.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+WARNINGS = (
+    r"`is_gradient_checkpointing` is deprecated",
+    r"Paged optimizers are not supported on CPU",
+)
+"""How they begin, as regular expressions."""
+LOGGED = (
+    "does not support setting its attention implementation dynamically",
+    "past_key_values/cache_params are deprecated",
+    "`past_key_values`/`cache_params` are deprecated",
+)
+"""What stands in them: models that go by their own way, and names that will be others one day."""
+LOGGERS = ("transformers", "peft", "bitsandbytes")
+
+
+def hush() -> None:
+    """Leaves them out from now on. To be called where the libraries are imported; a second time does nothing more."""
+    for beginning in WARNINGS:
+        warnings.filterwarnings("ignore", message=beginning)
+    for name in LOGGERS:
+        for handler in logging.getLogger(name).handlers:
+            handler.addFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR or not any(words in str(record.msg) for words in LOGGED)

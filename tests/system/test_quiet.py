@@ -1,0 +1,36 @@
+"""Warnings of other libraries that nobody can act on are left out, by their words; all others come through."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+import pytest
+from transformers.utils import logging as of_transformers
+
+from luthier.system.quiet import LOGGED, hush
+
+
+def test_known_words_are_left_out_and_no_others(capsys: pytest.CaptureFixture[str]) -> None:
+    of_transformers.get_logger("transformers.made")
+    shown = list[str]()
+    handler = logging.getLogger("transformers").handlers[0]
+    hush()
+    hush()
+    log = logging.getLogger("transformers.made")
+    for words in (*LOGGED, "something else"):
+        record = log.makeRecord(log.name, logging.WARNING, "", 0, f"Made {words} now", (), None)
+        shown += [record.getMessage()] if handler.filter(record) else []
+    assert shown == ["Made something else now"]
+    fault = log.makeRecord(log.name, logging.ERROR, "", 0, LOGGED[0], (), None)
+    assert handler.filter(fault)
+
+
+def test_known_warnings_are_left_out_and_no_others() -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        hush()
+        warnings.warn("`is_gradient_checkpointing` is deprecated and will be removed", FutureWarning, stacklevel=1)
+        warnings.warn("Paged optimizers are not supported on CPU. Falling back", UserWarning, stacklevel=1)
+        warnings.warn("the disk is full", UserWarning, stacklevel=1)
+    assert [str(one.message) for one in caught] == ["the disk is full"]
