@@ -212,3 +212,10 @@ def test_a_mistyped_run_is_no_model_of_a_hub(tmp_path: Path, monkeypatch: pytest
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r'did you mean "runs/caps"\?'):
         resolve("runs/capz")
+
+
+def test_a_path_that_is_nearly_there_is_said(tmp_path: Path) -> None:
+    (tmp_path / "llama").mkdir()
+    with pytest.raises(UserError) as caught:
+        resolve(f"{tmp_path}/lama")
+    assert f'did you mean "{tmp_path}/llama"?' in caught.value.fix

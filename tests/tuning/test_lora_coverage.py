@@ -117,6 +117,16 @@ def test_names_that_peft_takes_for_experts_are_refused(asked: Any) -> None:
         applied(shared_and_routed(), target_modules=asked)
 
 
+@pytest.mark.parametrize("asked", ["q_proj", "q_proj,v_proj", "q_proj, v_proj"])
+def test_plain_names_given_as_a_text_are_names(asked: str) -> None:
+    model, _ = applied(twin("llama"), target_modules=asked)
+    found = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+    assert found == {name.strip() for name in asked.split(",")}
+    with pytest.raises(UserError, match=r"'W_pack' matches no linear layer") as caught:
+        applied(twin("llama"), target_modules="W_pack")
+    assert caught.value.fix == "target_modules=[down_proj,gate_proj]"
+
+
 def test_an_expression_means_what_it_says_on_such_a_mixture() -> None:
     """Else peft would take it for the last parts of the names that it matches, in all layers."""
     adapted, _ = applied(shared_and_routed(), target_modules=r".*layers\.1\.self_attn\.o_proj")

@@ -20,13 +20,17 @@ def linear_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, module
 
 
+PLAIN_NAMES = re.compile(r"\w+(\s*,\s*\w+)*")
+"""A text that is meant as names: as an expression over whole names it would match next to nothing."""
+
+
 def target_modules(
     model: Any, asked: str | tuple[str, ...], experts: bool, numbers: Collection[int] | None
 ) -> str | list[str]:
     """What peft is asked for.
 
     Args:
-        asked: `all-linear`, names, or one regular expression.
+        asked: `all-linear`, names (also as a text, `q_proj,v_proj`), or one regular expression.
         experts: whether `all-linear` takes experts that are layers of their own.
         numbers: of the layers that get an adapter; None for all.
 
@@ -34,6 +38,8 @@ def target_modules(
         UserError: something that is asked for matches nothing, or peft would take it for something else.
     """
     linear = dict(linear_layers(model))
+    if isinstance(asked, str) and asked != "all-linear" and PLAIN_NAMES.fullmatch(asked):
+        asked = tuple(name.strip() for name in asked.split(","))
     found = _all_linear(model, linear, experts) if asked == "all-linear" else _named(model, linear, asked)
     if numbers is None:
         return found
@@ -151,7 +157,7 @@ def _refuse_unmatched(asked: str | tuple[str, ...], linear: dict[str, nn.Module]
                 "tuning.target_modules",
                 f"{pattern!r} matches no linear layer of this model",
                 "of " + ", ".join(known),
-                f"tuning.target_modules=[{', '.join(known[:2])}]",
+                f"target_modules=[{','.join(known[:2])}]",
             )
 
 

@@ -58,7 +58,7 @@ class Lora:
         """Share of the adapter's inputs that is dropped in training; the mask depends on the row, not on the batch's layout."""
         target_modules: Name | Annotated[tuple[Name, ...], Field(min_length=1)] = "all-linear"
         """Which layers get an update: `all-linear` (every attention and MLP projection), names (the last part of a module's name
-        is enough), or one regular expression over whole names."""
+        is enough; a single one may stand alone: `W_pack`), or one regular expression over whole names."""
         layers_to_transform: Annotated[tuple[LayerNumber, ...], Field(min_length=1)] | None = None
         """Numbers of the layers that get an update, from 0. Default: all."""
         experts: bool = False

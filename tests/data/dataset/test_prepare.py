@@ -263,11 +263,16 @@ def test_answers_that_a_csv_file_calls_bad_are_not_learned() -> None:
     assert "train.csv:3  label: found a verdict on an answer" in refused(None, "data=train.csv")
 
 
+def test_preferences_are_said_to_have_no_objective_and_dropping_all_of_them_is_no_advice() -> None:
+    pairs = [{"prompt": f"p{number}", "chosen": "a", "rejected": "b"} for number in range(3)]
+    assert refused(pairs).endswith("fix: no objective learns from a preference yet; leave it out")
+
+
 def test_answers_in_a_column_that_no_format_knows_are_found() -> None:
     fix = "data.train: [{path: train.jsonl, format: {kind: alpaca, instruction: prompt, input: null, output: answer}}]"
     rows = [{"prompt": "a", "answer": "b"}] * 2
     assert "found a prompt; expected a conversation or text, which the objective takes\n" in refused(rows)
-    assert f"fix: {fix}, or on_bad_row=drop" in refused(rows)
+    assert refused(rows).endswith(f"fix: {fix}")  # dropping all rows is no help
     assert len(run(None, fix.replace(": [", "=[", 1)).train) == 2
     assert "kind: alpaca" not in refused([{"prompt": "a"}])
 

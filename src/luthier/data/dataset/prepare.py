@@ -330,7 +330,8 @@ def _all_refused_rows(account: Account, data: DataConfig) -> UserError | None:
         shown.append(f"  and {count - SHOWN_REFUSED:,} more{where}")
     head = f"{count:,} of {counted(rows_in, 'row')} cannot be used ({_percent(count / rows_in)}); nothing was trained"
     fixes = [common] if common else ["mend the rows"] if long < count else []
-    fixes += ["on_bad_row=drop (they go to rejected.jsonl)"] if long < count else []
+    if long < count and not (common and count == rows_in):  # dropping all of them leaves nothing to learn from
+        fixes.append("on_bad_row=drop (they go to rejected.jsonl)")
     if long:
         truncate = " or truncate (their ends are lost)" if data.on_long_row == "error" else ""
         fixes.append(f"on_long_row=drop{truncate}")

