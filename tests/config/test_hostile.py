@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from luthier import config
 from luthier.cli import main
-from luthier.errors import LuthierError
+from luthier.data.steps.order import Mixture
+from luthier.errors import LuthierError, UserError
 from luthier.system.streams import visible
 from tests.config.hostile import FILES, WORDS
 
@@ -134,3 +135,9 @@ def test_no_words_of_the_command_line_raise_anything_but_our_errors(words: list[
             config.load(None, ["model=x", "data=d.jsonl", word, f"output_dir={word}", f"tuning={word}"])
         except LuthierError as error:
             visible(str(error)).encode()
+
+
+def test_weights_too_unlike_for_an_epoch_are_refused() -> None:
+    assert Mixture((10, 1_000), (0.99, 0.01), "all_exhausted").counts == (99_000, 1_000)
+    with pytest.raises(UserError, match="an epoch of"):
+        Mixture((10, 10), (1e-6, 1e6), "all_exhausted")

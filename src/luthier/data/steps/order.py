@@ -13,6 +13,7 @@ from typing import Literal
 
 import numpy as np
 
+from luthier.errors import UserError
 from luthier.randomness import permutation
 from luthier.types import Ints
 
@@ -24,6 +25,10 @@ WINDOW = 16 * BLOCK
 """Examples that are shuffled among each other where data are streamed: what a reader keeps in memory."""
 
 
+MOST_PASSES = 1_000
+"""Over the examples that there are, in one epoch of a mixture."""
+
+
 @dataclass(frozen=True)
 class Mixture:
     """Sources that take turns: how many examples each has, and its weight in the mixture."""
@@ -33,6 +38,17 @@ class Mixture:
     until: Until
     """`first_exhausted`: an epoch ends when the first source would have to repeat; `all_exhausted`: when the last one
     has been seen whole, the others repeating."""
+
+    def __post_init__(self) -> None:
+        """Raises UserError: weights so unlike that an epoch would be all repetition."""
+        epoch, rows = sum(self.counts), sum(self.sizes)
+        if epoch > MOST_PASSES * rows:
+            raise UserError(
+                "data.mixing",
+                f"an epoch of {epoch:,} examples, of {rows:,} that there are: weights {min(self.weights):g} to {max(self.weights):g}",
+                f"at most {MOST_PASSES:,} times as many",
+                "weights that are more alike, or mixing=first_exhausted",
+            )
 
     @property
     def counts(self) -> tuple[int, ...]:
