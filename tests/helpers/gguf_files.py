@@ -22,7 +22,7 @@ def to_gguf(file: Path, pre: str | None = "smollm", *, drop: str = "", seed: int
         (writer.add_block_count, 2),
         (writer.add_context_length, 256),
         (writer.add_embedding_length, 64),
-        (writer.add_feed_forward_length, 96),
+        (writer.add_feed_forward_length, 128),
         (writer.add_head_count, 4),
         (writer.add_head_count_kv, 2),
         (writer.add_vocab_size, 512),

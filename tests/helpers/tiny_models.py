@@ -30,7 +30,7 @@ _CORPUS = (
     "Le renard brun saute par-dessus le chien paresseux. 你好，世界。 こんにちは 🎻",
 )
 
-_BLOCK = {"hidden_size": HIDDEN, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+_BLOCK = {"hidden_size": HIDDEN, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
 _GROUPED = {**_BLOCK, "num_key_value_heads": 2, "max_position_embeddings": 256}
 _GPT2 = {
     "n_embd": HIDDEN,
@@ -120,7 +120,7 @@ TWINS: dict[str, dict[str, Any]] = {
     "opt": {
         "model_type": "opt",
         "hidden_size": HIDDEN,
-        "ffn_dim": 96,
+        "ffn_dim": 128,
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
         "word_embed_proj_dim": HIDDEN,

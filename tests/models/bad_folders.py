@@ -175,9 +175,9 @@ DAMAGED = {
     "shard truncated": Case(one_shard(cut), ("model-00001-of-", "cut off", "download it again"), of="shards"),
     "shard of 0 bytes": Case(one_shard(lambda path: path.write_bytes(b"")), ("00001-of-", "empty"), of="shards"),
     "bit flip in the header": Case(lambda folder: flip(folder / WEIGHTS), (WEIGHTS, "damaged")),
-    "wrong shape": Case(weights(lambda found: found.update({UP: torch.zeros(96, 63)})), (UP, "shape", AGAIN)),
+    "wrong shape": Case(weights(lambda found: found.update({UP: torch.zeros(128, 63)})), (UP, "shape", AGAIN)),
     "wrong dtype": Case(
-        weights(lambda found: found.update({UP: torch.zeros(96, 64, dtype=torch.int32)})), (UP, "I32", AGAIN)
+        weights(lambda found: found.update({UP: torch.zeros(128, 64, dtype=torch.int32)})), (UP, "I32", AGAIN)
     ),
     "listed twice": Case(listed_twice, ("embed_tokens.weight", "00001-of-", "00002-of-", AGAIN), of="shards"),
     "NaN": Case(weights(lambda found: found[UP][3].fill_(float("nan"))), (UP, "NaN", AGAIN)),
@@ -186,7 +186,7 @@ DAMAGED = {
 KEYS = {
     "a key is missing": Case(weights(lambda found: found.pop(UP)), (UP, "needs", AGAIN)),
     "a key too many": Case(
-        weights(lambda found: found.update({"model.layers.7.mlp.up_proj.weight": torch.zeros(96, 64)})),
+        weights(lambda found: found.update({"model.layers.7.mlp.up_proj.weight": torch.zeros(128, 64)})),
         ("model.layers.7.mlp.up_proj.weight", "no place", AGAIN),
     ),
     "a key is renamed": Case(weights(rename("up_proj", "w3")), ("up_proj", "needs", AGAIN)),
@@ -225,7 +225,7 @@ ADAPTERS = {
     "for another base": Case(
         lambda folder: base_is(folder, weights_hash="0" * 32), ("trained on", "weights", "fix"), of="adapter"
     ),
-    "another rank": Case(settings(ADAPTER_CONFIG, r=3), ("lora_A", "[4, 96]", "[3, 96]", "r in"), of="adapter"),
+    "another rank": Case(settings(ADAPTER_CONFIG, r=3), ("lora_A", "[4, 128]", "[3, 128]", "r in"), of="adapter"),
     "renamed keys": Case(weights(rename("lora_A", "lora_down"), ADAPTER), ("lora_A", "lora_down"), of="adapter"),
     "DoRA flag": Case(settings(ADAPTER_CONFIG, use_dora=True), ("magnitude", ADAPTER), of="adapter"),
     "no lora_alpha": Case(settings(ADAPTER_CONFIG, lora_alpha=...), (ADAPTER_CONFIG, "lora_alpha"), of="adapter"),

@@ -79,7 +79,7 @@ def test_a_model_is_fetched_whole_and_its_commit_is_known(machine: Machine, mode
     assert facts["commit"] == machine.hub.repos[NAME].refs["main"]
     assert facts["model"] == f"hf:{NAME}"
     assert facts["dtype"] == "F32"
-    assert facts["parameters"] == 127_296
+    assert facts["parameters"] == 139_584
     assert files_of(Path(facts["folder"])) == model_files
 
 

@@ -378,7 +378,7 @@ def test_held_in_fewer_bits(name: str, kind: str, tmp_path: Path) -> None:
     ids = torch.randint(4, 500, (2, 9), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         error = (model(ids).logits - whole(ids).logits).norm() / whole(ids).logits.norm()
-    assert 0 < float(error) < (0.05 if kind == "int8" else 0.3)
+    assert 0 < float(error) < (0.05 if kind == "int8" else 0.35)
     assert model.generate(ids, max_new_tokens=3, do_sample=False).shape[1] <= 12
 
 

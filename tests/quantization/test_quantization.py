@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import bitsandbytes
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -21,6 +22,7 @@ from luthier.inference.opened import open_model
 from luthier.kernels.dropout import DropoutKeys
 from luthier.models import load
 from luthier.models.checks import QUANTIZED, quantized
+from luthier.models.dequantized import dequantize
 from luthier.models.load import load_model
 from luthier.policy.policy import Policy
 from luthier.runs.recorder import read_lines
@@ -112,6 +114,31 @@ def test_weights_stay_as_they_were_packed(kind: str, model: Path, monkeypatch: p
     projection(loaded)(wide).sum().backward()
     assert wide.grad is not None
     assert float(wide.grad.abs().max()) > 0
+
+
+@pytest.mark.parametrize("kind", ["nf4", "fp4"])
+def test_rows_that_are_no_whole_number_of_blocks(kind: str, tmp_path: Path) -> None:
+    """bitsandbytes 0.50.2 unpacks them with other blocks' scales on processors with AVX-512: right, or refused."""
+    odd = tiny_llama(tmp_path / "odd", intermediate_size=96)
+    exact = load_file(odd / "model.safetensors")["model.layers.0.mlp.down_proj.weight"]
+    unpacked, refused = None, ""
+    try:
+        unpacked = dequantize(held(odd, kind), torch.float32).model.layers[0].mlp.down_proj.weight
+    except UserError as error:
+        refused = str(error)
+    if unpacked is None:
+        assert "rows of 96 numbers" in refused
+    else:
+        assert float((unpacked - exact).norm() / exact.norm()) < LARGEST_ERROR[kind]
+
+
+def test_what_is_unpacked_wrongly_is_refused(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = bitsandbytes.functional.dequantize_4bit
+    monkeypatch.setattr(
+        bitsandbytes.functional, "dequantize_4bit", lambda *given, **named: right(*given, **named).roll(64)
+    )
+    with pytest.raises(UserError, match="unpacks rows of 64 numbers of four bits wrongly"):
+        held(model, "nf4")
 
 
 @pytest.mark.parametrize("kind", KINDS)

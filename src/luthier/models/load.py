@@ -24,6 +24,7 @@ from luthier.models.checks import (
     refuse_unquantized,
     stored_weights,
 )
+from luthier.models.dequantized import refuse_unpacked_wrong
 from luthier.models.folder import TOKENIZER_FILES, check_folder, native_type, tensors
 from luthier.models.patches.bitsandbytes_on_cpu import alike_in_training_and_scoring
 from luthier.models.patches.plain_linear import plain_linear
@@ -180,6 +181,7 @@ def load_model(
     refuse_misread(model, folder, name)
     if type(options.get("quantization_config")).__name__ == "BitsAndBytesConfig":
         refuse_unquantized(model, name)
+        refuse_unpacked_wrong(model, name)
         alike_in_training_and_scoring(model)
     if quantized_from not in (None, dtype):
         for weight in (*model.parameters(), *model.buffers()):

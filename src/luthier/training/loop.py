@@ -17,6 +17,9 @@ from luthier.training.state import state_of
 from luthier.training.step import optimizer_step, plan_step
 from luthier.training.stop_signal import StopSignal
 
+SHORTEST_S = 1e-4
+"""That a step is said to have taken at least: a coarse clock may not move while a small one runs."""
+
 
 def run_steps(job: Job, record: Record) -> None:
     """Runs from `job.progress` to the last step.
@@ -78,7 +81,7 @@ def train_step(job: Job, record: Record, check: LearningCheck, stop: StopSignal 
         progress.moving_steps += 1
         if idle := check.after_step(progress.moving_steps, job.optimizer):
             record.recorder.note(f"{idle} tensors of experts or new tokens got no token in the first two steps")
-    seconds = time.perf_counter() - started
+    seconds = max(time.perf_counter() - started, SHORTEST_S)
     line = {
         "step": progress.step,
         "epoch": job.steps.epoch_of(number),
