@@ -15,8 +15,6 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 LOCK, BILL = ROOT / "requirements.lock", ROOT / "sbom.cdx.json"
-INDEX = "https://download.pytorch.org/whl/cpu"
-"""Where builds of torch lie that have +cpu in their version."""
 
 
 def main() -> None:
@@ -24,9 +22,9 @@ def main() -> None:
     packages = sorted(report["install"], key=lambda package: _name(package))
     where = f"Python {report['environment']['python_version']} on {report['environment']['sys_platform']} "
     where += report["environment"]["platform_machine"]
-    head = [f"# Of {where}, with torch for CPUs; made by `make lock`.", f"--extra-index-url {INDEX}"]
+    head = f"# Of {where}; made by `make lock`. Builds of torch with +cpu lie in PyTorch's own index: pip's --extra-index-url."
     lines = [f"{_name(one)}=={one['metadata']['version']} --hash=sha256:{_hash(one)}" for one in packages]
-    LOCK.write_text("\n".join([*head, *lines]) + "\n", encoding="utf-8")
+    LOCK.write_text("\n".join([head, *lines]) + "\n", encoding="utf-8")
     parts = ",\n  ".join(json.dumps(_component(one)) for one in packages)
     about = {"component": {"type": "application", "name": "luthier", "version": _own_version()}}
     text = f'{{"bomFormat": "CycloneDX", "specVersion": "1.6", "version": 1,\n "metadata": {json.dumps(about)},\n'

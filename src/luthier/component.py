@@ -12,7 +12,7 @@ import inspect
 import os
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -98,7 +98,8 @@ def _class_of(module: Any, name: str, kind: str) -> type[Any]:
 def _of_family(family: str, found: type[Any], kind: str) -> type[Any]:
     """The class of another package, if it is what its family asks for: the contract is the first one in the folder's file."""
     contracts = vars(importlib.import_module(f"luthier.{family}")).values()
-    contract = next(one for one in contracts if getattr(one, "_is_protocol", False) and one.__module__.endswith(family))
+    protocols = [one for one in contracts if Protocol in getattr(one, "__bases__", ())]
+    contract = next(one for one in protocols if one.__module__.endswith(family))
     asked = [name for name, value in vars(contract).items() if callable(value) and not name.startswith("_")]
     lacking = [name for name in asked if not callable(getattr(found, name, None))]
     config = getattr(found, "Config", None)
