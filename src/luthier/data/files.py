@@ -70,6 +70,11 @@ class Source:
         self.check_unchanged()
         return digest + chosen
 
+    def look(self) -> None:
+        """Reads the first record: what is no data at all is told before a long file is hashed. Raises as `rows`."""
+        if self.path is not None:
+            next(self.records(), None)
+
     @property
     def size_bytes(self) -> int:
         """Of the file; 0 where it is not known."""

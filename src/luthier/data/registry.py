@@ -26,9 +26,12 @@ What is different here, on purpose:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
 
 from luthier import component
 from luthier.component import ComponentConfig, did_you_mean, nearest
@@ -39,6 +42,9 @@ from luthier.system import strict_json
 from luthier.types import Conversation, Prompt, Text
 
 FILE_NAME = "dataset_info.json"
+MOST_BYTES = 64 << 20
+LONGEST_KEY = 60
+FIRST_ENTRY = '{"name": {"file_name": "a.json"}}'
 FEW_NAMES = 5
 """So many are all listed."""
 
@@ -118,17 +124,36 @@ def from_registry(registry: str, file: DataFile, takes: Sequence[type], key: str
     entry = _Entry(f"{path}: {file.path}", entries[file.path])
     given = file.model_dump(exclude_unset=True, exclude={"path", "format"})
     values = {"split": entry.text("split") or "train", "subset": entry.text("subset"), "data_dir": entry.text("folder")}
-    chosen = file.format if file.format != "auto" else entry.format(takes)
-    return DataFile(
-        path=entry.place_of_rows(path.parent),
-        format=chosen,
-        **{**values, "num_samples": entry.number("num_samples"), **given},
-    )
+    with _values_named(entry.place):
+        chosen = file.format if file.format != "auto" else entry.format(takes)
+        return DataFile(
+            path=entry.place_of_rows(path.parent),
+            format=chosen,
+            **{**values, "num_samples": entry.number("num_samples"), **given},
+        )
+
+
+@contextmanager
+def _values_named(place: str) -> Iterator[None]:
+    """A value that a configuration would not take either is a UserError that names it."""
+    try:
+        yield
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(map(str, first["loc"]))
+        raise UserError(
+            place, f"{key} is {excerpt(first['input'])}", first["msg"].removeprefix("Value error, "), f"mend {key}"
+        ) from None
 
 
 def read_registry(path: Path) -> dict[str, Any]:
     """The entries by their names. Raises UserError where the file is no such registry."""
     try:
+        if path.exists() and not path.is_file():
+            raise UserError(f"data.registry: {path}", "this is no ordinary file", f"a {FILE_NAME}", "registry: PATH")
+        if (size := path.stat().st_size) > MOST_BYTES:
+            found, most = f"a file of {size:,} bytes", f"a {FILE_NAME}, at most {MOST_BYTES:,} bytes"
+            raise UserError(f"data.registry: {path}", found, most, "registry: PATH of the list, not of the data")
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise UserError(
@@ -154,7 +179,7 @@ def read_registry(path: Path) -> dict[str, Any]:
             where, f"broken JSON: {strict_json.reason(error)}", "a JSON map of entries", "mend the line"
         ) from None
     if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
-        raise UserError(f"data.registry: {path}", "this is no map of entries", '{"name": {"file_name": "a.json"}, ...}')
+        raise UserError(f"data.registry: {path}", "this is no map of entries", "a map of names to entries", FIRST_ENTRY)
     return entries
 
 
@@ -172,9 +197,12 @@ class _Entry:
     def _refuse_unknown(self, values: Mapping[str, Any], known: set[str], section: str) -> None:
         for key in values:
             if key not in known:
-                fix = did_you_mean(key, sorted(known)) or f"leave {key} out"
+                fix = did_you_mean(key, sorted(known)) or f"leave {key[:LONGEST_KEY]} out"
                 raise UserError(
-                    self.place, f"{section}{key} is no key of a registry", "one of " + ", ".join(sorted(known)), fix
+                    self.place,
+                    f"{section}{key[:LONGEST_KEY]} is no key of a registry",
+                    "one of " + ", ".join(sorted(known)),
+                    fix,
                 )
 
     def _names(self, section: str, usual: Mapping[str, str]) -> dict[str, str | None]:

@@ -125,6 +125,8 @@ def prepare(
     if data.streaming:
         sets, account, rejected = _streamed(encoding, parts, watch)
         return _prepared(encoding, parts, sets, _meta(account, data), rejected, from_cache=False)
+    for part in parts:
+        part.source.look()
     folder = cache.folder_of(_key(config, parts, encoding))
     before = cache.find(folder)
     found = before

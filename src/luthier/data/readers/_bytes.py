@@ -28,6 +28,9 @@ BLOCK_BYTES = 1 << 20
 ENDLESS = 32
 """A line this many times as long as a row may be is no line: nobody waits for its end."""
 
+MEASURED_BYTES = 4 << 20
+"""A packed file up to this size is unpacked once before it is read: rows of a bomb are not encoded for an hour first."""
+
 PACKED = (".gz", ".zst", ".bz2", ".xz")
 RECORDS_BETWEEN_MARKS = 1024
 WHITE = b" \t\r\n"
@@ -58,6 +61,8 @@ class File:
     limits: Limits = field(default_factory=Limits)
     told: Told = lambda name, share: None
     marks: list[Mark] = field(default_factory=list)
+    measured: bool = False
+    """whether it is known that it does not unpack to too much"""
 
     @property
     def packed(self) -> str | None:
@@ -135,16 +140,34 @@ def opened(file: File) -> Iterator[io.BufferedReader[Any]]:
         UserError: damaged, cut off, or a bomb (while it is read).
         EnvironmentProblem: not readable.
     """
+    if file.packed is not None and not file.measured:
+        file.measured = True
+        _measure(file)
+    with _as_it_lies(file) as (stream, size):
+        if file.packed is None:
+            yield stream
+            return
+        with io.BufferedReader(_Unpacked(_unpacker(file, stream), file, size), BLOCK_BYTES) as unpacked:
+            yield unpacked
+
+
+@contextmanager
+def _as_it_lies(file: File) -> Iterator[tuple[io.BufferedReader[Any], int]]:
     try:
         raw = _Counted(file)
     except OSError as error:
         raise unreadable(file.name, error) from None
     with io.BufferedReader(raw, BLOCK_BYTES) as stream:
-        if file.packed is None:
-            yield stream
-            return
-        with io.BufferedReader(_Unpacked(_unpacker(file, stream), file, raw.size), BLOCK_BYTES) as unpacked:
-            yield unpacked
+        yield stream, raw.size
+
+
+def _measure(file: File) -> None:
+    """Raises UserError where a small packed file is damaged or a bomb."""
+    with _as_it_lies(file) as (stream, size):
+        if size <= MEASURED_BYTES:
+            with io.BufferedReader(_Unpacked(_unpacker(file, stream), file, size), BLOCK_BYTES) as unpacked:
+                while unpacked.read(BLOCK_BYTES):
+                    pass
 
 
 def _unpacker(file: File, stream: IO[bytes]) -> Any:

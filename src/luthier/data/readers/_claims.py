@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from luthier.data.readers._bytes import File
+from luthier.data.readers._footer import BYTE_ARRAY, DELTA_BYTE_ARRAY, FIXED_LENGTH, Column, footer_of
 from luthier.data.readers._limits import ROW_BYTES, VALUE_BYTES, unpacks_too_far
 from luthier.errors import UserError
 from luthier.types import Ints
@@ -33,6 +34,8 @@ class Group:
 
     rows: int
     rows_at_once: int
+    dictionaries: tuple[int, ...]
+    """columns of texts of which each is stored once"""
 
 
 def damaged(file: File, kind: str, why: str) -> UserError:
@@ -43,55 +46,51 @@ def first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:120]
 
 
-def of_parquet(file: File, metadata: Any) -> list[Group]:
+def of_parquet(file: File) -> list[Group]:
     """The row groups, as the footer says. Raises UserError where it cannot be true, or is more than the file may unpack to."""
     size = file.path.stat().st_size
     most = file.limits.of_unpacked(size)
+    try:
+        said, found = footer_of(file.path)
+    except ValueError as error:
+        raise damaged(file, "Parquet", first_line(error)) from None
     groups, claimed = list[Group](), 0
-    for index in range(metadata.num_row_groups):
-        group = metadata.row_group(index)
-        rows, at_once = group.num_rows, BATCH_ROWS
-        if rows < 0:
-            raise damaged(file, "Parquet", f"row group {index} has {rows:,} rows")
-        claimed += rows * (ROW_BYTES + VALUE_BYTES * group.num_columns)
-        for number in range(group.num_columns):
-            bytes_of_it, value = _of_column(file, metadata.schema.column(number), group.column(number), rows, most)
+    for index, group in enumerate(found):
+        at_once = BATCH_ROWS
+        if group.rows < 0:
+            raise damaged(file, "Parquet", f"row group {index} has {group.rows:,} rows")
+        claimed += group.rows * (ROW_BYTES + VALUE_BYTES * len(group.columns))
+        for column in group.columns:
+            if min(column.unpacked_bytes, column.packed_bytes, column.values, column.length) < 0:
+                raise damaged(file, "Parquet", f"a column of row group {index} has less than nothing")
+            bytes_of_it, value = _of_column(column, group.rows, most)
             claimed += bytes_of_it
             at_once = min(at_once, BATCH_BYTES // max(1, value))
-        groups.append(Group(rows, max(1, at_once)))
-    if (total := sum(group.rows for group in groups)) != metadata.num_rows:
-        raise damaged(file, "Parquet", f"it says that it has {metadata.num_rows:,} rows, and its groups have {total:,}")
+        texts = [number for number, one in enumerate(group.columns) if one.has_dictionary and one.kind == BYTE_ARRAY]
+        groups.append(Group(group.rows, max(1, at_once), tuple(texts)))
+    if (total := sum(group.rows for group in groups)) != said:
+        raise damaged(file, "Parquet", f"it says that it has {said:,} rows, and its groups have {total:,}")
     if claimed > most:
         raise unpacks_too_far(file.name, claimed, size, most, whole=True)
     return groups
 
 
-def _of_column(file: File, kind: Any, chunk: Any, rows: int, most: int) -> tuple[int, int]:
+def _of_column(column: Column, rows: int, most: int) -> tuple[int, int]:
     """What the column of a row group comes to, and how large one value of it can be, in bytes."""
-    claimed = chunk.total_uncompressed_size
-    if claimed < 0 or chunk.total_compressed_size < 0 or chunk.num_values < 0:
-        raise damaged(file, "Parquet", f"the column {chunk.path_in_schema[:60]} has less than nothing")
+    claimed = column.unpacked_bytes
     average = claimed // max(1, rows)
-    if kind.physical_type == "FIXED_LEN_BYTE_ARRAY":  # its nulls take as much room as its values
-        return max(claimed, chunk.num_values * kind.length), max(average, kind.length)
-    shared = "DELTA_BYTE_ARRAY" in chunk.encodings  # values share their beginnings with those before them
-    if not shared:
+    if column.kind == FIXED_LENGTH:  # its nulls take as much room as its values
+        return max(claimed, column.values * column.length), max(average, column.length)
+    if DELTA_BYTE_ARRAY not in column.encodings:
         return claimed, average
-    if kind.max_repetition_level > 0 and chunk.num_values * claimed > most:
-        return chunk.num_values * claimed, claimed
+    if column.nested and column.values * claimed > most:  # values share their beginnings with those before them
+        return column.values * claimed, claimed
     return claimed, claimed
 
 
-def dictionaries(metadata: Any) -> list[str]:
+def dictionaries(groups: list[Group], schema: Any) -> list[str]:
     """Columns of texts of which each is stored once: they are read so, else one text would be unpacked in every row."""
-    found = set[str]()
-    for index in range(metadata.num_row_groups):
-        group = metadata.row_group(index)
-        for number in range(group.num_columns):
-            chunk = group.column(number)
-            if chunk.has_dictionary_page and chunk.physical_type == "BYTE_ARRAY":
-                found.add(chunk.path_in_schema)
-    return sorted(found)
+    return [schema.column(number).path for number in sorted({one for group in groups for one in group.dictionaries})]
 
 
 def of_arrow(file: File, source: Any, is_file: bool) -> None:

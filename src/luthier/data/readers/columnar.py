@@ -36,9 +36,9 @@ def parquet_rows(file: File, start: int = 0) -> Iterator[Row | BadRow]:
     import pyarrow.parquet
 
     with _damage_named(file, "Parquet"):
+        groups = _claims.of_parquet(file)
         metadata = pyarrow.parquet.read_metadata(file.path)
-        groups = _claims.of_parquet(file, metadata)
-        repeated = _claims.dictionaries(metadata)
+        repeated = _claims.dictionaries(groups, metadata.schema)
         with pyarrow.parquet.ParquetFile(
             file.path, page_checksum_verification=True, read_dictionary=repeated
         ) as opened:
@@ -51,15 +51,13 @@ def parquet_rows(file: File, start: int = 0) -> Iterator[Row | BadRow]:
                 batches = opened.iter_batches(batch_size=group.rows_at_once, row_groups=[index])
                 yield from _rows(file, "Parquet", batches, number, start, unpacked)
                 number += group.rows
-                file.told(file.name, number / max(1, metadata.num_rows))
+                file.told(file.name, number / max(1, sum(one.rows for one in groups)))
 
 
 def parquet_count(file: File) -> int:
     """How many records a Parquet file has, as its footer says. Raises UserError where there is none."""
-    import pyarrow.parquet
-
     with _damage_named(file, "Parquet"):
-        return sum(group.rows for group in _claims.of_parquet(file, pyarrow.parquet.read_metadata(file.path)))
+        return sum(group.rows for group in _claims.of_parquet(file))
 
 
 def arrow_rows(file: File, start: int = 0) -> Iterator[Row | BadRow]:
@@ -174,7 +172,7 @@ def _damage_named(file: File, kind: str) -> Iterator[None]:
     except pyarrow.ArrowMemoryError as error:
         found = f"there is not enough memory to read it: {_claims.first_line(error)}"
         raise EnvironmentProblem(file.name, found, "more memory", "write it again with smaller row groups") from None
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, ValueError, LookupError, OverflowError) as error:  # names that are no text, say
         raise _claims.damaged(file, kind, _claims.first_line(error)) from None
     except OSError as error:
         if error.errno is not None:

@@ -43,7 +43,11 @@ def rows(file: File, start: int = 0) -> Iterator[Row | BadRow]:
             yield record
         elif len(record) != len(header):
             yield BadRow(
-                f"{file.name}:{line}", "", f"{len(record)} fields", f"{len(header)} fields: {excerpt(header)}", QUOTE
+                f"{file.name}:{line}",
+                "",
+                f"{len(record):,} fields",
+                f"{len(header):,} fields: {excerpt(header)}",
+                QUOTE,
             )
         else:
             yield Row(dict(zip(header, record, strict=True)), file.name, line)
@@ -109,6 +113,9 @@ class _Source:
         self._size = 0
 
     def skip_blank(self) -> None:
+        while self._rest and self._rest[-1] == "\r":
+            self._rest.pop()
+            self._more += 1
         if not self._rest:
             self._numbered.skip_blank()
 

@@ -118,7 +118,8 @@ class _Window:
 
     def broken(self, why: str, position: int | None = None) -> UserError:
         line = self.line + (0 if position is None else self.text.count("\n", self.position, position))
-        return UserError(f"{self.file.name}:{line}", f"broken JSON: {why}", "a JSON array of maps: [{...}, {...}]")
+        fix = f"python3 -m json.tool {self.file.name} > /dev/null shows the place; or write a map a line, as .jsonl"
+        return UserError(f"{self.file.name}:{line}", f"broken JSON: {why}", "a JSON array of maps: [{...}, {...}]", fix)
 
 
 def array_rows(file: File, start: int = 0) -> Iterator[Row | BadRow]:
