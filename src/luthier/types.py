@@ -42,8 +42,18 @@ class Row:
 
     @property
     def place(self) -> str:
-        """For messages: `file:line`, and the record's index where that is not the line."""
-        return self.id if self.line is None else f"{self.source}:{self.line} (record {self.number})"
+        """What the row is called wherever it is shown, as `place_of` writes it; `id` is what it is known by inside."""
+        return place_of(self.id, self.line or 0)
+
+
+def place_of(row: str, line: int) -> str:
+    """`file:line` of a row `file:number`; with the record's number behind it where that is not the line.
+
+    Args:
+        line: of a record of a JSON array; 0 where the number is the line, or the file has no lines.
+    """
+    file, _, number = row.rpartition(":")
+    return f"{file}:{line} (record {number})" if line else row
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +192,7 @@ class MicroBatch:
     step: int
     """the optimizer step (from 0): keys the random draws"""
     row_ids: list[str] = field(default_factory=list)
-    """file:line of each document, for messages"""
+    """the row of each document, as samples have it"""
     examples: list[int] = field(default_factory=list)
     """the example of each document; none in an empty micro-batch, whose one document is no sample"""
     head_chunks: int = 1

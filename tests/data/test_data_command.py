@@ -60,14 +60,84 @@ def test_one_row_and_json(mine: list[str], capsys: pytest.CaptureFixture[str]) -
     assert served["equal"]
     assert served["begins"] == served["tokens"]
     assert "".join(served["text"]) == "".join(token["text"] for token in shown["tokens"][: served["begins"]])
+    assert found.keys() == {"format", "rows"}
+    assert not list(Path("cache").glob("encoded/*"))
+    assert main([*mine, "--row", "99"]) == 2
+    said = capsys.readouterr().err
+    assert "--row 99: no row has this name" in said
+    assert "fix: --row train.jsonl:3" in said
+    assert main(["data", "mine.yaml"]) == 2
+    assert "1 of 3 rows cannot be used" in capsys.readouterr().err
+    assert main([*mine, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
     assert all(law["holds"] and law["rows"] == [] for law in found["laws"].values())
     assert found["ledger"]["rows_in"] == 3
     assert sum(item["rows"] for item in found["lengths"]["row"]["histogram"]) == 2
-    assert main([*mine, "--row", "3"]) == 2
-    assert "was dropped: unusable" in capsys.readouterr().err
-    assert main([*mine, "--row", "99"]) == 2
-    assert main(["data", "mine.yaml"]) == 2
-    assert "1 of 3 rows cannot be used" in capsys.readouterr().err
+
+
+def test_a_row_that_cannot_be_used_is_shown_with_what_is_wrong(
+    mine: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*mine, "--row", "3"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out.startswith("-- train.jsonl:3, dropped: no tokens (asked for; it was dropped: output: '' (empty)")
+    assert shown.err == ""
+    assert main(["data", "mine.yaml", "--row", "3"]) == 0
+    assert "it cannot be used: output: '' (empty)" in capsys.readouterr().out
+    Path("train.jsonl").write_text('{"instruction": "x", "output": "y"}\nbroken\n')
+    assert main([*mine, "--row", "2"]) == 0
+    assert "-- train.jsonl:2, dropped: no tokens (asked for; it was dropped: " in capsys.readouterr().out
+
+
+def test_of_a_row_that_is_too_long_it_is_shown_where(mine: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    Path("train.jsonl").write_text(json.dumps({"instruction": "Hi", "output": "a b " * 30}) + "\n")
+    assert main([*mine, "max_length=40", "--row", "1"]) == 0
+    out = capsys.readouterr().out
+    fits, _, more = out.partition("\n---- 40 tokens fit; ")
+    assert " tokens, of which " in fits.splitlines()[1]
+    assert "it cannot be used: " in fits
+    assert "<|im_start|>" in fits
+    assert "<|im_end|>" in more.partition("served:")[0]
+    assert main([*mine, "max_length=40", "on_long_row=drop", "--row", "1", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["rows"]
+    assert (row["purpose"], row["fits"]) == ("dropped", 40)
+    assert len(row["tokens"]) > 40
+    assert main([*mine, "max_length=40", "on_long_row=truncate", "--row", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "it was cut: " in out
+    assert "-- train.jsonl:1: 40 tokens" in out
+
+
+def test_a_row_in_an_array_is_called_the_same_everywhere(mine: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [ROWS[0], ROWS[2], ROWS[1], ROWS[0], {**ROWS[0], "output": "Bye"}, {**ROWS[0], "output": "b " * 80}]
+    Path("rows.json").write_text(json.dumps(rows, indent=1))
+    given = [*mine, "data.train=rows.json", "max_length=60", "on_long_row=drop", "--samples", "9"]
+    assert main([*given, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    first, _, third, fourth, fifth, _ = names = [
+        f"rows.json:{2 + 4 * place} (record {place + 1})" for place in range(6)
+    ]
+    assert [row["row"] for row in found["rows"]] == [first, third, fourth, fifth]
+    assert found["duplicates"]["exact"]["listed"] == [[first, fourth]]
+    assert set(found["duplicates"]["conflicts"]["listed"][0]) <= {first, fourth, fifth}
+    assert [row["where"] for row in found["dropped"]] == [f"{names[1]}  output", names[5]]
+    assert {name for group in found["ledger"]["dropped"].values() for name in group} == {names[1], names[5]}
+    for name in names:
+        for asked in (name, name.partition(" ")[0], "#" + name.rpartition(" ")[2].rstrip(")")):
+            assert main([*given, "--json", "--row", asked]) == 0
+            assert [row["row"] for row in json.loads(capsys.readouterr().out)["rows"]] == [name]
+    assert main([*given[:-2], "on_long_row=truncate", "--json", "--samples", "0"]) == 0
+    assert json.loads(capsys.readouterr().out)["ledger"]["cut"] == [names[5]]
+
+
+def test_a_row_that_is_not_there_is_told_before_torch(mine: list[str]) -> None:
+    code = (
+        "import sys; from luthier.cli import main; code = main(sys.argv[1:]); "
+        "heavy = {'torch', 'transformers'} & set(sys.modules); assert not heavy, heavy; sys.exit(code)"
+    )
+    given = [sys.executable, "-c", code, *mine, "--row", "99"]
+    done = subprocess.run(given, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 2, done.stderr
 
 
 def test_the_tokens_of_a_row_that_cannot_be_used_are_said_to_be_unknown(
@@ -96,12 +166,14 @@ def test_a_row_by_the_name_of_its_file(mine: list[str], capsys: pytest.CaptureFi
     for row, name in (
         ("train.jsonl:2", "sub/train.jsonl:2"),
         ("./sub/train.jsonl:2", "sub/train.jsonl:2"),
-        ("rows.json:6 (record 2)", "rows.json:2"),
+        ("rows.json:6 (record 2)", "rows.json:6 (record 2)"),
+        ("rows.json:6", "rows.json:6 (record 2)"),
+        ("rows.json:#2", "rows.json:6 (record 2)"),
     ):
         assert main([*given, row]) == 0
         assert [shown["row"] for shown in json.loads(capsys.readouterr().out)["rows"]] == [name]
-    assert main([*given, "rows.json:6"]) == 2
-    assert "in a JSON array the record's number, not its line" in capsys.readouterr().err
+    assert main([*given, "rows.json:7"]) == 2
+    assert "fix: --row 'rows.json:#2'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

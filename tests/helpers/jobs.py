@@ -44,6 +44,7 @@ class Listed(SampleSet):
         self.groups = np.array([sample.group for sample in samples])
         self.first_samples = np.unique(examples, return_index=True)[1]
         self.prompt_keys = np.arange(self.examples, dtype=np.uint64)
+        self.row_lines = np.zeros(self.examples, dtype=np.int64)
 
     def row(self, example: int) -> str:
         return self._samples[int(self.first_samples[example])].row

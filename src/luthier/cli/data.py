@@ -37,8 +37,8 @@ RowName = Annotated[
     str | None,
     typer.Option(
         "--row",
-        metavar="N|FILE:N",
-        help="Show this row. N is its line; in a JSON array the record's number, not its line. FILE: its path or name.",
+        metavar="LINE|FILE:LINE|#N",
+        help="Show this row alone, and what becomes of it. LINE: where it begins; #N: record N of a JSON array. FILE: path or name.",
     ),
 ]
 Worst = Annotated[
@@ -91,6 +91,9 @@ def data(
     path, overrides = split_config_and_overrides(arguments or [])
     path = after / "config.yaml" if path is None and after is not None else path
     wanted = config.load(path, overrides)
+    if row is not None and not (worst or longest or after or html):
+        _show_row(wanted, row, as_json, trust_remote_code)
+        return
     _check_page(html, wanted, path, force)
     report = look(
         wanted,
@@ -105,6 +108,19 @@ def data(
     _show(report, html, as_json)
     if report.refused is not None:
         raise UserError("", report.refused)
+
+
+def _show_row(wanted: Any, row: str, as_json: bool, trust_remote_code: bool) -> None:
+    from luthier.cli._shared import print_json
+    from luthier.inspecting.data.look import look_at_row
+    from luthier.inspecting.data.report import FORMAT, rows_as_values
+    from luthier.reporting.data.text import print_rows
+
+    rows = look_at_row(wanted, row, trust_remote_code=trust_remote_code)
+    if as_json:
+        print_json({"format": FORMAT, "rows": rows_as_values(rows)})
+    else:
+        print_rows(rows)
 
 
 def _check_page(page: Path | None, wanted: Any, config_file: Path | None, force: bool) -> None:

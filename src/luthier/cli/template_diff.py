@@ -20,7 +20,7 @@ def template_diff(
     row: Annotated[
         str | None,
         typer.Option(
-            "--row", metavar="FILE:N", help="The row; N as in `luthier data`. Without it: a small conversation."
+            "--row", metavar="FILE:LINE", help="The row, as in `luthier data`. Without it: a small conversation."
         ),
     ] = None,
     model: Annotated[
@@ -56,7 +56,9 @@ def template_diff(
     counts = {side: sum(len(one.ids) for one in stretches if one.side == side) for side in ("both", "first", "second")}
     same = not counts["first"] and not counts["second"]
     if as_json:
-        print_json({"same": same, "tokens": counts, "not_compared": left_out, "stretches": [asdict(one) for one in stretches]})
+        print_json(
+            {"same": same, "tokens": counts, "not_compared": left_out, "stretches": [asdict(one) for one in stretches]}
+        )
         return
     console = Screen(highlight=False, soft_wrap=True)
     console.print(as_text(stretches, console.is_terminal and not console.no_color))

@@ -1,20 +1,23 @@
-"""`FILE:N`, the name of a row: how every `--row` is read, and matched with the names that messages and reports give.
+"""What a row is called: how every `--row` is read, and matched with the names that messages and reports give.
 
-N is the row's number: its line where a row is a line (JSONL, CSV, text), else how many records come up to it (a JSON array,
-Parquet). Messages about a JSON array give both, `train.json:9 (record 3)`: that row's number is 3.
+There is one name, `Row.place`: `train.jsonl:17`, the line, where a row is a line or its file has no lines (then the number of the
+record); `train.json:9 (record 3)` in a JSON array, the line where the record begins and how many come up to it.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+import shlex
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from luthier.errors import UserError
+from luthier.errors import BadRow, UserError
+from luthier.types import Row
 
-_NAME = re.compile(r"(?:(?P<file>.+):)?(?P<place>\d+)(?: \(record (?P<record>\d+)\))?", re.DOTALL)
-NUMBER = "N is a line; in a JSON array the record's number, not its line"
+_LINE = re.compile(r"(?:(?P<file>.+):)?(?P<line>\d+)(?: \(record (?P<record>\d+)\))?", re.DOTALL)
+_RECORD = re.compile(r"(?:(?P<file>.+?)[: ]?)?(?:#(?P<number>\d+)|\(record (?P<record>\d+)\))", re.DOTALL)
+NAMES = "FILE:LINE, LINE alone, or #N for record N of a JSON array"
 
 LISTED = 3
 """Rows or groups that are named of each kind; `--json` has them all."""
@@ -25,31 +28,78 @@ class RowName:
     """A row of a file; of any file where none is named."""
 
     file: str
-    number: int
+    line: int | None
+    record: int | None
+    """which of the file's records, from 1; where it is given the line does not count"""
 
     @classmethod
     def read(cls, text: str) -> RowName:
-        """`17`, `train.jsonl:17`, or a place as a message gives it.
+        """`17`, `train.jsonl:17`, `#3`, `train.json:#3`, `(record 3)`, or a name as a message gives it.
 
         Raises:
             UserError: it is none of them.
         """
-        match = _NAME.fullmatch(text)
-        if match is None:
-            raise UserError(f"--row {text}", "no row", f"FILE:N, or N alone; {NUMBER}", "--row train.jsonl:17")
-        return cls(match["file"] or "", int(match["record"] or match["place"]))
+        if match := _LINE.fullmatch(text):
+            return cls(match["file"] or "", int(match["line"]), int(match["record"]) if match["record"] else None)
+        if match := _RECORD.fullmatch(text):
+            return cls(match["file"] or "", None, int(match["number"] or match["record"]))
+        raise UserError(f"--row {text}", "no row", NAMES, "--row train.jsonl:17")
+
+    def is_in(self, source: str) -> bool:
+        """Whether it may be a row of this file, of which it may have the whole path or only the last parts."""
+        mine, theirs = Path(self.file), Path(source)
+        return theirs.parts[len(theirs.parts) - len(mine.parts) :] == mine.parts or mine.absolute() == theirs.absolute()
 
     def means(self, name: str) -> bool:
-        """Whether this is the row of a name. The file may be written in full, or only its last parts."""
+        """Whether this is the row that is called so."""
         other = RowName.read(name)
-        if other.number != self.number:
-            return False
-        mine, theirs = Path(self.file), Path(other.file)
-        return theirs.parts[len(theirs.parts) - len(mine.parts) :] == mine.parts or mine.absolute() == theirs.absolute()
+        mine, theirs = (self.line, other.line) if self.record is None else (self.record, other.record or other.line)
+        return mine == theirs and self.is_in(other.file)
+
+
+def row_called(wanted: RowName, rows: Iterable[Row | BadRow]) -> tuple[Row | BadRow | None, str]:
+    """The row of a file, and the name of the one before it, which is the nearest where there is none. Reads no further than it
+    must.
+
+    Raises:
+        UserError: several rows begin at that line.
+    """
+    found, before, called = None, "", set[str]()
+    for row in rows:
+        name = row.place if isinstance(row, Row) else row.row
+        if not _LINE.fullmatch(name):  # what is said of the whole file
+            continue
+        here = RowName.read(name)
+        if wanted.means(name):
+            found = found or row
+            called.add(name)
+        elif found is not None or (
+            wanted.line is not None and (here.line or 0) > wanted.line and wanted.record is None
+        ):
+            break
+        else:
+            before = name
+        if found is not None and (here.record is None or wanted.record is not None):
+            break
+    if len(called) > 1:
+        first = RowName.read(min(called, key=lambda name: RowName.read(name).record or 0))
+        raise UserError(
+            f"--row {wanted.line}",
+            f"{len(called):,} records begin at line {wanted.line} of {first.file}",
+            "one of them",
+            option_of(replace(first, line=None)),
+        )
+    return found, before
+
+
+def option_of(name: RowName) -> str:
+    """`--row NAME` as a shell takes it."""
+    file = f"{name.file}:" if name.file else ""
+    return f"--row {shlex.quote(f'{file}{name.line}' if name.record is None else f'{file}#{name.record}')}"
 
 
 def short_names(names: Sequence[str]) -> list[str]:
-    """`file:line` of each, without the file where it is that of the one before."""
+    """Each without the file where it is that of the one before."""
     out, before = [], ""
     for name in names:
         file, _, line = name.rpartition(":")

@@ -122,9 +122,11 @@ def read_questions(
         questions = [_of_prompt(opened, prompt, system) for prompt in prompts[:limit]]
     else:
         prepared = read_samples(opened, path, drop_bad_rows=drop_bad_rows, watch=watch, option="--prompts")
-        last = prepared.train.last_samples[:limit].tolist()
-        found = [from_sample(prepared.train[index], opened.tokenizer, opened.renderer.stop_ids) for index in last]
-        questions = [question for question in found if question is not None]
+        questions = []
+        for example, last in enumerate(prepared.train.last_samples[:limit].tolist()):
+            found = from_sample(prepared.train[last], opened.tokenizer, opened.renderer.stop_ids)
+            if found is not None:
+                questions.append(replace(found, row=prepared.train.place(example)))
     if not questions:
         raise UserError(path, "it holds no question", "prompts, or conversations", "luthier eval scores plain text")
     return questions[:limit]
@@ -156,7 +158,7 @@ def _prompts_alone(file: DataFile) -> list[Prompt] | None:
                 raise UserError(
                     row.place, f"has the columns {excerpt(sorted(row.values))}", "a prompt alone, as the rows before it"
                 )
-            out.append(reader.parse(row))
+            out.append(replace(reader.parse(row), row=row.place))
     return out
 
 

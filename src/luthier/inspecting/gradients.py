@@ -119,7 +119,7 @@ def one_batch(config: RunConfig, trust_remote_code: bool = False, say: Callable[
     before = norms_of_gradients(engine.named)
     start = {name: parameter.detach().clone() for name, parameter in engine.named.items()}
     job.wrapped.train()
-    rows = [job.samples.row(example) for example in step.examples]
+    rows = [job.samples.place(example) for example in step.examples]
     found = Gradients([], rows, rate, built.tuned.trained)
     with _first_non_finite(core) as names:
         try:

@@ -99,7 +99,7 @@ def optimizer_step(job: Job, step: Step, stop: StopSignal | None = None) -> Step
             for name, value in {"loss": out.sum.detach(), **out.metrics}.items():
                 sums[name] = sums.get(name, 0.0) + float(value)
             if not math.isfinite(float(out.sum.detach())):
-                bad_rows += batch.row_ids
+                bad_rows += map(job.samples.place, batch.examples)
             losses = _add_documents(losses, batch, out)
         # One exchange for all: each process adds what it has of a row, most of them nothing.
         flags = [float(bool(bad_rows)), float(stop is not None and stop.number > 0)]
@@ -112,7 +112,7 @@ def optimizer_step(job: Job, step: Step, stop: StopSignal | None = None) -> Step
             found = None if losses is None else _in_order(step, dict(zip(losses, rows, strict=True)))
             return StepDone(shared, result.grad_norm, found, stopping > 0)
         if not result.overflowed:
-            raise non_finite(step.number, "gradient", [sample.row for sample in step.samples])
+            raise non_finite(step.number, "gradient", [job.samples.place(sample.example) for sample in step.samples])
 
 
 def _add_documents(losses: dict[int, float] | None, batch: MicroBatch, out: LossOut) -> dict[int, float] | None:

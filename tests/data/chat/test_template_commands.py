@@ -144,8 +144,8 @@ def test_diff_with_a_models_tokenizer(data: Path, model: Path, capsys: pytest.Ca
     [
         ("train.jsonl", "no row"),
         ("1", "--row train.jsonl:1"),
-        ("array.json:6", "--row array.json:2 is the one that begins at line 6"),
-        ("train.jsonl:9", "has no row 9"),
+        ("array.json:7", "fix: --row 'array.json:#2'"),
+        ("train.jsonl:9", "fix: --row train.jsonl:3"),
         ("train.jsonl:2", "a text"),
         ("train.jsonl:3", ":3"),
     ],

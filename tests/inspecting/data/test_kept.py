@@ -56,7 +56,7 @@ def kept_once(*overrides: str) -> None:
 @pytest.mark.prove
 def test_the_second_time_is_the_same_without_torch(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """As text, as JSON and as a page, from a process that imports neither torch nor transformers."""
-    commands = [[], ["--json", "--row", "2"], ["--worst", "--longest"], ["--html", "page.html", "--json"]]
+    commands = [[], ["--json", "--row", "2", "--longest"], ["--worst", "--longest"], ["--html", "page.html", "--json"]]
     code = (
         "import sys; from luthier.cli import main; codes = [main(words.split('\\t')) for words in sys.argv[1:]]; "
         "heavy = {'torch', 'transformers', 'tokenizers', 'peft'} & set(sys.modules); assert not heavy, heavy; "

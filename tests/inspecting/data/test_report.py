@@ -136,13 +136,15 @@ def test_a_row_that_breaks_a_law_is_shown(capsys: pytest.CaptureFixture[str]) ->
     assert main([*given, "5", "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)["rows"]
     assert (row["row"], row["purpose"]) == ("train.jsonl:5", "dropped")
-    assert row["why"] == ["asked for", "it was dropped: breaks the law answer_has_no_terminator"]
+    asked, why = row["why"]
+    assert asked == "asked for"
+    assert why.startswith("it was dropped: law answer_has_no_terminator: the answer ends in '</s>'")
     assert "".join(token["text"] for token in row["tokens"] if token["trained"]) == "So.</s><|im_end|>"
     assert [served["equal"] for served in row["served"]] == [True]
     assert main([*given, "6"]) == 0
     assert "-- train.jsonl:6, dropped: " in capsys.readouterr().out
-    assert main([*given, "7"]) == 2
-    assert "train.jsonl:7 was dropped: unusable" in capsys.readouterr().err
+    assert main([*given, "7"]) == 0
+    assert "-- train.jsonl:7, dropped: no tokens (asked for; it was dropped: output: " in capsys.readouterr().out
 
 
 def test_duplicates_of_each_degree() -> None:

@@ -14,8 +14,8 @@ from luthier.data.chat.renderer import ChatRenderer
 from luthier.data.chat.template import Template
 from luthier.data.files import sources
 from luthier.data.recognise import recognised
-from luthier.data.row_names import NUMBER, RowName
-from luthier.errors import UserError
+from luthier.data.row_names import NAMES, RowName, option_of, row_called
+from luthier.errors import BadRow, UserError
 from luthier.types import NO_TARGET, Conversation, Row, Sample
 
 Side = Literal["both", "first", "second"]
@@ -40,25 +40,23 @@ class Stretch:
 
 
 def row_at(place: str) -> Conversation:
-    """The conversation of a row, `FILE:N`.
+    """The conversation of a row, FILE:LINE.
 
     Raises:
         UserError: no such file or row, or the row is no conversation.
     """
-    wanted, at_line = RowName.read(place), ""
+    wanted, nearest = RowName.read(place), ""
     if not wanted.file:
-        raise UserError(f"--row {place}", "no file", "FILE:N", f"--row train.jsonl:{wanted.number}")
+        raise UserError(f"--row {place}", "no file", "FILE:LINE", option_of(replace(wanted, file="train.jsonl")))
     for source in sources(DataFile(path=wanted.file), "--row"):
-        named = RowName(source.name, wanted.number)
-        for row in source.rows():
-            if not isinstance(row, Row):
-                if named.means(row.row):
-                    raise row
-            elif row.number == wanted.number:
-                return _conversation(row, source.name)
-            elif row.line == wanted.number:
-                at_line = f"--row {row.id} is the one that begins at line {row.line}"
-    raise UserError(f"--row {place}", f"{wanted.file} has no row {wanted.number}", f"FILE:N; {NUMBER}", at_line)
+        row, before = row_called(replace(wanted, file=source.name), source.rows())
+        if isinstance(row, BadRow):
+            raise row
+        if row is not None:
+            return _conversation(row, source.name)
+        nearest = before or nearest
+    fix = option_of(RowName.read(nearest)) if nearest else ""
+    raise UserError(f"--row {place}", f"{wanted.file} has no such row", NAMES, fix)
 
 
 def _conversation(row: Row, name: str) -> Conversation:

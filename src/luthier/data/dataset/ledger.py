@@ -29,9 +29,9 @@ class Ledger:
     rows_cut: int = 0
     """of those trained or held out: rows that lost their end to `max_length`"""
     dropped: dict[str, list[str]] = field(default_factory=dict)
-    """reason -> file:line of each row"""
+    """reason -> each row, as `Row.place` calls it"""
     cut: list[str] = field(default_factory=list)
-    """file:line of each row that was cut"""
+    """each row that was cut"""
     tokens_in: int = 0
     tokens_trained: int = 0
     """with loss, of the rows that are trained on"""
@@ -66,7 +66,7 @@ class Ledger:
         return sum(map(len, self.dropped.values()))
 
     def breaking(self, law: str) -> list[str]:
-        """file:line of each row that was dropped because it breaks a law."""
+        """Each row that was dropped because it breaks a law."""
         return [row for reason, rows in self.dropped.items() if law in reason.replace(",", "").split() for row in rows]
 
     @property

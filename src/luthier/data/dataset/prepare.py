@@ -39,6 +39,7 @@ from luthier.data.dataset.workers import (
     chunks_of,
     default_workers,
     encoders,
+    limit_of,
     prompt_of,
 )
 from luthier.data.recognise import Part, RowParser, parts_of, row_parser_of
@@ -120,8 +121,7 @@ def prepare(
     data = config.data
     renderer = ChatRenderer(tokenizer, choose_template(tokenizer, data))
     parts = parts_of(config, objective.takes, *([watch.reading] if isinstance(watch, RowProgress) else []))
-    limit = min((value for value in (data.max_length, context_length) if value is not None), default=None)
-    encoding = Encoding(data, renderer, objective, limit)
+    encoding = Encoding(data, renderer, objective, limit_of(data, context_length))
     if data.streaming:
         sets, account, rejected = _streamed(encoding, parts, watch)
         return _prepared(encoding, parts, sets, _meta(account, data), rejected, from_cache=False)

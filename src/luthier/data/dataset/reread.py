@@ -29,7 +29,7 @@ class Served:
 
 
 def examples_of(parts: Iterable[Part], system: str | None, wanted: Collection[str]) -> dict[str, Example]:
-    """The rows `file:line` that are wanted, as their format reads them; one that is not found any more is left out.
+    """The rows that are wanted, by their `id`, as their format reads them; one that is not found any more is left out.
 
     Args:
         system: `data.system` of the configuration.
@@ -44,17 +44,18 @@ def examples_of(parts: Iterable[Part], system: str | None, wanted: Collection[st
         for row in rows:
             if isinstance(row, Row) and row.id in left:
                 left.discard(row.id)
-                if (example := _parsed(parser, row)) is not None:
+                if (example := parsed(parser, row)) is not None:
                     out[row.id] = example
             if not left:
                 break
     return out
 
 
-def _parsed(parser: RowParser, row: Row) -> Example | None:
+def parsed(parser: RowParser, row: Row) -> Example | None:
+    """The row as its format reads it; None where it cannot be used, or no more."""
     try:
         return parser.parse(row)
-    except BadRow:  # it was used once: the file has changed since
+    except BadRow:
         return None
 
 

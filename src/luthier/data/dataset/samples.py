@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, overload
 import numpy as np
 import numpy.typing as npt
 
-from luthier.types import Ints, Sample
+from luthier.types import Ints, Sample, place_of
 
 if TYPE_CHECKING:
     from hashlib import _Hash as Digest
@@ -32,15 +32,16 @@ DTYPES: dict[str, Any] = {
     "groups": np.int64,
     "first_samples": np.int64,
     "prompt_keys": np.uint64,
+    "row_lines": np.int64,
     "row_lengths": np.int64,
     "row_text": np.uint8,
 }
 """input_ids, targets: [sum of lengths]; lengths, trained (tokens with loss), groups (within the example): [samples];
-first_samples (the first of each example), prompt_keys (hashes of what decides the split), row_lengths: [examples]; row_text:
-UTF-8 of all rows' names.
+first_samples (the first of each example), prompt_keys (hashes of what decides the split), row_lines (as `place_of` takes
+them), row_lengths: [examples]; row_text: UTF-8 of all rows `file:number`.
 """
 OF_SAMPLES = ("lengths", "trained", "groups")
-OF_EXAMPLES = ("first_samples", "prompt_keys", "row_lengths")
+OF_EXAMPLES = ("first_samples", "prompt_keys", "row_lines", "row_lengths")
 FINGERPRINTED = ("input_ids", "targets", "lengths", "groups", "first_samples", "row_text")
 """The arrays that say what a run was trained on."""
 
@@ -52,6 +53,7 @@ class SampleBuffer:
     samples: list[Sample] = field(default_factory=list)
     first_samples: list[int] = field(default_factory=list)
     prompt_keys: list[int] = field(default_factory=list)
+    row_lines: list[int] = field(default_factory=list)
 
     def __len__(self) -> int:
         """Samples."""
@@ -61,11 +63,12 @@ class SampleBuffer:
     def examples(self) -> int:
         return len(self.first_samples)
 
-    def add(self, samples: Sequence[Sample], prompt_key: int) -> None:
+    def add(self, samples: Sequence[Sample], prompt_key: int, row_line: int = 0) -> None:
         """Adds an example, which has at least one sample."""
         self.first_samples.append(len(self.samples))
         self.samples += samples
         self.prompt_keys.append(prompt_key)
+        self.row_lines.append(row_line)
 
     def arrays(self, before: int = 0) -> dict[str, Array]:
         """name -> array; see `DTYPES`. `before`: samples that stand before these."""
@@ -78,6 +81,7 @@ class SampleBuffer:
             "groups": [sample.group for sample in self.samples],
             "first_samples": [before + first for first in self.first_samples],
             "prompt_keys": self.prompt_keys,
+            "row_lines": self.row_lines,
             "row_lengths": list(map(len, rows)),
             "row_text": np.frombuffer(b"".join(rows), dtype=np.uint8),
         }
@@ -88,7 +92,8 @@ class SampleSet(Sequence[Sample]):
     """Samples that can be asked for by index, wherever they are; those of an example stand one after the other.
 
     `lengths`, `trained` and `groups` are [samples] int64: tokens, tokens with loss, and the group of each within its example;
-    `first_samples` is [examples] int64: the first sample of each; `prompt_keys` is [examples] uint64, as in `DTYPES`.
+    `first_samples` is [examples] int64: the first sample of each; `prompt_keys` is [examples] uint64 and `row_lines` [examples]
+    int64, as in `DTYPES`.
     """
 
     lengths: Ints
@@ -96,12 +101,17 @@ class SampleSet(Sequence[Sample]):
     groups: Ints
     first_samples: Ints
     prompt_keys: npt.NDArray[np.uint64]
+    row_lines: Ints
     streamed: bool = False
     """whether neighbours are best read together"""
 
     @abstractmethod
     def row(self, example: int) -> str:
-        """`file:line` of an example."""
+        """`file:number` of an example: what its row is known by."""
+
+    def place(self, example: int) -> str:
+        """What the row of an example is called wherever it is shown."""
+        return place_of(self.row(example), int(self.row_lines[example]))
 
     @property
     @abstractmethod
@@ -178,6 +188,7 @@ class First(SampleSet):
         end = len(whole) if examples >= whole.examples else int(whole.first_samples[examples])
         self.lengths, self.trained, self.groups = whole.lengths[:end], whole.trained[:end], whole.groups[:end]
         self.first_samples, self.prompt_keys = whole.first_samples[:examples], whole.prompt_keys[:examples]
+        self.row_lines = whole.row_lines[:examples]
 
     @property
     def fingerprint(self) -> str:
@@ -211,6 +222,7 @@ class Samples(SampleSet):
         self._ids, self._targets, self._row_text = arrays["input_ids"], arrays["targets"], arrays["row_text"]
         self.lengths, self.trained, self.groups = (arrays[name] for name in OF_SAMPLES)
         self.first_samples, self.prompt_keys = arrays["first_samples"], arrays["prompt_keys"]
+        self.row_lines = arrays["row_lines"]
         self._offsets, self._row_offsets = _starts(self.lengths), _starts(arrays["row_lengths"])
         if not (
             len({len(arrays[name]) for name in OF_SAMPLES}) == len({len(arrays[name]) for name in OF_EXAMPLES}) == 1

@@ -28,7 +28,7 @@ KEPT_CHUNKS = 4 * WINDOW // BLOCK
 """Encoded chunks that are kept in memory: those of a window, also where many rows of a chunk were dropped. And two more of
 each file, for in a mixture a window has rows of all.
 """
-COUNTED = (*OF_SAMPLES, "first_samples", "prompt_keys")
+COUNTED = (*OF_SAMPLES, "first_samples", "prompt_keys", "row_lines")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +63,7 @@ class StreamedSamples(SampleSet):
         self._kept: OrderedDict[int, list[Sample]] = OrderedDict()
         self.lengths, self.trained, self.groups = (arrays[name] for name in OF_SAMPLES)
         self.first_samples, self.prompt_keys = arrays["first_samples"], arrays["prompt_keys"]
+        self.row_lines = arrays["row_lines"]
 
     @property
     def fingerprint(self) -> str:

@@ -95,6 +95,11 @@ class LongRow(BadRow):
         self.tokens = sum(map(len, samples))
 
 
+def limit_of(data: DataConfig, context_length: int | None) -> int | None:
+    """Tokens of the longest row that fits; None where there is no bound."""
+    return min((value for value in (data.max_length, context_length) if value is not None), default=None)
+
+
 @dataclass(frozen=True)
 class Encoding:
     """How rows are encoded."""
@@ -157,10 +162,10 @@ class Encoding:
             if not samples:
                 raise LongRow(row, whole, self.limit)
             ledger.rows_cut += 1
-            ledger.cut.append(row.id)
+            ledger.cut.append(row.place)
             ledger.answer_tokens_cut += _trained(whole) - _trained(samples)
         _count(ledger, whole, samples, purpose)
-        out.sets[purpose].add(samples, key("prompt", prompt))
+        out.sets[purpose].add(samples, key("prompt", prompt), row.line or 0)
         if purpose == "train":
             starts = [one.messages[0] for one in conversations_of(example) if isinstance(one, Conversation)]
             out.systems |= {first.content if first.role == "system" else "" for first in starts}

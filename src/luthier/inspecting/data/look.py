@@ -7,12 +7,34 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from luthier import component
 from luthier.config import RunConfig
 from luthier.data import early_check
+from luthier.data.recognise import parts_of
+from luthier.data.row_names import RowName
 from luthier.inspecting.data.kept import KeptReport
+from luthier.inspecting.data.one_row import rows_called
 from luthier.inspecting.data.report import DataReport
+from luthier.inspecting.data.shown_row import ShownRow
 from luthier.inspecting.data.shown_rows import Wanted
 from luthier.models.sources.resolve import resolve
+
+
+def look_at_row(config: RunConfig, name: str, *, trust_remote_code: bool = False) -> list[ShownRow]:
+    """The row of a name alone, in each file that has it; nothing else is encoded.
+
+    Raises:
+        UserError: no row has the name; the file or the template cannot be used.
+    """
+    RowName.read(name)
+    early_check.check(config)
+    called = rows_called(
+        parts_of(config, component.make("objectives", config.objective).takes), config.data.system, name
+    )
+    source = resolve(config.model.path, config.model.revision, trust_remote_code)
+    from luthier.inspecting.data.fresh import row_alone  # torch and transformers take seconds to import
+
+    return row_alone(config, source.folder, called, trust_remote_code)
 
 
 def look(

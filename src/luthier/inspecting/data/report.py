@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -17,7 +18,8 @@ from luthier.data.steps.layout import Layout, lay_out
 from luthier.errors import UserError
 from luthier.inspecting.data.duplicates import SAYS, Decode, decoder, find_duplicates
 from luthier.inspecting.data.languages import language_mix
-from luthier.inspecting.data.shown_rows import ShownRow, Wanted, shown_rows, trained_shares
+from luthier.inspecting.data.shown_row import ShownRow
+from luthier.inspecting.data.shown_rows import Wanted, shown_rows, trained_shares
 from luthier.inspecting.data.token_view import histogram
 from luthier.system.files import write_file
 from luthier.types import Ints
@@ -81,29 +83,28 @@ class DataReport:
     """what a run on these data ends with, because of rows that were left out here"""
 
     def as_values(self) -> dict[str, Any]:
-        shown = [
-            {**asdict(row), "tokens": [{**asdict(token), "look": token.look} for token in row.tokens]}
-            for row in self.rows
-        ]
         parts = ("ledger", "dropped", "laws", "tokens", "lengths", "duplicates", "languages", "notes", "refused")
         return {
             "format": FORMAT,
             **{name: getattr(self, name) for name in parts},
             "batches": asdict(self.batches),
-            "rows": shown,
+            "rows": rows_as_values(self.rows),
             "after": self.after,
         }
 
 
-def other_views(
-    report: DataReport, prepared: Prepared, tokenizer: Any, wanted: Wanted
-) -> list[tuple[Wanted, DataReport]]:
+def rows_as_values(rows: Sequence[ShownRow]) -> list[dict[str, Any]]:
+    """As `--json` prints them."""
+    return [{**asdict(row), "tokens": [{**asdict(token), "look": token.look} for token in row.tokens]} for row in rows]
+
+
+def other_views(report: DataReport, prepared: Prepared, wanted: Wanted) -> list[tuple[Wanted, DataReport]]:
     """The report with the rows that may be asked for next: the tokenizer is there now, and takes seconds to import."""
     if prepared.train.examples > FEW_ROWS:
         return []
     limit, duplicates = report.lengths["limit"], report.duplicates
     return [
-        (other, replace(report, rows=shown_rows(report.config, prepared, tokenizer, other, limit, duplicates, False)))
+        (other, replace(report, rows=shown_rows(report.config, prepared, other, limit, duplicates, False)))
         for other in wanted.others()
     ]
 
@@ -146,7 +147,7 @@ def make_report(
         duplicates=found["duplicates"],
         languages=found["languages"],
         notes=list(prepared.notes),
-        rows=shown_rows(config, prepared, tokenizer, wanted, limit, found["duplicates"], every_view),
+        rows=shown_rows(config, prepared, wanted, limit, found["duplicates"], every_view),
         dropped=[{"where": row["where"], "reason": row["reason"]} for row in prepared.rejected],
         ledger_lines=prepared.ledger.lines(),
         refused=str(prepared.refused) if prepared.refused is not None else None,
@@ -253,7 +254,7 @@ def _named(prepared: Prepared, decode: Decode) -> dict[str, Any]:
             "groups": groups.groups,
             "rows": groups.rows,
             "extra": groups.extra,
-            "listed": [[prepared.train.row(index) for index in group] for group in groups.listed],
+            "listed": [[prepared.train.place(index) for index in group] for group in groups.listed],
         }
         for degree in ("exact", "normalised", "near", "conflicts")
         for groups in (getattr(found, degree),)
@@ -262,7 +263,7 @@ def _named(prepared: Prepared, decode: Decode) -> dict[str, Any]:
         degree: {
             "says": SAYS[degree],
             "rows": pairs.rows,
-            "listed": [[prepared.eval.row(ours), prepared.train.row(other)] for ours, other in pairs.listed],
+            "listed": [[prepared.eval.place(ours), prepared.train.place(other)] for ours, other in pairs.listed],
         }
         for degree, pairs in found.overlap.items()
         if prepared.eval is not None

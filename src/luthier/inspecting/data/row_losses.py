@@ -124,7 +124,7 @@ def as_values(found: Courses, prepared: Prepared) -> dict[str, Any]:
         "never_learned": int(found.never_learned.sum()),
         "rows": [
             {
-                "row": prepared.train.row(index),
+                "row": prepared.train.place(index),
                 "losses": [None if np.isnan(value) else round(float(value), 6) for value in found.losses[index]],
                 "course": str(course[index]),
             }

@@ -2,59 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from luthier import component
 from luthier.config import RunConfig
 from luthier.data.dataset.prepare import Prepared
-from luthier.data.dataset.reread import asides_of, contents_of, examples_of, samples_of, served_prompts
+from luthier.data.dataset.reread import examples_of
 from luthier.data.dataset.samples import SampleSet
-from luthier.data.row_names import NUMBER, RowName, short_names, some
-from luthier.errors import UserError
-from luthier.inspecting.data.token_view import Token, texts_of, tokens_of
-from luthier.types import Conversation, Example, Ints, Sample, Text
+from luthier.data.dataset.workers import Encoding
+from luthier.data.row_names import short_names, some
+from luthier.inspecting.data.one_row import look_at, rows_called
+from luthier.inspecting.data.shown_row import ShownRow, shown_row
+from luthier.types import Ints
 
 NEAR_LIMIT = 0.95
 """Share of the limit from which a row is near it: a little more, and it is cut or dropped."""
 FEW_TRAINED = 0.1
 """Share of trained tokens below which a row is mostly read and hardly learned."""
-
-
-@dataclass(frozen=True)
-class ServedPrompt:
-    """What is served to get one answer of a row, encoded on its own."""
-
-    answer: int
-    """which of the row's trained answers, from 1"""
-    tokens: int
-    begins: int
-    """where the answer begins in the row's tokens"""
-    equal: bool
-    """the ids that are served are the ids that stand before the answer in training"""
-    text: list[str]
-    """what each token adds"""
-
-
-@dataclass(frozen=True)
-class ShownRow:
-    """One row, token by token."""
-
-    row: str
-    purpose: str
-    """train, eval, or dropped"""
-    why: list[str]
-    """for what it was chosen"""
-    tokens: list[Token]
-    trained: int
-    served: list[ServedPrompt] = field(default_factory=list)
-
-    @property
-    def unlearned(self) -> str:
-        """What is said of a row that is not learned from."""
-        return {"train": "", "eval": ", held out", "dropped": ", dropped"}[self.purpose]
 
 
 @dataclass(frozen=True)
@@ -81,7 +49,6 @@ class Wanted:
 def shown_rows(
     config: RunConfig,
     prepared: Prepared,
-    tokenizer: Any,
     wanted: Wanted,
     limit: int | None,
     duplicates: dict[str, Any],
@@ -97,104 +64,38 @@ def shown_rows(
     Raises:
         UserError: the one that is asked for is not there.
     """
-    chosen: dict[tuple[str, int], list[str]] = {}
+    train = prepared.train
+    chosen: dict[int, list[str]] = {}
 
-    def choose(purpose: str, row: int, why: str) -> None:
-        chosen.setdefault((purpose, row), []).append(why)
+    def choose(row: int, why: str) -> None:
+        chosen.setdefault(row, []).append(why)
 
+    asked = list[ShownRow]()
     if wanted.row is not None:
-        for purpose, row in places_of(prepared, wanted.row):
-            choose(purpose, row, "asked for")
-    dropped = [] if wanted.row is None or chosen else _dropped(config, prepared, tokenizer, wanted.row)
+        encoding = Encoding(config.data, prepared.renderer, component.make("objectives", config.objective), limit)
+        for called in rows_called(prepared.parts, config.data.system, wanted.row):
+            asked += look_at(called, encoding)
     if not wanted.chosen:
-        for row in range(min(wanted.samples, prepared.train.examples)):
-            choose("train", row, "one of the first")
+        for row in range(min(wanted.samples, train.examples)):
+            choose(row, "one of the first")
     everything = every_view and not wanted.chosen
     if wanted.worst or everything:
         for row, why in worst(prepared, limit, duplicates, wanted.samples):
-            choose("train", row, why)
+            choose(row, why)
     if wanted.longest or everything:
-        for row in np.argsort(-longest_samples(prepared.train), kind="stable")[: wanted.samples]:
-            choose("train", int(row), "one of the longest")
-    for name in wanted.rows:
-        for purpose, row in places_of(prepared, name):
-            choose(purpose, row, "suspected by the run")
-    names = {place: _samples(prepared, place[0]).row(place[1]) for place in chosen}
-    examples = examples_of(prepared.parts, config.data.system, set(names.values()))
+        for row in np.argsort(-longest_samples(train), kind="stable")[: wanted.samples]:
+            choose(int(row), "one of the longest")
+    if wanted.rows:
+        for row in range(train.examples):
+            if train.place(row) in wanted.rows:
+                choose(row, "suspected by the run")
+    examples = examples_of(prepared.parts, config.data.system, set(map(train.row, chosen)))
     views = (
-        _view(prepared, tokenizer, samples[index], purpose, why, examples.get(names[purpose, row]))
-        for (purpose, row), why in chosen.items()
-        for samples in (_samples(prepared, purpose),)
-        for index in samples.members_of([row])
+        shown_row(prepared.renderer, train[index], examples.get(train.row(row)), train.place(row), "train", why)
+        for row, why in chosen.items()
+        for index in train.members_of([row])
     )
-    return [*dropped, *views]
-
-
-def _dropped(config: RunConfig, prepared: Prepared, tokenizer: Any, row: str) -> list[ShownRow]:
-    """A row that was left out, as it would be trained.
-
-    Raises:
-        UserError: there are no tokens of it, or no row has this name.
-    """
-    wanted = RowName.read(row)
-    reason, name = next(
-        ((why, name) for why, names in prepared.ledger.dropped.items() for name in filter(wanted.means, names)),
-        ("", ""),
-    )
-    if not name:
-        fix = f"--row {prepared.train.row(0)}"
-        raise UserError(f"--row {row}", "no row has this name", f"FILE:N, or N alone; {NUMBER}", fix)
-    example = examples_of(prepared.parts, config.data.system, [name]).get(name)
-    try:
-        samples = samples_of(prepared.renderer, example) if isinstance(example, Conversation | Text) else []
-    except UserError:
-        samples = []
-    if not samples:
-        raise UserError(f"--row {row}", f"{name} was dropped: {reason}", "a row that can be encoded")
-    why = ["asked for", f"it was dropped: {reason}"]
-    return [_view(prepared, tokenizer, sample, "dropped", why, example) for sample in samples]
-
-
-def _samples(prepared: Prepared, purpose: str) -> SampleSet:
-    samples = prepared.train if purpose == "train" else prepared.eval
-    assert samples is not None
-    return samples
-
-
-def _view(
-    prepared: Prepared, tokenizer: Any, sample: Sample, purpose: str, why: list[str], example: Example | None
-) -> ShownRow:
-    special = prepared.renderer.encoder.control_ids
-    served = served_prompts(prepared.renderer, example, sample) if example is not None else []
-    return ShownRow(
-        row=sample.row,
-        purpose=purpose,
-        why=why,
-        tokens=tokens_of(
-            tokenizer,
-            sample,
-            contents_of(example) if example is not None else None,
-            special,
-            asides_of(example) if example is not None else (),
-        ),
-        trained=sample.trained_tokens,
-        served=[
-            ServedPrompt(one.answer, len(one.ids), one.begins, one.equal, texts_of(tokenizer, one.ids))
-            for one in served
-        ],
-    )
-
-
-def places_of(prepared: Prepared, row: str) -> list[tuple[str, int]]:
-    """Where a row is among the examples: by `FILE:N`, or by N alone."""
-    wanted = RowName.read(row)
-    return [
-        (purpose, example)
-        for purpose, part in (("train", prepared.train), ("eval", prepared.eval))
-        if part is not None
-        for example in range(part.examples)
-        if wanted.means(part.row(example))
-    ]
+    return [*asked, *views]
 
 
 def trained_shares(samples: SampleSet) -> npt.NDArray[np.float64]:
@@ -220,14 +121,14 @@ def worst(prepared: Prepared, limit: int | None, duplicates: dict[str, Any], mos
     cut = set(prepared.ledger.cut)
     conflicting = {name: group for group in duplicates["conflicts"]["listed"] for name in group}
     named = cut | conflicting.keys()
-    places = [index for index in range(train.examples) if train.row(index) in named] if named else []
+    places = [index for index in range(train.examples) if train.place(index) in named] if named else []
     out: dict[int, str] = {}
     for index in places:
-        if train.row(index) in cut:
+        if train.place(index) in cut:
             out[index] = "it was cut: the end of its answer is lost"
     for index in places:
-        if train.row(index) in conflicting:
-            others = [name for name in conflicting[train.row(index)] if name != train.row(index)]
+        if train.place(index) in conflicting:
+            others = [name for name in conflicting[train.place(index)] if name != train.place(index)]
             out.setdefault(index, f"the same prompt has another answer in {some(short_names(others))}")
     if limit is not None:
         for index in np.flatnonzero(lengths >= NEAR_LIMIT * limit)[: most + len(out)]:

@@ -11,7 +11,7 @@ from typing import Any
 from luthier.data.row_names import short_names
 from luthier.inspecting.data.duplicates import CONFLICTS, DUPLICATES, OVERLAP
 from luthier.inspecting.data.report import DataReport, Fill
-from luthier.inspecting.data.shown_rows import ServedPrompt, ShownRow
+from luthier.inspecting.data.shown_row import ServedPrompt, ShownRow
 from luthier.inspecting.data.token_view import INSTEAD, Look, Token
 from luthier.reporting import pages
 from luthier.reporting.data import pictures
@@ -135,10 +135,13 @@ def row_article(row: ShownRow) -> str:
     counts = f"{counted(len(row.tokens), 'token')}, {row.trained:,} trained{row.unlearned}"
     served = "".join(_served(prompt, len(row.served), folded=number > 0) for number, prompt in enumerate(row.served))
     beside = f'<div tabindex="0">{served}</div>' if served else ""
+    tokens = _tokens(row.tokens[: row.fits])
+    if row.fits is not None:
+        tokens += f'<div class="label worse">{row.over}</div>{_tokens(row.tokens[row.fits :])}'
     return (
         f'<article class="card" data-row tabindex="-1"><h3>{escape(row.row)} <small>{counts}</small></h3>'
         f'<ul class="why">{why}</ul><div class="beside"><div tabindex="0"><div class="label">Trained</div>'
-        f"{_tokens(row.tokens)}</div>{beside}</div></article>"
+        f"{tokens}</div>{beside}</div></article>"
     )
 
 

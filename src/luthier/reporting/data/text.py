@@ -13,7 +13,7 @@ from rich.text import Text
 from luthier.data.row_names import LISTED, short_names, some
 from luthier.inspecting.data.duplicates import CONFLICTS, DUPLICATES, OVERLAP
 from luthier.inspecting.data.report import DataReport, Fill
-from luthier.inspecting.data.shown_rows import ServedPrompt, ShownRow
+from luthier.inspecting.data.shown_row import ServedPrompt, ShownRow
 from luthier.inspecting.data.token_view import (
     LEGEND_IN_COLOUR,
     LEGEND_IN_MARKS,
@@ -35,16 +35,7 @@ DROPPED = 10
 
 def print_report(report: DataReport, console: Console | None = None) -> None:
     """The rows, then the account and what was found."""
-    out = console or Screen(highlight=False, soft_wrap=True)
-    colour = out.is_terminal and out.color_system is not None and not out.no_color
-    if report.rows:
-        out.print(LEGEND_IN_COLOUR if colour else LEGEND_IN_MARKS, markup=False)
-    if any(token.instead for row in report.rows for token in row.tokens):
-        out.print(LEGEND_OF_INSTEAD, markup=False)
-    for row in report.rows:
-        out.print(_heading(row), markup=False, style="bold" if colour else None)
-        out.print(_row(row, colour, out.width if out.is_terminal else 0))
-        out.print()
+    out = print_rows(report.rows, console)
     parts = [
         report.ledger_lines,
         _dropped(report.dropped),
@@ -60,13 +51,33 @@ def print_report(report: DataReport, console: Console | None = None) -> None:
 # ---- rows
 
 
+def print_rows(rows: Sequence[ShownRow], console: Console | None = None) -> Console:
+    """Each token by token. Returns what it was printed on."""
+    out = console or Screen(highlight=False, soft_wrap=True)
+    colour = out.is_terminal and out.color_system is not None and not out.no_color
+    if any(row.tokens for row in rows):
+        out.print(LEGEND_IN_COLOUR if colour else LEGEND_IN_MARKS, markup=False)
+    if any(token.instead for row in rows for token in row.tokens):
+        out.print(LEGEND_OF_INSTEAD, markup=False)
+    for row in rows:
+        out.print(_heading(row), markup=False, style="bold" if colour else None)
+        if row.tokens:
+            out.print(_row(row, colour, out.width if out.is_terminal else 0))
+        out.print()
+    return out
+
+
 def _heading(row: ShownRow) -> str:
-    tokens = counted(len(row.tokens), "token")
-    return f"-- {row.row}{row.unlearned}: {tokens}, {row.trained:,} trained ({'; '.join(row.why)})"
+    tokens = f"{counted(len(row.tokens), 'token')}, {row.trained:,} trained" if row.tokens else "no tokens"
+    return f"-- {row.row}{row.unlearned}: {tokens} ({'; '.join(row.why)})"
 
 
 def _row(row: ShownRow, colour: bool, width: int) -> RenderableType:
-    view = token_view(row.tokens, colour)
+    view = token_view(row.tokens[: row.fits], colour)
+    if row.fits is not None:
+        view = Text("\n").join(
+            [view, Text(row.over, style="bold" if colour else ""), token_view(row.tokens[row.fits :], colour)]
+        )
     if not row.served:
         return view
     served = Text()

@@ -1,0 +1,86 @@
+"""One row as it is shown: its tokens, and what is served to get its answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from luthier.data.chat.renderer import ChatRenderer
+from luthier.data.dataset.reread import asides_of, contents_of, served_prompts
+from luthier.inspecting.data.token_view import Token, texts_of, tokens_of
+from luthier.system.words import counted
+from luthier.types import Example, Sample
+
+
+@dataclass(frozen=True)
+class ServedPrompt:
+    """What is served to get one answer of a row, encoded on its own."""
+
+    answer: int
+    """which of the row's trained answers, from 1"""
+    tokens: int
+    begins: int
+    """where the answer begins in the row's tokens"""
+    equal: bool
+    """the ids that are served are the ids that stand before the answer in training"""
+    text: list[str]
+    """what each token adds"""
+
+
+@dataclass(frozen=True)
+class ShownRow:
+    """One row, token by token."""
+
+    row: str
+    purpose: str
+    """train, eval, or dropped"""
+    why: list[str]
+    """for what it was chosen"""
+    tokens: list[Token]
+    trained: int
+    fits: int | None = None
+    """how many of its tokens fit, where it has more than that"""
+    served: list[ServedPrompt] = field(default_factory=list)
+
+    @property
+    def over(self) -> str:
+        """What stands between the tokens that fit and the others."""
+        assert self.fits is not None
+        return f"---- {counted(self.fits, 'token')} fit; {len(self.tokens) - self.fits:,} more do not: ----"
+
+    @property
+    def unlearned(self) -> str:
+        """What is said of a row that is not learned from."""
+        return {"train": "", "eval": ", held out", "dropped": ", dropped"}[self.purpose]
+
+
+def shown_row(
+    renderer: ChatRenderer,
+    sample: Sample,
+    example: Example | None,
+    place: str,
+    purpose: str,
+    why: list[str],
+    fits: int | None = None,
+) -> ShownRow:
+    """A sample of a row.
+
+    Args:
+        example: the row that it is made of; None where that is not known any more.
+        place: what the row is called.
+        fits: as `ShownRow.fits`.
+    """
+    tokenizer = renderer.tokenizer
+    contents, asides = (contents_of(example), asides_of(example)) if example is not None else (None, ())
+    served = served_prompts(renderer, example, sample) if example is not None else []
+    return ShownRow(
+        row=place,
+        purpose=purpose,
+        why=why,
+        tokens=tokens_of(tokenizer, sample, contents, renderer.encoder.control_ids, asides),
+        trained=sample.trained_tokens,
+        fits=fits,
+        served=[
+            ServedPrompt(one.answer, len(one.ids), one.begins, one.equal, texts_of(tokenizer, one.ids))
+            for one in served
+        ],
+    )
