@@ -10,6 +10,7 @@ from torch import nn
 
 from luthier.errors import UserError
 from luthier.tuning._anatomy import experts_of, is_router, layers_of
+from luthier.tuning._patterns import matched
 
 LINEAR = ("Conv1D", "Linear4bit", "Linear8bitLt")
 
@@ -102,10 +103,19 @@ def _is_target(targets: str | list[str], name: str) -> bool:
 
 
 def _named(model: Any, linear: dict[str, nn.Module], asked: str | tuple[str, ...]) -> str | list[str]:
-    _refuse_unmatched(asked, linear)
-    if isinstance(asked, str) and not _rewritten(asked, model):
-        return asked
-    names = [name for name in linear if re.fullmatch(asked, name)] if isinstance(asked, str) else list(asked)
+    if isinstance(asked, str):
+        # peft will try it on the names of all modules
+        found = matched(asked, (name for name, _ in model.named_modules()), "tuning.target_modules")
+        names = [name for name in linear if name in found]
+        if not names:
+            raise _unmatched(asked, linear)
+        if not _rewritten(asked, model):
+            return asked
+    else:
+        names = list(asked)
+        for target in names:
+            if not any(_is_target([target], name) for name in linear):
+                raise _unmatched(target, linear)
     if moved := [name for name in names if _rewritten([name], model)]:
         raise UserError(
             "tuning.target_modules",
@@ -136,29 +146,14 @@ def _all_linear(model: Any, linear: dict[str, nn.Module], experts: bool) -> list
     return sorted(target for target in targets if not _rewritten([target], model))
 
 
-def _refuse_unmatched(asked: str | tuple[str, ...], linear: dict[str, nn.Module]) -> None:
-    for pattern in (asked,) if isinstance(asked, str) else asked:
-        try:
-            matched = any(
-                re.fullmatch(pattern, name)
-                if isinstance(asked, str)
-                else name == pattern or name.endswith("." + pattern)
-                for name in linear
-            )
-        except re.error as error:
-            raise UserError(
-                "tuning.target_modules",
-                f"{pattern!r} is no regular expression: {error}",
-                "for example .*\\.(q|v)_proj",
-            ) from None
-        if not matched:
-            known = sorted({name.rpartition(".")[2] for name in linear})
-            raise UserError(
-                "tuning.target_modules",
-                f"{pattern!r} matches no linear layer of this model",
-                "of " + ", ".join(known),
-                f"target_modules=[{','.join(known[:2])}]",
-            )
+def _unmatched(asked: str, linear: dict[str, nn.Module]) -> UserError:
+    known = sorted({name.rpartition(".")[2] for name in linear})
+    return UserError(
+        "tuning.target_modules",
+        f"{asked!r} matches no linear layer of this model",
+        "of " + ", ".join(known),
+        f"target_modules=[{','.join(known[:2])}]",
+    )
 
 
 def _read_by_a_fused_kernel(name: str, model: nn.Module) -> bool:

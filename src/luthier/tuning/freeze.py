@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from luthier.component import ComponentConfig
 from luthier.config.bounds import Layers, Name
 from luthier.errors import UserError, excerpt
 from luthier.tuning import Start, Tuned
+from luthier.tuning._patterns import matched
 
 if TYPE_CHECKING:
     from torch import nn
@@ -83,12 +83,7 @@ class Freeze:
         return {f"{path}.{number}.{name}" for number in numbers for name, _ in layers[number].named_parameters()}
 
     def _of_pattern(self, pattern: str, parameters: dict[str, nn.Parameter]) -> set[str]:
-        try:
-            found = {name for name in parameters if re.fullmatch(pattern, name)}
-        except re.error as error:
-            raise UserError(
-                "tuning.patterns", f"{excerpt(pattern)} is no regular expression: {error}", "for example .*\\.mlp\\..*"
-            ) from None
+        found = matched(pattern, parameters, "tuning.patterns")
         if not found:
             raise UserError(
                 "tuning.patterns",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -12,6 +11,7 @@ from luthier.config.bounds import LayerNumber, Name, Rank, Weight
 from luthier.errors import UserError
 from luthier.system.words import counted
 from luthier.tuning import Start, Tuned
+from luthier.tuning._patterns import matched
 
 if TYPE_CHECKING:  # torch takes seconds to import, and a configuration is read without it
     from collections.abc import Mapping, Sequence
@@ -235,7 +235,7 @@ class Lora:
         known = {"rank_pattern": linear, "alpha_pattern": linear, "modules_to_save": dict(model.named_modules())}
         for name, modules in known.items():
             for pattern in getattr(config, name):
-                if not any(re.fullmatch(rf"(.*\.)?({pattern})", module) for module in modules):
+                if not matched(rf"(.*\.)?({pattern})", modules, f"tuning.{name}"):
                     last = sorted({module.rpartition(".")[2] for module in modules if module})
                     raise UserError(
                         f"tuning.{name}", f"{pattern!r} matches nothing in this model", "of " + ", ".join(last[:20])
