@@ -156,7 +156,7 @@ def test_losses_of_the_terms_are_recorded_a_token(tmp_path: Path) -> None:
         ("[{kind: z_los}]", ["z_los", "z_loss"]),
         ("[{kind: weighted, terms: [{kind: sft}]}]", ["weighted sums themselves"]),
         ("[{kind: sft, beta: 1}]", ["objective.terms.0.beta: unknown key"]),
-        ("[{kind: sft, weight: 0}]", ["weight", "above 0"]),
+        ("[{kind: sft, weight: 0}]", ["weight", "at least 0.000001"]),
         ("[{weight: 1}]", ["kind"]),
     ],
 )

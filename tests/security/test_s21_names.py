@@ -62,6 +62,12 @@ def note(event: str, given: tuple[Any, ...]) -> None:
 sys.addaudithook(note)
 
 
+@pytest.fixture(autouse=True)
+def nothing_started_yet() -> None:
+    """The hook hears all tests of this process, and cannot be taken off again."""
+    STARTED.clear()
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_llama(tmp_path_factory.mktemp("s21") / "model")
