@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from luthier.data.chat.default_system import with_default_system
 from luthier.data.chat.renderer import ChatRenderer
 from luthier.data.chat.template import Template
 from luthier.errors import EnvironmentProblem, UserError
@@ -117,6 +118,19 @@ def test_a_template_that_writes_the_date_is_served_with_that_of_training(tmp_pat
             served.compare(tokenizers.save(dated, tmp_path / "today"), renderer)
         dated.chat_template = renderer.template.saved_source
         assert served.compare(tokenizers.save(dated, tmp_path / "saved"), renderer).conversations == 200
+
+
+@pytest.mark.prove
+@needs_engine
+def test_the_engine_asks_with_the_system_text_of_the_training_where_it_is_given_none(
+    renderer: ChatRenderer, tmp_path: Path
+) -> None:
+    system = "Don't {shout}.\n{% endif %} Be kind 🙂."
+    spoken = tokenizers.chatml(template=with_default_system(tokenizers.CHATML, system))
+    folder = tokenizers.save(spoken, tmp_path / "folder")
+    assert served.compare(folder, renderer, system).conversations == 200
+    with pytest.raises(UserError, match="makes other ids of it"):
+        served.compare(folder, renderer)
 
 
 @needs_engine

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,15 +11,19 @@ from typing import Any
 import gguf
 import pytest
 import torch
-from peft import AutoPeftModelForCausalLM
+from transformers import AutoTokenizer
 
 import luthier
 from luthier.errors import EnvironmentProblem, UserError
 from luthier.inference import verified_export
+from luthier.inference.chat import Chat
+from luthier.inference.opened import open_model
 from luthier.models.folder import summarise
 from luthier.models.load import load_model, load_tokenizer
-from luthier.models.sources.resolve import resolve
+from luthier.models.sources.resolve import base_of, resolve
 from luthier.system.words import human_bytes
+from luthier.types import Message
+from tests.helpers import command_line
 from tests.helpers.gguf_files import to_gguf
 from tests.helpers.tiny_models import CHATML, tiny_tokenizer, twin
 
@@ -80,18 +85,46 @@ def test_a_file_of_that_name_where_one_works_is_another(tmp_path: Path, monkeypa
     assert torch.equal(model.get_input_embeddings().weight, expected.get_input_embeddings().weight)
 
 
-def test_an_adapter_on_a_gguf_file_loads_in_plain_peft(tmp_path: Path, cache: Path) -> None:
-    """peft knows nothing of GGUF files: its own file names the converted folder, ours the file."""
+@pytest.mark.parametrize("system", ["Don't {shout}.\nBe kind.", None])
+def test_plain_peft_and_transformers_use_an_adapter_on_a_gguf_file_as_luthier_does(
+    system: str | None, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They know nothing of GGUF files, so the adapter names the file and its README.md the line that makes a folder of it; and
+    nothing of luthier.json, so the saved template asks with the system text of the training.
+    """
+    monkeypatch.chdir(tmp_path)
     file = to_gguf(tmp_path / "tiny.gguf")
-    rows = [{"instruction": "Hi", "output": "Hello."}] * 4
+    rows = [{"instruction": "Hi", "output": "Hello.", **({"system": system} if system else {})}] * 4
     run = luthier.train(str(file), rows, max_steps=1, dtype="float32", output_dir=tmp_path / "run")
     adapter = run.folder / "adapter"
-    plain = AutoPeftModelForCausalLM.from_pretrained(adapter)
+    assert json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"] == str(file)
+    assert base_of(adapter) == (str(file), None)
+    assert (adapter / "adapter_model.safetensors").stat().st_mode == (adapter / "luthier.json").stat().st_mode
+    readme = (adapter / "README.md").read_text()
+    assert ("## System text" in readme) is (system is not None)
+    (line,) = (line.strip() for line in readme.splitlines() if line.startswith("    luthier export"))
+    assert command_line.luthier(*shlex.split(line)[1:], "--unproven") == 0
+    code = readme.partition("```python\n")[2].partition("```")[0].replace('"."', repr(str(adapter)))
+    made: dict[str, Any] = {}
+    exec(code, made)  # noqa: S102 - the page that luthier wrote
     ids = torch.arange(40)[None]
     with torch.no_grad():
-        assert torch.equal(plain(ids).logits, run.opened.model(ids).logits)
-    assert json.loads((adapter / "luthier.json").read_text())["base"]["name"] == str(file)
-    assert (adapter / "adapter_model.safetensors").stat().st_mode == (adapter / "luthier.json").stat().st_mode
+        assert torch.equal(made["model"](ids).logits, run.opened.model(ids).logits)
+    (adapter / "luthier.json").rename(tmp_path / "luthier.json")
+    assert resolve(str(adapter), say=lambda text: None).name == str(file)
+    (tmp_path / "luthier.json").rename(adapter / "luthier.json")
+    verified_export.export(str(run.folder), "merged", tmp_path / "merged", unproven=True, say=lambda text: None)
+    verified_export.export(str(run.folder), "adapter", tmp_path / "copy", say=lambda text: None)
+    assert (tmp_path / "copy" / "README.md").read_text() == readme
+    request = [{"role": "user", "content": "Hi"}]
+    for folder in (adapter, tmp_path / "merged", tmp_path / "copy"):
+        opened = open_model(str(folder))
+        plain = AutoTokenizer.from_pretrained(folder)
+        asked = plain.apply_chat_template(request, add_generation_prompt=True, return_dict=False)
+        served = [*Chat(opened).messages, Message("user", "Hi")]
+        assert asked == opened.prompt_ids(served)
+        unspoken = opened.prompt_ids([*Chat(opened, system="").messages, Message("user", "Hi")])
+        assert (asked == unspoken) is (system is None)
 
 
 @pytest.mark.prove

@@ -23,7 +23,7 @@ class Parts:
     base: Path
     """The folder of the base model, or of the model itself."""
     base_name: str
-    """How transformers and peft find the base: a hub's name, or a folder."""
+    """`ModelSource.plain` of the base: a hub's name, a folder, or as a configuration names it."""
     base_revision: str | None
     """The commit of a hub's base."""
     base_dtype: str

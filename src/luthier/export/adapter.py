@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from luthier.component import ComponentConfig
 from luthier.export._parts import Parts
+from luthier.models.adapter_readme import write_readme
 
 __all__ = ["Adapter"]
 
@@ -37,7 +38,7 @@ class Adapter:
         return (parts.adapter / WEIGHTS).stat().st_size
 
     def write(self, parts: Parts, folder: Path, say: Callable[[str], None]) -> None:
-        """adapter_model.safetensors, adapter_config.json, tokenizer, template, and the tokens that end an answer."""
+        """adapter_model.safetensors, adapter_config.json, README.md, tokenizer, template, and the tokens that end an answer."""
         del say  # it is written at once
         assert parts.adapter is not None
         if parts.step is None:
@@ -53,6 +54,7 @@ class Adapter:
         (folder / CONFIG).write_text(
             json.dumps(settings, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8"
         )
+        write_readme(folder, (parts.base_name, parts.base_revision), parts.origin)
         parts.tokenizer.chat_template = parts.template
         parts.tokenizer.save_pretrained(folder)
         stops = {"eos_token_id": list(parts.stop_ids)}

@@ -103,12 +103,13 @@ class Compared:
         return "\n".join(lines)
 
 
-def compare(folder: Path, renderer: ChatRenderer) -> Compared:
+def compare(folder: Path, renderer: ChatRenderer, system: str | None = None) -> Compared:
     """Compares what llama.cpp makes of an exported folder's tokenizer and template with the prompts of `renderer`.
 
     Args:
         folder: a transformers folder.
         renderer: of the run: what was trained.
+        system: the text that the folder's template puts before conversations that have none.
 
     Raises:
         UserError: the ids of a conversation differ; names the first.
@@ -130,11 +131,12 @@ def compare(folder: Path, renderer: ChatRenderer) -> Compared:
             return Compared(engine, 0, not_compared=f"the tokenizer cannot be written as GGUF: {error}")
         answers = iter(ask(file, every))
     for number, messages in enumerate(plain, start=1):
-        ours, theirs = renderer.prompt_ids(messages), next(answers)
+        ours, theirs = renderer.prompt_ids(_spoken(messages, system)), next(answers)
         if ours != theirs:
             raise _differs(renderer, engine, f"conversation {number} of {len(plain)}", messages, ours, theirs)
     others = {
-        kind: sum(renderer.prompt_ids(messages) != next(answers) for messages in some) for kind, some in odd.items()
+        kind: sum(renderer.prompt_ids(_spoken(messages, system)) != next(answers) for messages in some)
+        for kind, some in odd.items()
     }
     return Compared(engine, len(plain), read_otherwise=others)
 
@@ -185,6 +187,10 @@ def conversations(renderer: ChatRenderer) -> tuple[list[Messages], dict[str, lis
         [made() for _ in range(CONVERSATIONS)],
         {kind: [made(*odd) for _ in range(ODD_CONVERSATIONS)] for kind, odd in kinds.items() if odd},
     )
+
+
+def _spoken(messages: Messages, system: str | None) -> Messages:
+    return messages if not system or messages[0].role == "system" else (Message("system", system), *messages)
 
 
 def _takes_system(renderer: ChatRenderer) -> bool:

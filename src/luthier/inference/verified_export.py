@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from luthier import component
 from luthier.component import ComponentConfig
+from luthier.data.chat.default_system import with_default_system
 from luthier.data.chat.renderer import ChatRenderer
 from luthier.errors import EnvironmentProblem, LuthierError, UserError, excerpt
 from luthier.export._parts import Parts
@@ -117,7 +118,7 @@ class Exported:
             lines.append(
                 f"system text of its training, kept in luthier.json, where chat finds it: {excerpt(self.system)}"
             )
-            lines.append("other tools must be given it")
+            lines.append("the saved template puts it before what other tools ask without one")
         return "\n".join(lines)
 
 
@@ -217,7 +218,7 @@ def _write_and_compare(
         prompts = None
         if renderer is not None:
             say("comparing prompts with another engine")
-            prompts = served.compare(temporary, renderer)
+            prompts = served.compare(temporary, renderer, parts.origin.get("system"))
     return written, prompts
 
 
@@ -291,7 +292,7 @@ def _parts(opened: Opened, as_stored: bool) -> Parts:
     return Parts(
         opened.model,
         opened.tokenizer,
-        opened.template.saved_source if opened.template is not None else None,
+        with_default_system(opened.template.saved_source, opened.system) if opened.template is not None else None,
         tuple(sorted(opened.renderer.stop_ids)),
         opened.source.folder,
         name,

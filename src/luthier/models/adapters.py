@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from luthier.errors import UserError
 from luthier.kernels.experts_lora import compute_apart
 from luthier.kernels.lora import ADAPTER, FromStart, lora_layers, tie_edges
+from luthier.models.adapter_readme import write_readme
 from luthier.models.checks import check_adapter_config
 from luthier.models.files import refuse_odd_links
 from luthier.models.headers import file_tensors
@@ -60,7 +61,9 @@ def save_adapter(
     rows = model.get_base_model().get_input_embeddings().weight.shape[0]
     origin = {"base": dict(base), "starts_at_base": starts_at_base, "begins": begins, "system": system}
     tokens = {"embedding_rows": rows, "new_tokens": dict(new_tokens or {})}
-    write_origin(folder, origin | tokens | {"adapter_path": adapter_path})
+    origin |= tokens | {"adapter_path": adapter_path}
+    write_origin(folder, origin)
+    write_readme(folder, (name, revision), origin)
 
 
 def _on_the_base(model: Any) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

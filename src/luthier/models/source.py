@@ -23,5 +23,7 @@ class ModelSource:
 
     @property
     def plain(self) -> tuple[str, str | None]:
-        """Name and revision by which transformers and peft find the base: those of the hub, else its folder here."""
-        return (self.name.removeprefix("hf:"), self.commit) if self.kind == "hub" else (str(self.folder), None)
+        """Name and revision of the base in peft's own file: those of the hub, by which transformers and peft find it, else as a
+        configuration names it. A folder of a cache would mean nothing elsewhere.
+        """
+        return self.name.removeprefix("hf:"), self.commit if self.kind == "hub" else None

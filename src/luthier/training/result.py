@@ -11,6 +11,7 @@ import torch
 
 from luthier import component
 from luthier.config import RunConfig
+from luthier.data.chat.default_system import with_default_system
 from luthier.data.chat.stop_tokens import save_stop_ids
 from luthier.errors import UserError
 from luthier.inference.generation import generate
@@ -68,7 +69,7 @@ def write_result(config: RunConfig, built: Built, base: dict[str, Any], run_id: 
             _save_model(job.policy.core, built.source, target, in_float32)
             write_origin(target, {"base": base, "system": data.system})
         if data.template is not None:
-            built.tokenizer.chat_template = data.template.saved_source
+            built.tokenizer.chat_template = with_default_system(data.template.saved_source, data.system)
         built.tokenizer.save_pretrained(target)
         save_stop_ids(target, data.renderer.stop_ids)
 

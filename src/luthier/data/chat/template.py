@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from luthier.data.chat.default_system import without_default_system
 from luthier.data.chat.library import HEADER, Facts, facts_of, find, is_name, refuse_missing_tokens
 from luthier.data.chat.sandboxed import NoAnswer, Sandbox
 from luthier.data.chat.tools import extras_of, has_extras
@@ -173,6 +174,8 @@ class Template:
         else:
             origin = spec
             source, facts = read_template(spec)
+        before = source
+        source = without_default_system(source)
         refuse_missing_tokens(facts, tokenizer)
         prelude = FOLD if on_system == "fold" else ""
         if enable_thinking is not None:
@@ -185,7 +188,7 @@ class Template:
                 )
             prelude += THINKING % str(enable_thinking).lower()
         whole = _behind_header(source, prelude)
-        added = whole.count("\n") - source.count("\n")
+        added = whole.count("\n") - before.count("\n")
         return cls(whole, origin, special, from_file=spec != "auto", facts=facts, added_lines=added)
 
     @property

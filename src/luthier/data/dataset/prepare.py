@@ -294,7 +294,7 @@ def notes_of(system: str | None, template: Template | None, mixed: list[str], mi
     if system is not None:
         notes.append(
             f"all trained conversations have the system text {excerpt(system, 60)}: "
-            "it is stored with the result, and luthier chat serves with it"
+            "it is stored with the result; luthier chat serves with it, other tools do by the saved chat template"
         )
     if template is not None and "strftime_now" in template.source:
         stays = "strftime_now" in template.saved_source
