@@ -16,14 +16,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 LARGE = (".safetensors", ".bin", ".model", ".gguf")
 
 
 @dataclass
 class Repo:
-    """One model: its commits and the names that point to them."""
+    """One model or data set (`datasets/org/name`): its commits and the names that point to them."""
 
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
     refs: dict[str, str] = field(default_factory=dict)
@@ -110,16 +110,21 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
         def do_GET(self) -> None:
             self._answer()
 
+        def do_POST(self) -> None:
+            self._answer()
+
         def _answer(self) -> None:
             path = unquote(urlsplit(self.path).path)
             hub.requests.append((self.command, path, self.headers.get("Range")))
             if hub.down:
                 self._error(503, "", "out of order")
-            elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(revision|tree)/(.+))?", path):
+            elif match := re.fullmatch(
+                r"/api/(?:models/)?((?:datasets/)?[^/]+/[^/]+)(?:/(revision|tree|paths-info)/(.+))?", path
+            ):
                 self._api(*match.groups())
-            elif match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+            elif match := re.fullmatch(r"/((?:datasets/)?[^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
                 self._resolve(*match.groups())
-            elif match := re.fullmatch(r"/cdn/([^/]+/[^/]+)/([0-9a-f]{40})/(.+)", path):
+            elif match := re.fullmatch(r"/cdn/((?:datasets/)?[^/]+/[^/]+)/([0-9a-f]{40})/(.+)", path):
                 name, commit, file = match.groups()
                 self._content(hub.repos[name].commits[commit][file], file, {})
             else:
@@ -137,17 +142,24 @@ def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
             return repo, commit
 
         def _api(self, name: str, what: str | None, revision: str | None) -> None:
-            found = self._repo(name, revision or "main")
+            revision, _, below = (revision or "main").partition("/")
+            found = self._repo(name, revision)
             if found is None:
                 return
             repo, commit = found
-            files = repo.commits[commit]
+            files = {file: data for file, data in repo.commits[commit].items() if file.startswith(below)}
+            if below and not files:
+                self._error(404, "EntryNotFound", "Entry not found")
+                return
             body: Any
             if what == "tree":
                 body = [_tree_entry(file, data) for file, data in files.items()]
+            elif what == "paths-info":
+                asked = parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())
+                body = [_tree_entry(file, files[file]) for file in asked["paths"] if file in files]
             else:
                 body = {
-                    "id": name,
+                    "id": name.removeprefix("datasets/"),
                     "modelId": name,
                     "sha": commit,
                     "private": False,
