@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from luthier.cli import main
-from luthier.inspecting.data.token_view import histogram, token_view, tokens_of
+from luthier.inspecting.data.token_view import histogram, texts_of, token_view, tokens_of
 from tests.helpers import tokenizers
 from tests.helpers.tiny_models import tiny_llama
 
+GOLDEN = Path(__file__).parents[3] / "shared" / "golden"
 ROWS = [
     {"instruction": "Hi", "output": "Hello 👩‍👩‍👧"},
     {"instruction": "再见", "output": "再见！"},
@@ -36,7 +38,7 @@ def test_brackets_where_there_is_no_colour(mine: list[str], capsys: pytest.Captu
     assert main(mine) == 0
     out = capsys.readouterr().out
     assert "\x1b" not in out
-    assert "[Hello 👩‍👩‍👧<|im_end|>]" in out.replace("][", "")
+    assert "[Hello 👩‍👩‍👧<|im_end|>]" in re.sub(r"×\d", "", out).replace("][", "")
     assert "][" in out
     assert "[<|im_end|>]" in out
     assert "<|im_start|>{user↵" in out.replace("·", "")
@@ -241,8 +243,33 @@ def test_the_view_is_the_text() -> None:
         tokens = tokens_of(tokenizer, renderer.encode_conversation(example, 0))
         assert "".join(token.text for token in tokens) == renderer.encoded(example).evidence.text
         coloured = token_view(tokens, colour=True)
-        assert coloured.plain.replace("↵\n", "\n") == renderer.encoded(example).evidence.text
+        assert re.sub(r"×\d", "", coloured.plain).replace("↵\n", "\n") == renderer.encoded(example).evidence.text
         assert any(span.style == "bold green" for span in coloured.spans)
+
+
+def test_a_character_of_several_tokens_says_so(mine: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*mine, "--row", "2", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["rows"]
+    shares = [token["shares"] for token in row["tokens"] if token["text"]]
+    assert max(shares) > 1
+    assert sum(shares) == len(row["tokens"])
+    assert main([*mine, "--row", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "x×3: 3 tokens make up x" in out
+    (last,) = [token for token in row["tokens"] if token["trained"] and token["text"] == "！"]
+    assert f"[！×{last['shares']}]" in out
+    assert main([*mine, "--samples", "1", "--html", "page.html"]) == 0
+    assert "tokens that make this up" in Path("page.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.skipif(not GOLDEN.is_dir(), reason="the originals' tokenizers lie in ../shared/golden, which is not here")
+@pytest.mark.parametrize(("kind", "folder", "end"), [("yuan", "yuan2", "<eod>"), ("baichuan", "baichuan2", "</s>")])
+def test_an_end_token_of_sentencepiece_is_shown_as_it_is(kind: str, folder: str, end: str) -> None:
+    from luthier.models.architectures import tokenizer_class
+
+    tokenizer = tokenizer_class(kind)(vocab_file=str(GOLDEN / f"tokenizer_{folder}" / "tokenizer.model"))
+    ids = [*tokenizer.encode("Hi 你好。", add_special_tokens=False), tokenizer.convert_tokens_to_ids(end)]
+    assert texts_of(tokenizer, ids)[-2:] == ["。", end]
 
 
 def test_histogram_bins_hold_everything() -> None:

@@ -26,6 +26,7 @@ from luthier.inspecting.data.near_duplicates import (
     near_pairs,
     row_keys,
 )
+from luthier.randomness import key
 from luthier.types import NO_TARGET, Sample
 from tests.helpers.tiny_models import tiny_tokenizer
 
@@ -49,6 +50,7 @@ def write(
     """Samples of prompt and answer under the tiny tokenizer."""
     tokenizer, encoded, writer = tiny_tokenizer(), SampleBuffer(), SampleWriter(folder)
     samples: dict[int, list[Sample]] = {}
+    prompts = dict[int, str]()
     for index, (prompt, answer) in enumerate(rows):
         before = tokenizer.encode(f"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n") if prompt else [0]
         ids = np.array([*before, *tokenizer.encode(answer + "<|im_end|>")])
@@ -56,9 +58,10 @@ def write(
         targets[: len(before) - 1] = NO_TARGET
         line = lines[index] if lines else index + 1
         example = examples[index] if examples else index
+        prompts[example] = prompt
         samples.setdefault(example, []).append(Sample(ids, targets, f"x:{line}", example))
     for example, members in samples.items():
-        encoded.add(members, example)
+        encoded.add(members, key("prompt", prompts[example]))
     writer.append(encoded)
     writer.close()
     return Samples(folder)
@@ -201,7 +204,8 @@ def test_every_degree_is_told_apart(tmp_path: Path) -> None:
         "exact": [(0, 4)],
         "normalised": [(1, 4)],
         "near": [(2, 5), (5, 9)],
-        "prompt": [(3, 4)],
+        "prompt": [],
+        "near_prompt": [(3, 4)],
     }
     assert find_duplicates(train, None, decoder(tiny_tokenizer())).overlap == {}
 

@@ -18,6 +18,7 @@ from luthier.data.steps.order import Steps
 from luthier.errors import UserError
 from luthier.inspecting.data.shown_rows import Wanted
 from luthier.inspecting.data.token_view import INSTEAD, token_view, tokens_of
+from luthier.reporting.data.text import print_report
 from luthier.types import NO_TARGET, Conversation, Message
 from tests.data.dataset.test_prepare import run
 from tests.helpers import tokenizers
@@ -59,13 +60,13 @@ def test_the_documented_keys_are_those_printed(capsys: pytest.CaptureFixture[str
         assert re.fullmatch(r"[A-Z].{15,}\.", law["says"])
     assert printed["lengths"].keys() == {"row", "answer", "limit"}
     assert printed["lengths"]["row"].keys() | {"row", "answer", "limit"} == said["lengths"]
-    degrees = {"exact", "normalised", "near", "conflicts"}
+    degrees = {"exact", "normalised", "near", "conflicts", "near_conflicts"}
     assert printed["duplicates"].keys() == said["duplicates"] - {"says", "groups", "rows", "extra", "listed"}
     each = {"says", "groups", "rows", "extra", "listed"}
     assert all(printed["duplicates"][degree].keys() == each for degree in degrees)
     assert all(one.keys() == {"says", "rows", "listed"} for one in printed["duplicates"]["overlap"].values())
     assert {key for row in printed["rows"] for token in row["tokens"] for key in token} == {
-        "id", "text", "trained", "kind", "instead", "look",
+        "id", "text", "trained", "kind", "instead", "shares", "look",
     }  # fmt: skip
     dropped = printed["dropped"]
     assert [row["where"] for row in dropped] == ["train.jsonl:5  output"]
@@ -106,7 +107,8 @@ def test_the_whole_report_comes_before_the_error_that_a_run_would_end_with(capsy
         assert shown.err == f"{caught.value}\n"
         assert "7 in = 4 trained + 0 held out + 3 dropped" in shown.out
         assert "BROKEN  answer has no terminator: 1 row, dropped (train.jsonl:5)" in shown.out
-        assert "dropped  train.jsonl:6  output: '' (empty)" in shown.out
+        for name in ("train.jsonl:5  law", "train.jsonl:6  output", "train.jsonl:7:"):
+            assert (shown.out + shown.err).count(name) == 1, name
     assert main(["data", "mine.yaml", "max_length=100", "--json"]) == 2
     assert json.loads(capsys.readouterr().out)["refused"] == str(caught.value)
     assert main(["data", "mine.yaml", "max_length=100", "on_bad_row=drop", "on_long_row=drop", "--json"]) == 0
@@ -165,6 +167,33 @@ def test_duplicates_of_each_degree() -> None:
     assert ["train.jsonl:1", "train.jsonl:4"] in found["near"]["listed"]
     assert ["train.jsonl:5", "train.jsonl:6"] in found["conflicts"]["listed"]
     assert [found[degree]["extra"] for degree in ("exact", "normalised")] == [1, 1]
+
+
+def test_a_prompt_is_the_same_only_to_the_letter(capsys: pytest.CaptureFixture[str]) -> None:
+    pairs = [("Go on.", "No."), ("Go on!", "Yes."), ("Who?", "I."), ("Who?", "You."), ("who", "Nobody.")]
+    write_rows([{"instruction": prompt, "output": answer} for prompt, answer in pairs])
+    write_rows(
+        [{"instruction": "Go on.", "output": "Because they asked me to."}, {"instruction": "WHO?", "output": "Me."}],
+        "eval.jsonl",
+    )
+    report = looked("data.eval=eval.jsonl", wanted=Wanted(worst=True, samples=9))
+    found = report.duplicates
+    assert found["conflicts"]["listed"] == [["train.jsonl:3", "train.jsonl:4"]]
+    assert found["near_conflicts"]["listed"] == [["train.jsonl:1", "train.jsonl:2"], ["train.jsonl:3", "train.jsonl:5"]]
+    overlap = {degree: one["listed"] for degree, one in found["overlap"].items() if one["rows"]}
+    assert overlap == {
+        "prompt": [["eval.jsonl:1", "train.jsonl:1"]],
+        "near_prompt": [["eval.jsonl:2", "train.jsonl:3"]],
+    }
+    assert report.ledger["held_out_prompts_also_trained"] == 1
+    why = {row.row.rpartition(":")[2]: row.why for row in report.rows}
+    assert why["1"] == ["nearly the same prompt has another answer in train.jsonl:2"]
+    assert why["3"] == ["the same prompt has another answer in train.jsonl:4"]
+    assert why["5"] == ["nearly the same prompt has another answer in train.jsonl:3"]
+    print_report(report)
+    said = capsys.readouterr().out
+    assert "2 near conflicts  nearly the same prompt, but for case" in said
+    assert "1 near prompt     nearly the same prompt, but for case" in said
 
 
 @pytest.mark.skipif(not HUANHUAN.is_file(), reason=f"the demonstration data are not in {HUANHUAN.parent}")

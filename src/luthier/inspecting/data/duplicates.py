@@ -25,7 +25,9 @@ SAYS = {
     "normalised": "the same but for case, width, spaces and punctuation",
     "near": "nearly the same: seven tenths of their three-token runs are shared",
     "conflicts": "the same prompt with another answer",
+    "near_conflicts": "nearly the same prompt, but for case, width, spaces and punctuation, with another answer",
     "prompt": "the same prompt with another answer",
+    "near_prompt": "nearly the same prompt, but for case, width, spaces and punctuation, with another answer",
 }
 """What each degree means; the words of every report."""
 DUPLICATES = "rows beyond the first of each group, each counted at the first degree that holds"
@@ -71,6 +73,8 @@ class RowKeys:
     """of the normalised text"""
     prompt: Keys
     """of the normalised text before the last answer; 0 where nothing stands before it"""
+    letters: Keys
+    """of the prompt to the letter; 0 where there is none"""
     compared: Mask
     """whether the example is looked at: a row that was drawn twice is not compared with itself"""
 
@@ -93,10 +97,12 @@ def keys_of(samples: Samples, decode: Decode) -> RowKeys:
         end = first + len(prompt_ids)
         text[first:end] = [text_key(f"{one} {answer}") for one, answer in zip(before, answers, strict=True)]
         prompt[first:end] = [text_key(one) if one.strip() else 0 for one in before]
+    prompt = prompt[samples.last_samples]
     return RowKeys(
         exact=_of_examples(row_keys(TokenRows((ids, offsets))), samples),
         text=_of_examples(text, samples),
-        prompt=prompt[samples.last_samples],
+        prompt=prompt,
+        letters=np.where(prompt != 0, samples.prompt_keys, np.uint64(0)),
         compared=last_of_rows(samples),
     )
 
@@ -166,8 +172,10 @@ class Duplicates:
     normalised: Groups
     near: Groups
     conflicts: Groups
+    near_conflicts: Groups
+    """of each prompt one row"""
     overlap: dict[str, Pairs]
-    """exact, normalised, near, prompt (the same question, another answer); empty where nothing is held out"""
+    """exact, normalised, near, prompt and near_prompt (the same question, another answer); empty where nothing is held out"""
     rows_too_short: int
     """for near duplicates to be looked for"""
     candidates_left_out: int
@@ -193,7 +201,8 @@ def find_duplicates(train: Samples, held_out: Samples | None, decode: Decode) ->
         exact=_groups(keys.exact, keys.compared),
         normalised=_groups(keys.text, _firsts(keys.exact, keys.compared)),
         near=Groups([group[:MOST_GROUPS] for group in groups[:MOST_GROUPS]], len(groups), sum(map(len, groups))),
-        conflicts=_conflicts(keys),
+        conflicts=_groups(keys.letters, differing := _differing(keys)),
+        near_conflicts=_groups(keys.prompt, _firsts(keys.letters, differing)),
         overlap=_overlap(keys, other, across - np.array([0, train.examples])) if other is not None else {},
         rows_too_short=near.rows_too_short,
         candidates_left_out=near.candidates_left_out,
@@ -219,9 +228,11 @@ def _groups(keys: Keys, wanted: Mask) -> Groups:
     return Groups([places[group[:MOST_GROUPS]].tolist() for group in listed], groups, rows)
 
 
-def _conflicts(keys: RowKeys) -> Groups:
-    """Groups of rows with one prompt and at least two texts, one row of each text; alternatives of one row are meant."""
-    return _groups(keys.prompt, _firsts(keys.text, keys.compared) & (keys.prompt != 0))
+def _differing(keys: RowKeys) -> Mask:
+    """[examples] one row of each text that has a prompt: of those with one prompt the answers differ. Alternatives of one row are
+    meant."""
+    out: Mask = _firsts(keys.text, keys.compared) & (keys.prompt != 0)
+    return out
 
 
 def _overlap(train: RowKeys, held_out: RowKeys, near: Ints) -> dict[str, Pairs]:
@@ -232,7 +243,8 @@ def _overlap(train: RowKeys, held_out: RowKeys, near: Ints) -> dict[str, Pairs]:
         "exact": _equal(train.exact, held_out.exact),
         "normalised": _equal(train.text, held_out.text),
         "near": near,
-        "prompt": _equal(train.prompt, held_out.prompt),
+        "prompt": _equal(train.letters, held_out.letters),
+        "near_prompt": _equal(train.prompt, held_out.prompt),
     }.items():
         new = pairs[left[pairs[:, 1]]]
         rows, first = np.unique(new[:, 1], return_index=True)

@@ -32,7 +32,7 @@ STEPS_DRAWN = 3
 FEW_ROWS = 100_000
 """Up to so many samples the rows of other views are shown at once, for those who ask for them next."""
 FILL_BINS = 10
-FOUND = "duplicates.json"
+FOUND = "found.json"
 
 
 @dataclass(frozen=True)
@@ -256,7 +256,7 @@ def _named(prepared: Prepared, decode: Decode) -> dict[str, Any]:
             "extra": groups.extra,
             "listed": [[prepared.train.place(index) for index in group] for group in groups.listed],
         }
-        for degree in ("exact", "normalised", "near", "conflicts")
+        for degree in ("exact", "normalised", "near", "conflicts", "near_conflicts")
         for groups in (getattr(found, degree),)
     }
     out["overlap"] = {

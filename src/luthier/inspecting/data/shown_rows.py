@@ -119,7 +119,12 @@ def worst(prepared: Prepared, limit: int | None, duplicates: dict[str, Any], mos
     train = prepared.train
     shares, lengths = trained_shares(train), longest_samples(train)
     cut = set(prepared.ledger.cut)
-    conflicting = {name: group for group in duplicates["conflicts"]["listed"] for name in group}
+    conflicting = {
+        name: (same, group)
+        for kind, same in (("near_conflicts", "nearly the same"), ("conflicts", "the same"))
+        for group in duplicates[kind]["listed"]
+        for name in group
+    }
     named = cut | conflicting.keys()
     places = [index for index in range(train.examples) if train.place(index) in named] if named else []
     out: dict[int, str] = {}
@@ -128,8 +133,9 @@ def worst(prepared: Prepared, limit: int | None, duplicates: dict[str, Any], mos
             out[index] = "it was cut: the end of its answer is lost"
     for index in places:
         if train.place(index) in conflicting:
-            others = [name for name in conflicting[train.place(index)] if name != train.place(index)]
-            out.setdefault(index, f"the same prompt has another answer in {some(short_names(others))}")
+            same, group = conflicting[train.place(index)]
+            others = [name for name in group if name != train.place(index)]
+            out.setdefault(index, f"{same} prompt has another answer in {some(short_names(others))}")
     if limit is not None:
         for index in np.flatnonzero(lengths >= NEAR_LIMIT * limit)[: most + len(out)]:
             out.setdefault(int(index), f"{lengths[index]:,} of {limit:,} tokens: a little more would not fit")

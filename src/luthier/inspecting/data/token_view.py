@@ -31,6 +31,9 @@ LEGEND_IN_MARKS = "[trained]  context  {template}  <special>"
 INSTEAD = "≠"
 """Before a token that is learned in a place where another one stands."""
 LEGEND_OF_INSTEAD = f"{INSTEAD}x: x is learned where another token stands, the one that follows"
+SHARED = "×"
+"""Behind what several tokens make up together, and how many."""
+LEGEND_OF_SHARED = f"x{SHARED}3: 3 tokens make up x"
 SEPARATOR = "·"
 CUT_CHARS = 8
 """By so many characters the beginning of a text is found again that was cut."""
@@ -56,6 +59,8 @@ class Token:
     """who brought it: the row, the template, or it is a special token"""
     instead: Instead | None = None
     """what is learned in its place, where that is another token: an end token that stands only in the targets"""
+    shares: int = 1
+    """how many tokens make up its text, with those before it that have none"""
 
     @property
     def look(self) -> Look:
@@ -79,31 +84,41 @@ def tokens_of(
     """
     ids = [int(index) for index in sample.input_ids]
     targets = [NO_TARGET, *map(int, sample.targets[:-1])]
-    texts = texts_of(tokenizer, ids)
+    pieces = _pieces(tokenizer, ids)
+    texts = [text for text, _ in pieces]
     brought = _spans("".join(texts), contents, asides)
     out, place = [], 0
-    for index, text, target in zip(ids, texts, targets, strict=True):
+    for index, (text, shares), target in zip(ids, pieces, targets, strict=True):
         kind: Literal["content", "template", "special"] = "content"
         if index in special:
             kind = "special"
         elif brought is not None and not any(start < place + len(text) and place < end for start, end in brought):
             kind = "template"
         instead = None if target in (NO_TARGET, index) else Instead(target, _decoded(tokenizer, [target]))
-        out.append(Token(index, text, target == index, kind, instead))
+        out.append(Token(index, text, target == index, kind, instead, shares))
         place += len(text)
     return out
 
 
 def texts_of(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     """What each token adds to the text of all."""
-    out: list[str] = []
-    done, start = "", 0
+    return [text for text, _ in _pieces(tokenizer, ids)]
+
+
+def _pieces(tokenizer: Any, ids: Sequence[int]) -> list[tuple[str, int]]:
+    """What each token adds to the text of all, and how many tokens make that up."""
+    out: list[tuple[str, int]] = []
+    done, start, waiting = "", 0, 0
     for end in range(1, len(ids) + 1):
         text = _decoded(tokenizer, ids[start:end])
         if text.endswith(REPLACEMENT) and end < len(ids) and end - start < 64:
-            out.append("")  # the character goes on in the next token
+            out.append(("", 1))  # the character goes on in the next token
+            waiting += 1
             continue
-        out.append(text.removeprefix(done))
+        if not text.startswith(done) and text.startswith(f" {done}"):
+            text = text[1:]  # decoders of SentencePiece put a space before the first word where a special token follows
+        out.append((text.removeprefix(done), 1 + waiting))
+        waiting = 0
         # decoders drop the space before the first word, so each piece is decoded behind the one before it
         done, start = _decoded(tokenizer, ids[end - 1 : end]), end - 1
     return out
@@ -144,7 +159,7 @@ def token_view(tokens: Sequence[Token], colour: bool) -> Text:
     """One sample as text. In colour, the four looks have the styles of STYLES; without, the marks of MARKS.
 
     Without colour, tokens are told apart by `·`. Line ends are written as ↵. Tokens that make up one character
-    together are shown as one.
+    together are shown as one, with their number behind it.
     """
     out = Text(no_wrap=False)
     tokens = [token for token in tokens if token.text or token.instead]
@@ -152,7 +167,8 @@ def token_view(tokens: Sequence[Token], colour: bool) -> Text:
         for token in tokens:
             if token.instead is not None:
                 out.append(INSTEAD + token.instead.text, style=STYLES["trained"])
-            out.append(_shown(token), style=STYLES[token.look])
+            out.append(token.text.replace("\n", "↵\n"), style=STYLES[token.look])
+            out.append(_shares(token), style="dim")
         return out
     runs = [(look, list(run)) for look, run in groupby(tokens, key=lambda token: token.look)]
     for number, (look, run) in enumerate(runs):
@@ -174,7 +190,11 @@ def _marked(token: Token) -> str:
 
 
 def _shown(token: Token) -> str:
-    return token.text.replace("\n", "↵\n")
+    return token.text.replace("\n", "↵\n") + _shares(token)
+
+
+def _shares(token: Token) -> str:
+    return f"{SHARED}{token.shares}" if token.shares > 1 and token.text else ""
 
 
 def histogram(lengths: Ints, bars: int = 10) -> list[tuple[int, int, int]]:

@@ -12,7 +12,7 @@ from luthier.data.row_names import short_names
 from luthier.inspecting.data.duplicates import CONFLICTS, DUPLICATES, OVERLAP
 from luthier.inspecting.data.report import DataReport, Fill
 from luthier.inspecting.data.shown_row import ServedPrompt, ShownRow
-from luthier.inspecting.data.token_view import INSTEAD, Look, Token
+from luthier.inspecting.data.token_view import INSTEAD, SHARED, Look, Token
 from luthier.reporting import pages
 from luthier.reporting.data import pictures
 from luthier.reporting.data.after_page import after_section
@@ -25,6 +25,7 @@ MOST_TOKENS = 4_000
 MOST_LISTED = 100
 """Groups, pairs and names of rows that are listed; `--json` has them all."""
 DEGREES = ("exact", "normalised", "near")
+CONFLICTING = ("conflicts", "near_conflicts")
 LOOKS: tuple[tuple[Look, str], ...] = (
     ("trained", "what the model learns to say"),
     ("context", "what it only reads"),
@@ -168,7 +169,11 @@ def _token(token: Token) -> str:
     if token.instead is not None:
         tooltip = f"learned here: id {token.instead.id}; the text goes on with what follows"
         instead = f'<i class="trained" title="{tooltip}">{INSTEAD}{_visible(token.instead.text)}</i>'
-    return instead + (f'<i class="{token.look}" title="{token.id}">{_visible(token.text)}</i>' if token.text else "")
+    if not token.text:
+        return instead
+    many = f", the last of {token.shares} tokens that make this up" if token.shares > 1 else ""
+    mark = f"<sub>{SHARED}{token.shares}</sub>" if many else ""
+    return f'{instead}<i class="{token.look}" title="{token.id}{many}">{_visible(token.text)}{mark}</i>'
 
 
 def _visible(text: str) -> str:
@@ -285,19 +290,25 @@ def _fill(fill: Fill) -> str:
 def _duplicates(report: DataReport) -> str:
     found = report.duplicates
     copies = [_degree(f"duplicates, {name}", found[name]["extra"], "row", found[name]) for name in DEGREES]
-    conflicts = _degree("conflicts", found["conflicts"]["groups"], "prompt", found["conflicts"])
-    overlap = [_degree(f"overlap, {name}", one["rows"], "held-out row", one) for name, one in found["overlap"].items()]
+    conflicts = [_degree(_named(name), found[name]["groups"], "prompt", found[name]) for name in CONFLICTING]
+    overlap = [
+        _degree(f"overlap, {_named(name)}", one["rows"], "held-out row", one) for name, one in found["overlap"].items()
+    ]
     counts = [("duplicates", DUPLICATES), ("conflicts", CONFLICTS), *([("overlap", OVERLAP)] if overlap else [])]
     says = "".join(f"<b>{name}</b>: {words}.<br>" for name, words in counts)
     short, left = found["rows_too_short_for_near"], found["candidates_left_out"]
     more = f"{counted(short, 'row is', 'rows are')} too short to be near another one. " if short else ""
     more += f"{counted(left, 'more pair')} may be near; they were not compared. " if left else ""
     more += "" if overlap else "Nothing is held out in these data."
-    rows = "".join([*copies, conflicts, *overlap])
+    rows = "".join([*copies, *conflicts, *overlap])
     return (
         f'<p class="hint">{says}{more}</p>'
         f'<div class="card wide found"><table class="stack"><tbody>{rows}</tbody></table></div>'
     )
+
+
+def _named(degree: str) -> str:
+    return degree.replace("_", " ")
 
 
 def _degree(name: str, count: int, unit: str, found: dict[str, Any]) -> str:

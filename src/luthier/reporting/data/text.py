@@ -18,6 +18,7 @@ from luthier.inspecting.data.token_view import (
     LEGEND_IN_COLOUR,
     LEGEND_IN_MARKS,
     LEGEND_OF_INSTEAD,
+    LEGEND_OF_SHARED,
     SEPARATOR,
     STYLES,
     token_view,
@@ -38,7 +39,7 @@ def print_report(report: DataReport, console: Console | None = None) -> None:
     out = print_rows(report.rows, console)
     parts = [
         report.ledger_lines,
-        _dropped(report.dropped),
+        _dropped(report),
         _laws(report),
         _lengths(report),
         _fill(report.batches),
@@ -59,6 +60,8 @@ def print_rows(rows: Sequence[ShownRow], console: Console | None = None) -> Cons
         out.print(LEGEND_IN_COLOUR if colour else LEGEND_IN_MARKS, markup=False)
     if any(token.instead for row in rows for token in row.tokens):
         out.print(LEGEND_OF_INSTEAD, markup=False)
+    if any(token.shares > 1 for row in rows for token in row.tokens):
+        out.print(LEGEND_OF_SHARED, markup=False)
     for row in rows:
         out.print(_heading(row), markup=False, style="bold" if colour else None)
         if row.tokens:
@@ -112,7 +115,10 @@ def _served_text(prompt: ServedPrompt, colour: bool) -> Text:
 # ---- the whole
 
 
-def _dropped(rows: Sequence[dict[str, str]]) -> Iterator[str]:
+def _dropped(report: DataReport) -> Iterator[str]:
+    """But for those that the error behind the report names."""
+    said = (report.refused or "").splitlines()
+    rows = [row for row in report.dropped if not any(line.startswith(f"  {row['where']}: found ") for line in said)]
     for row in rows[:DROPPED]:
         yield f"dropped  {row['where']}: {row['reason']}"
     if len(rows) > DROPPED:
@@ -174,8 +180,8 @@ def _duplicates(found: dict[str, Any]) -> Iterator[str]:
     if left := found["candidates_left_out"]:
         yield f"{left:>7,} more {noun(left, 'pair')} may be near; they were not compared"
     yield f"conflicts: {CONFLICTS}"
-    conflicts = found["conflicts"]
-    yield _degree("conflicts", conflicts["groups"], conflicts["says"], _groups(conflicts["listed"]))
+    for degree in ("conflicts", "near_conflicts"):
+        yield _degree(degree, found[degree]["groups"], found[degree]["says"], _groups(found[degree]["listed"]))
     if found["overlap"]:
         yield f"overlap: {OVERLAP}"
     for degree, one in found["overlap"].items():
@@ -183,7 +189,7 @@ def _duplicates(found: dict[str, Any]) -> Iterator[str]:
 
 
 def _degree(name: str, count: int, says: str, listed: str) -> str:
-    return f"{count:>7,} {name:<10}  {says}" + (f" ({listed})" if listed else "")
+    return f"{count:>7,} {name.replace('_', ' '):<14}  {says}" + (f" ({listed})" if listed else "")
 
 
 def _after(found: dict[str, Any] | None) -> Iterator[str]:
