@@ -112,6 +112,19 @@ def test_bad_rows_are_all_listed_and_may_be_dropped(opened: Opened, tmp_path: Pa
     assert [item.reference for item in read_questions(opened, str(path), drop_bad_rows=True)] == ["b"]
 
 
+@pytest.mark.parametrize("rows", [1, 2])
+def test_where_all_rows_are_bad_dropping_them_is_no_advice(rows: int, opened: Opened, tmp_path: Path) -> None:
+    path = tmp_path / "bad.jsonl"
+    path.write_text('{"instruction": "a", "output": ""}\n' * rows)
+    with pytest.raises(UserError, match="cannot be used") as caught:
+        read_questions(opened, str(path))
+    assert "trained" not in caught.value.found
+    assert caught.value.fix == "mend the rows"
+    with pytest.raises(UserError, match="no rows are left") as caught:
+        read_questions(opened, str(path), drop_bad_rows=True)
+    assert caught.value.fix == "without --drop-bad-rows the reasons are listed"
+
+
 def test_matching_needs_an_end() -> None:
     question = Question("p", [1], "Paris.")
     assert matches(Generation(" Paris.\n", [5], True), question)

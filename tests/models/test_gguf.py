@@ -85,7 +85,7 @@ def test_a_file_of_that_name_where_one_works_is_another(tmp_path: Path, monkeypa
     assert torch.equal(model.get_input_embeddings().weight, expected.get_input_embeddings().weight)
 
 
-@pytest.mark.parametrize("system", ["Don't {shout}.\nBe kind.", None])
+@pytest.mark.parametrize("system", ["Don't {shout}.\nBe kind.", pytest.param(None, marks=pytest.mark.prove)])
 def test_plain_peft_and_transformers_use_an_adapter_on_a_gguf_file_as_luthier_does(
     system: str | None, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +31,8 @@ from luthier.types import NO_TARGET, Message, Prompt, Row, Sample
 
 ANSWER_COLUMNS = {"output", "completion", "response", "messages", "conversations", "text", "chosen"}
 REQUEST_COLUMNS = {"prompt", "instruction"}
+BAD_ROWS = re.compile(r"([\d,]+) of ([\d,]+) rows? cannot be used")
+"""How the error about rows begins."""
 
 
 @dataclass(frozen=True)
@@ -216,7 +219,11 @@ def read_samples(
         return prepare(config, opened.tokenizer, context_length=opened.context_tokens, objective=objective, watch=rows)
     except UserError as error:
         error = named_by(option, error)
-        if "rows cannot be used" in error.found:
+        if counts := BAD_ROWS.match(error.found):
             found = error.found.replace("; nothing was trained", "")
-            raise UserError(error.where, found, error.expected, "mend the rows, or add --drop-bad-rows") from None
+            drop = "" if counts[1] == counts[2] else ", or add --drop-bad-rows"
+            raise UserError(error.where, found, error.expected, "mend the rows" + drop) from None
+        if (config_words := "on_bad_row=drop and on_long_row=drop") in error.fix:
+            fix = error.fix.replace(config_words, "--drop-bad-rows")
+            raise UserError(error.where, error.found, error.expected, fix) from None
         raise error from None

@@ -7,6 +7,7 @@ What an export writes and how it is read back is the component's own (`export/`)
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -96,6 +97,8 @@ class Exported:
     choice: Drift | None = None
     """the base that was merged into against the quantized one of the training, each with the adapter; None where the base
     was not quantized"""
+    next: str = ""
+    """a line that asks it; "" where it has no chat template"""
 
     def as_text(self) -> str:
         """For the terminal."""
@@ -119,6 +122,8 @@ class Exported:
                 f"system text of its training, kept in luthier.json, where chat finds it: {excerpt(self.system)}"
             )
             lines.append("the saved template puts it before what other tools ask without one")
+        if self.next:
+            lines += ["next", f"  {self.next}"]
         return "\n".join(lines)
 
 
@@ -174,7 +179,12 @@ def export(
     renderer = None if unproven or exporter.needs_adapter else opened.renderer
     written, prompts = _write_and_compare(exporter, parts, folder, original, inputs, tuning, renderer, say)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    return Exported(folder, to, exporter.dtype(parts), size, written, tuning, prompts, opened.system, choice)
+    ask = _line_that_asks(folder, trust_remote_code) if parts.template is not None else ""
+    return Exported(folder, to, exporter.dtype(parts), size, written, tuning, prompts, opened.system, choice, ask)
+
+
+def _line_that_asks(folder: Path, trust_remote_code: bool) -> str:
+    return f"luthier chat {shlex.quote(str(folder))}" + (" --trust-remote-code" if trust_remote_code else "")
 
 
 def _open(target: str, base: Base, trust_remote_code: bool) -> Opened:

@@ -53,7 +53,9 @@ def trained(*keys: str) -> int:
 )
 def test_each_line_runs(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert trained(*KINDS[kind]) == 0
-    said = capsys.readouterr().out.splitlines()
+    captured = capsys.readouterr()
+    assert "model shards" not in captured.err, "a bar of transformers"
+    said = captured.out.splitlines()
     lines = [line.strip() for line in said[said.index("next") + 1 :]]
     assert lines == next_lines(read_figures("runs/my run"))
     assert [line.split()[1] for line in lines] == EXPECTED[kind]
@@ -63,6 +65,11 @@ def test_each_line_runs(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
         extra = ["--unproven"] if line.startswith("luthier export") else []
         assert luthier(*shlex.split(line)[1:], *extra) == 0, line
     assert Path("my run-merged/config.json").is_file()
+    said = capsys.readouterr().out.splitlines()
+    own = [line.strip() for line in said[said.index("next") + 1 :]] if "next" in said else []
+    assert own == ([] if kind == "text" else ["luthier chat 'my run-merged'"])
+    for line in own:
+        assert luthier(*shlex.split(line)[1:]) == 0, line
 
 
 def test_a_finished_run_says_how_to_train_on(capsys: pytest.CaptureFixture[str]) -> None:
