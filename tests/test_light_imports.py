@@ -6,12 +6,11 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 HELP_IMPORTS = {"luthier", "typer", "click", "shellingham", "annotated_doc", "typing_extensions", "colorama"}
 """Of what is not Python's own; pydantic, which typer imports to convert a value, takes as long as all the rest."""
-HELP_IMPORTS_OF_OURS = (
-    r"luthier(\.(__main__|errors|cli(\..*)?|models(\.architectures)?|system(\.(cores|faults|floors|outgoing|secrets|streams))?))?"
-)
+HELP_IMPORTS_OF_OURS = r"luthier(\.(__main__|errors|cli(\..*)?|models(\.architectures)?|system(\.(cores|faults|floors|outgoing|secrets|streams))?))?"
 
 ASKS_FOR_HELP = """
 import contextlib, io, json, sys
@@ -58,6 +57,41 @@ def test_a_configuration_is_read_without_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+def test_mistakes_that_need_no_torch_are_told_without_it(tmp_path: Path) -> None:
+    """Names that are nowhere, and a folder that holds a run already."""
+    (tmp_path / "models" / "llama").mkdir(parents=True)
+    (tmp_path / "work" / "runs" / "mine").mkdir(parents=True)
+    (tmp_path / "work" / "runs" / "mine" / "manifest.json").write_text(
+        json.dumps({"luthier": "0.1.0", "state": "finished"})
+    )
+    (tmp_path / "work" / "train.jsonl").write_text(json.dumps({"instruction": "a", "output": "b"}))
+    train = ["train", "data=train.jsonl", "chat_template=chatml"]
+    asked = {
+        "there is no such run": ["chat", "runs/nope"],
+        'did you mean "runs/mine"': ["chat", "runs/mina"],
+        "--data: nope.json: there is no such file": ["eval", "../models/llama", "--data", "nope.json"],
+        "there is no such run ": ["compare", "runs/nope", "--prompt", "Hi"],
+        "--prompts: nope.json: there is no such file": ["compare", "../models/llama", "--prompts", "nope.json"],
+        " there is no such run": ["export", "runs/nope", "--output", "out"],
+        'did you mean "../models/llama"': [*train, "model=../models/lama", "output_dir=new"],
+        "runs/mine holds a run already (finished)": [*train, "model=../models/llama", "output_dir=runs/mine"],
+    }
+    code = (
+        "import contextlib, io, json, sys; from luthier.cli import main; out = []\n"
+        "for words in json.loads(sys.argv[1]):\n"
+        "    with contextlib.redirect_stderr(io.StringIO()) as said:\n"
+        "        out.append([main(words), said.getvalue()])\n"
+        "    assert not {'torch', 'transformers', 'peft'} & set(sys.modules), words\n"
+        "print(json.dumps(out))"
+    )
+    given = [sys.executable, "-c", code, json.dumps(list(asked.values()))]
+    done = subprocess.run(given, capture_output=True, text=True, check=False, timeout=60, cwd=tmp_path / "work")
+    assert done.returncode == 0, done.stderr
+    for words, (status, said) in zip(asked, json.loads(done.stdout), strict=True):
+        assert status == 2
+        assert words.strip() in said
 
 
 def test_explain_waits_for_no_torch() -> None:

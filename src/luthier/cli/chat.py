@@ -41,6 +41,9 @@ def chat(
       luthier chat runs/mine/checkpoints/step-000100
       luthier chat org/name --system "Answer in one sentence." --temperature 0.7 --top-p 0.9
     """
+    from luthier.inference.as_typed import check_names
+
+    check_names([target])
     from luthier.inference.chat import Chat, Settings
     from luthier.inference.opened import open_model
 

@@ -68,6 +68,9 @@ def compare(
       luthier compare runs/mine --prompts held_out.jsonl --json
       luthier compare runs/a runs/b --prompt "Who are you?" --html compared.html
     """
+    from luthier.inference.as_typed import check_names
+
+    check_names(targets, "--prompts", prompts)
     asked: dict[str, Any] = {"system": system, "limit": limit, "max_new_tokens": max_new_tokens, "seed": seed}
     asked |= {"temperature": temperature, "drop_bad_rows": drop_bad_rows, "trust_remote_code": trust_remote_code}
     if len(targets) == 1:

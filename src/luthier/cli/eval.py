@@ -54,6 +54,9 @@ def eval(
       luthier eval org/name --data held_out.jsonl --generate 0 --json
     """
     from luthier.cli._shared import print_json
+    from luthier.inference.as_typed import check_names
+
+    check_names([target], "--data", data)
     from luthier.inference import measures
     from luthier.system.console import Screen
 

@@ -32,6 +32,9 @@ def export(
     from dataclasses import asdict
 
     from luthier.cli._shared import print_json
+    from luthier.inference.as_typed import check_names
+
+    check_names([target])
     from luthier.inference.verified_export import export as write
 
     settings = {} if dtype is None else {"dtype": dtype}

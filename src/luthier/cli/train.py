@@ -31,10 +31,14 @@ def train(
     from luthier.api import train_from
     from luthier.cli._shared import split_config_and_overrides, split_flags
     from luthier.data import early_check
+    from luthier.runs import manifest
+    from luthier.system.launch import launch
 
     words, flags = split_flags(arguments or [], ["--resume", "--trust-remote-code", "--debug"])
     path, overrides = split_config_and_overrides(words)
     checked = config.load(path, overrides, flags)
     if not resume:  # a run that goes on, or is finished, says itself what it lacks
         early_check.check(checked)
+        if launch().rank == 0:
+            manifest.refuse_used(checked)
     train_from(checked, resume=resume, trust_remote_code=trust_remote_code)

@@ -14,7 +14,7 @@ from luthier.data.chat.template import read_template
 from luthier.data.files import Source, is_of_hub, sources
 from luthier.data.recognise import files_of, row_parser_of
 from luthier.errors import BadRow, UserError
-from luthier.models.sources.resolve import at_hand
+from luthier.models.sources.resolve import at_hand, refuse_missing
 from luthier.types import Conversation, Row
 
 TOKENIZER_FILES = (
@@ -36,6 +36,7 @@ def check(config: RunConfig) -> None:
     for _, key, file in files_of(config, objective.takes):
         if not is_of_hub(file):
             found += sources(file, f"{key}.path")
+    refuse_missing(config.model.path)
     folder = at_hand(config.model.path)
     if config.data.chat_template == "auto" and folder is not None and _has_no_template(folder):
         _refuse_conversations(found, folder)

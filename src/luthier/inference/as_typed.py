@@ -3,12 +3,36 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
+from luthier import config
+from luthier.data.files import is_of_hub, sources
 from luthier.errors import UserError
+from luthier.models.sources.resolve import refuse_missing
 
 TEMPLATE = "--chat-template"
 FILE = re.compile(r"data\.train(\[\d+\])?(\.path)?")
 KEYS = ((FILE, ""), (re.compile(r"data\.chat_template"), TEMPLATE))
+
+
+def check_names(targets: Sequence[str], option: str = "", file: str | None = None) -> None:
+    """What can be told of a command before torch is imported.
+
+    Args:
+        file: what `option` names; None where nothing is.
+
+    Raises:
+        UserError: a target is neither here nor of a hub, or there is no such file.
+    """
+    for target in targets:
+        refuse_missing(target)
+    if file is None:
+        return
+    try:
+        if not is_of_hub(data := config.data_file(file)):
+            list(sources(data, "data.train.path"))
+    except UserError as error:
+        raise named_by(option, error) from None
 
 
 def named_by(option: str, error: UserError) -> UserError:

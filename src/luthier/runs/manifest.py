@@ -11,6 +11,7 @@ import json
 import platform
 import secrets
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,6 +82,19 @@ def previous(folder: Path, config: RunConfig, resume: bool) -> dict[str, Any] | 
         raise UserError(str(folder / MANIFEST), "is not what the run wrote", "it as it was", OTHER_PLACE)
     _check_config(found, folder, config)
     return found
+
+
+def refuse_used(config: RunConfig) -> None:
+    """What `previous` says of a run that is not to go on, for those who ask before anything is imported or written. It is asked
+    again when the folder is held.
+
+    Raises:
+        UserError: the folder holds something else, or a run.
+    """
+    folder = Path(config.output_dir)
+    with suppress(OSError):  # whoever makes the folder says it better
+        if folder.is_dir():
+            previous(folder, config, resume=False)
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -20,6 +20,8 @@ from luthier.models.sources import code, gguf, hub, package_index, pickled
 from luthier.system.streams import Say, complain
 
 PREFIXES = ("hf:", "ms:", "pypi:")
+RUNS = "runs"
+"""The folder that runs are written into where no other is named."""
 _MODELSCOPE_FIX = "pip install 'luthier[modelscope]'"
 _MAX_CHAIN = 8
 
@@ -121,9 +123,22 @@ def _find(path: str, revision: str | None, trust_remote_code: bool, say: Say, ch
         return _folder(local.resolve(), trust_remote_code, say, chain)
     if local.is_file():
         return _file(local.resolve(), say)
+    refuse_missing(path)
+    return _hub(path, revision, trust_remote_code, say, chain)
+
+
+def refuse_missing(path: str) -> None:
+    """Fetches nothing, and looks into nothing.
+
+    Raises:
+        UserError: there is no such model here, and it is of no hub.
+    """
+    local = Path(path).expanduser()
+    if path.startswith(PREFIXES) or local.is_dir() or local.is_file():
+        return
     if hub.is_name(path.partition("@")[0]):
         _refuse_mistyped(path, local)
-        return _hub(path, revision, trust_remote_code, say, chain)
+        return
     raise UserError(
         f"model {path}",
         "there is no such file or folder",
@@ -139,7 +154,11 @@ def _beside(path: str, local: Path) -> list[str]:
 
 
 def _refuse_mistyped(path: str, local: Path) -> None:
-    """Raises UserError for what is a hub's name too, but lies in a folder that is here and is near a name in it."""
+    """Raises UserError for what is a hub's name too, but lies in a folder that is here and is near a name in it, or in the folder
+    of runs."""
+    if local.parent.name == RUNS and hub.kept(path) is None:
+        there = did_you_mean(path, _beside(path, local)) or "luthier runs lists those there are"
+        raise UserError(f"model {path}", "there is no such run", "the folder of a run", there)
     if (near := did_you_mean(path, _beside(path, local))) and hub.kept(path) is None:
         raise UserError(f"model {path}", "there is no such folder", near, f"model=hf:{path}, if it is of the hub")
 
