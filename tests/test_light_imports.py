@@ -10,7 +10,10 @@ from pathlib import Path
 
 HELP_IMPORTS = {"luthier", "typer", "click", "shellingham", "annotated_doc", "typing_extensions", "colorama"}
 """Of what is not Python's own; pydantic, which typer imports to convert a value, takes as long as all the rest."""
-HELP_IMPORTS_OF_OURS = r"luthier(\.(__main__|errors|cli(\..*)?|models(\.architectures)?|system(\.(cores|faults|floors|outgoing|secrets|streams))?))?"
+HELP_IMPORTS_OF_OURS = (
+    r"luthier(\.(__main__|errors|cli(\..*)?|models(\.architectures)?|"
+    r"system(\.(cores|faults|floors|outgoing|secrets|streams))?))?"
+)
 
 ASKS_FOR_HELP = """
 import contextlib, io, json, sys
