@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 import tracemalloc
+from pathlib import Path
 
 import pytest
 
+from luthier import config
 from luthier.config import plain_yaml
 from luthier.config.documents import parse_yaml
 from luthier.errors import UserError
@@ -32,6 +34,9 @@ TOO_MUCH: dict[str, str] = {
     "merged": "a: &a {x: 1}\nb:\n" + "  <<: *a\n" * (N // 10),
     "merged again": "a0: &a0 {x: 1}\n"
     + "".join(f"a{i}: &a{i} {{<<: [{','.join([f'*a{i - 1}'] * 9)}]}}\n" for i in range(1, 30)),
+    "a wide map merged often": "a: &a\n"
+    + "".join(f"  k{i}: {i}\n" for i in range(4_500))
+    + f"b: {{<<: [{'*a,' * 9_000}]}}\n",
     "merged into itself": "a: &a\n  <<: *a\n",
     "digits": "a: " + "9" * N,
     "hexadecimal": "a: 0x" + "f" * N,
@@ -132,3 +137,15 @@ def test_merged_keys_stand_behind_those_that_are_written_and_lines_are_known() -
 def test_a_run_reads_what_it_wrote_of_many_files() -> None:
     text = "".join(f"k{i}: {i}\n" for i in range(15_000))
     assert len(parse_yaml(text, "config.yaml", plain_yaml.OF_A_RUN).tree) == 15_000
+
+
+@pytest.mark.prove
+def test_a_run_of_many_files_is_loaded_by_its_folder(tmp_path: Path) -> None:
+    """The limits of a person are for what a person wrote: here it is a line, and the run writes every default of every file."""
+    shards = [f"shard-{i:05}.jsonl" for i in range(1_300)]
+    made = config.from_dict({"model": "org/name", "data": {"train": [{"path": name} for name in shards]}})
+    (tmp_path / "config.yaml").write_text(made.resolved_yaml())
+    with pytest.raises(UserError, match="more than 20,000 values"):
+        config.load(tmp_path / "config.yaml")
+    (tmp_path / "manifest.json").write_text("{}")
+    assert config.load(tmp_path / "config.yaml") == made

@@ -169,8 +169,9 @@ class _Tree:
                 for part in value.value if isinstance(value, SequenceNode) else [value]:
                     if not isinstance(part, MappingNode):
                         raise _Refused(line, "<< with something else than a map", "<<: *NAME, where &NAME is a map")
-                    self.values += 1
-                    merged = self._items(part, path, depth + 1) | merged
+                    self.values += 1 + len(part.value)  # each key is put in anew
+                    for name, behind in self._items(part, path, depth + 1).items():
+                        merged.setdefault(name, behind)
                 continue
             name = _scalar(key, line) if isinstance(key, ScalarNode) else "a list or a map"
             if not isinstance(name, str) or not isinstance(key, ScalarNode):

@@ -18,6 +18,7 @@ from luthier.component import ComponentConfig, Config
 from luthier.config.components import AUTO, COMPONENTS, DEFAULT_KINDS, method_defaults
 from luthier.config.documents import Document, read_yaml, to_line, to_yaml
 from luthier.config.foreign_keys import generic
+from luthier.config.plain_yaml import OF_A_PERSON, OF_A_RUN
 from luthier.config.problems import (
     COMMAND_LINE,
     FLAG,
@@ -34,6 +35,7 @@ from luthier.config.problems import (
 from luthier.config.sections import WITHOUT_WARMUP, DataConfig, DataFile, ModelConfig, RunConfig, TrainingConfig
 from luthier.config.translation import as_words, shown, whole
 from luthier.errors import UserError, excerpt
+from luthier.system.files import MANIFEST
 from luthier.system.secrets import held_in
 
 MOST_WORDS = 1_000
@@ -62,7 +64,12 @@ def load(
     Raises:
         UserError: with file and line, what was found, what was expected, and the fix. All problems are listed at once.
     """
-    return assemble(read_yaml(Path(path)) if path is not None else Document({}, COMMAND_LINE), overrides, flags)
+    return assemble(_read(Path(path)) if path is not None else Document({}, COMMAND_LINE), overrides, flags)
+
+
+def _read(path: Path) -> Document:
+    """With the limits of a run where the file lies in the folder of one: luthier wrote it."""
+    return read_yaml(path, OF_A_RUN if path.with_name(MANIFEST).is_file() else OF_A_PERSON)
 
 
 def assemble(document: Document, overrides: Sequence[str], flags: Sequence[tuple[str, str]] = ()) -> RunConfig:
