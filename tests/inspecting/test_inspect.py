@@ -14,6 +14,7 @@ from torch import nn
 from luthier import config
 from luthier.cli import main
 from luthier.inspecting.gradients import Gradients, one_batch
+from luthier.inspecting.gradients import as_text as gradients_as_text
 from luthier.inspecting.module_tree import as_text, collapsed, totals, tree
 from tests.helpers.tiny_models import save_twin, tiny_llama, twin
 
@@ -168,6 +169,13 @@ def test_gradients_of_lora(quantization: str, place: Path, monkeypatch: pytest.M
     seen = gradients(place, f"quantization={quantization}")
     states = {module.name.split(".")[-2]: module.state for module in seen.modules if module.required}
     assert states == {"lora_A": "learns from the second step", "lora_B": "learns"}
+    for module in seen.modules:
+        if module.required:
+            first, second = module.update, module.second_update
+            assert first is None, "A got no gradient in this step, B was zero"
+            assert (second is not None) == (module.state == "learns from the second step")
+    table = [line for line in gradients_as_text(seen).splitlines() if "lora_" in line]
+    assert all(("none yet" in line) == ("lora_A" in line) for line in table)
     assert all(module.before is None for module in seen.modules)
     assert all(module.after is None for module in seen.of("frozen"))
     assert len(seen.of("frozen")) == LAYERS * 9 + 3
@@ -246,4 +254,4 @@ def test_gradients_for_programs(place: Path, capsys: pytest.CaptureFixture[str])
     given = [f"model={place / 'model'}", f"data={place / 'train.jsonl'}", "dtype=float32", "--gradients"]
     seen = found(capsys, *given)
     assert len(seen["rows"]) == 8
-    assert {"name", "required", "before", "after", "update", "state"} == set(seen["modules"][0])
+    assert {"name", "required", "before", "after", "update", "second_update", "state"} == set(seen["modules"][0])

@@ -51,7 +51,10 @@ class Module:
     after: float | None
     """norm of the gradient of the mean loss, before clipping"""
     update: float | None = None
-    """norm of the optimizer's change over the norm of the weights before; None where these were zero"""
+    """norm of the optimizer's change over the norm of the weights before, of those that got a gradient; None where none did, or
+    these were zero"""
+    second_update: float | None = None
+    """the same of those that got their gradient from the second step only"""
     state: str = ""
     """`frozen`, `learns`, `learns from the second step`, `no token`, `dead`, `not finite`, or `not reached`"""
 
@@ -181,12 +184,18 @@ def _modules(
             continue
         trained = [name for name, parameter in own.items() if parameter.requires_grad]
         line = Module(path, bool(trained), _together(before, trained), _together(after, trained))
-        moved = [changes[name] for name in trained if name in changes]
-        weight = math.hypot(*(norm for _, norm in moved))
-        line.update = math.hypot(*(change for change, _ in moved)) / weight if weight else None
-        line.state = _state(line, [name for name in trained if not after.get(name)], late) if trained else "frozen"
+        without = [name for name in trained if not after.get(name)]
+        line.update = _ratio([changes[name] for name in trained if name in changes and name not in without])
+        line.second_update = _ratio([changes[name] for name in without if name in changes and late.get(name)])
+        line.state = _state(line, without, late) if trained else "frozen"
         found.append(line)
     return found
+
+
+def _ratio(moved: Sequence[tuple[float, float]]) -> float | None:
+    """Of the changes of weights, and the norms that these had."""
+    weight = math.hypot(*(norm for _, norm in moved))
+    return math.hypot(*(change for change, _ in moved)) / weight if weight else None
 
 
 def _together(norms: Norms, names: Sequence[str]) -> float | None:
@@ -219,7 +228,11 @@ def _verdict(found: Gradients) -> Iterator[str]:
         names = ", ".join(module.name for module in dead[:SHOWN])
         yield f"DEAD: {len(dead)} trained modules got no gradient in two steps: {names}"
         yield "  do: name only layers that the model uses in tuning.target_modules; look for weights that are all zero"
-    updates = {module.name: module.update for module in found.modules if module.update is not None}
+    updates = {
+        module.name: max(known)
+        for module in found.modules
+        if (known := [one for one in (module.update, module.second_update) if one is not None])
+    }
     largest = max(updates, key=lambda name: updates[name], default="")
     if largest and updates[largest] > LARGE:
         advice = found.learning_rate * USUAL / updates[largest]
@@ -249,7 +262,8 @@ def as_text(found: Gradients, everything: bool = False) -> str:
     for (name, state), members in groups.items():
         trained = "no" if state == "frozen" else "yes"
         norms = (_range([getattr(module, key) for module in members], "none") for key in ("before", "after"))
-        updates = _range([module.update for module in members], "from zero" if state != "frozen" else "")
+        still = "" if state == "frozen" else "from zero" if any(module.after for module in members) else "none yet"
+        updates = _range([module.update for module in members], still)
         rows.append((name, str(len(members)), trained, *norms, updates, "" if state in ("learns", "frozen") else state))
     frozen = len(found.of("frozen"))
     notes = [] if everything or not frozen else [f"{frozen} modules with weights are frozen and need no gradient."]

@@ -15,6 +15,7 @@ from luthier.errors import UserError
 from luthier.inspecting.data.row_losses import courses
 from luthier.inspecting.data.shown_rows import Wanted
 from luthier.inspecting.data.suspects import pairs, suspicion
+from luthier.reporting.data.text import print_report
 from luthier.training import run
 from luthier.types import NO_TARGET, Sample
 from tests.helpers.looked_at import loaded, looked, prepare_folder, write_rows
@@ -101,12 +102,30 @@ def test_what_a_person_sees(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "--after", "runs/x", "--html", "after.html"]) == 0
     page = Path("after.html").read_text(encoding="utf-8")
     assert "Answers that fit their prompts least, of 6 rows" in page
-    assert "suspected by the run" in page
+    assert "suspected by the run" not in page, "each of these answers fits its own prompt best"
     capsys.readouterr()
     assert main(["data", "--after", "runs/x"]) == 0
     out = capsys.readouterr().out
     assert "by pass over the data" in out
-    assert "answers that fit their own prompt least" in out
+    assert "of 6 rows each answer is likelier behind its own prompt than behind another row's" in out
+    assert "one of the first" in out
+
+
+def test_only_answers_that_fit_another_prompt_as_well_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    report = looked(wanted=Wanted(rows=("train.jsonl:2",), samples=0))
+    assert [(row.row, row.why) for row in report.rows] == [("train.jsonl:2", ["suspected by the run"])]
+    row = {"row": "train.jsonl:2", "losses": [4.0, None], "course": ""}
+    suspects = [
+        {**row, "score": 0.4, "own_prompt": 3.5, "other_prompt": 3.25},
+        {**row, "row": "train.jsonl:3", "score": -0.1, "own_prompt": 3.33, "other_prompt": 3.34},
+    ]
+    report.after = {**after(examined_rows=0), "examined": 6, "suspects": suspects}
+    print_report(report)
+    listed = capsys.readouterr().out.partition("the likeliest mistakes first, of 6 rows (nats a token):\n")[2]
+    heading, first, *_ = listed.splitlines()
+    assert heading.split() == ["row", "own", "prompt", "another", "by", "pass"]
+    assert first.split() == ["train.jsonl:2", "3.50", "3.25", "4.00", "?"]
+    assert "train.jsonl:3" not in listed
 
 
 def test_overrides_are_put_on_the_runs_configuration(capsys: pytest.CaptureFixture[str]) -> None:

@@ -53,7 +53,7 @@ def new_report(
         became = after_run(after, prepared, examined_rows, say, trust_remote_code)
     decisions = _decisions(after) if after is not None else _decided(config, model_config)
     if became is not None and not wanted.chosen:
-        suspected = tuple(suspect["row"] for suspect in became["suspects"][: wanted.samples])
+        suspected = tuple(one["row"] for one in became["suspects"][: wanted.samples] if one["score"] >= 0)
         wanted = replace(wanted, rows=suspected, samples=0 if suspected else wanted.samples)
     report = make_report(
         config,

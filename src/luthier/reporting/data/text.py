@@ -204,14 +204,17 @@ def _after(found: dict[str, Any] | None) -> Iterator[str]:
             yield f"{found[course]:>7,} {noun(found[course], 'row')} {course.replace('_', ' ')}{listed}"
     else:
         yield "  one pass shows no course: a run of several tells rows that were learned from those that were not"
-    if found["suspects"]:
-        yield (
-            f"answers that fit their own prompt least, the likeliest mistakes first, of {counted(found['examined'], 'row')} "
-            "(nats a token behind the own prompt, behind another row's, and by pass):"
-        )
-    for suspect in found["suspects"]:
+    if not found["suspects"]:
+        return
+    of, worst = counted(found["examined"], "row"), [one for one in found["suspects"] if one["score"] >= 0]
+    if not worst:
+        yield f"of {of} each answer is likelier behind its own prompt than behind another row's (--json has the figures)"
+        return
+    yield f"answers that fit their own prompt least, the likeliest mistakes first, of {of} (nats a token):"
+    yield f"  {'row':<40} {'own prompt':>10} {'another':>10}   by pass"
+    for suspect in worst:
         losses = " ".join("?" if loss is None else f"{loss:.2f}" for loss in suspect["losses"])
-        yield f"  {suspect['row']:<40} {suspect['own_prompt']:6.2f} {suspect['other_prompt']:6.2f}   {losses}"
+        yield f"  {suspect['row']:<40} {suspect['own_prompt']:>10.2f} {suspect['other_prompt']:>10.2f}   {losses}"
 
 
 def _groups(groups: Sequence[Sequence[str]]) -> str:
