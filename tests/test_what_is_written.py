@@ -19,6 +19,7 @@ WRITERS = {
     "export/merged.py": "the same",
     "export/adapter.py": "the same",
     "models/adapters.py": "the same",
+    "models/adapter_readme.py": "the same",
     "models/shards.py": "the same",
     "models/stored.py": "the same",
     "models/sources/gguf.py": "the same",
