@@ -99,6 +99,8 @@ WORDS: dict[str, list[str]] = {
             ("r", 65_536),
             ("lora_alpha", 2**64),
             ("init_lora_weights", "pissa_niter_999"),
+            ("init_lora_weights", "pissa_niter_99999999"),
+            ("init_lora_weights", "xpissa_niter_4"),
             ("target_modules", "[]"),
             ("target_modules", "''"),
             ("layers_to_transform", "[]"),

@@ -229,6 +229,13 @@ ADAPTERS = {
     "renamed keys": Case(weights(rename("lora_A", "lora_down"), ADAPTER), ("lora_A", "lora_down"), of="adapter"),
     "DoRA flag": Case(settings(ADAPTER_CONFIG, use_dora=True), ("magnitude", ADAPTER), of="adapter"),
     "no lora_alpha": Case(settings(ADAPTER_CONFIG, lora_alpha=...), (ADAPTER_CONFIG, "lora_alpha"), of="adapter"),
+    "rank is no number": Case(settings(ADAPTER_CONFIG, r="4"), (ADAPTER_CONFIG, "r is", "whole number"), of="adapter"),
+    "another bias": Case(settings(ADAPTER_CONFIG, bias="nong"), ("does not fit", "nong"), of="adapter"),
+    "a module to import": Case(
+        settings(ADAPTER_CONFIG, megatron_config={"a": 1}, megatron_core="this"),
+        ("megatron_config", "'this'"),
+        of="adapter",
+    ),
     "unknown type": Case(
         settings(ADAPTER_CONFIG, peft_type="SHIRA2"), (ADAPTER_CONFIG, "SHIRA2", "LORA"), of="adapter"
     ),

@@ -43,6 +43,8 @@ def test_the_settings_of_an_adapter(tmp_path: Path) -> None:
         for tell in (adapters.trained_quantization, adapters.new_tokens, adapters.starts_at_base, adapters.begins):
             tell(tmp_path)
 
-    text = (tmp_path / adapters.CONFIG).read_bytes()
-    compact = json.dumps(json.loads(text)).encode()
-    assert fuzz(use, tmp_path / adapters.CONFIG, [text, compact], adapters.CONFIG) > 3
+    for name in (adapters.CONFIG, adapters.OURS):
+        text = (tmp_path / name).read_bytes()
+        compact = json.dumps(json.loads(text)).encode()
+        assert fuzz(use, tmp_path / name, [text, compact], name) > 3
+        (tmp_path / name).write_bytes(text)

@@ -25,6 +25,12 @@ def test_what_a_pattern_matches() -> None:
     assert matched(r".*\.[02]\..*", NAMES, "tuning.patterns") == {NAMES[0], NAMES[2]}
 
 
+@pytest.mark.parametrize("pattern", ["(", "a{4294967296}", "(" * 5_000 + ")" * 5_000])
+def test_what_is_none_is_refused(pattern: str) -> None:
+    with pytest.raises(UserError, match="is no regular expression"):
+        matched(pattern, NAMES, "tuning.patterns")
+
+
 def test_one_that_is_tried_for_ever_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_patterns, "LIMIT_S", 0.05)
     before = signal.getsignal(signal.SIGALRM)

@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from luthier.errors import UserError
+from luthier.errors import UserError, excerpt
 from luthier.kernels.experts_lora import compute_apart
 from luthier.kernels.lora import ADAPTER, FromStart, lora_layers, tie_edges
 from luthier.models.adapter_readme import write_readme
@@ -21,6 +22,7 @@ from luthier.models.checks import check_adapter_config
 from luthier.models.files import refuse_odd_links
 from luthier.models.headers import file_tensors
 from luthier.models.new_tokens import grow, grown
+from luthier.models.settings import read_json
 from luthier.system.faults import raise_fault
 from luthier.system.files import sha256
 
@@ -28,6 +30,11 @@ STARTS_AT_ZERO = (True, "gaussian", "eva", "orthogonal")
 """PEFT's ways to begin that leave the base as it is; others (PiSSA, OLoRA, ...) change its weights."""
 
 WEIGHTS, CONFIG, OURS = "adapter_model.safetensors", "adapter_config.json", "luthier.json"
+
+UNFIT = (
+    ValueError, TypeError, KeyError, AttributeError, IndexError, NotImplementedError, RuntimeError, OverflowError, ImportError
+)  # fmt: skip
+"""What peft raises of settings whose values it does not check."""
 
 
 def save_adapter(
@@ -150,7 +157,7 @@ def load_adapter(model: Any, folder: Path, trainable: bool = False, base: Mappin
     weights = _read_weights(folder)
     check_adapter_config(folder / CONFIG)
     grow(model, embedding_rows(folder))
-    config = LoraConfig.from_pretrained(str(folder))
+    config = _settings(folder)
     if trainable:
         _refuse_another_beginning(folder, config.init_lora_weights)
     config.inference_mode = not trainable
@@ -159,10 +166,10 @@ def load_adapter(model: Any, folder: Path, trainable: bool = False, base: Mappin
     )  # peft warns where the base lies elsewhere now
     try:
         adapted: PeftModel = get_peft_model(model, config)
-    except ValueError as error:
+    except UNFIT as error:
         raise UserError(
             str(folder),
-            f"does not fit this model: {str(error).splitlines()[0][:160]}",
+            f"does not fit this model: {excerpt(str(error), 160)}",
             "the model that it was trained on",
             f"use the base that {CONFIG} names",
         ) from None
@@ -179,6 +186,16 @@ def load_adapter(model: Any, folder: Path, trainable: bool = False, base: Mappin
     if (began := begins(folder)) is not None:
         config.init_lora_weights = began  # peft's own file cannot say it
     return adapted
+
+
+def _settings(folder: Path) -> LoraConfig:
+    try:
+        config: LoraConfig = LoraConfig.from_pretrained(str(folder))
+    except UNFIT as error:
+        raise UserError(
+            str(folder / CONFIG), f"peft cannot read it: {excerpt(str(error), 160)}", "what peft wrote", "copy it again"
+        ) from None
+    return config
 
 
 def _fitting(
@@ -271,10 +288,9 @@ def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def _refuse_other_base(folder: Path, base: Mapping[str, Any] | None) -> None:
-    file = folder / OURS
-    if base is None or not file.is_file():
+    own = _origin(folder).get("base")
+    if base is None or own is None:
         return
-    own = json.loads(file.read_text(encoding="utf-8"))["base"]
     differing = [
         key
         for key in ("config_hash", "weights_hash", "tokenizer_hash", "template")
@@ -353,7 +369,46 @@ def trained_system(folder: Path) -> str | None:
     return found if isinstance(found, str) else None
 
 
+class _HeldAs(BaseModel, extra="allow"):
+    kind: str
+
+
+class _Base(BaseModel, extra="allow"):
+    """Of `luthier.json`, what is read of a base; the rest is compared, or shown."""
+
+    name: str
+    quantization: _HeldAs | None = None
+    quantized_from: str | None = None
+
+
+class _Origin(BaseModel, extra="allow"):
+    """Of `luthier.json`, what is read."""
+
+    base: _Base | None = None
+    system: str | None = None
+    new_tokens: dict[str, int] = {}
+    embedding_rows: int = 0
+    adapter_path: str | None = None
+    starts_at_base: bool = True
+
+
 def _origin(folder: Path) -> dict[str, Any]:
+    """What luthier has written beside a result; nothing for one of another program.
+
+    Raises:
+        UserError: it is damaged: that must not read as if it said nothing.
+    """
     file = folder / OURS
-    tree = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    return tree if isinstance(tree, dict) else {}
+    if not file.is_file():
+        return {}
+    tree = read_json(file, str(folder))
+    try:
+        return _Origin.model_validate(tree, strict=True).model_dump(exclude_unset=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(
+            f"{file}: {'.'.join(map(str, first['loc']))}",
+            f"{first['msg'].lower()}, found {excerpt(first['input'])}",
+            "what luthier wrote",
+            "copy the folder again",
+        ) from None

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
 
+from luthier.config.bounds import MOST_RANK
 from luthier.errors import UserError, excerpt
 from luthier.models.folder import tensors, weight_files
 from luthier.models.settings import read_json
@@ -134,6 +135,15 @@ def check_adapter_config(file: Path) -> None:
     if (kind := tree.get("peft_type")) != "LORA":
         raise UserError(
             str(file), f"peft_type is {excerpt(kind)}", "LORA", "an adapter that was trained with LoRA or DoRA"
+        )
+    if isinstance(rank := tree.get("r"), bool) or not isinstance(rank, int | None) or not 1 <= (rank or 1) <= MOST_RANK:
+        raise UserError(str(file), f"r is {excerpt(rank)}", f"a whole number, 1 to {MOST_RANK:,}", f"copy {file.name} again")
+    if tree.get("megatron_config") is not None:
+        raise UserError(
+            str(file),
+            f"megatron_config: peft would import {excerpt(tree.get('megatron_core'))}, whatever it is",
+            "null",
+            f"remove megatron_config from {file.name}",
         )
     for key in ("r", "lora_alpha", "target_modules"):
         if tree.get(key) is None and not (key == "target_modules" and tree.get("target_parameters")):

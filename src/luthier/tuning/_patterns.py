@@ -26,7 +26,7 @@ def matched(pattern: str, names: Iterable[str], where: str) -> set[str]:
     try:
         with _at_most(LIMIT_S):
             return {name for name in names if re.fullmatch(pattern, name)}
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise UserError(
             where, f"{excerpt(pattern)} is no regular expression: {error}", "for example .*\\.(q|v)_proj"
         ) from None

@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, and a configuration is read 
 __all__ = ["Lora"]
 
 Alpha = Annotated[int, Field(ge=1, le=1_000_000)]
-Niter = Annotated[str, Field(pattern=r"pissa_niter_[1-9]\d?")]
+Niter = Annotated[str, Field(pattern=r"^pissa_niter_[1-9]\d?$")]
 
 OF_THE_ADAPTER = (
     "r",
