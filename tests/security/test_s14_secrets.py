@@ -9,11 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.table import Table
 
 from luthier.config import load
 from luthier.data.chat.template import Template
 from luthier.errors import UserError
+from luthier.system.console import Screen
 from luthier.system.secrets import held_in, redacted, secrets, without_secrets
+from luthier.system.streams import show
 from tests.helpers.command_line import luthier as command
 from tests.helpers.killing import write_config
 from tests.helpers.processes import ENVIRONMENT, ROOT
@@ -28,6 +31,10 @@ FAKE = {
     "AWS_SECRET_ACCESS_KEY": "wJalrXUtnFEMIK7MDENGbPxRfiCYEXAMPLEKEY",
     "COMET_API_KEY": "comet-0123456789-abcdef",
     "GITHUB_TOKEN": "ghp_" + "0aB" * 12,
+    "AZURE_STORAGE_KEY": "/abcdefghij0123456789abcdefghij0123456789abcdefghij0123456789abcdefghij0123456789ab==",
+    "GITHUB_PAT": "github-pat-by-another-form",
+    "PGPASSWORD": "post-gres-password",
+    "OPENAI_KEY": "sk-of-some-other-form-0123",
 }
 KEPT = "token-that-hf-auth-login-keeps"
 
@@ -49,11 +56,62 @@ def test_s14_what_is_a_secret(tmp_path: Path) -> None:
         "SECRET_SANTA_LIST_NAMES": "alice, bob, carol",
         "MY_TOKEN": "true",
         "XDG_SESSION_KEYRING": "0123456789abc",
-        "GOOGLE_APPLICATION_CREDENTIALS": "/home/somebody/key.json",
+        "GOOGLE_APPLICATION_CREDENTIALS": str(tmp_path),
+        "EOS_TOKEN": "<|endoftext|>",
+        "MY_PAD_TOKEN": "[padding-token]",
+        "ROLE_TOKEN": "<|start_of_role|>",
+        "STOP_TOKEN": "the end of it",
+        "SORT_KEY": "created_at_date",
         "HF_HOME": str(tmp_path),
     }
     assert secrets(plain) == {}
     assert set(secrets(plain | FAKE).values()) == set(FAKE)
+
+
+NAMES = (
+    "data/opus-en-sk-sentences-2024-cleaned.jsonl",
+    "hf:org/sk-wikipedia-instructions-2024",
+    "sk-Wikipedia-Instructions-2024-and-2025-cleaned",
+    "sk-WikipediaInstructionsCleaned2024",
+    "sk-" + "a-" * 200_000,
+)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_s14_names_are_no_tokens(name: str) -> None:
+    assert held_in(name) == ""
+    assert redacted(name) == name
+
+
+@pytest.mark.parametrize("begin", ["sk-", "sk-proj-", "sk-proj-a_b-", "sk-ant-api03-", "sk-svcacct-"])
+def test_s14_tokens_that_no_variable_holds(begin: str) -> None:
+    key = begin + "aB3dE5fG7hJ9kL1mN2pQ" + "-_xY4zA6"
+    assert redacted(f"see {key}: no") == "see [token]: no"
+    assert held_in(key) == "a token"
+
+
+def test_s14_the_login_lies_where_the_hub_library_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for place, environment in (
+        ("xdg/huggingface", {"XDG_CACHE_HOME": str(tmp_path / "xdg")}),
+        ("hub", {"HF_HOME": "~/hub"}),
+        ("other", {"HF_HOME": "$HOME/other"}),
+        (".cache/huggingface", {}),
+    ):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "token").write_text(f"kept-by-{place}")
+        assert secrets(environment) == {f"kept-by-{place}": "the hub's token"}
+
+
+def test_s14_results_and_tables_are_redacted(seeded: None, capfd: pytest.CaptureFixture[str]) -> None:
+    value = FAKE["WANDB_API_KEY"]
+    show(f"a result with {value}")
+    table = Table("column")
+    table.add_row(f"with {value}")
+    Screen(width=80).print(table, f"[bold]{value}")
+    shown = capfd.readouterr().out
+    assert value not in shown
+    assert shown.count("[WANDB_API_KEY]") == 3
 
 
 def test_s14_errors_and_progress_are_redacted(seeded: None, capfd: pytest.CaptureFixture[str]) -> None:
@@ -92,8 +150,10 @@ def test_s14_a_configuration_holds_none(key: str, seeded: None, tmp_path: Path) 
     assert held_in("https://a:b@c") == "a password"
 
 
-def test_s14_what_strangers_wrote_runs_without_them(seeded: None) -> None:
+def test_s14_what_strangers_wrote_runs_without_them(seeded: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """The process of a chat template: its environment, as the system shows it."""
+    monkeypatch.setenv("OF_NO_KNOWN_NAME", "some-value-of-the-users")
+    monkeypatch.setenv("LUTHIER_DATABASE", "postgres://me:secret@host/x")
     with Template("{{ messages[0].content }}", "x", {}) as template:
         template._started()
         assert template._sandbox is not None
@@ -102,6 +162,8 @@ def test_s14_what_strangers_wrote_runs_without_them(seeded: None) -> None:
     assert not [
         name for name, value in FAKE.items() if f"{name}=".encode() in environment or value.encode() in environment
     ]
+    assert b"some-value-of-the-users" not in environment
+    assert b"postgres" not in environment
     assert without_secrets().keys() & FAKE.keys() == set()
 
 

@@ -38,12 +38,12 @@ def _escape(code: int) -> str:
 
 
 def show(text: object = "", end: str = "\n") -> None:
-    """Prints a result on standard output.
+    """Prints a result on standard output, without secrets.
 
     Raises:
         OSError: it cannot be written.
     """
-    print(visible(str(text)), end=end, flush=True)
+    print(visible(redacted(str(text))), end=end, flush=True)
 
 
 def hand_on(text: str, end: str = "\n") -> None:
@@ -88,7 +88,7 @@ def is_lost() -> bool:
 def say(text: object) -> None:
     """Prints on standard output, without secrets; where that cannot be written, the work goes on without."""
     try:
-        show(redacted(str(text)))
+        show(text)
     except (OSError, ValueError):
         silence(OUT)
 
