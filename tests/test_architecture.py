@@ -235,6 +235,7 @@ MAY_NAME_KINDS = {
     "config/components.py": "what is meant where nothing is said",
     "config/other_tools.py": "our words for another tool's",
     "config/foreign_values.py": "the same of its values",
+    "config/foreign_files.py": "the same of its data sets",
     "data/registry.py": "the same for LLaMA-Factory's registry, some of whose words are like ours",
     "demo/requests.py": "writes configurations, as a person does",
     "inference/chat.py": "whose context is full: no kind",

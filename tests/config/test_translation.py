@@ -229,6 +229,64 @@ def test_what_another_tool_means_by_no_is_no_evaluation() -> None:
     assert load(told.partition("words:\n\n")[2]).data.eval is None
 
 
+@pytest.mark.parametrize(
+    ("entry", "expected"),
+    [
+        (
+            "{path: json, data_files: train.jsonl, type: chat_template, field_messages: talk}",
+            [{"path": "train.jsonl", "format": {"kind": "messages", "messages": "talk"}}],
+        ),
+        (
+            "{path: org/d, name: sub, split: 'train[:10%]'}",
+            [{"path": "hf:org/d", "subset": "sub", "split": "train[:10%]"}],
+        ),
+        ("{path: json, data_files: [a.jsonl, b.json.gz], split: train}", [{"path": "a.jsonl"}, {"path": "b.json.gz"}]),
+        (
+            "{path: a.jsonl, ds_type: json, type: alpaca, roles_to_train: [assistant]}",
+            [{"path": "a.jsonl", "format": {"kind": "alpaca"}}],
+        ),
+        (
+            "{path: org/d, type: completion, field: story, revision: main}",
+            [{"path": "hf:org/d", "revision": "main", "format": {"kind": "text", "text": "story"}}],
+        ),
+        (
+            "{path: a.jsonl, type: chat_template, field_messages: conversations, "
+            "message_property_mappings: {role: from, content: value}, roles: {user: [asker], assistant: [gpt]}}",
+            [{"path": "a.jsonl", "format": {"kind": "sharegpt", "roles": {"asker": "user", "gpt": "assistant"}}}],
+        ),
+    ],
+)
+def test_all_that_an_entry_of_its_data_sets_says_is_kept(entry: str, expected: list[dict[str, Any]]) -> None:
+    told = refusal(f"base_model: m\ndatasets: [{entry}]\n")
+    found = load(told.partition("words:\n\n")[2]).data.train
+    said = [one.model_dump(mode="json", exclude_unset=True) for one in found]
+    assert [one.keys() for one in said] == [one.keys() for one in expected]
+    for one, wanted in zip(said, expected, strict=True):
+        assert wanted.pop("format", {}).items() <= one.pop("format", {}).items()
+        assert one == wanted
+
+
+@pytest.mark.parametrize(
+    ("entry", "lost"),
+    [
+        ("{path: org/d, data_files: part.jsonl}", "data_files: part.jsonl"),
+        ("{path: a.jsonl, shards: 4}", "shards: 4"),
+        ("{path: a.jsonl, split: 'train[:10%]'}", "split: 'train[:10%]'"),
+        ("{path: a.jsonl, name: sub}", "name: sub"),
+        ("{path: json}", "path: json"),
+        ("{path: json, data_files: a.txt}", "data_files: a.txt"),
+        ("{path: a.jsonl, type: input_output}", "type: input_output"),
+        ("{path: a.jsonl, type: {field_output: answer}}", "type: {field_output: answer}"),
+        ("{path: a.jsonl, type: chat_template, roles_to_train: [user]}", "roles_to_train: [user]"),
+    ],
+)
+def test_an_entry_that_says_what_nothing_here_does_is_no_other_data_set(entry: str, lost: str) -> None:
+    told = refusal(f"base_model: m\ndatasets: [{{path: b.jsonl}}, {entry}]\n")
+    assert "datasets is another tool's name: nothing here does the same as " in told
+    assert lost in told
+    assert "fix" not in told
+
+
 def test_what_is_wrong_on_the_command_line_is_told_beside_what_is_wrong_in_the_file() -> None:
     text = "model: m\ndata: d.jsonl\nlora_rank: 4\nfoo: 1\n"
     told = refusal(text, "lerning_rate=3", "r", "torch_dtype=float16", "seed=x")

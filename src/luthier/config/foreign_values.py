@@ -6,30 +6,19 @@ A value is kept: where ours means something else by it (a batch of one device, a
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from luthier import component
 from luthier.config.answers import Answer, as_value
-from luthier.config.other_tools import (
-    BATCH_PARTS,
-    NO_SUCH_OBJECTIVE,
-    OBJECTIVES_TO_COME,
-    REGISTERED,
-    RENAMED_VALUES,
-)
+from luthier.config.foreign_files import Given, beside, files, of_hub
+from luthier.config.other_tools import BATCH_PARTS, NO_SUCH_OBJECTIVE, OBJECTIVES_TO_COME, RENAMED_VALUES
 
-ON_A_HUB = re.compile(r"[\w-][\w.-]*/[\w.-]+")
-ENDINGS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".parquet", ".arrow", ".gz", ".zst", ".bz2", ".xz")
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32", "float": "float32"}
 LEAST_KEPT = 2
 EPOCHS = 3
 OF_ONE_DEVICE = 8
 """Epochs, and rows of a batch of one device, that transformers takes where nobody says."""
-
-Given = Callable[[str], Any]
-"""The value of another key of the same configuration; None where it is not there."""
 
 
 def answer_value(dotted: str, value: Any) -> Answer | None:
@@ -84,43 +73,6 @@ def batch(tree: Mapping[str, Any]) -> Answer:
     return Answer(
         {"training.global_batch_size": product}, f"{says}the product of its parts; times the devices that it ran on"
     )
-
-
-def _files(value: Any, given: Given, hub: bool = False) -> Answer:
-    """Names of a registry, or of data sets of a hub, or files."""
-    parts = value.split(",") if isinstance(value, str) else value if isinstance(value, (list, tuple)) else [value]
-    files: list[Any] = []
-    for part in parts:
-        path = str((part.get("path") if isinstance(part, Mapping) else part) or "").strip()
-        of_hub = ON_A_HUB.fullmatch(path) and not path.endswith(ENDINGS)
-        entry: dict[str, Any] = {"path": f"hf:{path}" if hub and of_hub else path}
-        entry |= {
-            key: said
-            for key, names in (
-                ("subset", ("dataset_config", "dataset_config_name")),
-                ("split", ("dataset_train_split",)),
-            )
-            if hub and (said := next(filter(None, map(given, names)), None))
-        }
-        files.append(entry if len(entry) > 1 else entry["path"])
-    sets: dict[str, Any] = {"data.train": files[0] if len(files) == 1 else files}
-    named = (
-        not hub and given("dataset_dir") is None and all("." not in str(one) and "/" not in str(one) for one in files)
-    )
-    if named:
-        return Answer({**sets, "data.registry": REGISTERED}, f"{REGISTERED}: the folder with dataset_info.json")
-    return Answer(sets)
-
-
-def _of_hub(value: Any, given: Given) -> Answer:
-    return _files(value, given, hub=True)
-
-
-def _beside(value: Any, given: Given) -> Answer:
-    """What the entry of the data set has said already."""
-    if given("dataset_name") is not None or given("datasets") is not None:
-        return Answer(says="it stands in the entry of data.train; leave it out")
-    return Answer(says="write it into the entry of data.train: {path: FILE, subset: ..., split: ...}")
 
 
 def _held_out(value: Any, given: Given) -> Answer:
@@ -318,12 +270,12 @@ def _checkpointing(value: Any, _: Given) -> Answer:
 
 
 BY_VALUE: Mapping[str, Callable[[Any, Given], Answer]] = {
-    "dataset": _files,
-    "train_file": _files,
-    "train_dataset": _files,
-    "dataset_name": _of_hub,
-    "datasets": _of_hub,
-    **dict.fromkeys(("dataset_config", "dataset_config_name", "dataset_train_split"), _beside),
+    "dataset": files,
+    "train_file": files,
+    "train_dataset": files,
+    "dataset_name": of_hub,
+    "datasets": of_hub,
+    **dict.fromkeys(("dataset_config", "dataset_config_name", "dataset_train_split"), beside),
     **dict.fromkeys(("val_size", "val_set_size", "eval_dataset", "validation_file"), _held_out),
     **dict.fromkeys(("source_max_len", "target_max_len"), _length),
     "template": _template,
