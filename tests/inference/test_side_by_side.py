@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -69,7 +70,46 @@ def test_other_rows_are_not_paired_and_checkpoints_are_taken(runs: Path, capsys:
     assert [one["difference"] for one in found["scored"]] == [None] * 3
     assert found["scored"][2]["verdict"] == "other rows or tokens: not paired"
     assert found["scored"][0]["nll_per_token"] != found["scored"][1]["nll_per_token"]
-    assert found["answers"] == [{"prompt": HOSTILE, "answers": ["a", "a", "c"]}], "what they asked themselves"
+    assert found["answers"] == [], "a checkpoint has not said what the run's end has"
+    assert [len(losses) for losses in found["losses"]] == [3, 2, 3]
+    assert [[step for step, _ in losses][-1] for losses in found["held_out_losses"]] == [3, 0, 3]
+    course = found["course"]
+    assert course["steps"] == [3, 2, 3]
+    assert course["state"] == ["finished", "checkpoint of step 2", "finished"]
+    assert course["held-out loss, last"][1] is None
+    assert course["tokens learned from"][1] < course["tokens learned from"][0]
+    assert course["seconds in steps"][1] <= course["seconds in steps"][0]
+    assert luthier("compare", runs / "a", runs / "c", "--json") == 0
+    answers = json.loads(capsys.readouterr().out)["answers"]
+    assert answers == [{"prompt": HOSTILE, "answers": ["a", "c"]}], "what they asked themselves"
+
+
+def test_rows_are_paired_by_their_names_where_one_run_drops_some(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A model of a shorter context drops a row in the middle: the answers and losses after it are still of the same rows."""
+    short = tmp_path / "short"
+    shutil.copytree(runs.parent / "model", short)
+    about = json.loads((short / "config.json").read_text()) | {"max_position_embeddings": 64}
+    (short / "config.json").write_text(json.dumps(about))
+    keys = [f"model={short}", f"data.train={runs.parent / 'train.jsonl'}", "max_steps=1", "data.eval=0.4"]
+    assert luthier("train", *keys, f"output_dir={tmp_path / 'd'}") == 0
+    asked = [ROWS[0], {"prompt": "long " * 20, "completion": "no"}, ROWS[1], ROWS[2]]
+    (tmp_path / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
+    command = ["compare", runs / "a", tmp_path / "d", "--prompts", tmp_path / "asked.jsonl", "--drop-bad-rows"]
+    command += ["--max-new-tokens", 4]
+    capsys.readouterr()
+    assert luthier(*command, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["left_out"] == 1
+    assert ["Say" in one["prompt"] for one in found["answers"]] == [True] * 3
+    for target, answer in zip((runs / "a", tmp_path / "d"), found["answers"][2]["answers"], strict=True):
+        assert luthier("chat", target, "--prompt", "Say 2.", "--max-new-tokens", 4) == 0
+        assert capsys.readouterr().out.strip() == answer.strip()
+    assert [one["rows"] for one in found["scored"]] == [3, 3]
+    assert found["scored"][1]["difference"] is not None
+    assert luthier(*command) == 0
+    assert "1 row of" in " ".join(capsys.readouterr().out.split())
 
 
 def test_text_and_page(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,8 @@ held-out rows are the same, to the bit, the difference is paired by row.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,8 @@ class SideBySide:
     scored: list[Scored | None]
     answers: list[tuple[str, list[str]]]
     """(request, the answer of each)"""
+    left_out: int = 0
+    """rows of the file that not every run can use: nothing is said of them"""
 
     def as_dict(self) -> dict[str, Any]:
         """For programs."""
@@ -95,12 +98,33 @@ class SideBySide:
             "losses": self.losses,
             "held_out_losses": self.held_out_losses,
             "measured_on": self.measured_on,
+            "left_out": self.left_out,
             "scored": [None if one is None else asdict(one) for one in self.scored],
             "answers": [{"prompt": prompt, "answers": texts} for prompt, texts in self.answers],
         }
 
 
 TABLES = ("config", "data", "versions", "course")
+Key = tuple[str, int]
+"""A row of a file, or a request, and which question of it"""
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What one run made of what it was asked, by rows: each may have left out others."""
+
+    prompts: dict[Key, str]
+    answers: dict[Key, str]
+    scored: list[Key]
+    """of the entries of `scores`; empty where these are of the rows that the run held out"""
+    scores: RowScores | None
+
+    def scores_of(self, kept: Collection[Key]) -> RowScores | None:
+        """Of the rows of a file that are kept, or of those that the run held out."""
+        if self.scores is None or not self.scored:
+            return self.scores
+        places = [number for number, key in enumerate(self.scored) if key in kept]
+        return RowScores(self.scores.nll[places], self.scores.correct[places], self.scores.tokens[places])
 
 
 def compare_runs(
@@ -129,8 +153,7 @@ def compare_runs(
     if path is not None:
         data_file(path)  # what is wrong with its map is told before a model is loaded
     runs = [_figures(target) for target in targets]
-    scores, answers = list[RowScores | None](), list[list[str]]()
-    asked = list[str](prompts)
+    found = list[_Asked]()
     with Progress() as progress:
         for target in targets:
             watch = _of(target, progress)
@@ -140,13 +163,24 @@ def compare_runs(
                 questions += read_questions(
                     opened, path, system=system, drop_bad_rows=drop_bad_rows, limit=limit, watch=watch
                 )
-                asked = [question.prompt for question in questions] if not answers else asked
-            scores.append(_scores(opened, questions if path is not None else None, limit, watch))
-            answers.append(_answers(opened, questions, max_new_tokens, temperature, seed, watch))
+            keys = _keys(questions)
+            answers = _answers(opened, questions, max_new_tokens, temperature, seed, watch)
+            found.append(
+                _Asked(
+                    {key: question.prompt for key, question in zip(keys, questions, strict=True)},
+                    dict(zip(keys, answers, strict=True)),
+                    [key for key, question in zip(keys, questions, strict=True) if question.sample is not None],
+                    _scores(opened, questions if path is not None else None, limit, watch),
+                )
+            )
             del opened, questions
             give_back_memory()
+    kept = {key: None for key in found[0].prompts if all(key in one.prompts for one in found)}
+    if path is not None and len(kept) == len(prompts):
+        raise UserError(path, "it has no row that all of them can use", "rows for each", "mend the rows")
+    asked, told = [found[0].prompts[key] for key in kept], [[one.answers[key] for key in kept] for one in found]
     if not asked:  # what the runs asked themselves
-        asked, answers = _sample_answers(runs)
+        asked, told = _sample_answers(runs)
     same = path is not None or not Row("", [at(run.manifest, "fingerprints", "held_out") for run in runs]).differs
     manifests = [_said(run.manifest) for run in runs]
     return SideBySide(
@@ -158,9 +192,20 @@ def compare_runs(
         [points(run.steps, "loss") for run in runs],
         [points(run.evaluations, "eval_loss") for run in runs],
         path if path is not None else "the rows that each held out" if not same else "the rows that they held out",
-        _measured(scores, same, seed),
-        [(prompt, [one[number] for one in answers]) for number, prompt in enumerate(asked)],
+        _measured([one.scores_of(kept) for one in found], same, seed),
+        [(prompt, [one[number] for one in told]) for number, prompt in enumerate(asked)],
+        len({key for one in found for key in one.prompts}) - len(kept),
     )
+
+
+def _keys(questions: Sequence[Question]) -> list[Key]:
+    met = Counter[str]()
+    keys = list[Key]()
+    for question in questions:
+        place = question.row or ""
+        keys.append((place, met[place]))
+        met[place] += 1
+    return keys
 
 
 def _figures(target: str) -> RunFigures:
@@ -168,7 +213,8 @@ def _figures(target: str) -> RunFigures:
     folder = found.run if found is not None else Path(target)
     if not (folder / CONFIG).is_file():
         raise UserError(target, "it is no run", "folders of runs, or of their checkpoints", "luthier runs lists them")
-    return read_figures(folder)
+    figures = read_figures(folder)
+    return figures if found is None else figures.up_to(found.step)
 
 
 def _of(target: str, watch: Watch) -> Watch:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -70,6 +70,23 @@ class RunFigures:
         ]
         seconds = sum(weight for _, weight in known)
         return sum(value * weight for value, weight in known) / seconds if seconds else None
+
+    def up_to(self, step: int) -> RunFigures:
+        """The record as it was at a checkpoint, which was asked nothing."""
+        steps, evaluations, timings, samples = (
+            [line for line in lines if line["step"] <= step]
+            for lines in (self.steps, self.evaluations, self.timings, self.samples)
+        )
+        state = {"state": f"checkpoint of step {step}"}
+        return replace(
+            self,
+            steps=steps,
+            evaluations=evaluations,
+            timings=timings,
+            samples=samples,
+            answers=[],
+            manifest={**self.manifest, **state},
+        )
 
 
 def read_figures(folder: Path | str) -> RunFigures:

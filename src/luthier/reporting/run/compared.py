@@ -46,11 +46,19 @@ def render_text(found: SideBySide) -> RenderableType:
             mark = [MARKED if row.differs else ""] if name in ("data", "course") else []
             table.add_row(*mark, *map(Text, (row.name, *map(_value, row.values))))
         parts += [table, Text("")]
+    if note := _left_out(found):
+        parts.append(Text(f"{note}\n"))
     if any(one is not None for one in found.scored):
         parts.append(_scored_table(found))
     if found.answers:
         parts.append(_answers_table(found))
     return Group(*parts)
+
+
+def _left_out(found: SideBySide) -> str:
+    if not found.left_out:
+        return ""
+    return f"{counted(found.left_out, 'row')} of {found.measured_on} left out, which not every run can use."
 
 
 def _scored_table(found: SideBySide) -> Table:
@@ -113,13 +121,14 @@ def render_page(found: SideBySide) -> str:
         for key, title, text in sections
     )
     names = ", ".join(found.targets)
+    note = f'<p class="hint">{escape(_left_out(found))}</p>' if found.left_out else ""
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         f'{pages.MARK}<meta name="viewport" content="width=device-width, initial-scale=1">'
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
         f"<title>{escape(names)}: luthier compare</title><style>{STYLE}</style></head><body>"
         f'<header><div class="in"><p class="eyebrow">luthier compare</p><h1>{escape(names)}</h1>'
-        f'<nav aria-label="Sections">{links}</nav></div></header><main>{body}</main>'
+        f'<nav aria-label="Sections">{links}</nav></div></header><main>{note}{body}</main>'
         "<footer><p>Made by <code>luthier compare</code>; nothing on this page comes from anywhere else.</p></footer>"
         "</body></html>\n"
     )
