@@ -121,9 +121,14 @@ def test_text_and_page(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert HOSTILE not in text
     assert "&lt;script&gt;" in text
     assert luthier("compare", runs / "a", runs / "b", "--html", page) == 0, "over its own page"
+    asked = ["--prompt", "Say 3.", "--chat-template", "alpaca@stanford", "--max-new-tokens", 2, "--html", page]
+    assert luthier("compare", runs / "a", runs / "b", *asked) == 0
+    assert luthier("compare", runs / "a", *asked[:-2]) == 0
     (tmp_path / "mine.html").write_text("mine")
     assert luthier("compare", runs / "a", runs / "b", "--html", tmp_path / "mine.html") == 2
     assert (tmp_path / "mine.html").read_text() == "mine"
+    for _ in range(2):
+        assert luthier("compare", runs / "a", runs / "b", "--html", runs / "a" / "compared.html") == 0, "and in a run"
     capsys.readouterr()
     assert luthier("compare", runs / "a", runs / "b") == 0
     said = capsys.readouterr().out

@@ -13,6 +13,7 @@ from luthier.errors import UserError
 from luthier.system.streams import show
 
 COMMAND_LINE = "command line"
+YAML = (".yaml", ".yml")
 
 
 def split_config_and_overrides(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
@@ -39,7 +40,7 @@ def split_config_and_overrides(arguments: Sequence[str]) -> tuple[Path | None, l
 
 def split_flags(arguments: Sequence[str], own: Sequence[str] = ()) -> tuple[list[str], list[tuple[str, str]]]:
     """The words that no flag of another program takes, and its flags with their values: `--key value`, `--key=value`, `--key a b`
-    (a list), and `--key` alone, which is true.
+    (a list), and `--key` alone, which is true. A configuration file is no value.
 
     Args:
         own: options that the command has.
@@ -52,7 +53,7 @@ def split_flags(arguments: Sequence[str], own: Sequence[str] = ()) -> tuple[list
         if word.startswith("--") and len(word) > 2:
             name, equals, value = word.partition("=")
             flags.append((name, [value] if equals else []))
-        elif flags and not re.match(r"[A-Za-z_][\w.]*=", word):
+        elif flags and not re.match(r"[A-Za-z_][\w.]*=", word) and not word.endswith(YAML):
             flags[-1][1].append(word)
         else:
             rest.append(word)
@@ -67,7 +68,7 @@ def split_flags(arguments: Sequence[str], own: Sequence[str] = ()) -> tuple[list
 
 def is_config(word: str) -> bool:
     """Whether a word of the command line names a YAML file."""
-    return word.endswith((".yaml", ".yml")) or Path(word).is_file()
+    return word.endswith(YAML) or Path(word).is_file()
 
 
 def print_json(value: Any) -> None:

@@ -9,6 +9,7 @@ import typer
 
 from luthier.cli._options import (
     AsJson,
+    ChatTemplate,
     DropBadRows,
     Limit,
     MaxNewTokens,
@@ -46,6 +47,7 @@ def compare(
     max_new_tokens: MaxNewTokens = 256,
     temperature: Temperature = 0.0,
     seed: SeedOfDraws = 0,
+    chat_template: ChatTemplate = None,
     drop_bad_rows: DropBadRows = False,
     html: Annotated[
         Path | None, typer.Option("--html", metavar="FILE", help="Of several runs: write a page instead of text.")
@@ -72,7 +74,8 @@ def compare(
 
     check_names(targets, "--prompts", prompts)
     asked: dict[str, Any] = {"system": system, "limit": limit, "max_new_tokens": max_new_tokens, "seed": seed}
-    asked |= {"temperature": temperature, "drop_bad_rows": drop_bad_rows, "trust_remote_code": trust_remote_code}
+    asked |= {"temperature": temperature, "chat_template": chat_template}
+    asked |= {"drop_bad_rows": drop_bad_rows, "trust_remote_code": trust_remote_code}
     if len(targets) == 1:
         _with_its_base(targets[0], prompt or [], prompts, asked, html, as_json)
     else:

@@ -152,6 +152,7 @@ def compare_target(
     temperature: float = 0.0,
     seed: int = 0,
     drop_bad_rows: bool = False,
+    chat_template: str | None = None,
     trust_remote_code: bool = False,
 ) -> Comparison:
     """What `luthier compare` does: opens the target, gathers the questions, compares.
@@ -168,7 +169,7 @@ def compare_target(
         )
     if path is not None:
         data_file(path)  # what is wrong with its map is told before the model is loaded
-    opened = open_model(target, trust_remote_code=trust_remote_code)
+    opened = open_model(target, chat_template=chat_template, trust_remote_code=trust_remote_code)
     policy = opened.policy(with_reference=True)
     questions = [question_of(opened, text, system) for text in prompts]
     with Progress() as progress:

@@ -109,7 +109,7 @@ class Opened:
         try:
             return self.renderer.prompt_ids(messages, tools)
         except UserError as error:
-            raise named_by("--data", error) from None
+            raise named_by("--prompt", error) from None
 
     def policy(self, with_reference: bool = False) -> Policy:
         """The model in scoring form, for padded batches and the stock attention: exact on every architecture.

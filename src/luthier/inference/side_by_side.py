@@ -138,9 +138,10 @@ def compare_runs(
     temperature: float = 0.0,
     seed: int = 0,
     drop_bad_rows: bool = False,
+    chat_template: str | None = None,
     trust_remote_code: bool = False,
 ) -> SideBySide:
-    """Puts runs, or checkpoints of them, side by side.
+    """Puts runs, or checkpoints of them, side by side; each is opened as `open_model` opens it.
 
     Args:
         prompts: requests that each answers.
@@ -153,48 +154,64 @@ def compare_runs(
     if path is not None:
         data_file(path)  # what is wrong with its map is told before a model is loaded
     runs = [_figures(target) for target in targets]
+    of_rows: dict[str, Any] = {"system": system, "drop_bad_rows": drop_bad_rows, "limit": limit}
     found = list[_Asked]()
     with Progress() as progress:
         for target in targets:
             watch = _of(target, progress)
-            opened = open_model(target, trust_remote_code=trust_remote_code)
+            opened = open_model(target, chat_template=chat_template, trust_remote_code=trust_remote_code)
             questions = [question_of(opened, text, system) for text in prompts]
             if path is not None:
-                questions += read_questions(
-                    opened, path, system=system, drop_bad_rows=drop_bad_rows, limit=limit, watch=watch
-                )
-            keys = _keys(questions)
-            answers = _answers(opened, questions, max_new_tokens, temperature, seed, watch)
+                questions += read_questions(opened, path, **of_rows, watch=watch)
+            scores = _scores(opened, questions if path is not None else None, limit, watch)
             found.append(
-                _Asked(
-                    {key: question.prompt for key, question in zip(keys, questions, strict=True)},
-                    dict(zip(keys, answers, strict=True)),
-                    [key for key, question in zip(keys, questions, strict=True) if question.sample is not None],
-                    _scores(opened, questions if path is not None else None, limit, watch),
-                )
+                _asked(questions, _answers(opened, questions, max_new_tokens, temperature, seed, watch), scores)
             )
             del opened, questions
             give_back_memory()
-    kept = {key: None for key in found[0].prompts if all(key in one.prompts for one in found)}
-    if path is not None and len(kept) == len(prompts):
-        raise UserError(path, "it has no row that all of them can use", "rows for each", "mend the rows")
+    kept = _kept(found, path, len(prompts))
     asked, told = [found[0].prompts[key] for key in kept], [[one.answers[key] for key in kept] for one in found]
     if not asked:  # what the runs asked themselves
         asked, told = _sample_answers(runs)
-    same = path is not None or not Row("", [at(run.manifest, "fingerprints", "held_out") for run in runs]).differs
-    manifests = [_said(run.manifest) for run in runs]
+    same, measured_on = _measured_on(path, runs)
     return SideBySide(
         list(targets),
         _differing([{k: v for k, v in flat(run.config).items() if not k.startswith(NOT_COMPARED)} for run in runs]),
         _data(runs),
-        _differing(manifests),
+        _differing([_said(run.manifest) for run in runs]),
         _course(runs),
         [points(run.steps, "loss") for run in runs],
         [points(run.evaluations, "eval_loss") for run in runs],
-        path if path is not None else "the rows that each held out" if not same else "the rows that they held out",
+        measured_on,
         _measured([one.scores_of(kept) for one in found], same, seed),
         [(prompt, [one[number] for one in told]) for number, prompt in enumerate(asked)],
         len({key for one in found for key in one.prompts}) - len(kept),
+    )
+
+
+def _kept(found: Sequence[_Asked], path: str | None, requests: int) -> dict[Key, None]:
+    """What all were asked, in order."""
+    kept = {key: None for key in found[0].prompts if all(key in one.prompts for one in found)}
+    if path is not None and len(kept) == requests:
+        raise UserError(path, "it has no row that all of them can use", "rows for each", "mend the rows")
+    return kept
+
+
+def _measured_on(path: str | None, runs: Sequence[RunFigures]) -> tuple[bool, str]:
+    """Whether the rows are the same, and what they are called."""
+    if path is not None:
+        return True, path
+    same = not Row("", [at(run.manifest, "fingerprints", "held_out") for run in runs]).differs
+    return same, "the rows that they held out" if same else "the rows that each held out"
+
+
+def _asked(questions: Sequence[Question], answers: Sequence[str], scores: RowScores | None) -> _Asked:
+    keys = _keys(questions)
+    return _Asked(
+        {key: question.prompt for key, question in zip(keys, questions, strict=True)},
+        dict(zip(keys, answers, strict=True)),
+        [key for key, question in zip(keys, questions, strict=True) if question.sample is not None],
+        scores,
     )
 
 

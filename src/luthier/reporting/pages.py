@@ -22,6 +22,10 @@ def check_place(path: Path, inputs: Iterable[Path], force: bool) -> None:
     refuse_odd(path)
     if not path.is_file():
         return
+    with path.open("rb") as file:
+        is_ours = MARK.encode() in file.read(500)
+    if is_ours:
+        return
     if any(path.resolve().is_relative_to(other.resolve()) for other in inputs if other.exists()):
         raise UserError(
             f"--html {path}",
@@ -29,9 +33,7 @@ def check_place(path: Path, inputs: Iterable[Path], force: bool) -> None:
             "a new file",
             f"--html {path.with_name(f'{path.stem}-report.html')}",
         )
-    with path.open("rb") as file:
-        is_ours = MARK.encode() in file.read(500)
-    if not (is_ours or force):
+    if not force:
         found = "there is a file of this name, which luthier has not written"
         raise UserError(
             f"--html {path}",
