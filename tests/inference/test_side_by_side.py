@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -154,3 +155,21 @@ def test_the_list_of_runs_cuts_nothing_in_a_pipe(runs: Path, capsys: pytest.Capt
     assert [one["rank"] for one in listed] == [4, 8, 16]
     assert listed[2]["data"] == "other.jsonl"
     assert listed[0]["rows"] + json.loads((runs / "a" / "ledger.json").read_text())["rows_held_out"] == 30
+
+
+def test_when_a_run_began_is_what_it_wrote_itself(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(runs / "a", tmp_path / "copy")
+    os.utime(tmp_path / "copy" / "config.yaml", (0, 0))
+    began = []
+    for folder in (runs / "a", tmp_path / "copy"):
+        assert luthier("runs", folder, "--json") == 0
+        began.append(json.loads(capsys.readouterr().out)[0]["began"])
+    assert began[0] == began[1]
+    assert began[0]
+    manifest = json.loads((runs / "a" / "manifest.json").read_text())
+    about = manifest | {"began": "nonsense"}
+    (tmp_path / "copy" / "manifest.json").write_text(json.dumps(about))
+    assert luthier("runs", tmp_path / "copy", "--json") == 0
+    assert json.loads(capsys.readouterr().out)[0]["began"] is None

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.errors import UserError
-from luthier.runs.figures import at, read_figures
+from luthier.runs.figures import RunFigures, at, read_figures
 from luthier.runs.recorder import read_lines
 from luthier.runs.run_folder import CONFIG, LOCK, METRICS
 from luthier.system.files import is_locked
@@ -98,7 +98,6 @@ def _more(folder: Path) -> dict[str, Any]:
     run = read_figures(folder)
     files = at(run.config, "data", "train") or []
     names = [Path(str(at(one, "path") or one)).name for one in files] if isinstance(files, list) else []
-    began = (folder / CONFIG).stat().st_mtime
     return {
         "rank": at(run.config, "tuning", "r"),
         "learning_rate": at(run.config, "training", "learning_rate"),
@@ -106,5 +105,13 @@ def _more(folder: Path) -> dict[str, Any]:
         "rows": run.ledger.get("rows_trained"),
         "data": ", ".join(names),
         "seconds": round(run.seconds, 1),
-        "began": datetime.fromtimestamp(began).strftime("%Y-%m-%d %H:%M"),
+        "began": _began(run),
     }
+
+
+def _began(run: RunFigures) -> str | None:
+    """As the manifest says: a copy of a folder has other times."""
+    try:
+        return datetime.fromisoformat(str(run.manifest.get("began"))).astimezone().strftime("%Y-%m-%d %H:%M")
+    except (ValueError, OverflowError):
+        return None

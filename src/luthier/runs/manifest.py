@@ -10,18 +10,21 @@ import hashlib
 import json
 import platform
 import secrets
+import shlex
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.config import RunConfig
-from luthier.config.documents import read_yaml
+from luthier.config.documents import read_yaml, to_line
 from luthier.config.plain_yaml import OF_A_RUN
 from luthier.errors import UserError
 from luthier.runs import run_folder
-from luthier.runs.run_folder import CONFIG, LEDGER, REJECTED
+from luthier.runs.recorder import read_lines
+from luthier.runs.run_folder import CONFIG, LEDGER, METRICS, REJECTED
 from luthier.system.faults import FULL, faults_told
 from luthier.system.files import MANIFEST, as_json, write_file
 from luthier.system.words import counted
@@ -134,7 +137,7 @@ def _check_config(found: Mapping[str, Any], folder: Path, config: RunConfig) -> 
         lines = "\n".join(f"  {key}: {old.get(key)!r} -> {new.get(key)!r}" for key in changed)
         fix = f"luthier train {folder / CONFIG} --resume, or another output_dir"
         if found["state"] == "finished" and set(changed) <= LENGTHS:
-            fix = f"to train on from its result: {_further(folder, config, old, changed)}"
+            fix = f"to train on from its result: {_further(folder, config, old, found)}"
         raise UserError(
             "--resume",
             f"the configuration is not that of the run in {folder}:\n{lines}",
@@ -143,14 +146,39 @@ def _check_config(found: Mapping[str, Any], folder: Path, config: RunConfig) -> 
         )
 
 
-def _further(folder: Path, config: RunConfig, old: Mapping[str, Any], changed: list[str]) -> str:
+def _further(folder: Path, config: RunConfig, old: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     """The line that begins a run at the result of one that is finished, of as many more steps as were asked for."""
-    asked = flat(config.model_dump(mode="json"))
-    more = {key: asked[key] - (old.get(key) or 0) for key in changed if asked[key] is not None}
-    length = " ".join(f"{key}={value if value > 0 else asked[key]:g}" for key, value in more.items())
+    done, training = int(found["total_steps"]), config.training
+    if training.max_steps is not None:
+        more = training.max_steps - done
+        length = [f"training.max_steps={more if more > 0 else training.max_steps}"]
+    else:
+        epochs = training.num_train_epochs or 0
+        rest = epochs - _epochs(folder, old)
+        length = [f"training.num_train_epochs={rest if rest > 0 else epochs:g}"]
+        length += ["training.max_steps=null"] if old.get("training.max_steps") is not None else []
     makes_adapter = (folder / run_folder.ADAPTER).is_dir()
-    start = f"tuning.adapter_path={folder}" if makes_adapter else f"model.path={folder / run_folder.MODEL}"
-    return f"luthier train {folder / CONFIG} {start} output_dir={run_folder.another(folder)} {length}".rstrip()
+    start = _from_adapter(folder, config) if makes_adapter else f"model.path={folder / run_folder.MODEL}"
+    words = [str(folder / CONFIG), start, f"output_dir={run_folder.another(folder)}", *length]
+    return f"luthier train {shlex.join(words)}"
+
+
+def _epochs(folder: Path, old: Mapping[str, Any]) -> float:
+    """How many a finished run has seen."""
+    lines = [line for line in read_lines(folder / METRICS) if isinstance(line.get("epoch"), (int, float))]
+    return float(lines[-1]["epoch"] if lines else old.get("training.num_train_epochs") or 0)
+
+
+def _from_adapter(folder: Path, config: RunConfig) -> str:
+    """The override that goes on from a run's adapter. One that began as something else than zero is saved with another rank
+    and beginning than the configuration has: then the keys that belong to the adapter are left out."""
+    from luthier.tuning.lora import OF_THE_ADAPTER
+
+    own = config.tuning.model_dump(mode="json", exclude_defaults=True)
+    if "init_lora_weights" not in own:
+        return f"tuning.adapter_path={folder}"
+    kept = {name: value for name, value in own.items() if name not in OF_THE_ADAPTER}
+    return f"tuning={to_line({'kind': config.tuning.kind, **kept, 'adapter_path': str(folder)})}"
 
 
 def _digest(content: bytes) -> str:
@@ -193,6 +221,7 @@ def describe(
         "luthier": version("luthier"),
         "id": before["id"] if before is not None else secrets.token_hex(8),
         "state": NOT_BEGUN if before is None else "running",
+        "began": before.get("began") if before is not None else datetime.now(UTC).isoformat(timespec="seconds"),
         "method": f"{config.objective.kind}, {config.tuning.kind}{on}",
         "trained": trained,
         "base": dict(base),

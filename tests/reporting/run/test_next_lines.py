@@ -82,6 +82,26 @@ def test_a_finished_run_says_how_to_train_on(capsys: pytest.CaptureFixture[str])
     assert json.loads(Path("runs/a-2/manifest.json").read_text())["total_steps"] == 3
 
 
+def test_a_run_that_ended_by_epochs_trains_on_by_its_own_steps(capsys: pytest.CaptureFixture[str]) -> None:
+    """12 rows, 4 a step, 2 epochs: 6 steps are done, whatever the configuration has in max_steps."""
+    common = ["model=model", "data.train=train.jsonl", "global_batch_size=4", "num_train_epochs=2"]
+    keys = [*common, "r=4", "init_lora_weights=pissa", "output_dir=runs/my run"]
+    assert luthier("train", *keys) == 0
+    capsys.readouterr()
+    for asked, length in (
+        ("max_steps=8", "training.max_steps=2"),
+        ("num_train_epochs=3", "training.num_train_epochs=1"),
+    ):
+        assert luthier("train", *keys, asked, "--resume") == 2
+        fix = capsys.readouterr().err.rpartition("result: ")[2].strip()
+        assert fix == (
+            "luthier train 'runs/my run/config.yaml' 'tuning={kind: lora, adapter_path: runs/my run}' "
+            f"'output_dir=runs/my run-2' {length}"
+        )
+    assert luthier(*shlex.split(fix)[1:]) == 0
+    assert json.loads(Path("runs/my run-2/manifest.json").read_text())["total_steps"] == 3
+
+
 def test_a_batch_larger_than_the_data_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert trained("global_batch_size=128") == 0
     assert "global batch 128: an epoch has 12 rows, so every step is of 12 rows\n" in capsys.readouterr().out
