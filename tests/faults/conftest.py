@@ -19,8 +19,8 @@ from tests.helpers.tiny_models import tiny_llama
 
 OWN_TIME = ("timings.jsonl", "report.html")
 """Files of a run that have the time in them."""
-OF_THIS_START = ("id", "run", "seal", "config")
-"""What a manifest has that no other run's has: its own name, and hashes with its folder's in them."""
+OF_THIS_START = ("id", "began", "run", "seal", "config")
+"""What a manifest has that no other run's has: its own name and time, and hashes with its folder's in them."""
 
 
 @dataclass(frozen=True)
