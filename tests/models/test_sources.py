@@ -207,6 +207,19 @@ def test_what_is_at_hand_is_found_without_a_network(
     assert at_hand(str(file)) == folder
 
 
+def test_a_revision_of_a_hub_that_is_at_hand(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As another tool has fetched it; the name without a revision is of a branch that is not here."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    snapshot = tmp_path / "models--org--name" / "snapshots" / commit
+    shutil.copytree(model, snapshot)
+    assert at_hand(f"hf:org/name@{commit}") == snapshot
+    assert at_hand(f"org/name@{commit}") == snapshot
+    assert at_hand("hf:org/name") is None
+
+
 def test_a_mistyped_run_is_no_model_of_a_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "runs" / "caps").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from luthier.errors import UserError
-from luthier.models.folder import check_folder
+from luthier.models.folder import check_folder, check_tokenizer
 from luthier.models.load import load_config
 from luthier.models.settings import check_config
 from tests.helpers.tiny_models import TWINS, tiny_llama, twin_config
@@ -34,7 +34,10 @@ HOSTILE: dict[str, dict[str, Any]] = {
     "kernels": {"kernel_config": {"RMSNorm": "evil/kernel:RMSNorm"}},
     "a backbone to be fetched": {"use_pretrained_backbone": True, "backbone": "evil/backbone"},
     "an underscore": {"_auto_class": "AutoModelForCausalLM"},
+    "an underscore, and a name of a hub": {"_of_some_day": ["evil/kernel"]},
     "in place of a method": {"to_dict": "evil"},
+    "in place of a method, in a part": {"vision_config": {"to_dict": "evil"}},
+    "in place of a method, in a list": {"parts": [{"a_config": {"get_text_config": "evil"}}]},
 }
 
 
@@ -76,6 +79,19 @@ def test_s5_settings_beside_it(file: str, keys: dict[str, Any], model: Path, tmp
         check_folder(changed(model, tmp_path / "model", file, **keys), "org/name", False)
 
 
+@pytest.mark.parametrize("native", ["yuan", "baichuan"])
+def test_s5_settings_beside_a_model_of_our_own(native: str, model: Path, tmp_path: Path) -> None:
+    """The code that they name is not needed; all else is as with any model."""
+    folder = changed(model, tmp_path / "model", "config.json", model_type=native)
+    settings = folder / "tokenizer_config.json"
+    for keys in ({"fast_tokenizer_files": ["../../etc/x"]}, {"init_inputs": ["/etc/passwd"]}):
+        settings.write_text(json.dumps(keys))
+        with pytest.raises(UserError, match=next(iter(keys))):
+            check_tokenizer(folder, "org/name", False)
+    settings.write_text(json.dumps({"auto_map": {"AutoTokenizer": ["own.Own", None]}}))
+    check_tokenizer(folder, "org/name", False)
+
+
 def test_s5_trust_is_for_the_code_of_this_model(model: Path, tmp_path: Path) -> None:
     """Even where the user trusts a model's code: none of another repository, and none for a part that nobody reads."""
     for number, keys in enumerate(
@@ -106,6 +122,21 @@ def test_s5_honest_configs_are_as_ever(tmp_path: Path) -> None:
         settings = tmp_path / "config.json"
         settings.write_text(json.dumps(json.loads(settings.read_text()) | harmless))
         check_config(tmp_path, name, False)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"attn_implementation": "flash_attention_4"},
+        {"_attn_implementation": "paged|sdpa"},
+        {"experts_implementation": "deepgemm"},
+        {"_experts_implementation": {"text_config": "sonicmoe"}},
+        {"_pre_quantization_dtype": "bfloat16", "_swa_pattern": [1, 2]},
+        {"label2id": {"update": 0, "validate": 1}, "id2label": {"0": "update", "1": "validate"}},
+    ],
+)
+def test_s5_what_transformers_knows_passes(keys: dict[str, Any], model: Path, tmp_path: Path) -> None:
+    opened(changed(model, tmp_path / "model", "config.json", **keys))
 
 
 def test_s5_libraries_fetch_no_code_and_send_nothing_home() -> None:

@@ -100,6 +100,14 @@ def test_s7_what_libraries_write_is_read(tmp_path: Path) -> None:
     assert file_tensors(tmp_path / "empty.safetensors", "a") == []
 
 
+@pytest.mark.parametrize("is_first", [True, False])
+def test_s7_long_texts_about_the_file_are_no_tensors(is_first: bool, tmp_path: Path) -> None:
+    """As other programs write them: the whole of a training's settings, or a model's licence, in one text."""
+    about = {"__metadata__": {"config": json.dumps([{"a": [1, "\\"]}] * 80_000), "note": "é, [" * 9, "none": ""}}
+    header = {**about, **TWO} if is_first else {**TWO, **about}
+    assert [one.name for one in file_tensors(write(tmp_path / "model.safetensors", header), "org/name")] == ["a", "b"]
+
+
 def fuzzed(draw: random.Random) -> bytes:
     """A whole file, with a few bytes, characters or values changed."""
     header: Any = {**TWO, "__metadata__": {"format": "pt"}}
@@ -143,12 +151,14 @@ def test_s7_fuzzed_headers(count: int, tmp_path: Path) -> None:
         b'"%07d":{},',
         b'"%07d":[],',
         b'"%07d":0,',
+        b'"%07d":"",',
         pytest.param(b'"%07d":{"dtype":"U8","shape":[1,1,1,1,1,1],"data_offsets":[0,0]},', marks=pytest.mark.prove),
     ],
 )
 def test_s7_a_header_cannot_fill_the_memory(unit: bytes, tmp_path: Path) -> None:
     """Megabytes that would be hundreds of megabytes once parsed."""
     raw = b"{" + b"".join(unit % number for number in range(3_000_000 // len(unit % 0)))[:-1] + b"}"
+    raw = b'{"__metadata__":' + raw + b"}" if b'""' in unit else raw
     file = write(tmp_path / "model.safetensors", raw, 0)
     tracemalloc.start()
     with pytest.raises(UserError):

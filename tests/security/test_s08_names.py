@@ -14,6 +14,7 @@ from luthier.errors import UserError
 from luthier.models.files import is_plain
 from luthier.models.folder import check_folder, weight_files
 from luthier.models.sources.resolve import resolve
+from luthier.system.owners import STORES
 from tests.helpers.tiny_models import tiny_llama
 
 INDEX = "model.safetensors.index.json"
@@ -70,20 +71,51 @@ def test_s8_a_link_out_of_the_folder(file: str, absolute: bool, model: Path, tmp
     with pytest.raises(UserError, match="out of its folder") as caught:
         check_folder(folder, "mine", False)
     assert f"cp -rL {folder}" in caught.value.fix
+    assert f"{STORES}={tmp_path} " in caught.value.fix
 
 
-def test_s8_links_into_a_cache_of_the_hub_are_as_ever(model: Path, tmp_path: Path) -> None:
-    """The cache's own folder of a commit, and a folder of somebody's with links into it."""
+def test_s8_links_into_a_store_that_is_trusted(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Path(shutil.copytree(model, tmp_path / "model"))
+    (tmp_path / "store" / "deep").mkdir(parents=True)
+    shared = (folder / "model.safetensors").rename(tmp_path / "store" / "deep" / "weights")
+    (folder / "model.safetensors").symlink_to(shared)
+    monkeypatch.setenv(STORES, f"/nowhere:{tmp_path / 'store'}")
+    check_folder(folder, "mine", False)
+    monkeypatch.setenv(STORES, f"{tmp_path / 'sto'}:")
+    with pytest.raises(UserError, match="out of its folder"):
+        check_folder(folder, "mine", False)
+
+
+@pytest.mark.parametrize("link", ["additional_chat_templates", "additional_chat_templates/x.jinja"])
+def test_s8_a_link_of_the_templates(link: str, model: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(model, tmp_path / "model"))
+    (tmp_path / "secret").mkdir()
+    (folder / link).parent.mkdir(exist_ok=True)
+    (folder / link).symlink_to(tmp_path / "secret")
+    with pytest.raises(UserError, match="out of its folder"):
+        check_folder(folder, "mine", False)
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_s8_links_into_a_cache_of_the_hub_are_as_ever(elsewhere: bool, model: Path, tmp_path: Path) -> None:
+    """The cache's own folder of a commit, and a folder of somebody's with links into it; the files may be on a larger disk."""
     cache = tmp_path / "hub" / "models--org--name"
     snapshot, mine = cache / "snapshots" / "0123", tmp_path / "mine"
-    for folder in (cache / "blobs", snapshot, mine):
+    for folder in (tmp_path / "disk" if elsewhere else cache / "blobs", snapshot, mine):
         folder.mkdir(parents=True)
+    if elsewhere:
+        (cache / "blobs").symlink_to(tmp_path / "disk")
     for number, file in enumerate(sorted(model.iterdir())):
         shutil.copy(file, cache / "blobs" / f"{number:040x}")
         (snapshot / file.name).symlink_to(f"../../blobs/{number:040x}")
         (mine / file.name).symlink_to(snapshot / file.name)
     assert resolve(str(snapshot)).folder == snapshot
     assert resolve(str(mine)).folder == mine
+    secret = (tmp_path / "hub" / "models--org--name" / "blobs" / "secret.json").resolve()
+    secret.write_text("{}")
+    (snapshot / "added_tokens.json").symlink_to("../../blobs/secret.json")
+    with pytest.raises(UserError, match="out of its folder"):
+        resolve(str(snapshot))
 
 
 def test_s8_a_link_to_a_folder_and_links_inside_of_it(model: Path, tmp_path: Path) -> None:

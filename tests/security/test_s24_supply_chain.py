@@ -122,6 +122,22 @@ def test_s24_how_versions_are_compared(found: str, passes: bool, monkeypatch: py
             floors.check_floors()
 
 
+@pytest.mark.parametrize("line", ["Version: unknown\n", "Version: None\n", ""])
+def test_s24_a_release_that_nobody_knows(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    info = tmp_path / "jinja2-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: jinja2\n{line}")
+    monkeypatch.syspath_prepend(tmp_path)
+    check_floors.cache_clear()
+    try:
+        assert command("train", "model=m", "data=d") == 3
+    finally:
+        check_floors.cache_clear()
+    assert "fix: pip install --force-reinstall 'jinja2>=3.1.6'" in capfd.readouterr().err
+
+
 def test_s24_no_package_fetches_code_behind_a_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The package that fetches native code from a hub, which bitsandbytes asks for at its import."""
     (tmp_path / "kernels.py").write_text(f"open({str(tmp_path / 'executed')!r}, 'w')")

@@ -21,6 +21,8 @@ from tests.helpers.killing import write_config
 from tests.security.code import nodes
 
 SOMEBODY = 12_345
+ANOTHER = 12_346
+"""Neither the user of the test, nor root."""
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
 
 
@@ -49,6 +51,7 @@ def test_s26_a_run_and_its_checkpoints_are_not_world_writable(open_umask: None, 
 
 
 def test_s26_whatever_is_written_by_name(open_umask: None, tmp_path: Path) -> None:
+    (tmp_path / "a.json").touch(0o666)
     write_file(tmp_path / "a.json", b"{}")
     append_to(tmp_path / "b.jsonl").close()
     write_folder(tmp_path / "new" / "c", lambda folder: (folder / "d").touch(0o777), {})
@@ -74,6 +77,8 @@ def test_s26_a_checkpoint_of_another_user(part: str, tmp_path: Path, monkeypatch
     checkpoints = Checkpoints(tmp_path / "checkpoints", 2)
     checkpoints.save(1, {"a": 1}, {"run": "x"}, None)
     os.chown(checkpoints.path(1) / part, SOMEBODY, SOMEBODY)
+    assert checkpoints.verified(1, "x") == {"a": 1}, "root of a container takes what is its user's"
+    monkeypatch.setattr(os, "geteuid", lambda: ANOTHER)
     with pytest.raises(UserError, match="another user") as caught:
         checkpoints.verified(1, "x")
     variable, _, owner = caught.value.fix.partition(" ")[0].partition("=")
@@ -93,6 +98,7 @@ def test_s26_a_resume_says_so_and_can_be_told(
     manifest = tmp_path / "run" / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"finished"', '"stopped"'))
     os.chown(tmp_path / "run" / "checkpoints" / "step-000002", SOMEBODY, SOMEBODY)
+    monkeypatch.setattr(os, "geteuid", lambda: ANOTHER)
     assert command(*given, "training.max_steps=2", "--resume") == 2
     said = capfd.readouterr().err
     assert "step-000002: belongs to another user" in said

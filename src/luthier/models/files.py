@@ -4,11 +4,13 @@ git or a copy left in the place of a file is no file.
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from shlex import quote
 
 from luthier.errors import UserError
+from luthier.system.owners import STORES, trusted_stores
 
 READ = (".safetensors", ".json", ".model", ".jinja", ".txt", ".tiktoken")
 """Ends of the names of files that are read, if they are there."""
@@ -20,6 +22,10 @@ _ODD = re.compile(r'[\x00-\x1f\x7f<>:"/\\|?*]')
 _DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 """Names that are devices on Windows, with any end."""
 _MOST_CHARS = 255
+_TEMPLATES = "additional_chat_templates"
+"""The one folder of a model's folder whose files are read too."""
+_HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+"""How the hub's cache names what it keeps: nobody's other files are called so."""
 
 
 def is_plain(name: str) -> bool:
@@ -61,8 +67,10 @@ def refuse_odd_links(folder: Path) -> None:
         UserError: names the link and where it leads.
     """
     inside = folder.resolve()
-    for file in sorted(folder.iterdir()):
-        if not file.is_symlink() or not file.name.endswith(READ):
+    templates = folder / _TEMPLATES
+    listed = [*sorted(folder.iterdir()), *(sorted(templates.iterdir()) if templates.is_dir() else ())]
+    for file in listed:
+        if not file.is_symlink() or not (file.name.endswith(READ) or file == templates):
             continue
         target = str(file.readlink())
         if not file.exists():
@@ -75,19 +83,25 @@ def refuse_odd_links(folder: Path) -> None:
                 "download the model again, or copy the folder with cp -rL",
             )
         real = file.resolve()
-        if not real.is_relative_to(inside) and not _is_kept_content(real):
+        if not any(map(real.is_relative_to, (inside, *trusted_stores()))) and not _is_kept_content(file):
             raise UserError(
                 str(file),
                 f"is a link out of its folder, to {target}",
                 "the file itself, or a link into the cache of the hub",
-                f"cp -rL {quote(str(folder))} {quote(str(folder) + '-copy')}, and the copy as the model, where you trust the link",
+                f"{STORES}={quote(str(real.parent))} before the same command, where you trust what lies there; or "
+                f"cp -rL {quote(str(folder))} {quote(str(folder) + '-copy')}, and the copy as the model",
             )
 
 
-def _is_kept_content(file: Path) -> bool:
-    """Whether a file lies where the hub's cache (`models--org--name/blobs/`) or git-annex keep what links stand for."""
-    blobs = file.parent.name == "blobs" and file.parent.parent.name.startswith("models--")
-    return blobs or _ANNEX_POINTER in file.as_posix()
+def _is_kept_content(link: Path) -> bool:
+    """Whether a link leads to where the hub's cache (`models--org--name/blobs/`) or git-annex keep what links stand for; that
+    place may be a link itself, to a larger disk."""
+    while link.is_symlink():
+        link = Path(os.path.normpath(link.parent.resolve() / link.readlink()))
+        blobs = link.parent.name == "blobs" and link.parent.parent.name.startswith("models--")
+        if blobs and _HASH.fullmatch(link.name):
+            return True
+    return _ANNEX_POINTER in link.resolve().as_posix()
 
 
 def _annexed(file: Path) -> UserError:

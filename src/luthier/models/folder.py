@@ -56,8 +56,8 @@ def check_tokenizer(folder: Path, name: str, trust_remote_code: bool) -> None:
     for file in present:
         refuse_stub(file, name)
     settings = folder / "tokenizer_config.json"
-    if settings.is_file() and not native_type(folder):
-        check_tokenizer_settings(settings, name, trust_remote_code)
+    if settings.is_file():
+        check_tokenizer_settings(settings, name, trust_remote_code, is_native=bool(native_type(folder)))
 
 
 def native_type(folder: Path) -> str:

@@ -7,6 +7,7 @@ tensors lie, how large they are, that none lies in another and that nothing lies
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,11 @@ _BITS = {
 }
 _KEYS = {"dtype", "shape", "data_offsets"}
 _ABOUT = "__metadata__"
+_ABOUT_BEGINS = re.compile(rb'"__metadata__"\s*+:\s*+\{\s*+')
+_TEXT = rb'"(?:[^"\\]++|\\.)*+"'
+_ABOUT_ENTRY = re.compile(_TEXT + rb"\s*+:\s*+" + _TEXT + rb"\s*+,?\s*+", re.DOTALL)
+_MOST_ABOUT = 10_000
+"""Texts of a file about itself; each may be as long as the header."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +108,22 @@ def _entries(raw: bytes) -> dict[str, Any]:
 
 def _is_stuffed(raw: bytes) -> bool:
     """Whether there are more values in a header than so many bytes of tensors have: parsed, they would fill the memory."""
-    objects = raw.count(b"{")
-    return objects > len(raw) // _LEAST_ENTRY or max(raw.count(b"["), raw.count(b",") // 8) > 4 * objects
+    begin, end = _about(raw)
+    objects, lists, commas = (raw.count(sign) - raw.count(sign, begin, end) for sign in (b"{", b"[", b","))
+    most = (len(raw) - end + begin) // _LEAST_ENTRY + 2  # the header itself, and the map of texts
+    return objects > most or max(lists, commas // 8) > 4 * objects
+
+
+def _about(raw: bytes) -> tuple[int, int]:
+    """Where in a header the texts about the file begin and end, which may hold any signs; of many texts, where the first do."""
+    if (found := _ABOUT_BEGINS.search(raw)) is None:
+        return 0, 0
+    end = found.end()
+    for _ in range(_MOST_ABOUT):
+        if (entry := _ABOUT_ENTRY.match(raw, end)) is None:
+            break
+        end = entry.end()
+    return found.end(), end
 
 
 def _tensors(file: Path, entries: dict[str, Any], begin: int) -> list[Tensor]:

@@ -28,7 +28,7 @@ from luthier.models.dequantized import refuse_unpacked_wrong
 from luthier.models.folder import TOKENIZER_FILES, check_folder, native_type, tensors
 from luthier.models.patches.bitsandbytes_on_cpu import alike_in_training_and_scoring
 from luthier.models.patches.plain_linear import plain_linear
-from luthier.models.settings import read_json
+from luthier.models.settings import read_json, refuse_methods
 from luthier.models.source import ModelSource
 from luthier.quantization import Quantization
 from luthier.system.faults import raise_fault
@@ -68,13 +68,7 @@ def load_config(folder: Path, trust_remote_code: bool = False) -> PretrainedConf
     from transformers import AutoConfig, PretrainedConfig
 
     file = folder / "config.json"
-    if methods := [key for key in read_json(file, str(folder)) if callable(getattr(PretrainedConfig, key, None))]:
-        raise UserError(
-            f"{file}: {methods[0]}",
-            "would replace a part of the program",
-            "a setting",
-            f"remove {methods[0]} from {file}",
-        )
+    refuse_methods(read_json(file, str(folder)), file, PretrainedConfig)
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
     except (ValueError, KeyError, TypeError, OSError) as error:

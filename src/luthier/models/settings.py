@@ -14,16 +14,13 @@ from luthier.models import architectures
 from luthier.models.files import is_plain, refuse_stub
 from luthier.system.strict_json import is_nested
 
-_ATTENTION = frozenset({"eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"})
-_EXPERTS = frozenset({"eager", "batched_mm", "grouped_mm"})
-_IMPLEMENTATIONS = {
-    "_attn_implementation": _ATTENTION,
-    "attn_implementation": _ATTENTION,
-    "_experts_implementation": _EXPERTS,
-    "experts_implementation": _EXPERTS,
-}
-"""Keys, and the implementations that transformers itself has. Any other text is taken for a repository of the hub."""
-_INTERNAL = ("_attn_implementation_internal", "_experts_implementation_internal")
+_IMPLEMENTATIONS = (
+    "_attn_implementation",
+    "attn_implementation",
+    "_experts_implementation",
+    "experts_implementation",
+)
+"""Keys with a name of transformers' own, or with `org/name` for code of the hub."""
 _FETCHED = {
     "custom_generate": "names code that would be run to generate",
     "custom_pipelines": "names code that would be run in place of the model",
@@ -32,17 +29,13 @@ _FETCHED = {
     "transformers_weights": "names other weights than those that are checked",
     "_adapter_model_path": "names other weights than those that are checked",
     "use_pretrained_backbone": "would have other weights fetched",
+    "_auto_class": "has code copied to what is made of the model",
 }
 """Keys that have something fetched, read or run beside what the user named, and how that is said."""
-_OWN = (
-    "__float__",
-    "_name_or_path",
-    "_model_name_or_path",
-    "_attn_implementation_autoset",
-    "_commit_hash",
-    "_diffusers_version",
-)
-"""Keys of published configs that begin with an underscore and say nothing that is followed; the first stands for infinity."""
+_SAID_OF_ITSELF = ("_name_or_path", "_model_name_or_path")
+"""Where a config was; nothing is read there."""
+_WORDS = ("label2id", "task_specific_params")
+"""Maps whose keys are words of a task, whichever they are."""
 
 
 def read_json(file: Path, name: str) -> dict[str, Any]:
@@ -87,14 +80,15 @@ def check_config(folder: Path, name: str, trust_remote_code: bool) -> None:
         _refuse_hostile(read_json(generation, name), generation, trust_remote_code)
 
 
-def check_tokenizer_settings(file: Path, name: str, trust_remote_code: bool) -> None:
-    """tokenizer_config.json: asking for no code, and for no file elsewhere.
+def check_tokenizer_settings(file: Path, name: str, trust_remote_code: bool, *, is_native: bool) -> None:
+    """tokenizer_config.json: asking for no code (which is not needed where the tokenizer is ours), and for no file elsewhere.
 
     Raises:
         UserError: names the key.
     """
     settings = read_json(file, name)
-    refuse_code(settings, file, name, trust_remote_code)
+    if not is_native:
+        refuse_code(settings, file, name, trust_remote_code)
     named = settings.get("fast_tokenizer_files") or []
     if not isinstance(named, list) or not all(isinstance(part, str) and is_plain(part) for part in named):
         raise _hostile(file, "fast_tokenizer_files", named, "names files that are read as the tokenizer")
@@ -112,16 +106,15 @@ def _refuse_hostile(config: dict[str, Any], file: Path, trust_remote_code: bool)
 
 def _hostility(key: str, value: Any, trust_remote_code: bool, top: bool) -> str:
     """Why a key may not stand in a config; nothing where it may."""
-    if key in _IMPLEMENTATIONS or key in _INTERNAL:
-        known = key in _IMPLEMENTATIONS and _all_known(value, _IMPLEMENTATIONS[key])
-        return "" if known else "names an implementation, which may be code of a hub"
+    if key.endswith("_implementation_internal") or (key in _IMPLEMENTATIONS and not _is_of_no_hub(value)):
+        return "names an implementation, which may be code of a hub"
     if key == "auto_map" and not top:
         return "names Python code for a part of the model"
     if key == "trust_remote_code" and value and not trust_remote_code:
         return "would have code run that comes with a model: that is for the user to say"
     if key in _FETCHED and value not in (None, False):
         return _FETCHED[key]
-    if key.startswith("_") and key not in _OWN and not isinstance(value, int | float | None):
+    if key.startswith("_") and key not in _SAID_OF_ITSELF and isinstance(value, str | list) and "/" in str(value):
         return "is a setting of transformers' own, which no model has to say"
     return ""
 
@@ -133,9 +126,27 @@ def _hostile(file: Path, key: str, value: Any, why: str) -> UserError:
     )
 
 
-def _all_known(value: Any, known: frozenset[str]) -> bool:
+def _is_of_no_hub(value: Any) -> bool:
     values = value.values() if isinstance(value, dict) else [value]
-    return all(item is None or (isinstance(item, str) and item in known) for item in values)
+    return all(item is None or (isinstance(item, str) and "/" not in item) for item in values)
+
+
+def refuse_methods(config: dict[str, Any], file: Path, kind: type) -> None:
+    """Refuses keys that are methods of the class of configs, at any depth: as attributes of a config they would take their place.
+
+    Raises:
+        UserError: names the key.
+    """
+    for path, section in _sections(config):
+        if path.rpartition(".")[0].rpartition(".")[2] in _WORDS:
+            continue
+        if methods := [key for key in section if callable(getattr(kind, key, None))]:
+            raise UserError(
+                f"{file}: {path}{methods[0]}",
+                "would replace a part of the program",
+                "a setting",
+                f"remove {methods[0]} from {file}",
+            )
 
 
 def _sections(tree: Any) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -215,7 +215,7 @@ def write_file(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
             if path.exists():
-                os.fchmod(file.fileno(), path.stat().st_mode & 0o777)
+                os.fchmod(file.fileno(), path.stat().st_mode & _FOLDER_MODE)
             new.replace(path)
     finally:
         with contextlib.suppress(OSError):  # it has its name by now, or what happened is told already

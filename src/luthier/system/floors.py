@@ -26,14 +26,23 @@ def check_floors() -> None:
     Raises:
         EnvironmentProblem: names the package, the reason, and the line that mends it.
     """
-    from packaging.version import Version
+    from packaging.version import InvalidVersion, Version
 
     for name, (least, why) in FLOORS.items():
         try:
             found = version(name)
         except PackageNotFoundError:
             continue
-        if Version(found).release < Version(least).release:  # a vendor's 2.10.0a0+x has what 2.10 has
+        try:
+            release = Version(found).release
+        except (InvalidVersion, TypeError):  # None where an interrupted install left a folder without metadata
+            raise EnvironmentProblem(
+                name,
+                f"is installed as release {found}, so nobody can tell whether it has a known hole",
+                f"{name} {least} or newer",
+                f"pip install --force-reinstall '{name}>={least}'",
+            ) from None
+        if release < Version(least).release:  # a vendor's 2.10.0a0+x has what 2.10 has
             raise EnvironmentProblem(
                 f"{name} {found}", why, f"{name} {least} or newer", f"pip install '{name}>={least}'"
             )

@@ -1,4 +1,6 @@
-"""Whose files are gone on from: one's own, and those of the machine's administrator."""
+"""What of this machine the user trusts: whose files are gone on from (one's own, and those of the machine's administrator), and
+where links of a model may lead.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +12,17 @@ from luthier.errors import UserError
 
 TRUSTED = "LUTHIER_TRUST_OWNER"
 """A variable with the names (or numbers) of users whose checkpoints are taken too, with commas between."""
+STORES = "LUTHIER_TRUST_LINKS"
+"""A variable with the folders into which links of a model may lead, with colons between."""
+
+
+def trusted_stores() -> list[Path]:
+    return [Path(part).expanduser().resolve() for part in os.environ.get(STORES, "").split(os.pathsep) if part]
 
 
 def refuse_foreign(path: Path) -> None:
-    """Refuses what another user of the machine owns: it would decide what the model becomes.
+    """Refuses what another user of the machine owns: it would decide what the model becomes. Root is refused nothing: in a
+    container files are of the machine's users, and a server of files may have root's own be of nobody.
 
     Raises:
         UserError: names the owner, and how to trust it.
@@ -22,7 +31,7 @@ def refuse_foreign(path: Path) -> None:
     owner = path.stat().st_uid
     name = _name(owner)
     trusted = {part.strip() for part in os.environ.get(TRUSTED, "").split(",")}
-    if owner in (os.geteuid(), 0) or trusted & {name, str(owner)}:
+    if os.geteuid() == 0 or owner in (os.geteuid(), 0) or trusted & {name, str(owner)}:
         return
     raise UserError(
         str(path),

@@ -97,10 +97,11 @@ def fetch(
     return record.folder, commit
 
 
-def kept(name: str) -> Path | None:
-    """The folder of an earlier download of the model's main branch, ours or another tool's; nothing is asked of the hub."""
+def kept(name: str, revision: str | None = None) -> Path | None:
+    """The folder of an earlier download of a revision (default: the main branch), ours or another tool's; nothing is asked of
+    the hub."""
     try:
-        return _from_cache(name, None, False, "not asked", lambda text: None)[0]
+        return _from_cache(name, revision, False, "not asked", lambda text: None)[0]
     except EnvironmentProblem:
         return None
 

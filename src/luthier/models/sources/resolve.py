@@ -56,8 +56,8 @@ def at_hand(path: str) -> Path | None:
         return gguf.converted(file) if file is not None else None
     if local.is_file():
         return gguf.converted(local) if local.suffix == ".gguf" else None
-    name = path.removeprefix("hf:")
-    return hub.kept(name) if hub.is_name(name) else None
+    name, _, revision = path.removeprefix("hf:").partition("@")
+    return hub.kept(name, revision or None) if hub.is_name(name) else None
 
 
 def convert(path: str, revision: str | None, trust_remote_code: bool, *, say: Say = complain) -> None:
