@@ -61,7 +61,7 @@ PACKED = {
     "a gigabyte of one text": refused(
         later(lambda: raw(gzip.compress(b'[{"a": "') + gzip.compress(b"x" * MB) * 1024, "train.json.gz")), BIG
     ),
-    "a gigabyte of rows": bomb("train.jsonl", b'{"instruction": "a", "output": "b"}\n' * 30_000),
+    "a gigabyte of rows, .bz2": bomb("train.jsonl", b'{"instruction": "a", "output": "b"}\n' * 30_000, ending=".bz2"),
     "a gigabyte of rows, .zst": bomb("train.jsonl", b'{"instruction": "a", "output": "b"}\n' * 30_000, ending=".zst"),
     "a gigabyte of an open quote": refused(
         later(lambda: raw(gzip.compress(b'a,b\n"') + gzip.compress(b"x\n" * (MB // 2)) * 1024, "train.csv.gz")), BIG

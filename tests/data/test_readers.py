@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from luthier.config import DataFile
 from luthier.data import readers
 from luthier.data.files import Source, sources
-from luthier.data.readers import Limits, _bytes, json_array
+from luthier.data.readers import Limits, _bytes, _limits, json_array
 from luthier.data.readers._bytes import File
 from luthier.errors import BadRow, UserError
 from luthier.system import strict_json
@@ -316,6 +316,25 @@ def test_a_bomb_is_refused(tmp_path: Path, packed: str) -> None:
     ):
         read(path, unpacked_bytes=1 << 20)
     assert len(read(path, unpacked_bytes=64 << 20)) == 1
+
+
+def test_short_answers_under_one_long_text_are_no_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_limits, "FREE_BYTES", 1)
+    system = "Be brief, and say where you know it from. " * 200
+    path = tmp_path / "a.jsonl.gz"
+    data = "".join(json.dumps({"system": system, "output": str(number)}) + "\n" for number in range(1000)).encode()
+    path.write_bytes(gzip.compress(data * 3))
+    assert 250 < len(data) * 3 / path.stat().st_size < 900
+    assert len(read(path)) == 3000
+
+
+def test_a_file_that_a_command_names_has_no_key_that_raises_its_limits(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"text": "x" * (17 << 20)}))
+    (source,) = sources(DataFile(path=str(path)), "--row")
+    (row,) = source.rows()
+    assert isinstance(row, BadRow)
+    assert row.fix == ""
 
 
 def test_a_record_has_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import subprocess
 import sys
@@ -83,6 +84,21 @@ def test_a_missing_template_is_told_with_that_of_the_family_before_anything_is_l
     early_check.check(config.load(None, [f"model={folder}", f"data={talks}", "chat_template=chatml"]))
     talks.write_text('{"text": "a"}\n')
     early_check.check(config.load(None, [f"model={folder}", f"data={talks}"]))
+
+
+def test_what_is_looked_at_before_anything_is_loaded_has_the_limits_of_the_configuration(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    tokenizer(None).save_pretrained(folder)
+    (folder / "config.json").write_text('{"model_type": "yuan"}')
+    talks = tmp_path / "talks.jsonl.gz"
+    talks.write_bytes(gzip.compress(b'{"instruction": "a", "output": "b"}\n' * 9))
+    given = [f"model={folder}", f"data={talks}"]
+    with pytest.raises(UserError, match="no chat template"):
+        early_check.check(config.load(None, given))
+    with pytest.raises(UserError, match="unpacks to more than 9 bytes") as caught:
+        early_check.check(config.load(None, [*given, "data.max_unpacked_bytes=9"]))
+    assert "data.max_unpacked_bytes=" in caught.value.fix
 
 
 def test_a_template_that_holds_all_needs_no_key() -> None:

@@ -20,9 +20,11 @@ from luthier.cli import main
 from luthier.system.console import Screen
 from luthier.system.streams import visible
 
-HOSTILE = "\x1b[2J\x1b]0;title\x07 \x9b31m \u202egpj.exe\u2066 \u200bx\ufeff \U000e0041 \x00\x08\r \x7f \udcff"
-SHOWN = r"\u001b[2J\u001b]0;title\u0007 \u009b31m \u202egpj.exe\u2066 \u200bx\ufeff \udb40\udc41 \u0000\u0008\u000d \u007f \udcff"
-AS_IT_IS = "naïve 你好\tשלום\n👩‍👧 می‌خواهم ½ é [bold]"
+HOSTILE = "\x1b[2J\x1b]0;title\x07 \x9b31m \u202egpj.exe\u2066 x\ufeff \U000e0041 \x00\x08\r \x7f \udcff"
+SHOWN = (
+    r"\u001b[2J\u001b]0;title\u0007 \u009b31m \u202egpj.exe\u2066 x\ufeff \udb40\udc41 \u0000\u0008\u000d \u007f \udcff"
+)
+AS_IT_IS = "naïve 你好\tשלום\n👩‍👧 می‌خواهم ½ é [bold] ភាសា\u200bខ្មែរ ภาษา\u200bไทย \u200fשלום (1)\u200e"
 
 
 def test_what_a_terminal_would_obey_is_written_out() -> None:

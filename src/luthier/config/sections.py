@@ -114,7 +114,7 @@ class DataConfig(Config):
     """Most messages of one row. A row of more cannot be used: what is served before each answer is rendered, so the work grows
     with the square of their number."""
     max_unpacked_bytes: Bytes | None = None
-    """What one file may unpack to, where it is packed (`.gz`, `.zst`, `.bz2`, `.xz`) or columnar (Parquet, Arrow). Default: 250
+    """What one file may unpack to, where it is packed (`.gz`, `.zst`, `.bz2`, `.xz`) or columnar (Parquet, Arrow). Default: 900
     times its size, and 268,435,456 in any case: text packs to a tenth, a bomb to less than a thousandth."""
 
     mixing: Literal["concatenate", "first_exhausted", "all_exhausted"] = "concatenate"

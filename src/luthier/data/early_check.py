@@ -5,6 +5,7 @@ model to be told of a name that is written wrongly.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from luthier import component
@@ -12,6 +13,7 @@ from luthier.config import RunConfig
 from luthier.data.chat.library import NAMED_TOKENS, of_model_type
 from luthier.data.chat.template import read_template
 from luthier.data.files import Source, is_of_hub, sources
+from luthier.data.readers import Limits
 from luthier.data.recognise import files_of, row_parser_of
 from luthier.errors import BadRow, UserError
 from luthier.models.sources.resolve import at_hand, refuse_missing
@@ -32,10 +34,10 @@ def check(config: RunConfig) -> None:
     if config.data.chat_template != "auto":
         read_template(config.data.chat_template)
     objective = component.make("objectives", config.objective)
-    found = list[Source]()
+    found, limits = list[Source](), Limits.of(config.data)
     for _, key, file in files_of(config, objective.takes):
         if not is_of_hub(file):
-            found += sources(file, f"{key}.path")
+            found += [replace(source, limits=limits) for source in sources(file, f"{key}.path")]
     refuse_missing(config.model.path)
     folder = at_hand(config.model.path)
     if config.data.chat_template == "auto" and folder is not None and _has_no_template(folder):

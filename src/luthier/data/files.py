@@ -45,7 +45,7 @@ class Source:
     """what decides `times`, for the fingerprint"""
     note: str = ""
     """what is to be said of the choice of rows"""
-    limits: Limits = field(default_factory=Limits)
+    limits: Limits = field(default_factory=lambda: Limits(settable=False))
     told: Told = lambda name, share: None
     """is told how far the file is read"""
     _state: tuple[int, ...] | None = field(default=None, repr=False)

@@ -20,10 +20,14 @@ Say = Callable[[str], None]
 
 _HIDDEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # control characters, escape among them; lines and tabs stay
-    "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # turn the direction of what stands around them
-    "\u180e\u200b\u2028\u2029\u2060-\u2065\u206a-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e007f"  # not seen at all
+    "\u061c\u202a-\u202e\u2066-\u2069"  # turn the direction of what stands around them
+    "\u180e\u2028\u2029\u2060-\u2065\u206a-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e007f"  # not seen at all
     "\ud800-\udfff]"  # halves of characters, which a name of a file may have: no stream takes them
 )
+
+
+# U+200B, U+200E and U+200F are shown as they are: Khmer and Thai, Hebrew and Arabic are written with them, and what stands
+# around them keeps its direction.
 
 
 def visible(text: str) -> str:

@@ -107,7 +107,7 @@ class _Unpacked(io.RawIOBase):
             raise (self._damaged(error) if error.errno is None else unreadable(self._file.name, error)) from None
         self._count += len(data)
         if self._count > self._most:
-            raise unpacks_too_far(self._file.name, self._most, self._packed_bytes, self._most)
+            raise unpacks_too_far(self._file.name, self._file.limits, self._most, self._packed_bytes, self._most)
         buffer[: len(data)] = data
         return len(data)
 
@@ -272,7 +272,7 @@ class Lines:
 def _endless(file: File, line: int, length: int) -> UserError:
     found = f"a line of more than {length:,} bytes"
     fix = f"data.max_row_bytes={4 * length} if the rows are so long; is it a text with a row a line?"
-    return UserError(f"{file.name}:{line}", found, f"at most {file.limits.row_bytes:,} bytes", fix)
+    return UserError(f"{file.name}:{line}", found, f"at most {file.limits.row_bytes:,} bytes", file.limits.fix(fix))
 
 
 def empty(file: File) -> UserError:

@@ -71,7 +71,7 @@ def of_parquet(file: File) -> list[Group]:
     if (total := sum(group.rows for group in groups)) != said:
         raise damaged(file, "Parquet", f"it says that it has {said:,} rows, and its groups have {total:,}")
     if claimed > most:
-        raise unpacks_too_far(file.name, claimed, size, most, whole=True)
+        raise unpacks_too_far(file.name, file.limits, claimed, size, most, whole=True)
     return groups
 
 
@@ -116,7 +116,7 @@ def of_arrow(file: File, source: Any, is_file: bool) -> None:
             except (struct.error, OverflowError, ValueError):
                 raise damaged(file, "Arrow", f"its {message.type} {batches} cannot be told apart") from None
         if claimed > most:
-            raise unpacks_too_far(file.name, claimed, size, most, whole=True)
+            raise unpacks_too_far(file.name, file.limits, claimed, size, most, whole=True)
     if is_file:
         source.seek(0)
         if (said := pyarrow.ipc.open_file(source).num_record_batches) != batches:
@@ -184,7 +184,7 @@ def sizes_of(file: File, kind: str, batch: Any) -> Ints:
 
     def too_many(values: int) -> None:
         if values * VALUE_BYTES > most:
-            raise unpacks_too_far(file.name, values * VALUE_BYTES, file.path.stat().st_size, most)
+            raise unpacks_too_far(file.name, file.limits, values * VALUE_BYTES, file.path.stat().st_size, most)
 
     try:
         for column in batch.columns:

@@ -12,9 +12,9 @@ from luthier.errors import BadRow, UserError
 ROW_BYTES, VALUE_BYTES = 16, 8
 """What a row and a value count beside their texts: a column of nulls takes no room, and its rows take time."""
 FREE_BYTES = 256 << 20
-MOST_TIMES = 250
-"""A packed file may unpack to MOST_TIMES its size, or to FREE_BYTES if that is more: text packs to a tenth, a bomb to less
-than a thousandth."""
+MOST_TIMES = 900
+"""A packed file may unpack to MOST_TIMES its size, or to FREE_BYTES if that is more: text packs to a tenth, short answers
+under one long system text to a three hundredth, and gzip can make no more than a thousandth of a bomb."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +25,8 @@ class Limits:
     row_messages: int = MOST_ROW_MESSAGES
     unpacked_bytes: int | None = None
     """None: by the size of the file"""
+    settable: bool = True
+    """whether there is a configuration in which the key of an error can be written; a file that a command names has none"""
 
     @classmethod
     def of(cls, data: DataConfig) -> Limits:
@@ -37,15 +39,21 @@ class Limits:
     def row_too_large(self, place: str, size_bytes: int, start: str = "") -> BadRow:
         """The error of a row of `size_bytes`, of whose text `start` is the beginning."""
         found, most = f"a row of {size_bytes:,} bytes", f"at most {self.row_bytes:,} bytes"
-        return BadRow(place, "", found, most, f"data.max_row_bytes={size_bytes} reads it", raw=start)
+        return BadRow(place, "", found, most, self.fix(f"data.max_row_bytes={size_bytes} reads it"), raw=start)
 
     def too_many_messages(self, place: str, count: int) -> BadRow:
         """The error of a row of `count` messages."""
         fix = f"data.max_row_messages={count} takes it; the work grows with the square of their number"
-        return BadRow(place, "", f"{count:,} messages", f"at most {self.row_messages:,}", fix)
+        return BadRow(place, "", f"{count:,} messages", f"at most {self.row_messages:,}", self.fix(fix))
+
+    def fix(self, line: str) -> str:
+        """The line, where what it says can be set."""
+        return line if self.settable else ""
 
 
-def unpacks_too_far(name: str, found: int, size_bytes: int, most: int, whole: bool = False) -> UserError:
+def unpacks_too_far(
+    name: str, limits: Limits, found: int, size_bytes: int, most: int, whole: bool = False
+) -> UserError:
     """The error of a file of `size_bytes` that unpacks to `found` bytes (if not `whole`, to more) where `most` are allowed."""
     beyond = "" if whole else "more than "
     enough = found if whole else 4 * most
@@ -53,7 +61,7 @@ def unpacks_too_far(name: str, found: int, size_bytes: int, most: int, whole: bo
         name,
         f"it unpacks to {beyond}{found:,} bytes from {size_bytes:,}",
         f"at most {most:,} bytes",
-        f"data.max_unpacked_bytes={enough} if you trust it",
+        limits.fix(f"data.max_unpacked_bytes={enough} if you trust it"),
     )
 
 

@@ -89,7 +89,7 @@ class _Unpacked:
         """Raises UserError where it is too much."""
         self._count += size_bytes
         if self._count > self._most:
-            raise unpacks_too_far(self._file.name, self._most, self._size, self._most)
+            raise unpacks_too_far(self._file.name, self._file.limits, self._most, self._size, self._most)
 
 
 def _rows(

@@ -109,7 +109,8 @@ class _Window:
                     f"{self.file.name}:{self.line}",
                     f"a record of more than {most}",
                     f"at most {most} a record",
-                    f"data.max_row_bytes={4 * held} reads it, if it is one; else close its quotes and brackets",
+                    self.file.limits.fix(f"data.max_row_bytes={4 * held} reads it, if it is one; else ")
+                    + "close its quotes and brackets",
                 )
             self.more()
 
