@@ -12,7 +12,7 @@ HELP_IMPORTS = {"luthier", "typer", "click", "shellingham", "annotated_doc", "ty
 """Of what is not Python's own; pydantic, which typer imports to convert a value, takes as long as all the rest."""
 HELP_IMPORTS_OF_OURS = (
     r"luthier(\.(__main__|errors|cli(\..*)?|models(\.architectures)?|"
-    r"system(\.(cores|faults|floors|outgoing|secrets|streams))?))?"
+    r"system(\.(cores|faults|floors|outgoing|quiet|secrets|streams))?))?"
 )
 
 ASKS_FOR_HELP = """

@@ -191,6 +191,14 @@ def _() -> bool:
     return {"rfilename", "size", "lfs"} <= RepoSibling.__dataclass_fields__.keys()
 
 
+@probe("huggingface_hub.utils.tqdm.tqdm", "a download tells a bar of its own, made of this one (data/readers/hub_data.py)")
+def _() -> bool:
+    from huggingface_hub import HfApi
+    from huggingface_hub.utils.tqdm import tqdm
+
+    return "tqdm_class" in parameters(HfApi.hf_hub_download) and {"update", "close"} <= set(dir(tqdm))
+
+
 @probe("typer.core.TyperCommand", "a command of the command line writes its help by this class (cli/__init__.py)")
 def _() -> bool:
     from typer.core import TyperCommand

@@ -112,6 +112,14 @@ def test_loaded_by_auto_tokenizer_and_after_saving(tokenizer: Any, folder: Path,
             assert again.encode(text) == tokenizer.encode(text)
 
 
+def test_an_id_that_only_fills_up_the_embeddings_has_a_text(tokenizer: Any) -> None:
+    """A model may answer with one; embeddings have more rows than there are tokens."""
+    beyond = len(tokenizer) + 3
+    ids = tokenizer("Hello")["input_ids"]
+    assert "Hello" in tokenizer.decode([*ids, beyond])
+    assert "Hello" in tokenizer.decode([*ids, beyond], skip_special_tokens=True)
+
+
 def test_control_tokens_can_be_left_out_of_a_text(tokenizer: Any) -> None:
     ids = tokenizer.encode("你好" + tokenizer.eos_token)
     assert tokenizer.decode(ids, skip_special_tokens=True) == "你好"

@@ -8,7 +8,7 @@ import warnings
 import pytest
 from transformers.utils import logging as of_transformers
 
-from luthier.system.quiet import LOGGED, hush
+from luthier.system.quiet import LOGGED, WITHOUT_HANDLER, hush
 
 
 def test_known_words_are_left_out_and_no_others(capsys: pytest.CaptureFixture[str]) -> None:
@@ -34,3 +34,11 @@ def test_known_warnings_are_left_out_and_no_others() -> None:
         warnings.warn("Paged optimizers are not supported on CPU. Falling back", UserWarning, stacklevel=1)
         warnings.warn("the disk is full", UserWarning, stacklevel=1)
     assert [str(one.message) for one in caught] == ["the disk is full"]
+
+
+def test_nothing_is_said_of_kernels_that_are_not_fetched() -> None:
+    hush()
+    log = logging.getLogger(WITHOUT_HANDLER)
+    words = "Failed to load CPU gemm_4bit_forward from kernels-community: %s."
+    assert not log.filter(log.makeRecord(log.name, logging.WARNING, "", 0, words, ("halted",), None))
+    assert log.filter(log.makeRecord(log.name, logging.WARNING, "", 0, "the processor is none", (), None))

@@ -28,6 +28,7 @@ from luthier.errors import EnvironmentProblem, LuthierError
 from luthier.system.faults import fault
 from luthier.system.floors import check_floors
 from luthier.system.outgoing import block_kernels
+from luthier.system.quiet import hush
 from luthier.system.streams import OUT, complain, hide_secrets_in_tracebacks, is_lost, open_all, show, silence
 
 WrongUsage: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
@@ -196,6 +197,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     open_all()
     block_kernels()
+    hush()
     if "--debug" in given:
         hide_secrets_in_tracebacks()
     # What other libraries will rename one day is no news for the person at the screen.

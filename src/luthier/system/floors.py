@@ -33,9 +33,11 @@ def check_floors() -> None:
             found = version(name)
         except PackageNotFoundError:
             continue
+        except KeyError:  # an interrupted install left a folder without metadata; Python 3.11 says None
+            found = "unknown"
         try:
             release = Version(found).release
-        except (InvalidVersion, TypeError):  # None where an interrupted install left a folder without metadata
+        except (InvalidVersion, TypeError):
             raise EnvironmentProblem(
                 name,
                 f"is installed as release {found}, so nobody can tell whether it has a known hole",

@@ -16,9 +16,12 @@ LOGGED = (
     "does not support setting its attention implementation dynamically",
     "past_key_values/cache_params are deprecated",
     "`past_key_values`/`cache_params` are deprecated",
+    "Failed to load CPU gemm_4bit_forward from kernels-community",
 )
-"""What stands in them: models that go by their own way, and names that will be others one day."""
+"""What stands in them: models that go by their own way, names that will be others one day, and code of a hub that is not fetched."""
 LOGGERS = ("transformers", "peft", "bitsandbytes")
+WITHOUT_HANDLER = "bitsandbytes.backends.cpu.ops"
+"""It speaks while it is imported."""
 
 
 def hush() -> None:
@@ -28,6 +31,7 @@ def hush() -> None:
     for name in LOGGERS:
         for handler in logging.getLogger(name).handlers:
             handler.addFilter(_is_news)
+    logging.getLogger(WITHOUT_HANDLER).addFilter(_is_news)
 
 
 def _is_news(record: logging.LogRecord) -> bool:

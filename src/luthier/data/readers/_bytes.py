@@ -103,6 +103,8 @@ class _Unpacked(io.RawIOBase):
             data = self._stream.read(len(buffer))
         except (EOFError, zlib.error, lzma.LZMAError) as error:
             raise self._damaged(error) from None
+        except MemoryError:  # of a library that is asked for a window larger than the memory
+            raise self._damaged(MemoryError("it asks for more memory than there is")) from None
         except OSError as error:
             raise (self._damaged(error) if error.errno is None else unreadable(self._file.name, error)) from None
         self._count += len(data)

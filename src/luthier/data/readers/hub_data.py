@@ -170,7 +170,7 @@ def _told_of(told: Callable[[float], None]) -> Any:
 @contextlib.contextmanager
 def _without_bars() -> Iterator[None]:
     """The bars of the library would be written over ours, and into files."""
-    from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     shown = not are_progress_bars_disabled()
     disable_progress_bars()

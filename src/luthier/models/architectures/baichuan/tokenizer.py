@@ -51,7 +51,8 @@ class BaichuanTokenizer(PreTrainedTokenizerFast):  # type: ignore[misc]
         ids = [token_ids] if isinstance(token_ids, int) else [int(index) for index in token_ids]
         if skip_special_tokens:
             return str(super()._decode(ids, skip_special_tokens=True, **others))
-        return self.convert_tokens_to_string(self.convert_ids_to_tokens(ids))
+        tokens = self.convert_ids_to_tokens(ids)  # None for a row of the embeddings that only fills them up
+        return self.convert_tokens_to_string([self.unk_token if token is None else token for token in tokens])
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
         """As the original program."""

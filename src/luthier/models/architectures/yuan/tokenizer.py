@@ -81,6 +81,8 @@ class YuanTokenizer(PreTrainedTokenizer):  # type: ignore[misc]
         return int(self.pieces.piece_to_id(token))
 
     def _convert_id_to_token(self, index: int) -> str:
+        if index >= len(self.pieces):  # a row of the embeddings that only fills them up
+            return str(self.unk_token)
         return str(self.pieces.id_to_piece(index))
 
     def _decode(self, token_ids: int | list[int], skip_special_tokens: bool = False, **_others: Any) -> str:
@@ -91,9 +93,8 @@ class YuanTokenizer(PreTrainedTokenizer):  # type: ignore[misc]
         return self.convert_tokens_to_string([self._token_of(index) for index in ids])
 
     def _token_of(self, index: int) -> str:
-        if index < len(self.pieces):
-            return self._convert_id_to_token(index)
-        return str(self._added_tokens_decoder[index].content)
+        added = self._added_tokens_decoder.get(index) if index >= len(self.pieces) else None
+        return self._convert_id_to_token(index) if added is None else str(added.content)
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
         """As the original program: the blank in front of the first token is its own, not the text's."""
