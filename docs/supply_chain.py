@@ -22,7 +22,7 @@ def main() -> None:
     packages = sorted(report["install"], key=lambda package: _name(package))
     where = f"Python {report['environment']['python_version']} on {report['environment']['sys_platform']} "
     where += report["environment"]["platform_machine"]
-    head = f"# Of {where}; made by `make lock`. Builds of torch with +cpu lie in PyTorch's own index: pip's --extra-index-url."
+    head = f"# Of {where}; made by `make lock`. torch with +cpu is PyTorch's own build for CPUs."
     lines = [f"{_name(one)}=={one['metadata']['version']} --hash=sha256:{_hash(one)}" for one in packages]
     LOCK.write_text("\n".join([head, *lines]) + "\n", encoding="utf-8")
     parts = ",\n  ".join(json.dumps(_component(one)) for one in packages)

@@ -89,20 +89,25 @@ def test_s24_an_install_takes_nothing_below_the_floors() -> None:
             assert before not in ranges[name], name
 
 
-@pytest.mark.parametrize("name", FLOORS)
-def test_s24_an_older_release_is_refused_with_the_reason(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """As where another tool has installed it over ours: an environment whose first place has the old release."""
-    info = tmp_path / f"{name}-1.0.dist-info"
+def train_beside(name: str, line: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`luthier train`, refused where a package stands in the first place of the environment whose metadata say `line`."""
+    info = place / f"{name}-1.0.dist-info"
     info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
-    monkeypatch.syspath_prepend(tmp_path)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\n{line}")
+    monkeypatch.syspath_prepend(place)
     check_floors.cache_clear()
     try:
         assert command("train", "model=m", "data=d") == 3
     finally:
         check_floors.cache_clear()
+
+
+@pytest.mark.parametrize("name", FLOORS)
+def test_s24_an_older_release_is_refused_with_the_reason(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As where another tool has installed it over ours: an environment whose first place has the old release."""
+    train_beside(name, "Version: 1.0\n", tmp_path, monkeypatch)
     said = capfd.readouterr().err
     least, why = FLOORS[name]
     assert f"{name} 1.0: {why}" in said
@@ -126,15 +131,7 @@ def test_s24_how_versions_are_compared(found: str, passes: bool, monkeypatch: py
 def test_s24_a_release_that_nobody_knows(
     line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    info = tmp_path / "jinja2-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: jinja2\n{line}")
-    monkeypatch.syspath_prepend(tmp_path)
-    check_floors.cache_clear()
-    try:
-        assert command("train", "model=m", "data=d") == 3
-    finally:
-        check_floors.cache_clear()
+    train_beside("jinja2", line, tmp_path, monkeypatch)
     assert "fix: pip install --force-reinstall 'jinja2>=3.1.6'" in capfd.readouterr().err
 
 
