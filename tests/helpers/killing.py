@@ -9,6 +9,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from tests.helpers.tiny_models import tiny_llama
 STEPS_PER_EPOCH, EPOCHS = 12, 3
 STEPS = STEPS_PER_EPOCH * EPOCHS
 ROWS = 46
+LONGEST_S = 600
+"""Of a run, beside much other work; one that has not ended by then waits for ever."""
 WORDS = (
     "the",
     "luthier",
@@ -80,11 +83,17 @@ class Worker:
         assert self.process.stdin is not None
         self.process.stdin.write(f"{config_file} {folder} {how} {processes}\n")
         self.process.stdin.flush()
-        return self._numbers()
+        self.pids = self._numbers()
+        return self.pids
 
     def exit_codes(self) -> list[int]:
-        """Waits for the processes that were started last."""
-        return self._numbers()
+        """Waits for the processes that were started last; kills them where they do not end."""
+        overdue = threading.Timer(LONGEST_S, kill, [self.pids])
+        overdue.start()
+        try:
+            return self._numbers()
+        finally:
+            overdue.cancel()
 
     def run(self, config_file: Path, folder: Path, how: str, processes: int = 1) -> None:
         """A run to its end."""

@@ -31,6 +31,11 @@ INITIAL_SCALE, GROWTH_STEPS = 2.0**15, 2000
 SMALLEST_SCALE = 1.0
 """Below it a gradient that is not finite is no overflow of float16."""
 
+_left: list[Any] = []
+"""Groups that were left, held to the end of the process. The reducer of DistributedDataParallel holds one too, and where it is the
+last that does, it waits for gloo's threads without letting go of the interpreter's lock, which one of them may want for the
+tensors of the last exchange: both wait for ever (torch 2.13)."""
+
 
 class Replica:
     """An engine of one process, as it is where nothing has to be exchanged."""
@@ -166,6 +171,7 @@ class ReplicaGroup(Replica):
     def close(self) -> None:
         import torch.distributed as dist
 
+        _left.append(dist.group.WORLD)
         dist.destroy_process_group()
 
 
