@@ -44,6 +44,12 @@ def parquet_of(columns: Any, *, change: Callable[[bytes], bytes] = bytes, **opti
     return write
 
 
+def beginnings(columns: Any, texts: list[str]) -> Write:
+    """Texts that are stored by what they share with the one before, as Spark and parquet-java do."""
+    how = dict.fromkeys(texts, "DELTA_BYTE_ARRAY")
+    return parquet_of(columns, use_dictionary=False, column_encoding=how, data_page_version="2.0")
+
+
 def in_place(old: bytes, new: bytes, times: int = -1) -> Callable[[bytes], bytes]:
     def change(data: bytes) -> bytes:
         assert old in data
@@ -70,6 +76,17 @@ CASES = {
     ),
     "parquet: one text 2,000 times in a row": refused(
         later(lambda: parquet_of({"text": [["x" * MB] * 2000, ["b"]]}, dictionary_pagesize_limit=1 << 30)),
+        "train.parquet",
+        BIG,
+    ),
+    "parquet: 400 texts of which each is the one before": refused(
+        later(lambda: beginnings({"text": ["x" * MB] * 400}, ["text"])), "train.parquet", BIG
+    ),
+    "parquet: 400 texts of a row of which each is the one before": refused(
+        later(lambda: beginnings({"text": [["x" * MB] * 400, ["b"]]}, ["text.list.element"])), "train.parquet", BIG
+    ),
+    "parquet: a row of 100,000,000 times nothing": refused(
+        later(lambda: parquet_of({"text": pyarrow.ListArray.from_arrays([0, 10**8], pyarrow.nulls(10**8))})),
         "train.parquet",
         BIG,
     ),

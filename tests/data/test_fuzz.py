@@ -44,6 +44,7 @@ TABLES = [
     pyarrow.Table.from_pylist([{"messages": row["messages"], "n": 1.5, "m": {"a": [1, None]}} for row in TALK]),
     pyarrow.table({"text": shared(9, 50), "v": pyarrow.array(["x" * 20] * 9, pyarrow.string_view())}),
 ]
+TEXT_COLUMNS = (["instruction", "output"], ["messages.list.element.role", "messages.list.element.content"])
 
 
 def parquet(table: Any, **options: Any) -> bytes:
@@ -67,6 +68,11 @@ PARQUET = [
         {"compression": "zstd", "use_dictionary": False},
         {"row_group_size": 2, "data_page_version": "2.0"},
     )
+]
+PARQUET += [
+    parquet(table, use_dictionary=False, column_encoding=dict.fromkeys(columns, "DELTA_BYTE_ARRAY"), **options)
+    for table, columns in zip(TABLES[:2], TEXT_COLUMNS, strict=True)
+    for options in ({"data_page_version": "2.0"}, {"compression": "none"})
 ]
 ARROW = [
     arrow(table, make, **options)

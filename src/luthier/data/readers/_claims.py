@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from luthier.data.readers._beginnings import shared_bytes
 from luthier.data.readers._bytes import File
 from luthier.data.readers._footer import BYTE_ARRAY, DELTA_BYTE_ARRAY, FIXED_LENGTH, Column, footer_of
 from luthier.data.readers._limits import ROW_BYTES, VALUE_BYTES, unpacks_too_far
@@ -54,17 +55,21 @@ def of_parquet(file: File) -> list[Group]:
         said, found = footer_of(file.path)
     except ValueError as error:
         raise damaged(file, "Parquet", first_line(error)) from None
-    groups, claimed = list[Group](), 0
+    claimed = 0
     for index, group in enumerate(found):
-        at_once = BATCH_ROWS
         if group.rows < 0:
             raise damaged(file, "Parquet", f"row group {index} has {group.rows:,} rows")
         claimed += group.rows * (ROW_BYTES + VALUE_BYTES * len(group.columns))
         for column in group.columns:
-            if min(column.unpacked_bytes, column.packed_bytes, column.values, column.length) < 0:
+            if min(column.unpacked_bytes, column.packed_bytes, column.values, column.length, column.start) < 0:
                 raise damaged(file, "Parquet", f"a column of row group {index} has less than nothing")
-            bytes_of_it, value = _of_column(column, group.rows, most)
-            claimed += bytes_of_it
+            claimed += _of_column(column)
+    groups = list[Group]()
+    for group in found:
+        at_once = BATCH_ROWS
+        for column in group.columns:
+            shared, value = _of_beginnings(file, column, group.rows, most - claimed)
+            claimed += shared
             at_once = min(at_once, BATCH_BYTES // max(1, value))
         texts = [number for number, one in enumerate(group.columns) if one.has_dictionary and one.kind == BYTE_ARRAY]
         groups.append(Group(group.rows, max(1, at_once), tuple(texts)))
@@ -75,17 +80,25 @@ def of_parquet(file: File) -> list[Group]:
     return groups
 
 
-def _of_column(column: Column, rows: int, most: int) -> tuple[int, int]:
-    """What the column of a row group comes to, and how large one value of it can be, in bytes."""
-    claimed = column.unpacked_bytes
-    average = claimed // max(1, rows)
+def _of_column(column: Column) -> int:
+    """What the column of a row group comes to by itself, in bytes."""
     if column.kind == FIXED_LENGTH:  # its nulls take as much room as its values
-        return max(claimed, column.values * column.length), max(average, column.length)
-    if DELTA_BYTE_ARRAY not in column.encodings:
-        return claimed, average
-    if column.nested and column.values * claimed > most:  # values share their beginnings with those before them
-        return column.values * claimed, claimed
-    return claimed, claimed
+        return max(column.unpacked_bytes, column.values * column.length)
+    return column.unpacked_bytes + (column.values * VALUE_BYTES if column.repeated else 0)
+
+
+def _of_beginnings(file: File, column: Column, rows: int, left: int) -> tuple[int, int]:
+    """What the values of a column take from those before them, and how large those of a row can be, in bytes."""
+    own, shared = _of_column(column), 0
+    if column.kind == BYTE_ARRAY and DELTA_BYTE_ARRAY in column.encodings and left >= 0:
+        try:
+            shared = shared_bytes(file.path, column, left)
+        except KeyError:  # packed in a way of old; what is known is that no value is longer than all that is stored
+            shared = column.values * column.unpacked_bytes if column.repeated else 0
+            return (shared if shared > left else 0), column.unpacked_bytes
+        except ValueError as error:
+            raise damaged(file, "Parquet", first_line(error)) from None
+    return shared, max((own + shared) // max(1, rows), column.length if column.kind == FIXED_LENGTH else 0)
 
 
 def dictionaries(groups: list[Group], schema: Any) -> list[str]:

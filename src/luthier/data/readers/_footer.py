@@ -8,6 +8,7 @@ number and a value.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,12 @@ class Column:
 
     kind: int
     encodings: tuple[int, ...]
-    nested: bool
+    repeated: int
+    optional: int
+    """how deep it is nested in lists, and in what may be left out"""
+    codec: int
+    start: int
+    """where its first page stands in the file"""
     values: int
     unpacked_bytes: int
     packed_bytes: int
@@ -55,23 +61,41 @@ def footer_of(path: Path) -> tuple[int, list[Group]]:
         file.seek(size - 8 - length)
         data = file.read(length)
     try:
-        fields, _ = _struct(data, 0, MOST_NESTED)
-        lengths = [one.get(2, 0) for one in fields[2][1:] if not one.get(5)]
-        return int(fields[3]), [_group(one, lengths) for one in fields[4]]
+        fields, _ = fields_of(data, 0)
+        leaves = list(_leaves(fields[2]))
+        return int(fields[3]), [_group(one, leaves) for one in fields[4]]
     except (IndexError, KeyError, TypeError, AttributeError, struct.error):
         raise ValueError("its footer is damaged") from None
 
 
-def _group(fields: dict[int, Any], lengths: list[int]) -> Group:
+def _leaves(elements: list[dict[int, Any]]) -> Iterator[tuple[int, int, int]]:
+    """The length of the values of each column, how many lists it lies in, and in how much that may be left out or is a list."""
+    above = [(1, 0, 0)]  # of what is open: how much of it is still to come, and its levels
+    for index, element in enumerate(elements):
+        while not above[-1][0]:
+            above.pop()
+        left, repeated, optional = above[-1]
+        above[-1] = left - 1, repeated, optional
+        kind = element.get(3, 0) if index else 0
+        repeated, optional = repeated + (kind == 2), optional + (kind in (1, 2))
+        if children := int(element.get(5, 0)):
+            above.append((children, repeated, optional))
+        else:
+            yield int(element.get(2, 0)), repeated, optional
+
+
+def _group(fields: dict[int, Any], leaves: list[tuple[int, int, int]]) -> Group:
     columns = []
-    for chunk, length in zip(fields[1], lengths, strict=True):
+    for chunk, (length, repeated, optional) in zip(fields[1], leaves, strict=True):
         one = chunk[3]
+        start = min(int(one[9]), int(one.get(11) or one[9]))
         numbers = (int(one[5]), int(one[6]), int(one[7]))
-        columns.append(Column(int(one[1]), tuple(one[2]), len(one[3]) > 1, *numbers, 11 in one, int(length)))
+        nested = (repeated, optional, int(one[4]), start)
+        columns.append(Column(int(one[1]), tuple(one[2]), *nested, *numbers, 11 in one, length))
     return Group(int(fields[3]), tuple(columns))
 
 
-def _varint(data: bytes, at: int) -> tuple[int, int]:
+def varint(data: bytes | memoryview, at: int) -> tuple[int, int]:
     value = shift = 0
     while True:
         byte = data[at]
@@ -84,8 +108,8 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
             raise ValueError("a number without an end")
 
 
-def _struct(data: bytes, at: int, deeper: int) -> tuple[dict[int, Any], int]:
-    """The fields of a struct by their numbers, and where it ends."""
+def fields_of(data: bytes, at: int, deeper: int = MOST_NESTED) -> tuple[dict[int, Any], int]:
+    """The fields of a struct by their numbers, and where it ends. Raises IndexError or ValueError where it is none."""
     if not deeper:
         raise ValueError("nested too deeply")
     fields, number = dict[int, Any](), 0
@@ -94,7 +118,7 @@ def _struct(data: bytes, at: int, deeper: int) -> tuple[dict[int, Any], int]:
         if head >> 4:
             number += head >> 4
         else:
-            coded, at = _varint(data, at)
+            coded, at = varint(data, at)
             number = (coded >> 1) ^ -(coded & 1)
         kind = head & 0xF
         if kind in (TRUE, FALSE):
@@ -106,17 +130,17 @@ def _struct(data: bytes, at: int, deeper: int) -> tuple[dict[int, Any], int]:
 
 def _value(data: bytes, at: int, kind: int, deeper: int) -> tuple[Any, int]:
     if kind in WHOLE_NUMBERS:
-        coded, at = _varint(data, at)
+        coded, at = varint(data, at)
         return (coded >> 1) ^ -(coded & 1), at
     if kind == BINARY:
-        length, at = _varint(data, at)
+        length, at = varint(data, at)
         if length > len(data) - at:
             raise ValueError("a text that is longer than its footer")
         return data[at : at + length], at + length
     if kind in (LIST, SET):
         return _list(data, at, deeper)
     if kind == STRUCT:
-        return _struct(data, at, deeper - 1)
+        return fields_of(data, at, deeper - 1)
     if kind in (TRUE, FALSE, BYTE):
         return data[at], at + 1
     if kind == DOUBLE:
@@ -130,7 +154,7 @@ def _list(data: bytes, at: int, deeper: int) -> tuple[list[Any], int]:
     count, kind = data[at] >> 4, data[at] & 0xF
     at += 1
     if count == 15:
-        count, at = _varint(data, at)
+        count, at = varint(data, at)
     if count > len(data) - at:
         raise ValueError("a list that is longer than its footer")
     values = []

@@ -9,7 +9,7 @@ one large text in each of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -49,8 +49,11 @@ def parquet_rows(file: File, start: int = 0) -> Iterator[Row | BadRow]:
             unpacked = _Unpacked(file)
             for index, group in enumerate(groups[first:], first):
                 batches = opened.iter_batches(batch_size=group.rows_at_once, row_groups=[index])
-                yield from _rows(file, "Parquet", batches, number, start, unpacked)
-                number += group.rows
+                end = yield from _rows(file, "Parquet", batches, number, start, unpacked)
+                if end != number + group.rows:
+                    why = f"row group {index} has {group.rows:,} rows, and {end - number:,} can be read"
+                    raise _claims.damaged(file, "Parquet", why)
+                number = end
                 file.told(file.name, number / max(1, sum(one.rows for one in groups)))
 
 
@@ -94,8 +97,8 @@ class _Unpacked:
 
 def _rows(
     file: File, kind: str, batches: Iterator[Any], number: int, start: int, unpacked: _Unpacked
-) -> Iterator[Row | BadRow]:
-    """Rows of batches of which the first begins after `number` records."""
+) -> Generator[Row | BadRow, None, int]:
+    """Rows of batches of which the first begins after `number` records; returns the number of the last."""
     for batch in batches:
         batch.validate()
         if len(set(batch.schema.names)) < len(batch.schema.names):
@@ -108,6 +111,7 @@ def _rows(
             unpacked.add(int(sizes.sum()))
             yield from _values(file, rest, sizes, number + skipped + 1)
         number += batch.num_rows
+    return number
 
 
 def _values(file: File, part: Any, sizes: Ints, number: int) -> Iterator[Row | BadRow]:
