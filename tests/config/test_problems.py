@@ -115,7 +115,7 @@ def test_wrong_combinations_come_at_once() -> None:
         ("base_model=org/other", "fix: model=org/other"),
         ("dataset=a.jsonl", "fix: data.train=a.jsonl"),
         ("optimizer=adamw_torch", "fix: optim=adamw"),
-        ("evaluation_strategy=epoch", "fix: eval_steps=0.34"),
+        ("evaluation_strategy=epoch", "fix: luthier train mine.yaml eval=0.05 eval_steps=0.34"),
         ("evaluation_strategy=no", "leave it and eval_steps out"),
         ("lora_target=q_proj,v_proj", "fix: target_modules=[q_proj,v_proj]"),
         ("packing=true", "leave it out"),

@@ -136,7 +136,8 @@ def assert_has(found: RunConfig, expected: dict[str, Any]) -> None:
                 "training.lr_scheduler_type": "constant",
                 "training.warmup_steps": 0,
                 "training.max_steps": 1875,
-                "training.eval_steps": None,
+                "training.eval_steps": 187,
+                "data.eval": 0.05,
                 "training.optim.adam_beta2": 0.999,
                 "training.global_batch_size": 16,
                 "seed": 0,
@@ -304,6 +305,58 @@ def test_what_is_wrong_on_the_command_line_is_told_beside_what_is_wrong_in_the_f
 def test_overrides_of_a_file_that_is_right_are_answered_with_the_file_and_the_words_to_type() -> None:
     told = refusal("model: m\ndata: d.jsonl\ntuning: {kind: lora, r: 4}\n", "lora_target=q,v", "lr=1e-5", "seed=3")
     assert told.endswith("fix: luthier train mine.yaml target_modules=[q,v] learning_rate=1e-5 seed=3")
+
+
+OURS = "model: m\ndata: d.jsonl\ntraining: {global_batch_size: 16}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "typed", "fix"),
+    [
+        (OURS, "per_device_train_batch_size=2 gradient_accumulation_steps=4", "global_batch_size=8"),
+        (OURS, "train_batch_size=2 lora_r=4", "r=4 global_batch_size=2"),
+        (OURS, "gradient_accumulation_steps=4 lora_r=4", "r=4"),
+        (OURS, "train_batch_size=2 global_batch_size=32 lora_r=4", "r=4 global_batch_size=32"),
+        (
+            "model: m\ndata: {train: d.jsonl, eval: 0.1}\n",
+            "per_device_train_batch_size=2 gradient_accumulation_steps=2 eval_steps=2",
+            "eval_steps=2 global_batch_size=4",
+        ),
+    ],
+)
+def test_what_is_typed_overrides_the_file_in_whosever_words(text: str, typed: str, fix: str) -> None:
+    assert refusal(text, *typed.split()).endswith(f"fix: luthier train mine.yaml {fix}")
+
+
+def test_what_is_typed_in_our_words_overrides_another_tools_key_of_the_file() -> None:
+    text = "model_name_or_path: m\nload_in_4bit: true\ndataset: d.jsonl\nlr: 1e-4\nlora_rank: 8\n"
+    told = refusal(text, "learning_rate=5e-5", "model=other", "tuning=lora")
+    expected = {"model.path": "other", "model.quantization.kind": "nf4", "training.learning_rate": 5e-5, "tuning.r": 8}
+    assert_has(load(told.partition("words:\n\n")[2]), expected)
+
+
+@pytest.mark.parametrize(
+    ("typed", "keys"),
+    [
+        ("per_device_train_batch_size=2 gradient_accumulation_steps=2 eval_steps=2", ["eval_steps"]),
+        ("lora_r=4 eval_steps=2 load_best_model_at_end=true", ["eval_steps", "load_best_checkpoint"]),
+    ],
+)
+def test_keys_that_ask_for_held_out_rows_are_kept_and_what_is_held_out_is_said(typed: str, keys: list[str]) -> None:
+    words = ["model=m", "data=d.jsonl", *typed.split()]
+    told = refusal("model: unused\n", *words)
+    assert f"data.eval: nothing is held out, and {' and '.join(keys)} asks for it: 0.05 is added" in told
+    found = config.load(None, ["data=d.jsonl", *shlex.split(told.partition("fix: luthier train mine.yaml ")[2])])
+    assert_has(found, {"data.eval": 0.05, "training.eval_steps": 2})
+
+
+def test_what_is_left_out_of_a_whole_configuration_is_said() -> None:
+    text = "model_name_or_path: m\ndataset: d.jsonl\n"
+    told = refusal(text + "evaluation_strategy: 'no'\neval_steps: 5\nwarmup_ratio: 0.1\nlr_scheduler_type: constant\n")
+    assert "training.eval_steps: nothing is evaluated; it is left out" in told
+    assert "training.warmup_steps: constant has no warm-up; it is left out" in told
+    told = refusal(text + "finetuning_type: full\nlora_rank: 8\n")
+    assert "tuning.r: nothing has such a key in this configuration; it is left out" in told
 
 
 def test_an_own_key_as_a_flag_is_answered_with_the_word_to_type(capsys: pytest.CaptureFixture[str]) -> None:

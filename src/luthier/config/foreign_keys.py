@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from luthier.config.answers import Answer
@@ -25,13 +25,17 @@ def generic(key: str) -> str | None:
     return "write global_batch_size: the product of all its parts" if key in BATCH_PARTS else None
 
 
-def answer(key: str, value: Any, tree: Mapping[str, Any]) -> Answer | None:
-    """What another tool's key becomes with its value; None for a key that no tool that we know has."""
+def answer(key: str, value: Any, tree: Mapping[str, Any], typed: Collection[str] = ()) -> Answer | None:
+    """What another tool's key becomes with its value; None for a key that no tool that we know has.
+
+    Args:
+        typed: names of the keys of the tree that the command line has.
+    """
     words = generic(key)
     if words is None or value is UNSAID:
         return Answer(says=words) if words is not None else None
     if key in BATCH_PARTS:
-        return batch(tree)
+        return batch(tree, typed)
     if key in BY_VALUE:
         return BY_VALUE[key](value, lambda name: anywhere(tree, name))
     path = RENAMED.get(key, "").partition(" ")[0]

@@ -6,7 +6,7 @@ A value is kept: where ours means something else by it (a batch of one device, a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from luthier import component
@@ -59,11 +59,16 @@ def anywhere(tree: Mapping[str, Any], name: str) -> Any:
     return next((place[name] for place in places if name in place), None)
 
 
-def batch(tree: Mapping[str, Any]) -> Answer:
-    """The product of the parts that are given; of the first of several that mean the rows of one device."""
-    if isinstance(anywhere(tree, "global_batch_size"), int):
-        return Answer(says="global_batch_size says it, and the hardware gets what fits; leave it out")
+def batch(tree: Mapping[str, Any], typed: Collection[str] = ()) -> Answer:
+    """The product of the parts that are given; of the first of several that mean the rows of one device.
+
+    Args:
+        typed: names of the keys that the command line has, whose rows override a global batch of the file.
+    """
     *of_device, accumulation = BATCH_PARTS
+    overridden = "global_batch_size" not in typed and any(name in typed for name in of_device)
+    if isinstance(anywhere(tree, "global_batch_size"), int) and not overridden:
+        return Answer(says="global_batch_size says it, and the hardware gets what fits; leave it out")
     rows = next((value for name in of_device if isinstance(value := anywhere(tree, name), int)), None)
     steps = anywhere(tree, accumulation)
     if rows is None and not isinstance(steps, int):

@@ -16,7 +16,7 @@ from luthier.config.components import COMPONENTS, default_component
 from luthier.config.documents import Document, to_line
 from luthier.config.other_tools import RENAMED_VALUES
 from luthier.config.sections import WITHOUT_WARMUP, DataConfig, DataFile, ModelConfig, RunConfig, TrainingConfig
-from luthier.config.translation import foreign
+from luthier.config.translation import HELD_OUT, OF_HELD_OUT, foreign
 from luthier.errors import UserError, excerpt
 
 Problem = tuple[tuple[str | int, ...], str, Any, str]
@@ -174,13 +174,13 @@ def foreign_keys(document: Document) -> list[Problem]:
     """The keys that another tool uses, each with what is written here; what was found is the answer."""
     return [
         (path, FOREIGN, found, found.words(document.place(path) == COMMAND_LINE))
-        for path, found in foreign(document.tree).items()
+        for path, found in foreign(document.tree, document.from_command_line).items()
     ]
 
 
 def own_flags(document: Document) -> list[Problem]:
     """Keys of ours that were typed as flags are, each with the word to type."""
-    answered = foreign(document.tree)
+    answered = foreign(document.tree, document.from_command_line)
     found: list[Problem] = []
     for path in document.flags:
         if path not in answered:
@@ -358,17 +358,13 @@ def _wrong_combinations(config: RunConfig) -> Iterator[tuple[tuple[str | int, ..
     yield from _idle_weights(config.data)
     yield from _nothing_to_learn_from(config.objective)
     if config.data.eval is None:
-        for key, value in (
-            ("eval_steps", training.eval_steps),
-            ("early_stopping_patience", training.early_stopping_patience),
-            ("load_best_checkpoint", training.load_best_checkpoint or None),
-        ):
-            if value is not None:
+        for key in OF_HELD_OUT:
+            if getattr(training, key) not in (None, False):
                 yield (
                     ("training", key),
                     f"training.{key} without held-out data",
                     "data.eval",
-                    f"write data.eval: 0.05, or leave {key} out",
+                    f"write data.eval: {HELD_OUT}, or leave {key} out",
                 )
     if config.model.quantization is not None and not component.load("tuning", config.tuning.kind).makes_adapter:
         yield (

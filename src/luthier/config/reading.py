@@ -146,7 +146,8 @@ def build(document: Document, wrong: Sequence[UserError] = ()) -> RunConfig:
     config, problems = _validated(document.tree)
     problems += foreign_keys(document) + own_flags(document)
     if config is None or problems or wrong:
-        raise as_user_error(document, problems, wrong, _in_our_words(document, problems))
+        fix, notes = _in_our_words(document, problems)
+        raise as_user_error(document, problems, [*wrong, *notes], fix)
     refuse_wrong_combinations(document, config)
     return _with_method_defaults(config)
 
@@ -183,20 +184,21 @@ def _validated(written: Mapping[str, Any]) -> tuple[RunConfig | None, list[Probl
         return None, problems + problems_of(error, RunConfig, tree)
 
 
-def _in_our_words(document: Document, problems: Sequence[Problem]) -> str:
+def _in_our_words(document: Document, problems: Sequence[Problem]) -> tuple[str, list[UserError]]:
     """Where keys of another tool are among what is wrong: the whole configuration, as a line to type where nothing of it is
-    wrong in the file, else as a file."""
+    wrong in the file, else as a file; and what is to be known of it."""
     answers = {loc: found for loc, wrong, found, _ in problems if wrong in (FOREIGN, FLAG)}
-    tree = whole(document.tree, _unknown_keys) if answers else None
-    if tree is None:
-        return ""
+    found = whole(document.tree, _unknown_keys, document.from_command_line) if answers else None
+    if found is None:
+        return "", []
+    tree, notes = found.tree, [UserError(*note) for note in found.notes]
     if all(document.place(loc) == COMMAND_LINE for loc in answers):
         typed = {".".join(map(str, loc)) for loc in document.from_command_line if loc not in answers}
-        typed |= {dotted for found in answers.values() for dotted in found.sets}
+        typed |= {dotted for found in answers.values() for dotted in found.sets} | {key for key, _ in found.notes}
         alone = document.source == COMMAND_LINE
         words = ["luthier train", *([] if alone else [document.source]), *as_words(tree, None if alone else typed)]
-        return " ".join(words)
-    return f"as a whole, in luthier's words:\n\n{to_yaml(shown(tree))}"
+        return " ".join(words), notes
+    return f"as a whole, in luthier's words:\n\n{to_yaml(shown(tree))}", notes
 
 
 def _unknown_keys(tree: Mapping[str, Any]) -> list[tuple[str | int, ...]] | None:
