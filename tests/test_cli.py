@@ -15,7 +15,6 @@ import pytest
 
 from luthier import cli, config
 from luthier.cli import main
-from luthier.cli._shared import split_flags
 from luthier.config.documents import Document
 from luthier.data.chat import laws
 from luthier.errors import UserError
@@ -363,11 +362,3 @@ def test_runs_lists_what_the_files_say(tmp_path: Path, capsys: pytest.CaptureFix
     assert main(["runs", str(tmp_path / "a")]) == 0
     assert "2/9" in capsys.readouterr().out
     assert main(["runs", str(tmp_path / "nothing")]) == 2
-
-
-def test_a_flag_takes_no_configuration_file() -> None:
-    words = ["--learning_rate", "1e-4", "mine.yaml", "max_steps=3", "--target", "q_proj", "v_proj"]
-    assert split_flags(words) == (
-        ["mine.yaml", "max_steps=3"],
-        [("--learning_rate", "1e-4"), ("--target", "[q_proj, v_proj]")],
-    )

@@ -48,6 +48,16 @@ Example:
 """
 
 
+def _is_unknown_option(error: Any) -> bool:
+    return getattr(error, "option_name", None) is not None and "No such option" in error.format_message()
+
+
+def _is_key(flag: str) -> bool:
+    from luthier.config.translation import is_key
+
+    return is_key(flag.lstrip("-").replace("-", "_"))
+
+
 def command_names() -> list[str]:
     """All commands, as typed: `train`, `config schema`."""
     return sorted(path.stem.replace("_", " ").strip() for path in FOLDER.glob("*.py") if not path.stem.startswith("_"))
@@ -63,7 +73,18 @@ def short_help(name: str) -> str:
 
 
 class Command(TyperCommand):
-    """A command whose help ends with examples, a line each."""
+    """A command whose help ends with examples, a line each, and which answers flags of other programs."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        given = list(args)
+        try:
+            return super().parse_args(ctx, args)
+        except WrongUsage as error:
+            if not _is_unknown_option(error):
+                raise
+            from luthier.cli._pasted import answered
+
+            raise answered(ctx.command_path, self.get_params(ctx), given) or error from None
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         formatter.write(f"\n{self.epilog}\n")
@@ -73,6 +94,16 @@ class Commands(TyperGroup):
     """The commands whose names start with `prefix`. Their files are read for a list of them, and imported when one is used."""
 
     prefix: str = ""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """A line of another program (its script, `--stage sft`) is one of `train`, which answers it."""
+        given = list(args)
+        try:
+            return super().parse_args(ctx, args)
+        except WrongUsage as error:
+            if self.prefix or not _is_unknown_option(error) or not _is_key(error.option_name):
+                raise
+            return super().parse_args(ctx, ["train", *given])
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         formatter.write(f"\n{self.epilog}\n")
@@ -93,6 +124,8 @@ class Commands(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         self.commands = dict.fromkeys(self.list_commands(ctx), self)  # whose names "did you mean" chooses from
+        if not self.prefix and args[0] not in self.commands and any(word.endswith(".py") for word in args):
+            args = ["train", *args]
         return super().resolve_command(ctx, args)
 
     def get_help_option(self, ctx: Any) -> Any:
@@ -119,10 +152,7 @@ def load_command(module_name: str) -> Any:
     function: Callable[..., None] = getattr(module, module_name)
     help_text, epilog = _help(function.__doc__ or module.__doc__ or "")
     app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-    settings: dict[str, Any] = getattr(module, "CONTEXT_SETTINGS", {})
-    app.command(module_name.rpartition("_")[2], cls=Command, help=help_text, epilog=epilog, context_settings=settings)(
-        _guarded(function)
-    )
+    app.command(module_name.rpartition("_")[2], cls=Command, help=help_text, epilog=epilog)(_guarded(function))
     return typer.main.get_command(app)
 
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from luthier.component import did_you_mean
 from luthier.errors import UserError
 from luthier.system.streams import show
 
 COMMAND_LINE = "command line"
 YAML = (".yaml", ".yml")
+ANOTHER_PROGRAM = "{} starts another program; leave it out"
 
 
 def split_config_and_overrides(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
@@ -24,9 +25,14 @@ def split_config_and_overrides(arguments: Sequence[str]) -> tuple[Path | None, l
     """
     rest = list(arguments)
     path = None
-    if rest and is_config(rest[0]):
+    if rest and is_config(rest[0]) and not is_script(rest[0]):
         path = Path(rest.pop(0))
     for word in rest:
+        if is_script(word):
+            others = [other for other in arguments if other != word]
+            raise UserError(
+                COMMAND_LINE, ANOTHER_PROGRAM.format(word), "", f"luthier train {shlex.join(others) or 'mine.yaml'}"
+            )
         if "=" not in word:
             where = "one configuration file, before the overrides" if is_config(word) else "CONFIG.yaml, then key=value"
             raise UserError(
@@ -38,15 +44,9 @@ def split_config_and_overrides(arguments: Sequence[str]) -> tuple[Path | None, l
     return path, rest
 
 
-def split_flags(arguments: Sequence[str], own: Sequence[str] = ()) -> tuple[list[str], list[tuple[str, str]]]:
+def split_flags(arguments: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
     """The words that no flag of another program takes, and its flags with their values: `--key value`, `--key=value`, `--key a b`
     (a list), and `--key` alone, which is true. A configuration file is no value.
-
-    Args:
-        own: options that the command has.
-
-    Raises:
-        UserError: a flag that is no key of anything, and nearly one of the command's own.
     """
     rest, flags = list[str](), list[tuple[str, list[str]]]()
     for word in arguments:
@@ -57,13 +57,15 @@ def split_flags(arguments: Sequence[str], own: Sequence[str] = ()) -> tuple[list
             flags[-1][1].append(word)
         else:
             rest.append(word)
-    for name, _ in flags:
-        if near := did_you_mean(name, list(own)):
-            raise UserError(COMMAND_LINE, f"there is no option {name}", "one of " + ", ".join(own), near)
     return rest, [
         (name, "true" if not values else values[0] if len(values) == 1 else f"[{', '.join(values)}]")
         for name, values in flags
     ]
+
+
+def is_script(word: str) -> bool:
+    """Whether a word is what another program is started by: a file of Python."""
+    return word.endswith(".py") and "=" not in word
 
 
 def is_config(word: str) -> bool:

@@ -90,7 +90,7 @@ def data(
 
     path, overrides = split_config_and_overrides(arguments or [])
     path = after / "config.yaml" if path is None and after is not None else path
-    wanted = config.load(path, overrides)
+    wanted = config.load(path, overrides, config.Typed(command="luthier data"))
     if row is not None and not (worst or longest or after or html):
         _show_row(wanted, row, as_json, trust_remote_code)
         return

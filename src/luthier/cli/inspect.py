@@ -41,13 +41,18 @@ def inspect(
     """
     from luthier import config
     from luthier.cli._shared import is_config, print_json, split_config_and_overrides
+    from luthier.inference.as_typed import check_names, config_of_model
 
     target, *overrides = arguments
-    is_yaml = "=" in target or (is_config(target) and not target.endswith(".gguf"))
-    if gradients:
+    checked = None
+    if gradients or "=" in target or (is_config(target) and not target.endswith(".gguf")):
+        checked = config.load(*split_config_and_overrides(arguments), config.Typed(command="luthier inspect"))
+    else:
+        config_of_model(target, overrides)
+        check_names([target])
+    if gradients and checked is not None:
         from luthier.inspecting import gradients as of_one_batch
 
-        checked = config.load(*split_config_and_overrides(arguments))
         found = of_one_batch.one_batch(checked, trust_remote_code)
         if json:
             print_json(found.as_dict())
@@ -56,10 +61,11 @@ def inspect(
         raise typer.Exit(found.exit_code)
     from luthier.inspecting import model, module_tree
 
-    if is_yaml:
-        node = model.look_at(config.load(*split_config_and_overrides(arguments)), trust_remote_code)
-    else:
-        node = model.look(target, overrides, trust_remote_code)
+    node = (
+        model.look(target, overrides, trust_remote_code)
+        if checked is None
+        else model.look_at(checked, trust_remote_code)
+    )
     if json:
         print_json({"modules": list(module_tree.as_list(node)), "totals": module_tree.totals(node)})
     else:

@@ -8,9 +8,6 @@ import typer
 
 from luthier.cli._options import ConfigAndOverrides, TrustRemoteCode
 
-CONTEXT_SETTINGS = {"ignore_unknown_options": True}
-"""Another program's flags are answered, with what is to be typed here."""
-
 
 def train(
     arguments: ConfigAndOverrides = None,
@@ -29,14 +26,12 @@ def train(
     """
     from luthier import config
     from luthier.api import train_from
-    from luthier.cli._shared import split_config_and_overrides, split_flags
+    from luthier.cli._shared import split_config_and_overrides
     from luthier.data import early_check
     from luthier.runs import manifest
     from luthier.system.launch import launch
 
-    words, flags = split_flags(arguments or [], ["--resume", "--trust-remote-code", "--debug"])
-    path, overrides = split_config_and_overrides(words)
-    checked = config.load(path, overrides, flags)
+    checked = config.load(*split_config_and_overrides(arguments or []))
     if not resume:  # a run that goes on, or is finished, says itself what it lacks
         early_check.check(checked)
         if launch().rank == 0:

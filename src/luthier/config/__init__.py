@@ -1,6 +1,16 @@
 """The configuration of a run: one YAML file as one frozen, strict tree."""
 
-from luthier.config.reading import apply_override, assemble, build, data_entry, data_file, from_dict, load
+from luthier.config.reading import (
+    Typed,
+    apply_override,
+    assemble,
+    build,
+    data_entry,
+    data_file,
+    from_dict,
+    load,
+    parsed,
+)
 from luthier.config.sections import DataConfig, DataFile, ModelConfig, RunConfig, TrainingConfig
 
 __all__ = [
@@ -9,6 +19,7 @@ __all__ = [
     "ModelConfig",
     "RunConfig",
     "TrainingConfig",
+    "Typed",
     "apply_override",
     "assemble",
     "build",
@@ -16,4 +27,5 @@ __all__ = [
     "data_file",
     "from_dict",
     "load",
+    "parsed",
 ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -50,21 +51,31 @@ FILLED_IN = {
 """Keys of the top that `normalise` fills in, and what docs/config.md says of it."""
 
 
-def load(
-    path: str | Path | None = None, overrides: Sequence[str] = (), flags: Sequence[tuple[str, str]] = ()
-) -> RunConfig:
+@dataclass(frozen=True)
+class Typed:
+    """What else stands on a command line, as another program takes it. It is wrong, and told with what is to be typed instead."""
+
+    flags: Sequence[tuple[str, str]] = ()
+    """(`--learning_rate`, `1e-4`)"""
+    wrong: Sequence[UserError] = ()
+    """what was found wrong with it"""
+    command: str = "luthier train"
+    options: Sequence[str] = ()
+    """of the command, which stand at the end of the line that is proposed"""
+
+
+def load(path: str | Path | None = None, overrides: Sequence[str] = (), typed: Typed = Typed()) -> RunConfig:
     """Reads a YAML file, applies `key=value` overrides, fills the method's defaults.
 
     Args:
         path: the YAML file; None when everything stands in `overrides`.
         overrides: `training.learning_rate=1e-4`, or `learning_rate=1e-4` where the last word is unique.
-        flags: what stands on the command line as other programs take it: (`--learning_rate`, `1e-4`). They are wrong, each is
-            told with what is to be typed instead.
+        typed: the rest of the command line.
 
     Raises:
         UserError: with file and line, what was found, what was expected, and the fix. All problems are listed at once.
     """
-    return assemble(_read(Path(path)) if path is not None else Document({}, COMMAND_LINE), overrides, flags)
+    return assemble(_read(Path(path)) if path is not None else Document({}, COMMAND_LINE), overrides, typed)
 
 
 def _read(path: Path) -> Document:
@@ -72,33 +83,37 @@ def _read(path: Path) -> Document:
     return read_yaml(path, OF_A_RUN if path.with_name(MANIFEST).is_file() else OF_A_PERSON)
 
 
-def assemble(document: Document, overrides: Sequence[str], flags: Sequence[tuple[str, str]] = ()) -> RunConfig:
+def assemble(document: Document, overrides: Sequence[str], typed: Typed = Typed()) -> RunConfig:
     """The run of a document and of overrides. Raises UserError as `load`: with all that is wrong with both."""
-    if len(overrides) + len(flags) > MOST_WORDS:
-        raise UserError(
-            COMMAND_LINE, f"{len(overrides) + len(flags):,} words", f"at most {MOST_WORDS:,}; a file holds more"
-        )
-    wrong = []
+    words = len(overrides) + len(typed.flags)
+    if words > MOST_WORDS:
+        raise UserError(COMMAND_LINE, f"{words:,} words", f"at most {MOST_WORDS:,}; a file holds more")
+    wrong = list(typed.wrong)
     for override in overrides:
         try:
             apply_override(document, override)
         except UserError as error:
             wrong.append(error)
-    for typed, text in flags:
+    for flag, text in typed.flags:
         try:
-            document.flags[tuple(_set_flag(document, typed, text))] = typed
+            document.flags[tuple(_set_flag(document, flag, text))] = flag
         except UserError as error:
-            wrong.append(UserError(f"{COMMAND_LINE}: {typed}", error.found, error.expected, error.fix))
-    return build(document, wrong)
+            wrong.append(UserError(f"{COMMAND_LINE}: {flag}", error.found, error.expected, error.fix))
+    return build(document, wrong, typed)
+
+
+def parsed(text: str) -> Any:
+    """The value of a word of the command line, by YAML's rules; as it stands where it is no YAML."""
+    try:
+        return Document({}, COMMAND_LINE).parse_value(text, text)
+    except UserError:
+        return text
 
 
 def _set_flag(document: Document, typed: str, text: str) -> list[str]:
     """Sets the key of `--key value`; returns where."""
     key = typed.lstrip("-").replace("-", "_")
-    try:
-        value = document.parse_value(text, text)
-    except UserError:
-        value = text
+    value = parsed(text)
     path = key.split(".")
     if len(path) == 1 and key not in RunConfig.model_fields:
         path = _unique_leaf(document, key, text, value)
@@ -134,11 +149,12 @@ def data_file(text: str) -> DataFile:
     return from_dict({"model": "unused", "output_dir": "unused", "data": {"train": [data_entry(text)]}}).data.train[0]
 
 
-def build(document: Document, wrong: Sequence[UserError] = ()) -> RunConfig:
+def build(document: Document, wrong: Sequence[UserError] = (), typed: Typed = Typed()) -> RunConfig:
     """Checks the tree of a document and makes the RunConfig of it.
 
     Args:
         wrong: what was found wrong before, which is told with the rest.
+        typed: the line that it is wrong in.
     """
     _refuse_secrets(document)
     if odd := odd_texts(document.tree):
@@ -146,7 +162,7 @@ def build(document: Document, wrong: Sequence[UserError] = ()) -> RunConfig:
     config, problems = _validated(document.tree)
     problems += foreign_keys(document) + own_flags(document)
     if config is None or problems or wrong:
-        fix, notes = _in_our_words(document, problems)
+        fix, notes = _in_our_words(document, problems, typed)
         raise as_user_error(document, problems, [*wrong, *notes], fix)
     refuse_wrong_combinations(document, config)
     return _with_method_defaults(config)
@@ -184,7 +200,7 @@ def _validated(written: Mapping[str, Any]) -> tuple[RunConfig | None, list[Probl
         return None, problems + problems_of(error, RunConfig, tree)
 
 
-def _in_our_words(document: Document, problems: Sequence[Problem]) -> tuple[str, list[UserError]]:
+def _in_our_words(document: Document, problems: Sequence[Problem], line: Typed) -> tuple[str, list[UserError]]:
     """Where keys of another tool are among what is wrong: the whole configuration, as a line to type where nothing of it is
     wrong in the file, else as a file; and what is to be known of it."""
     answers = {loc: found for loc, wrong, found, _ in problems if wrong in (FOREIGN, FLAG)}
@@ -196,8 +212,8 @@ def _in_our_words(document: Document, problems: Sequence[Problem]) -> tuple[str,
         typed = {".".join(map(str, loc)) for loc in document.from_command_line if loc not in answers}
         typed |= {dotted for found in answers.values() for dotted in found.sets} | {key for key, _ in found.notes}
         alone = document.source == COMMAND_LINE
-        words = ["luthier train", *([] if alone else [document.source]), *as_words(tree, None if alone else typed)]
-        return " ".join(words), notes
+        words = [*([] if alone else [document.source]), *as_words(tree, None if alone else typed)]
+        return " ".join([line.command, *words, *line.options]), notes
     return f"as a whole, in luthier's words:\n\n{to_yaml(shown(tree))}", notes
 
 

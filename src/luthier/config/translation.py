@@ -11,7 +11,7 @@ from luthier.component import Config
 from luthier.config.answers import Answer, as_word, keys_of_family
 from luthier.config.components import COMPONENTS
 from luthier.config.documents import Document
-from luthier.config.foreign_keys import answer
+from luthier.config.foreign_keys import answer, generic
 from luthier.config.foreign_values import answer_value, anywhere, ours
 from luthier.config.sections import (
     WITHOUT_WARMUP,
@@ -153,6 +153,11 @@ def _belongs(key: str) -> list[str]:
         if path[0] != "data" and key in keys_of_family(family):
             return [*path, key]
     return []
+
+
+def is_key(name: str) -> bool:
+    """Whether it is a key of a configuration, ours or another tool's."""
+    return bool(generic(name) or name in RunConfig.model_fields or name in DataFile.model_fields or _belongs(name))
 
 
 def _place(key: str) -> int:

@@ -160,7 +160,7 @@ def read_registry(path: Path) -> dict[str, Any]:
             f"data.registry: {path}",
             "there is no such file",
             f"a {FILE_NAME}, or the folder that holds one",
-            "registry: PATH",
+            "data.registry=FOLDER of that file; or leave registry out, and data.train=FILE names the rows themselves",
         ) from None
     except UnicodeDecodeError as error:
         raise UserError(

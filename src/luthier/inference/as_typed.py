@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 
 from luthier import config
+from luthier.config.documents import Document
 from luthier.data.files import is_of_hub, sources
 from luthier.errors import UserError
 from luthier.models.sources.resolve import refuse_missing
@@ -33,6 +34,18 @@ def check_names(targets: Sequence[str], option: str = "", file: str | None = Non
             list(sources(data, "data.train.path"))
     except UserError as error:
         raise named_by(option, error) from None
+
+
+def config_of_model(target: str, overrides: Sequence[str]) -> tuple[config.RunConfig, bool]:
+    """(the configuration of a model and of keys that say how it is held, whether they say how it is tuned). Raises UserError."""
+    document = Document({"model": {"path": target}, "data": "not read", "output_dir": "not written"}, target)
+    wrong = [word for word in overrides if "=" not in word]
+    if wrong:
+        raise UserError(
+            "command line", f"{wrong[0]!r} is not key=value", "", f"luthier inspect {target} quantization=nf4"
+        )
+    checked = config.assemble(document, overrides, config.Typed(command="luthier inspect"))
+    return checked, "tuning" in document.tree
 
 
 def named_by(option: str, error: UserError) -> UserError:

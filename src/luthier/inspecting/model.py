@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import nn
 
-from luthier import component, config
+from luthier import component
 from luthier.config import RunConfig
-from luthier.config.documents import Document
 from luthier.errors import UserError
+from luthier.inference.as_typed import config_of_model
 from luthier.inference.opened import open_model
 from luthier.inspecting.module_tree import Node, tree
 from luthier.models.load import load_model, load_tokenizer
@@ -31,15 +31,12 @@ def look(target: str, overrides: Sequence[str] = (), trust_remote_code: bool = F
     Raises:
         UserError, EnvironmentProblem: as training would.
     """
-    document = Document({"model": {"path": target}, "data": "not read", "output_dir": "not written"}, "command line")
-    for override in overrides:
-        config.apply_override(document, override)
-    checked = config.build(document)
+    checked, tuned = config_of_model(target, overrides)
     if resolve(target, checked.model.revision, trust_remote_code).adapter is not None:
         if overrides:
             raise UserError(target, "is an adapter, whose base is held as its run says", "no other keys", overrides[0])
         return tree(_core(open_model(target, trust_remote_code=trust_remote_code).model))
-    if "tuning" in document.tree:
+    if tuned:
         return look_at(checked, trust_remote_code)
     where = device()
     held = checked.model.quantization
