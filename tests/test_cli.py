@@ -258,10 +258,10 @@ def test_init_overwrites_nothing_and_writes_nothing_where_it_fails(
 
 def test_init_of_a_small_file_with_bad_rows_says_so(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "a: b #c.jsonl", [*ALPACA[:5], {"instruction": "x", "output": ""}])
-    (look,) = first_config.look_at_data(str(path))
+    (look,) = first_config.look_at_data([str(path)])
     assert (look.rows, look.bad_rows, look.whole) == (6, 1, True)
     assert ":6" in look.first_bad_row
-    text = first_config.draft("no", [look], [str(path)], output_dir="on")
+    text = first_config.draft("no", [look], output_dir="on")
     drafted = config.build(Document(first_config.parse_yaml(text, "x").tree, "x"))
     assert (drafted.model.path, drafted.data.train[0].path, drafted.output_dir, drafted.data.eval) == (
         "no",
@@ -272,13 +272,11 @@ def test_init_of_a_small_file_with_bad_rows_says_so(tmp_path: Path) -> None:
     assert drafted.training.global_batch_size == 1
     named = write_rows(tmp_path / "qa.jsonl", [{"q": "x", "a": "y"}])
     entry = f"{{path: {named}, format: {{kind: alpaca, instruction: q, output: a}}}}"
-    drafted = config.build(
-        first_config.parse_yaml(first_config.draft("no", first_config.look_at_data(entry), [entry]), "x")
-    )
+    drafted = config.build(first_config.parse_yaml(first_config.draft("no", first_config.look_at_data([entry])), "x"))
     assert drafted.data.train == (config.data_file(entry),)
     assert drafted.output_dir.startswith("runs/qa")
     with pytest.raises(UserError, match="none of its"):
-        first_config.look_at_data(str(write_rows(tmp_path / "bad.jsonl", [{"instruction": "x", "output": ""}])))
+        first_config.look_at_data([str(write_rows(tmp_path / "bad.jsonl", [{"instruction": "x", "output": ""}]))])
 
 
 # doctor, runs, machine

@@ -64,9 +64,9 @@ def init(
     if not data or model is None:
         raise UserError("luthier init", "no data, or no model", "both", "luthier init train.jsonl --model NAME")
 
-    looks = [look for path in data for look in first_config.look_at_data(path)]
+    looks = first_config.look_at_data(data, model)
     fit = first_config.look_at_model(model, looks)
-    text = first_config.draft(model, looks, data, tuning, fit=fit)
+    text = first_config.draft(model, looks, tuning, fit=fit)
     first_config.write_new(output, text)
     for look in looks:
         show(look.as_text())

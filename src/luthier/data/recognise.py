@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -12,21 +12,18 @@ from typing import Any, Literal
 from luthier import component
 from luthier.component import ComponentConfig
 from luthier.config import DataFile, RunConfig
+from luthier.data.columns import NoFormat, Proposed, proposed
 from luthier.data.files import Source, is_of_hub, sources
 from luthier.data.readers import Limits, Told, size_of
 from luthier.data.registry import from_registry
 from luthier.data.subset import sampled
-from luthier.errors import BadRow, UserError, excerpt
+from luthier.errors import BadRow, excerpt
 from luthier.formats import Format
 from luthier.types import Example, Message, Preference, Row, Text
 
 ROWS_TO_RECOGNISE = 8
 BYTES_TO_RECOGNISE = 16 << 20
 Purpose = Literal["train", "eval"]
-
-REQUESTS = ("question", "query", "instruction", "input", "prompt")
-ANSWERS = ("answer", "response", "output", "completion", "target")
-"""What columns of requests and answers are often called: for the line that is proposed where no format fits."""
 
 
 @dataclass(frozen=True)
@@ -217,35 +214,16 @@ def recognise(rows: Sequence[Row], name: str, key: str) -> str:
             return found[0]
         if found:
             columns = frozenset(map(str, row.values))
-            raise UserError(
-                row.place,
-                f"several formats fit the columns {excerpt(sorted(columns))}",
-                "one of " + ", ".join(found),
-                f"{key}: [{{path: {name}, format: {found[0]}}}]",
-            )
+            one = Proposed(found[0], evident=False)
+            wrong, expected = f"several formats fit the columns {excerpt(sorted(columns))}", "one of " + ", ".join(found)
+            raise NoFormat(row.place, wrong, expected, f"{key}: [{one.entry(name)}]", one)
     columns = frozenset(map(str, rows[0].values))
     known = (f"{kind} ({', '.join(component.load('formats', kind).columns)})" for kind in kinds)
-    raise UserError(
+    likely = proposed(rows[0].values)
+    raise NoFormat(
         rows[0].place,
         f"no format fits the columns {excerpt(sorted(columns))}",
         "one of " + ", ".join(known),
-        proposal(rows[0].values, name, key),
+        f"{key}: [{likely.entry(name)}]",
+        likely,
     )
-
-
-def proposal(first: Mapping[str, Any], name: str, key: str) -> str:
-    """A file's line in the configuration for columns with other names, to paste and correct."""
-    return f"{key}: [{{path: {name}, format: {_format_for(first)}}}]"
-
-
-def _format_for(first: Mapping[str, Any]) -> str:
-    for column, value in first.items():
-        if isinstance(value, (list, tuple)) and value and isinstance(value[0], Mapping):
-            keys = value[0].keys()
-            if {"role", "content"} <= keys:
-                return f"{{kind: messages, messages: {column}}}"
-            if {"from", "value"} <= keys:
-                return f"{{kind: sharegpt, conversations: {column}}}"
-    request = next((name for name in REQUESTS if name in first), "REQUEST")
-    answer = next((name for name in ANSWERS if name in first), "ANSWER")
-    return f"{{kind: alpaca, instruction: {request}, input: null, output: {answer}}}"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import os
+import shlex
 import statistics
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,17 +15,18 @@ from typing import Any
 from luthier import component, config
 from luthier.config.components import DEFAULT_KINDS
 from luthier.config.documents import parse_yaml, to_yaml
+from luthier.data.columns import NoFormat, Proposed, has_an_answer, proposed
 from luthier.data.files import Source, sources
 from luthier.data.recognise import row_parser_of
 from luthier.errors import BadRow, UserError
 from luthier.inspecting import template_choice
-from luthier.inspecting.template_choice import Fit, varied
+from luthier.inspecting.template_choice import Fit, Varied
 from luthier.models.sources.resolve import at_hand
 from luthier.system import machine
 from luthier.system.faults import faults_told
 from luthier.system.files import write_file
 from luthier.system.words import counted
-from luthier.types import Conversation, Example, Preference, Row, Text
+from luthier.types import Conversation, Example, Preference, Prompt, Row, Text
 
 MOST_ROWS = 200_000
 """Rows that are looked at in one file; more than that tells nothing new."""
@@ -44,14 +47,16 @@ class DataLook:
     """One file, as far as it can be told without a tokenizer. Lengths are characters."""
 
     path: str
+    entry: Any
+    """what stands for it in a configuration"""
     format: str
     rows: int
     whole: bool
     """False where the file has more rows than were looked at"""
     bad_rows: int
     first_bad_row: str
-    row_lengths: tuple[int, ...]
-    answer_lengths: tuple[int, ...]
+    row_lengths: Sequence[int]
+    answer_lengths: Sequence[int]
     conversations: tuple[Conversation, ...] = ()
     """some of each shape"""
     note: str = ""
@@ -76,58 +81,88 @@ def _spread(what: str, lengths: Sequence[int]) -> str:
     return f"{what} of {min(lengths):,} to {counted(max(lengths), 'character')}, half of them up to {half:,}"
 
 
-def look_at_data(path: str) -> list[DataLook]:
-    """What is in a file, in the files of a pattern, or in a hub data set; `{path: ..., format: ...}` says how to read it.
+def look_at_data(paths: Sequence[str], model: str = "NAME") -> list[DataLook]:
+    """What is in files, in the files of patterns, or in hub data sets; `{path: ..., format: ...}` says how to read one.
+    Columns with names of their own are read as what they evidently mean.
+
+    Args:
+        model: the name for the line that an error proposes.
 
     Raises:
         UserError: nothing is there, it cannot be read, its format is not recognised, or no row can be used.
     """
-    return [_look(source) for source in sources(config.data_file(path), "data.train")]
-
-
-def _look(source: Source) -> DataLook:
-    rows = list(itertools.islice(source.rows(), MOST_ROWS + 1))
-    whole, rows = len(rows) <= MOST_ROWS, rows[:MOST_ROWS]
-    good = [row for row in rows if isinstance(row, Row)]
-    if not good:
-        raise UserError(source.name, "no row can be read" if rows else "there are no rows in it", "at least one row")
-    parser, _ = row_parser_of(source, iter(good), "data.train")
-    assert parser is not None
-    examples, bad = list[Example](), list[BadRow]()
-    for row in rows:
-        if isinstance(row, BadRow):
-            bad.append(row)
-            continue
+    looks = list[DataLook]()
+    for index, path in enumerate(paths):
         try:
-            examples.append(parser.parse(row))
+            looks += _looks(path)
+        except NoFormat as error:
+            entry = _with_format(path, error.proposed)
+            if not error.proposed.evident:
+                line = " ".join(map(shlex.quote, [*paths[:index], entry, *paths[index + 1 :], "--model", model]))
+                fix = f"luthier init {line}" if error.proposed.works else ""
+                raise UserError(error.where, error.found, error.expected, fix) from None
+            looks += _looks(entry)
+    return looks
+
+
+def _with_format(path: str, proposed: Proposed) -> str:
+    entry = config.data_entry(path)
+    others = {key: value for key, value in entry.items() if key != "path"} if isinstance(entry, dict) else {}
+    return proposed.entry(entry["path"] if others else path, others)
+
+
+def _looks(path: str) -> list[DataLook]:
+    entry = config.data_entry(path)
+    return [_look(source, entry) for source in sources(config.data_file(path), "data.train")]
+
+
+def _look(source: Source, entry: Any) -> DataLook:
+    """What is in a file, read row by row: no more of it is held than is told."""
+    rows: Iterator[Row | BadRow] = itertools.islice(source.rows(), MOST_ROWS + 1)
+    unread, first = list[BadRow](), next(rows, None)
+    while isinstance(first, BadRow):
+        unread.append(first)
+        first = next(rows, None)
+    if first is None:
+        found = f"no row can be read, the first: {unread[0]}" if unread else "there are no rows in it"
+        raise UserError(source.name, found, "at least one row")
+    parser, rows = row_parser_of(source, itertools.chain([first], rows), "data.train")
+    assert parser is not None
+    count, bad, first_bad = len(unread), len(unread), unread[0] if unread else None
+    lengths, answers, kept = array("q"), array("q"), Varied()
+    for row in itertools.islice(rows, max(0, MOST_ROWS - count)):
+        count += 1
+        try:
+            if isinstance(row, BadRow):
+                raise row
+            example = parser.parse(row)
         except BadRow as error:
-            bad.append(error)
-    if not examples:
-        raise UserError(
-            source.name,
-            f"none of its {counted(len(rows), 'row')} can be used; the first: {bad[0]}",
-            f"rows in the format {parser.kind}",
-        )
-    if not isinstance(examples[0], component.load("objectives", DEFAULT_KINDS["objective"]).takes):
-        raise UserError(
-            source.name,
-            f"its rows have the format {parser.kind}, from which supervised fine-tuning cannot learn",
-            "rows with an answer to learn, or texts",
-        )
-    answers = [length for example in examples for length in _answer_lengths(example)]
-    first_bad = f"{bad[0].where}: {bad[0].found}" if bad else ""
-    return DataLook(
-        source.name,
-        parser.kind,
-        len(rows),
-        whole,
-        len(bad),
-        first_bad,
-        tuple(map(_length, examples)),
-        tuple(answers),
-        tuple(varied([example for example in examples if isinstance(example, Conversation)])),
-        source.note,
-    )
+            bad, first_bad = bad + 1, first_bad or error
+            continue
+        if not lengths:
+            _refuse_what_is_not_learned(source, row, example, parser.kind)
+        lengths.append(_length(example))
+        answers.extend(_answer_lengths(example))
+        if isinstance(example, Conversation):
+            kept.add(example)
+    if not lengths:
+        found = f"none of its {counted(count, 'row')} can be used; the first: {first_bad}"
+        raise UserError(source.name, found, f"rows in the format {parser.kind}")
+    said = "" if first_bad is None else f"{first_bad.where}: {first_bad.found}"
+    whole = next(rows, None) is None
+    shapes, note = tuple(kept.conversations), source.note
+    return DataLook(source.name, entry, parser.kind, count, whole, bad, said, lengths, answers, shapes, note)
+
+
+def _refuse_what_is_not_learned(source: Source, row: Row, example: Example, kind: str) -> None:
+    """Raises UserError where supervised fine-tuning cannot learn from an example; NoFormat where its columns may mean more."""
+    if isinstance(example, component.load("objectives", DEFAULT_KINDS["objective"]).takes):
+        return
+    found = f"its rows have the format {kind}, from which supervised fine-tuning cannot learn"
+    expected = "rows with an answer to learn, or texts"
+    if isinstance(example, Prompt) and source.file.format == "auto" and has_an_answer(row.values):
+        raise NoFormat(source.name, found, expected, "", proposed(row.values))
+    raise UserError(source.name, found, expected)
 
 
 def _length(example: Example) -> int:
@@ -160,7 +195,6 @@ def look_at_model(model: str, looks: Sequence[DataLook]) -> Fit | None:
 def draft(
     model: str,
     looks: Sequence[DataLook],
-    paths: Sequence[str],
     tuning: str | None = None,
     output_dir: str = "",
     fit: Fit | None = None,
@@ -175,7 +209,7 @@ def draft(
     """
     tuning = tuning or DEFAULT_KINDS["tuning"]
     rows = sum(look.rows for look in looks)
-    entries = [config.data_entry(path) for path in paths]
+    entries = [look.entry for index, look in enumerate(looks) if look.entry not in [one.entry for one in looks[:index]]]
     data: dict[str, Any] = {"train": entries[0] if len(entries) == 1 else entries}
     comments = {"train": f"{counted(rows, 'row')}, {' and '.join(sorted({look.format for look in looks}))}"}
     fit = fit or Fit("")
@@ -189,7 +223,7 @@ def draft(
             f"{counted(bad, 'row')} cannot be used; drop: leave them out, and write them to rejected.jsonl"
         )
         data["on_bad_row"] = "error"
-    place = output_dir or _new_folder(config.data_file(paths[0]).path)
+    place = output_dir or _new_folder(entries[0]["path"] if isinstance(entries[0], dict) else entries[0])
     filled = config.from_dict({"model": model, "data": data, "tuning": tuning, "output_dir": place})
     training: dict[str, Any] = {
         "global_batch_size": _batch(rows),

@@ -30,16 +30,25 @@ class Fit:
     """whether a template was found that holds what was tried"""
 
 
-def varied(conversations: Sequence[Conversation]) -> list[Conversation]:
+class Varied:
     """The first conversations of each shape."""
-    seen: Counter[tuple[bool, ...]] = Counter()
-    out = []
+
+    def __init__(self) -> None:
+        self.conversations: list[Conversation] = []
+        self._seen: Counter[tuple[bool, ...]] = Counter()
+
+    def add(self, one: Conversation) -> None:
+        self._seen[shape := _shape(one)] += 1
+        if self._seen[shape] <= OF_EACH_SHAPE:
+            self.conversations.append(one)
+
+
+def varied(conversations: Sequence[Conversation]) -> list[Conversation]:
+    """The first of each shape."""
+    kept = Varied()
     for one in conversations:
-        shape = _shape(one)
-        seen[shape] += 1
-        if seen[shape] <= OF_EACH_SHAPE:
-            out.append(one)
-    return out
+        kept.add(one)
+    return kept.conversations
 
 
 def _shape(one: Conversation) -> tuple[bool, ...]:

@@ -23,11 +23,12 @@ import numpy as np
 from luthier.config import DataConfig
 from luthier.data.chat.laws import LawBroken
 from luthier.data.chat.renderer import ChatRenderer
+from luthier.data.columns import has_an_answer, proposed
 from luthier.data.dataset.held_out import is_held_out
 from luthier.data.dataset.ledger import LONGER, Ledger, breaks
 from luthier.data.dataset.samples import SampleBuffer
 from luthier.data.readers import size_of
-from luthier.data.recognise import ANSWERS, Purpose, RowParser, proposal
+from luthier.data.recognise import Purpose, RowParser
 from luthier.errors import BadRow, EnvironmentProblem
 from luthier.objectives import Objective
 from luthier.randomness import key
@@ -138,8 +139,8 @@ class Encoding:
         example = parser.parse(row)
         if not isinstance(example, self.objective.takes):
             takes = " or ".join(one.__name__.lower() for one in self.objective.takes)
-            unread = isinstance(example, Prompt) and not row.values.keys().isdisjoint(ANSWERS)
-            fix = proposal(row.values, row.source, f"data.{purpose}") if unread else ""
+            unread = isinstance(example, Prompt) and has_an_answer(row.values)
+            fix = f"data.{purpose}: [{proposed(row.values).entry(row.source)}]" if unread else ""
             if isinstance(example, Preference | Feedback):
                 fix = f"no objective learns from a {type(example).__name__.lower()} yet; leave it out"
             found = f"a {type(example).__name__.lower()}"

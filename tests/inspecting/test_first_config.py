@@ -1,0 +1,105 @@
+"""`luthier init` on data whose columns have names of their own."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from luthier import config
+from luthier.cli import main
+from luthier.errors import UserError
+from luthier.inspecting import first_config
+
+TURNS = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
+EVIDENT: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "question and reply": (
+        {"question": "a", "reply": "b", "id": 7},
+        {"kind": "alpaca", "instruction": "question", "input": None, "output": "reply"},
+    ),
+    "written large": (
+        {"Answer": "b", "Question": "a"},
+        {"kind": "alpaca", "instruction": "Question", "input": None, "output": "Answer"},
+    ),
+    "a prompt and a reply": (
+        {"prompt": "a", "reply": "b"},
+        {"kind": "alpaca", "instruction": "prompt", "input": None, "output": "reply"},
+    ),
+    "turns": ({"chat: all": TURNS}, {"kind": "sharegpt", "conversations": "chat: all"}),
+    "messages": (
+        {"turns": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
+        {"kind": "messages", "messages": "turns"},
+    ),
+}
+NOT_EVIDENT: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "names that say nothing": ({"it's a": "x", "b": "y"}, ["instruction: it's a", "output: b"]),
+    "two answers": ({"question": "a", "answer": "b", "response": "c"}, ["instruction: question", "output: answer"]),
+    "a context beside them": ({"question": "a", "context": "b", "answer": "c"}, ["instruction: question"]),
+    "a single text": ({"poem": "a"}, ["kind: text", "text: poem"]),
+}
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def written(name: str, *rows: dict[str, Any]) -> str:
+    Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return name
+
+
+@pytest.mark.parametrize("case", EVIDENT)
+def test_what_columns_evidently_mean_is_written(case: str, capsys: pytest.CaptureFixture[str]) -> None:
+    row, wanted = EVIDENT[case]
+    assert main(["init", written("my data.jsonl", row, row), "--model", "org/name"]) == 0, capsys.readouterr().err
+    (file,) = config.load("mine.yaml").data.train
+    assert file.path == "my data.jsonl"
+    assert not isinstance(file.format, str)
+    said = file.format.model_dump(by_alias=True)
+    assert {key: said[key] for key in wanted} == wanted
+    (look,) = first_config.look_at_data(["my data.jsonl"])
+    assert (look.rows, look.bad_rows) == (2, 0)
+
+
+@pytest.mark.parametrize("case", NOT_EVIDENT)
+def test_what_is_not_evident_is_a_line_that_works(case: str, capsys: pytest.CaptureFixture[str]) -> None:
+    row, words = NOT_EVIDENT[case]
+    fine = written("fine.jsonl", {"instruction": "a", "output": "b"})
+    assert main(["init", fine, written("my data.jsonl", row), "--model", "org/name"]) == 2
+    (line,) = [one for one in capsys.readouterr().err.splitlines() if one.startswith("fix: ")]
+    program, *arguments = shlex.split(line.removeprefix("fix: "))
+    assert program == "luthier"
+    for word in words:
+        assert word in line.replace("'\"'\"'", "'")
+    assert not Path("mine.yaml").exists()
+    assert main(arguments) == 0, capsys.readouterr().err
+    assert [file.path for file in config.load("mine.yaml").data.train] == ["fine.jsonl", "my data.jsonl"]
+
+
+def test_what_else_an_entry_says_stays() -> None:
+    written("a.jsonl", {"question": "a", "reply": "b"})
+    (look,) = first_config.look_at_data(["{path: a.jsonl, weight: 0.5}"])
+    assert (look.entry["path"], look.entry["weight"], look.entry["format"]["output"]) == ("a.jsonl", 0.5, "reply")
+
+
+def test_nothing_that_could_be_learned_is_no_line() -> None:
+    with pytest.raises(UserError, match="no format fits") as caught:
+        first_config.look_at_data([written("a.jsonl", {"label": 3, "score": 0.5})])
+    assert caught.value.fix == ""
+
+
+def test_rows_are_looked_at_one_by_one() -> None:
+    rows = ({"instruction": "ask", "output": f"{number} " + "long " * 2000} for number in range(3000))
+    written("a.jsonl", *rows)
+    tracemalloc.start()
+    (look,) = first_config.look_at_data(["a.jsonl"])
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert look.rows == len(look.answer_lengths) == 3000
+    assert most < 8 << 20  # all of them are thirty
