@@ -236,7 +236,8 @@ MAY_NAME_KINDS = {
     "config/other_tools.py": "our words for another tool's",
     "config/foreign_values.py": "the same of its values",
     "config/foreign_files.py": "the same of its data sets",
-    "data/registry.py": "the same for LLaMA-Factory's registry, some of whose words are like ours",
+    "data/columns.py": "what columns with names of their own are proposed to be read as",
+    "data/registry.py": "our words for LLaMA-Factory's registry, some of whose words are like ours",
     "demo/requests.py": "writes configurations, as a person does",
     "inference/chat.py": "whose context is full: no kind",
 }

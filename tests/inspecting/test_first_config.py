@@ -82,10 +82,10 @@ def test_what_is_not_evident_is_a_line_that_works(case: str, capsys: pytest.Capt
     assert [file.path for file in config.load("mine.yaml").data.train] == ["fine.jsonl", "my data.jsonl"]
 
 
-def test_what_else_an_entry_says_stays() -> None:
+def test_an_entry_whose_format_is_to_be_found() -> None:
     written("a.jsonl", {"question": "a", "reply": "b"})
-    (look,) = first_config.look_at_data(["{path: a.jsonl, weight: 0.5}"])
-    assert (look.entry["path"], look.entry["weight"], look.entry["format"]["output"]) == ("a.jsonl", 0.5, "reply")
+    (look,) = first_config.look_at_data(["{path: a.jsonl, format: auto}"])
+    assert (look.entry["path"], look.entry["format"]["output"]) == ("a.jsonl", "reply")
 
 
 def test_nothing_that_could_be_learned_is_no_line() -> None:
