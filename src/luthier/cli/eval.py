@@ -56,7 +56,7 @@ def eval(
     from luthier.cli._shared import print_json
     from luthier.inference.as_typed import check_names
 
-    check_names([target], "--data", data)
+    check_names("luthier eval", [target], "--data", data, models=True)
     from luthier.inference import measures
     from luthier.system.console import Screen
 

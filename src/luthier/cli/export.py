@@ -32,9 +32,10 @@ def export(
     from dataclasses import asdict
 
     from luthier.cli._shared import print_json
-    from luthier.inference.as_typed import check_names
+    from luthier.inference.as_typed import check_export, check_names
 
-    check_names([target])
+    check_export(target, to, output)
+    check_names("luthier export", [target])
     from luthier.inference.verified_export import export as write
 
     settings = {} if dtype is None else {"dtype": dtype}

@@ -49,7 +49,7 @@ def inspect(
         checked = config.load(*split_config_and_overrides(arguments), config.Typed(command="luthier inspect"))
     else:
         config_of_model(target, overrides)
-        check_names([target])
+        check_names("luthier inspect", [target], models=True)
     if gradients and checked is not None:
         from luthier.inspecting import gradients as of_one_batch
 

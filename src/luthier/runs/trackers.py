@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,6 +31,10 @@ FIXES = {
 }
 """How each tracker is installed. The module has the tracker's name."""
 
+WANDB_FIX = "wandb login, or WANDB_MODE=offline before the command"
+LOCAL_MODES = ("offline", "disabled", "dryrun")
+"""Of wandb: no account is needed."""
+
 MLFLOW_FILE = "mlflow.db"
 
 
@@ -43,6 +48,31 @@ def check_trackers(names: Sequence[str]) -> None:
     if missing:
         fixes = list(dict.fromkeys(FIXES[name] for name in missing))
         raise EnvironmentProblem("report_to", f"{', '.join(missing)} not installed here", "", " && ".join(fixes))
+
+
+def check_logins(names: Sequence[str]) -> None:
+    """Refuses a tracker that wants an account where nobody is logged in, before anything heavy is imported. Asks no server.
+
+    Raises:
+        EnvironmentProblem: with the line that logs in.
+    """
+    if "wandb" not in names:
+        return
+    import wandb
+
+    if "prompt" not in inspect.signature(wandb.login).parameters:  # an older one can only be asked by starting it
+        return
+    try:
+        known = wandb.setup().settings.mode in LOCAL_MODES or wandb.login(prompt=False, verify=False)
+    except _failures("wandb") as error:
+        raise _not_started("wandb", _first_line(error)) from None
+    if not known:
+        raise _not_started("wandb", "nobody is logged in")
+
+
+def _not_started(name: str, why: str) -> EnvironmentProblem:
+    fix = WANDB_FIX if name == "wandb" else f"leave {name} out of report_to"
+    return EnvironmentProblem(f"report_to: {name}", f"it did not start: {why}", "", fix)
 
 
 def tracked_step(line: Mapping[str, Any], timing: Mapping[str, Any]) -> dict[str, float]:
@@ -157,12 +187,7 @@ def _start(name: str, tracker: Any) -> None:
     try:
         tracker.start()
     except _failures(name) as error:
-        fix = (
-            "wandb login, or WANDB_MODE=offline before the command"
-            if name == "wandb"
-            else f"leave {name} out of report_to"
-        )
-        raise EnvironmentProblem(f"report_to: {name}", f"it did not start: {_first_line(error)}", "", fix) from None
+        raise _not_started(name, _first_line(error)) from None
 
 
 def _failures(name: str) -> tuple[type[Exception], ...]:

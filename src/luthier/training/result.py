@@ -29,7 +29,7 @@ from luthier.runs.checkpoint import Damaged
 from luthier.runs.recorder import Recorder, read_lines
 from luthier.runs.run_folder import ADAPTER, ANSWERS, GOES_ON, MODEL, SAMPLES
 from luthier.system.faults import faults_told
-from luthier.system.files import as_json, verify, write_file, write_folder
+from luthier.system.files import as_json, write_file, write_folder
 from luthier.training.build import Built
 from luthier.training.job import Job
 from luthier.training.state import put_weights
@@ -76,15 +76,6 @@ def write_result(config: RunConfig, built: Built, base: dict[str, Any], run_id: 
     write_folder(folder / (ADAPTER if tuning.makes_adapter else MODEL), fill, {"step": step, "run": run_id})
     _write_answers(config, built)
     manifest.set_state(folder, "finished")
-
-
-def has_result(config: RunConfig, say: Callable[[str], None]) -> bool:
-    """Whether the result of a finished run is there, as it was written."""
-    makes_adapter = component.load("tuning", config.tuning.kind).makes_adapter
-    place = Path(config.output_dir) / (ADAPTER if makes_adapter else MODEL)
-    if wrong := verify(place):
-        say(f"{place}: {wrong}; it is written again")
-    return wrong is None
 
 
 def _save_model(core: Any, source: ModelSource, target: Path, in_float32: bool) -> None:

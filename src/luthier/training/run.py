@@ -26,7 +26,7 @@ from luthier.system.locks import Lock
 from luthier.training.build import Built, base_record, build, silent
 from luthier.training.job import Job, Record
 from luthier.training.loop import run_steps
-from luthier.training.result import has_result, sampler, write_result
+from luthier.training.result import sampler, write_result
 from luthier.training.resume import go_on
 from luthier.training.state import least_bytes
 from luthier.training.together import by_main
@@ -60,9 +60,9 @@ def execute(
             if (
                 before is not None
                 and before["state"] == "finished"
-                and by_main(engine, lambda: has_result(config, say))
+                and by_main(engine, lambda: manifest.has_result(config, say))
             ):
-                say(f"{folder} is finished already; nothing to do")
+                say(manifest.DONE.format(folder))
                 return folder
             if resume and before is None:
                 say(f"{folder} holds no run yet: it begins")
