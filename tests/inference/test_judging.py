@@ -18,7 +18,7 @@ from luthier.inference import comparison, measures, questions
 from luthier.inference.comparison import Answered, measures_of, verdict
 from luthier.inference.generation import Generation
 from luthier.inference.opened import Opened, open_model
-from luthier.inference.questions import Question, from_sample, matches, read_questions
+from luthier.inference.questions import Question, from_sample, matches, read_questions, read_samples
 from luthier.types import NO_TARGET, Message, Sample
 from tests.inference.conftest import make_run
 
@@ -110,6 +110,17 @@ def test_bad_rows_are_all_listed_and_may_be_dropped(opened: Opened, tmp_path: Pa
     assert "bad.jsonl:3" in str(caught.value)
     assert "--drop-bad-rows" in caught.value.fix
     assert [item.reference for item in read_questions(opened, str(path), drop_bad_rows=True)] == ["b"]
+
+
+def test_a_limit_of_a_configuration_is_no_advice_where_there_is_none(opened: Opened, tmp_path: Path) -> None:
+    turn = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    path = tmp_path / "long.jsonl"
+    path.write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in (turn, turn * 501)))
+    for read in (read_samples, read_questions):
+        with pytest.raises(UserError, match="1,002 messages") as caught:
+            read(opened, str(path))
+        assert "data." not in str(caught.value)
+        assert caught.value.fix == "mend the rows, or add --drop-bad-rows"
 
 
 @pytest.mark.parametrize("rows", [1, 2])

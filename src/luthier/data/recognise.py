@@ -89,17 +89,20 @@ def _messages_of(example: Example) -> int:
     return len(example.messages)
 
 
-def parts_of(config: RunConfig, takes: Sequence[type], told: Told = lambda name, share: None) -> list[Part]:
+def parts_of(
+    config: RunConfig, takes: Sequence[type], told: Told = lambda name, share: None, limits: Limits | None = None
+) -> list[Part]:
     """The files to learn from and those that are held out, in their order.
 
     Args:
         takes: the types of example that the objective can learn from.
         told: hears how far a file is read.
+        limits: what rows and files may grow to; by default as the configuration says.
 
     Raises:
         UserError: a file is not there, or the registry does not know a name.
     """
-    parts, limits = [], Limits.of(config.data)
+    parts, limits = [], limits or Limits.of(config.data)
     for entry, (purpose, key, file) in enumerate(files_of(config, takes)):
         named = [replace(source, limits=limits, told=told) for source in sources(file, f"{key}.path")]
         found = sampled(named, file, config.data.max_samples, config.seed)
@@ -215,7 +218,10 @@ def recognise(rows: Sequence[Row], name: str, key: str) -> str:
         if found:
             columns = frozenset(map(str, row.values))
             one = Proposed(found[0], evident=False)
-            wrong, expected = f"several formats fit the columns {excerpt(sorted(columns))}", "one of " + ", ".join(found)
+            wrong, expected = (
+                f"several formats fit the columns {excerpt(sorted(columns))}",
+                "one of " + ", ".join(found),
+            )
             raise NoFormat(row.place, wrong, expected, f"{key}: [{one.entry(name)}]", one)
     columns = frozenset(map(str, rows[0].values))
     known = (f"{kind} ({', '.join(component.load('formats', kind).columns)})" for kind in kinds)

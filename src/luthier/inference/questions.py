@@ -19,6 +19,7 @@ from luthier.data.dataset.prepare import Prepared, prepare
 from luthier.data.dataset.progress import encoding_shown
 from luthier.data.dataset.samples import SampleSet
 from luthier.data.files import sources
+from luthier.data.readers import Limits
 from luthier.errors import UserError, excerpt
 from luthier.formats.prompts import Prompts
 from luthier.inference.as_typed import named_by
@@ -216,7 +217,9 @@ def read_samples(
     objective = component.make("objectives", default_component("objective"))
     try:
         rows = encoding_shown(watch)
-        return prepare(config, opened.tokenizer, context_length=opened.context_tokens, objective=objective, watch=rows)
+        limits = Limits(settable=False)  # there is no configuration in which they could be written
+        context = opened.context_tokens
+        return prepare(config, opened.tokenizer, context_length=context, objective=objective, watch=rows, limits=limits)
     except UserError as error:
         error = named_by(option, error)
         if counts := BAD_ROWS.match(error.found):

@@ -15,7 +15,7 @@ from transformers import SentencePieceBackend
 from luthier.data.chat.renderer import ChatRenderer
 from luthier.data.chat.template import Template
 from luthier.data.chat.tokenize import Encoder, Piece
-from luthier.data.dataset.prepare import tokenizer_fingerprint
+from luthier.data.dataset.identity import tokenizer_fingerprint
 from luthier.errors import UserError
 from luthier.types import Conversation, Message
 from tests.data.chat.test_masks import conversation, trained_texts

@@ -376,7 +376,7 @@ def test_the_cache_follows_the_objective_the_stop_ids_and_the_code(monkeypatch: 
         patch.setattr("luthier.data.chat.renderer.stop_ids_of", lambda tokenizer: {0, 2})
         assert not run().from_cache
     with monkeypatch.context() as patch:
-        patch.setattr("luthier.data.dataset.prepare.version", lambda name: "another")
+        patch.setattr("luthier.data.dataset.identity.version", lambda name: "another")
         assert not run().from_cache
     with monkeypatch.context() as patch:
         patch.setattr(

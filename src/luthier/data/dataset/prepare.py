@@ -4,30 +4,23 @@ content.
 
 from __future__ import annotations
 
-import hashlib
-import inspect
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import version
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from luthier import component, formats
-from luthier.component import ComponentConfig
 from luthier.config import DataConfig, RunConfig
 from luthier.data.chat import laws
 from luthier.data.chat.renderer import ChatRenderer
 from luthier.data.chat.template import Template
 from luthier.data.dataset import cache
-from luthier.data.dataset.cache import SHOWN_REFUSED, Account, Found, Store
-from luthier.data.dataset.held_out import share_that_holds_out
+from luthier.data.dataset.cache import Account, Found, Store
+from luthier.data.dataset.identity import identity
 from luthier.data.dataset.ledger import Ledger
 from luthier.data.dataset.progress import RowProgress
+from luthier.data.dataset.refusals import all_refused_rows, nothing_left
 from luthier.data.dataset.samples import SampleSet
 from luthier.data.dataset.streamed import Counter
 from luthier.data.dataset.workers import (
@@ -40,19 +33,13 @@ from luthier.data.dataset.workers import (
     default_workers,
     encoders,
     limit_of,
-    prompt_of,
 )
+from luthier.data.readers import Limits
 from luthier.data.recognise import Part, RowParser, parts_of, row_parser_of
 from luthier.data.steps.order import Mixture, Steps
-from luthier.errors import BadRow, UserError, excerpt
+from luthier.errors import UserError, excerpt
 from luthier.objectives import Objective
-from luthier.system.words import counted
-from luthier.types import Row
 
-READ_WITH = ("jinja2", "tokenizers", "transformers", "sentencepiece", "pyarrow", "datasets")
-"""Packages whose versions may decide the result."""
-ROWS_LOOKED_AT = 10_000
-"""Most rows that are read again to propose a share that holds out some."""
 Watch = Callable[[int, float], None]
 """Is told how many rows are done, and what share of the data they are."""
 
@@ -104,6 +91,7 @@ def prepare(
     objective: Objective,
     watch: Watch = lambda rows, share: None,
     refuse: bool = True,
+    limits: Limits | None = None,
 ) -> Prepared:
     """Encodes the data of a run, or takes them from the cache where nothing that matters has changed.
 
@@ -114,20 +102,22 @@ def prepare(
             read before that.
         refuse: rows that cannot be used are an error, unless the configuration says that they are dropped. Without it they
             are left out while others are there to go on with, and `Prepared.refused` has the error. Not while streaming.
+        limits: what rows and files may grow to; by default as the configuration says.
 
     Raises:
         UserError: a file, the template, or rows that cannot be used; all bad rows in one error.
     """
     data = config.data
     renderer = ChatRenderer(tokenizer, choose_template(tokenizer, data))
-    parts = parts_of(config, objective.takes, *([watch.reading] if isinstance(watch, RowProgress) else []))
+    told = {"told": watch.reading} if isinstance(watch, RowProgress) else {}
+    parts = parts_of(config, objective.takes, limits=limits, **told)
     encoding = Encoding(data, renderer, objective, limit_of(data, context_length))
     if data.streaming:
         sets, account, rejected = _streamed(encoding, parts, watch)
         return _prepared(encoding, parts, sets, _meta(account, data), rejected, from_cache=False)
     for part in parts:
         part.source.look()
-    folder = cache.folder_of(_key(config, parts, encoding))
+    folder = cache.folder_of(identity(config, parts, encoding))
     before = cache.find(folder)
     found = before
     if found is None:
@@ -234,7 +224,7 @@ def _close_account(
     Raises:
         UserError: rows cannot be used (with `refuse`), or none are left.
     """
-    refused, empty = _all_refused_rows(account, data), _empty(data, parts, account.ledger, sets)
+    refused, empty = all_refused_rows(account, data), nothing_left(data, parts, account.ledger, sets)
     if error := refused if refused is not None and (refuse or empty) else empty:
         raise error
     if "eval" in sets:
@@ -246,7 +236,7 @@ def _close_account(
 
 def _meta(account: Account, data: DataConfig) -> dict[str, Any]:
     system = account.systems[0] if len(account.systems) == 1 else ""
-    refused = _all_refused_rows(account, data)
+    refused = all_refused_rows(account, data)
     return {
         "ledger": account.ledger.as_dict(),
         "system": system or None,
@@ -312,137 +302,3 @@ def notes_of(system: str | None, template: Template | None, mixed: list[str], mi
         )
         notes.append("an epoch has " + ", ".join(turns))
     return notes
-
-
-def _all_refused_rows(account: Account, data: DataConfig) -> UserError | None:
-    """One error for all rows that cannot be used: the first places, how many more, and what to write."""
-    if not account.refused_rows:
-        return None
-    remedies = {row.fix for row in account.refused}
-    common = remedies.pop() if len(remedies) == 1 else ""
-    shown = [
-        f"  {row.where}: found {row.found}"
-        + (f"; expected {row.expected}" if row.expected else "")
-        + (f" ({row.fix})" if row.fix and not common else "")
-        for row in account.refused
-    ]
-    count, rows_in, long = account.refused_rows, account.ledger.rows_in, account.refused_long
-    if count > SHOWN_REFUSED:
-        where = "; luthier data with on_bad_row=drop on_long_row=drop and --json lists all" if count < rows_in else ""
-        shown.append(f"  and {count - SHOWN_REFUSED:,} more{where}")
-    head = f"{count:,} of {counted(rows_in, 'row')} cannot be used ({_percent(count / rows_in)}); nothing was trained"
-    fixes = [common] if common else ["mend the rows"] if long < count else []
-    if long < count and not (common and count == rows_in):  # dropping all of them leaves nothing to learn from
-        fixes.append("on_bad_row=drop (they go to rejected.jsonl)")
-    if long:
-        truncate = " or truncate (their ends are lost)" if data.on_long_row == "error" else ""
-        fixes.append(f"on_long_row=drop{truncate}")
-        fixes.append("rows of fewer tokens" + (", or a larger max_length" if data.max_length is not None else ""))
-    return UserError("", "\n".join([head, *shown]), "", ", or ".join(fixes))
-
-
-def _percent(share: float) -> str:
-    """Of a part that is there: `100 %` is all of it, and the smallest says that it is smaller."""
-    if share < 0.0001:
-        return "less than 0.01 %"
-    digits = 0 if share == 1 else 1 if share >= 0.01 else 2
-    return f"{min(100 * share, 99.9 if share < 1 else 100):.{digits}f} %"
-
-
-def _empty(data: DataConfig, parts: list[Part], ledger: Ledger, sets: Mapping[str, SampleSet]) -> UserError | None:
-    """The error of data of which nothing is left to learn from, or to hold out."""
-    if not len(sets.get("train", ())):
-        names = ", ".join(part.source.name for part in parts if part.purpose == "train")
-        why = f"; of {ledger.rows_in:,}, {ledger.rows_dropped:,} were dropped and {ledger.rows_held_out:,} held out"
-        return UserError(
-            names,
-            "no rows are left to learn from" + why,
-            "at least one row",
-            "without on_bad_row=drop and on_long_row=drop the reasons are listed",
-        )
-    if data.eval is not None and not len(sets.get("eval", ())):
-        return UserError(
-            "data.eval",
-            f"{excerpt(data.eval)} holds out none of {counted(ledger.rows_trained, 'row')}",
-            "at least one row",
-            _more_held_out(data, parts),
-        )
-    return None
-
-
-def _more_held_out(data: DataConfig, parts: list[Part]) -> str:
-    """What to write where the share that is given holds out nothing of a few rows."""
-    share = share_that_holds_out(islice(_prompts(data, parts), ROWS_LOOKED_AT))
-    larger = f"data.eval={share:g}, or " if share is not None else ""
-    return f"{larger}a file, or leave data.eval out"
-
-
-def _prompts(data: DataConfig, parts: list[Part]) -> Iterator[str]:
-    """Of the rows that are to be learned from and can be read."""
-    for part in parts:
-        if part.purpose == "train":
-            parser, _ = row_parser_of(part.source, part.source.rows(), "data.train", data.system)
-            for row in part.source.rows():
-                with suppress(BadRow):
-                    if parser is not None and isinstance(row, Row):
-                        yield prompt_of(parser.parse(row))
-
-
-# ---- what decides the result
-
-
-def _key(config: RunConfig, parts: list[Part], encoding: Encoding) -> dict[str, Any]:
-    """All that decides the result: the content of the files, template, tokenizer, options, and the code itself."""
-    data, renderer = config.data, encoding.renderer
-    files = [
-        (part.purpose, part.source.name, str(part.source.file.format), part.source.fingerprint()) for part in parts
-    ]
-    return {
-        "files": files,
-        "options": [
-            data.eval if isinstance(data.eval, float) else None,
-            data.on_bad_row,
-            data.on_long_row,
-            [data.max_row_bytes, data.max_row_messages],
-            data.system,
-            encoding.limit,
-        ],
-        "objective": config.objective.model_dump(mode="json"),
-        "template": renderer.template and [renderer.template.fingerprint, renderer.template.from_file],
-        "tokenizer": tokenizer_fingerprint(renderer.tokenizer),
-        "stop_ids": sorted(renderer.stop_ids),
-        "code": _code_fingerprint(encoding.objective, [part.source.file.format for part in parts]),
-    }
-
-
-def tokenizer_fingerprint(tokenizer: Any) -> str:
-    """A hash of what decides a tokenizer's ids."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None:
-        state = backend.to_str()
-    else:  # it is what its class makes of its files and options
-        cls, model = type(tokenizer), getattr(tokenizer, "vocab_file", None)
-        content = hashlib.sha256(Path(model).read_bytes()).hexdigest() if model else None
-        options = {
-            key: str(value) for key, value in getattr(tokenizer, "init_kwargs", {}).items() if key != "name_or_path"
-        }
-        added = sorted((index, repr(token)) for index, token in tokenizer.added_tokens_decoder.items())
-        state = json.dumps([sorted(tokenizer.get_vocab().items()), content, options, added, inspect.getsource(cls)])
-    named = json.dumps([type(tokenizer).__name__, tokenizer.special_tokens_map], default=str, sort_keys=True)
-    return hashlib.sha256((state + named).encode()).hexdigest()
-
-
-def _code_fingerprint(objective: Objective, given: Sequence[str | ComponentConfig]) -> str:
-    """A hash of the source code that encodes: a changed line makes the cache anew, and nobody has to remember a version
-    number.
-    """
-    here = Path(__file__).parent.parent
-    files = [*sorted(Path(formats.__file__).parent.glob("*.py")), *sorted(here.rglob("*.py"))]
-    files += [here.parent / name for name in ("errors.py", "randomness.py", "system/strict_json.py", "types.py")]
-    kinds = [one.kind for one in given if isinstance(one, ComponentConfig)]
-    classes = [type(objective), *(component.load("formats", kind) for kind in kinds)]
-    files += [Path(name) for cls in classes if (name := inspect.getsourcefile(cls))]
-    digest = hashlib.sha256(json.dumps({name: version(name) for name in READ_WITH}).encode())
-    for file in files:
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
