@@ -234,6 +234,16 @@ def test_a_file_with_another_content_than_its_name_says_so(tmp_path: Path, first
         read(write(tmp_path / "a.jsonl", first + b"\x00" * 20))
 
 
+def test_a_picture_is_told_as_one_and_not_to_be_renamed(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_bytes(b"\x89PNG\r\n\x1a\n" + b"\0" * 20)
+    (tmp_path / "cat.PNG").write_bytes(b"\x89PNG\r\n\x1a\n" + b"\0" * 20)
+    for name in ("rows.jsonl", "cat.PNG"):
+        with pytest.raises(UserError, match="a picture") as caught:
+            read(tmp_path / name)
+        assert "name" not in caught.value.fix.removeprefix("name a file of rows")
+        assert "mv " not in caught.value.fix
+
+
 def test_a_part_of_a_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
     for name in ("one", "two"):

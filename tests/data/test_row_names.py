@@ -78,12 +78,24 @@ def test_a_row_is_found_in_its_file_and_the_one_before_is_told(tmp_path: Path) -
 
 def test_of_records_on_one_line_one_has_to_be_said(tmp_path: Path) -> None:
     array = tmp_path / "rows.json"
-    array.write_text(json.dumps([{"text": "a"}, {"text": "b"}, {"text": "c"}]))
+    array.write_text('[{"text": "a"}, {"text": "b"}, {"text": "c"},\n{"text": "d"}]')
     with pytest.raises(UserError) as caught:
         called("1", array)
     assert caught.value.found == f"3 records begin at line 1 of {array}"
     assert caught.value.fix == f"--row '{array}:#1'"
     assert called("#2", array) == (f"{array}:1 (record 2)", f"{array}:1 (record 1)")
+
+
+def test_where_all_records_stand_on_one_line_a_number_counts_them(tmp_path: Path) -> None:
+    array = tmp_path / "rows.json"
+    array.write_text(json.dumps([{"text": text} for text in "abcd"]))
+    for number in (1, 3):
+        assert called(str(number), array)[0] == f"{array}:1 (record {number})"
+        assert called(f"rows.json:{number}", array)[0] == f"{array}:1 (record {number})"
+        assert called(f"#{number}", array)[0] == f"{array}:1 (record {number})"
+    assert called("5", array) == (None, f"{array}:1 (record 4)")
+    array.write_text(json.dumps([{"text": "a"}]))
+    assert called("1", array)[0] == f"{array}:1 (record 1)"
 
 
 @pytest.mark.parametrize("name", ["train.jsonl:17", "a b.json:9 (record 3)", "it's.json:9 (record 3)"])

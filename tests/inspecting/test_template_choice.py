@@ -68,6 +68,35 @@ def test_a_model_without_a_template_gets_that_of_its_family() -> None:
     assert fit(tokenizer(None), [talk(*ASKED)], "yuan").keys["chat_template"][0] == "alpaca@stanford", "it has no <sep>"
 
 
+def test_the_revision_of_a_configuration_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    folder = tmp_path / "models--org--name" / "snapshots" / commit
+    tokenizer(None).save_pretrained(folder)
+    (folder / "config.json").write_text('{"model_type": "yuan"}')
+    (tmp_path / "talks.jsonl").write_text('{"instruction": "a", "output": "b"}\n')
+    keys = {"output_dir": "runs/mine", "data": str(tmp_path / "talks.jsonl")}
+    early_check.check(config.from_dict({"model": "org/name", **keys}))
+    with pytest.raises(UserError, match="no chat template"):
+        early_check.check(config.from_dict({"model": {"path": "org/name", "revision": commit}, **keys}))
+
+
+def test_init_of_a_model_without_a_tokenizer_says_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("model").mkdir()
+    Path("model/config.json").write_text('{"model_type": "llama"}')
+    Path("talks.jsonl").write_text('{"instruction": "a", "output": "b"}\n')
+    assert main(["init", "talks.jsonl", "--model", "./model"]) == 2
+    said = capsys.readouterr().err
+    assert "holds no tokenizer" in said
+    assert "fix: copy tokenizer.json and tokenizer_config.json from the model that this one was made of" in said
+    assert not Path("mine.yaml").exists()
+
+
 @pytest.mark.parametrize(("tokens", "fix"), [(YUAN, "data.chat_template=yuan@2026-08"), ((), "luthier template list")])
 def test_a_missing_template_is_told_with_that_of_the_family_before_anything_is_loaded(
     tokens: tuple[str, ...], fix: str, tmp_path: Path

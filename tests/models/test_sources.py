@@ -217,6 +217,7 @@ def test_a_revision_of_a_hub_that_is_at_hand(model: Path, tmp_path: Path, monkey
     shutil.copytree(model, snapshot)
     assert at_hand(f"hf:org/name@{commit}") == snapshot
     assert at_hand(f"org/name@{commit}") == snapshot
+    assert at_hand("org/name", commit) == snapshot
     assert at_hand("hf:org/name") is None
 
 

@@ -39,7 +39,7 @@ def check(config: RunConfig) -> None:
         if not is_of_hub(file):
             found += [replace(source, limits=limits) for source in sources(file, f"{key}.path")]
     refuse_missing(config.model.path)
-    folder = at_hand(config.model.path)
+    folder = at_hand(config.model.path, config.model.revision)
     if config.data.chat_template == "auto" and folder is not None and _has_no_template(folder):
         _refuse_conversations(found, folder)
 

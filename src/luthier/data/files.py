@@ -253,6 +253,8 @@ def _local(path: Path, name: str, file: DataFile, key: str) -> Source:
         raise UserError(place, "this is no ordinary file", "a file", f"copy what it gives to a file: {key}=FILE")
     if line := readers.unpacking(PurePath(name)):
         raise UserError(place, "this is an archive", "the files in it", f"{line}, then name them")
+    if path.suffix.lower() in readers.PICTURES:
+        raise UserError(place, "this is a picture, not data", "one of " + readers.ENDINGS, f"{key}=FILE")
     if readers.ending_of(path) is None:
         ending = "".join(path.suffixes[-2:]) or "(none)"
         fix = f"name it for what it holds: mv {name} {path.stem}.jsonl"

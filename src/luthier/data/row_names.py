@@ -59,17 +59,21 @@ class RowName:
 
 def row_called(wanted: RowName, rows: Iterable[Row | BadRow]) -> tuple[Row | BadRow | None, str]:
     """The row of a file, and the name of the one before it, which is the nearest where there is none. Reads no further than it
-    must.
+    must. Where all records of an array stand on one line, a line alone counts them.
 
     Raises:
         UserError: several rows begin at that line.
     """
     found, before, called = None, "", set[str]()
+    one_line, counted = True, None
     for row in rows:
         name = row.place if isinstance(row, Row) else row.row
         if not _LINE.fullmatch(name):  # what is said of the whole file
             continue
         here = RowName.read(name)
+        one_line = one_line and here.record is not None and here.line == 1
+        if one_line and wanted.record is None and here.record == wanted.line:
+            counted = row
         if wanted.means(name):
             found = found or row
             called.add(name)
@@ -81,6 +85,8 @@ def row_called(wanted: RowName, rows: Iterable[Row | BadRow]) -> tuple[Row | Bad
             before = name
         if found is not None and (here.record is None or wanted.record is not None):
             break
+    if one_line and counted is not None:
+        return counted, before
     if len(called) > 1:
         first = RowName.read(min(called, key=lambda name: RowName.read(name).record or 0))
         raise UserError(

@@ -13,6 +13,7 @@ from luthier.data.chat.renderer import ChatRenderer
 from luthier.data.chat.template import Template
 from luthier.data.early_check import model_type_of
 from luthier.errors import LuthierError, UserError
+from luthier.models.folder import tokenizer_files
 from luthier.system.words import counted
 from luthier.types import Conversation
 
@@ -63,6 +64,9 @@ def look(folder: Path | None, conversations: Sequence[Conversation]) -> Fit | No
 
     Args:
         folder: the model's; None where it is not on this machine.
+
+    Raises:
+        UserError: the folder holds no tokenizer.
     """
     if not conversations:
         return None
@@ -70,6 +74,7 @@ def look(folder: Path | None, conversations: Sequence[Conversation]) -> Fit | No
         return Fit(
             "chat template: not checked, the model is not on this machine; luthier data tells whether it holds these rows"
         )
+    tokenizer_files(folder, str(folder))
     from luthier.models.load import load_tokenizer  # torch takes seconds to import, and only a model at hand needs it
 
     try:

@@ -44,6 +44,15 @@ def check_folder(folder: Path, name: str, trust_remote_code: bool) -> None:
 
 def check_tokenizer(folder: Path, name: str, trust_remote_code: bool) -> None:
     """A tokenizer is there, whole, and asks for no code."""
+    for file in tokenizer_files(folder, name):
+        refuse_stub(file, name)
+    settings = folder / "tokenizer_config.json"
+    if settings.is_file():
+        check_tokenizer_settings(settings, name, trust_remote_code, is_native=bool(native_type(folder)))
+
+
+def tokenizer_files(folder: Path, name: str) -> list[Path]:
+    """The files with the vocabulary of a model. Raises UserError where there are none."""
     present = [file for file in (folder / part for part in TOKENIZER_FILES) if file.is_file()]
     present += [file for file in sorted(folder.glob("*.tiktoken")) if file not in present]
     if not present:
@@ -53,11 +62,7 @@ def check_tokenizer(folder: Path, name: str, trust_remote_code: bool) -> None:
             "tokenizer.json or tokenizer.model",
             "copy tokenizer.json and tokenizer_config.json from the model that this one was made of",
         )
-    for file in present:
-        refuse_stub(file, name)
-    settings = folder / "tokenizer_config.json"
-    if settings.is_file():
-        check_tokenizer_settings(settings, name, trust_remote_code, is_native=bool(native_type(folder)))
+    return present
 
 
 def native_type(folder: Path) -> str:

@@ -12,11 +12,11 @@ from pathlib import PurePath
 from luthier.data.readers import columnar, delimited, json_files, plain_text
 from luthier.data.readers._bytes import PACKED, File, Told
 from luthier.data.readers._limits import Limits, size_of
-from luthier.data.readers._signatures import unpacking
+from luthier.data.readers._signatures import PICTURES, unpacking
 from luthier.errors import BadRow
 from luthier.types import Row
 
-__all__ = ["ENDINGS", "File", "Limits", "Told", "count", "ending_of", "records", "size_of", "unpacking"]
+__all__ = ["ENDINGS", "PICTURES", "File", "Limits", "Told", "count", "ending_of", "records", "size_of", "unpacking"]
 
 Reader = Callable[[File, int], Iterator[Row | BadRow]]
 

@@ -6,22 +6,27 @@ from pathlib import PurePath
 
 from luthier.errors import UserError
 
+RENAME, NO_DATA = "rename or unpack it", "name a file of rows: .jsonl, .json, .csv, .parquet or .txt"
 SIGNATURES = {
-    b"\x1f\x8b": "packed by gzip: name it .gz",
-    b"\x28\xb5\x2f\xfd": "packed by zstd: name it .zst",
-    b"BZh": "packed by bzip2: name it .bz2",
-    b"\xfd7zXZ": "packed by xz: name it .xz",
-    b"PK\x03\x04": "a zip archive (or an office document)",
-    b"7z\xbc\xaf\x27\x1c": "a 7z archive",
-    b"Rar!": "a rar archive",
-    b"PAR1": "Parquet: name it .parquet",
-    b"ARROW1": "Arrow: name it .arrow",
-    b"%PDF-": "a PDF document",
-    b"\x89PNG": "an image",
-    b"SQLite format 3": "a database of SQLite",
-    b"\x80\x04\x95": "a pickle, which is a program and is not run",
+    b"\x1f\x8b": ("packed by gzip: name it .gz", RENAME),
+    b"\x28\xb5\x2f\xfd": ("packed by zstd: name it .zst", RENAME),
+    b"BZh": ("packed by bzip2: name it .bz2", RENAME),
+    b"\xfd7zXZ": ("packed by xz: name it .xz", RENAME),
+    b"PK\x03\x04": ("a zip archive (or an office document)", RENAME),
+    b"7z\xbc\xaf\x27\x1c": ("a 7z archive", RENAME),
+    b"Rar!": ("a rar archive", RENAME),
+    b"PAR1": ("Parquet: name it .parquet", RENAME),
+    b"ARROW1": ("Arrow: name it .arrow", RENAME),
+    b"%PDF-": ("a PDF document", "write its text to a .txt file"),
+    b"\x89PNG": ("a picture", NO_DATA),
+    b"\xff\xd8\xff": ("a picture", NO_DATA),
+    b"GIF8": ("a picture", NO_DATA),
+    b"SQLite format 3": ("a database of SQLite", "write its rows to a .csv file"),
+    b"\x80\x04\x95": ("a pickle, which is a program and is not run", "write its rows to a .jsonl file"),
 }
-"""First bytes of files that are no text, and what they are."""
+"""First bytes of files that are no text; what they are, and what to do."""
+PICTURES = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".svg", ".heic")
+"""Endings of what is looked at."""
 
 TAR, TAR_AT = b"ustar", 257
 POINTER = b"version https://git-lfs.github.com/spec/"
@@ -63,16 +68,11 @@ def refuse_another_kind(name: str, head: bytes, expected: str, marked_up: bool =
         raise UserError(
             name, found, expected, "fetch the file itself: its address has /resolve/ in the place of /blob/"
         )
-    what = next((what for signature, what in SIGNATURES.items() if head.startswith(signature)), None)
-    if what is None and head[TAR_AT : TAR_AT + len(TAR)] == TAR:
-        what = "a tar archive"
-    if what is not None:
-        raise UserError(
-            name,
-            f"this is no text but {what}" if "text" in expected else f"this is {what}",
-            expected,
-            "rename or unpack it",
-        )
+    what, fix = next((known for signature, known in SIGNATURES.items() if head.startswith(signature)), ("", ""))
+    if not what and head[TAR_AT : TAR_AT + len(TAR)] == TAR:
+        what, fix = "a tar archive", RENAME
+    if what:
+        raise UserError(name, f"this is no text but {what}" if "text" in expected else f"this is {what}", expected, fix)
 
 
 def refuse_another_encoding(name: str, file_name: str, head: bytes) -> None:

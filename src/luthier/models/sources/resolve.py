@@ -44,7 +44,7 @@ def resolve(
     return _resolve(path, revision, trust_remote_code, say, ())
 
 
-def at_hand(path: str) -> Path | None:
+def at_hand(path: str, revision: str | None = None) -> Path | None:
     """The folder with the tokenizer of a model that lies on this machine; None where it would have to be fetched, converted or
     put together first.
     """
@@ -56,8 +56,8 @@ def at_hand(path: str) -> Path | None:
         return gguf.converted(file) if file is not None else None
     if local.is_file():
         return gguf.converted(local) if local.suffix == ".gguf" else None
-    name, _, revision = path.removeprefix("hf:").partition("@")
-    return hub.kept(name, revision or None) if hub.is_name(name) else None
+    name, _, at = path.removeprefix("hf:").partition("@")
+    return hub.kept(name, at or revision) if hub.is_name(name) else None
 
 
 def convert(path: str, revision: str | None, trust_remote_code: bool, *, say: Say = complain) -> None:
