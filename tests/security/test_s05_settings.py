@@ -37,6 +37,7 @@ HOSTILE: dict[str, dict[str, Any]] = {
     "an underscore, and a name of a hub": {"_of_some_day": ["evil/kernel"]},
     "in place of a method": {"to_dict": "evil"},
     "in place of a method, in a part": {"vision_config": {"to_dict": "evil"}},
+    "in place of all attributes": {"__dict__": {"model_type": "llama"}},
     "in place of a method, in a list": {"parts": [{"a_config": {"get_text_config": "evil"}}]},
 }
 
@@ -69,14 +70,19 @@ def test_s5_a_hostile_config_is_refused_with_its_key(attack: str, model: Path, t
     ("file", "keys"),
     [
         ("generation_config.json", {"custom_generate": "evil/generate"}),
+        ("generation_config.json", {"get_generation_mode": "evil/generate"}),
+        ("generation_config.json", {"validate": None}),
+        ("generation_config.json", {"watermarking_config": {"to_dict": {"a": 1}}}),
+        ("generation_config.json", {"__class__": "evil"}),
         ("tokenizer_config.json", {"fast_tokenizer_files": ["../../tokenizer.4.0.json"]}),
         ("tokenizer_config.json", {"init_inputs": ["/etc/passwd"]}),
         ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["own.Own", None]}}),
     ],
 )
 def test_s5_settings_beside_it(file: str, keys: dict[str, Any], model: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=next(iter(keys))):
-        check_folder(changed(model, tmp_path / "model", file, **keys), "org/name", False)
+    (key,) = keys
+    with pytest.raises(UserError, match=f"{file}: {key}" if file.startswith("generation") else key):
+        opened(changed(model, tmp_path / "model", file, **keys))
 
 
 @pytest.mark.parametrize("native", ["yuan", "baichuan"])

@@ -63,12 +63,14 @@ def load_config(folder: Path, trust_remote_code: bool = False) -> PretrainedConf
     """The model's configuration.
 
     Raises:
-        UserError: transformers does not know the architecture, or a value is wrong.
+        UserError: transformers does not know the architecture, or a value is wrong, there or in what it says of generation.
     """
-    from transformers import AutoConfig, PretrainedConfig
+    from transformers import AutoConfig, GenerationConfig, PretrainedConfig
 
-    file = folder / "config.json"
+    file, generation = folder / "config.json", folder / "generation_config.json"
     refuse_methods(read_json(file, str(folder)), file, PretrainedConfig)
+    if generation.is_file():
+        refuse_methods(read_json(generation, str(folder)), generation, GenerationConfig)
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
     except (ValueError, KeyError, TypeError, OSError) as error:

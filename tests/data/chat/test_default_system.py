@@ -49,6 +49,18 @@ def test_a_folded_text_is_folded_by_whoever_asks() -> None:
     assert rendered(with_default_system(folding, SYSTEM), USER) == rendered(folding, SPOKEN)
 
 
+@pytest.mark.parametrize("name", ["gemma@transformers", "gemma@llamafactory", "gemma@ms-swift"])
+def test_the_header_of_a_folding_template_says_that_it_folds(name: str) -> None:
+    tokenizer = tokenizers.gemma_like()
+    given, folding = Template.choose(tokenizer, name), Template.choose(tokenizer, name, on_system="fold")
+    assert facts_of(folding.saved_source).system == folding.facts.system == "folded"
+    assert facts_of(given.saved_source) == facts_of(SHIPPED[name]) == given.facts
+    tokenizer.chat_template = folding.saved_source
+    again = Template.choose(tokenizer)
+    assert again.facts == folding.facts
+    assert rendered(folding.saved_source, SPOKEN).count(SYSTEM.strip()) == 1
+
+
 def test_without_a_text_the_template_is_as_it_was() -> None:
     assert with_default_system("{{ messages }}", None) == with_default_system("{{ messages }}", "") == "{{ messages }}"
     assert without_default_system("{{ messages }}") == "{{ messages }}"

@@ -98,6 +98,14 @@ def facts_of(source: str) -> Facts:
     return Facts(**parsed)
 
 
+def with_system_folded(source: str) -> str:
+    """A template whose header, if it has one, says that the system text goes into the first request."""
+    match = HEADER.match(source)
+    if match is None:
+        return source
+    return re.sub(r"^system: \w+$", "system: folded", match[0], flags=re.MULTILINE) + source[match.end() :]
+
+
 @cache
 def library() -> dict[str, Shipped]:
     """All templates by their full name."""

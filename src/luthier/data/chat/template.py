@@ -8,14 +8,22 @@ import json
 import re
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from luthier.data.chat.default_system import without_default_system
-from luthier.data.chat.library import HEADER, Facts, facts_of, find, is_name, refuse_missing_tokens
+from luthier.data.chat.library import (
+    HEADER,
+    Facts,
+    facts_of,
+    find,
+    is_name,
+    refuse_missing_tokens,
+    with_system_folded,
+)
 from luthier.data.chat.sandboxed import NoAnswer, Sandbox
 from luthier.data.chat.tools import extras_of, has_extras
 from luthier.errors import UserError
@@ -174,6 +182,9 @@ class Template:
         else:
             origin = spec
             source, facts = read_template(spec)
+        if on_system == "fold":
+            source = with_system_folded(source)
+            facts = replace(facts, system="folded") if facts.system else facts
         before = source
         source = without_default_system(source)
         refuse_missing_tokens(facts, tokenizer)
