@@ -34,11 +34,15 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-def test_a_gguf_file_becomes_a_folder_once_and_is_the_same_model(tmp_path: Path, cache: Path) -> None:
+def test_a_gguf_file_becomes_a_folder_once_and_is_the_same_model(
+    tmp_path: Path, cache: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     file = to_gguf(tmp_path / "tiny.gguf")
     said: list[str] = []
     source = resolve(str(file), say=said.append)
     assert source.kind == "gguf"
+    written = capfd.readouterr()
+    assert (written.out, written.err) == ("", "")  # no bar of transformers
     assert source.folder.parent == cache / "gguf"
     assert len(said) == 1
     assert resolve(str(file), say=said.append) == source

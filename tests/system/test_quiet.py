@@ -6,6 +6,8 @@ import logging
 import warnings
 
 import pytest
+from huggingface_hub import errors
+from huggingface_hub.utils import http_backoff
 from transformers.utils import logging as of_transformers
 
 from luthier.system.quiet import LOGGED, WITHOUT_HANDLER, hush
@@ -38,7 +40,14 @@ def test_known_warnings_are_left_out_and_no_others() -> None:
 
 def test_nothing_is_said_of_kernels_that_are_not_fetched() -> None:
     hush()
-    log = logging.getLogger(WITHOUT_HANDLER)
+    log = logging.getLogger(WITHOUT_HANDLER[0])
     words = "Failed to load CPU gemm_4bit_forward from kernels-community: %s."
     assert not log.filter(log.makeRecord(log.name, logging.WARNING, "", 0, words, ("halted",), None))
     assert log.filter(log.makeRecord(log.name, logging.WARNING, "", 0, "the processor is none", (), None))
+
+
+def test_tries_to_reach_a_hub_are_not_listed(caplog: pytest.LogCaptureFixture) -> None:
+    hush()
+    with caplog.at_level(logging.WARNING), pytest.raises(errors.HTTPError):  # type: ignore[attr-defined]
+        http_backoff("GET", "http://127.0.0.1:9/models", max_retries=2, base_wait_time=0.01)
+    assert [record.getMessage() for record in caplog.records] == []

@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import partialmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -46,14 +47,17 @@ _SAMPLED_BYTES = 4096
 def quiet() -> Iterator[None]:
     """transformers without progress bars, which would run through ours, and without warnings of what is an error
     here."""
+    from tqdm.std import tqdm
     from transformers.utils import logging
 
-    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    shown, verbosity, begin = logging.is_progress_bar_enabled(), logging.get_verbosity(), tqdm.__init__
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+    tqdm.__init__ = partialmethod(begin, disable=True)  # it has one of its own where a GGUF file is read
     try:
         yield
     finally:
+        tqdm.__init__ = begin
         logging.set_verbosity(verbosity)
         if shown:
             logging.enable_progress_bar()

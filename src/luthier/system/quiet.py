@@ -17,11 +17,14 @@ LOGGED = (
     "past_key_values/cache_params are deprecated",
     "`past_key_values`/`cache_params` are deprecated",
     "Failed to load CPU gemm_4bit_forward from kernels-community",
+    " thrown while requesting ",
+    "Retrying in ",
 )
-"""What stands in them: models that go by their own way, names that will be others one day, and code of a hub that is not fetched."""
+"""What stands in them: models that go by their own way, names that will be others one day, code of a hub that is not fetched, and
+each try to reach a hub, of which the last one ends in an error of ours."""
 LOGGERS = ("transformers", "peft", "bitsandbytes")
-WITHOUT_HANDLER = "bitsandbytes.backends.cpu.ops"
-"""It speaks while it is imported."""
+WITHOUT_HANDLER = ("bitsandbytes.backends.cpu.ops", "huggingface_hub.utils._http")
+"""They are not imported yet where they are hushed; the first speaks while it is."""
 
 
 def hush() -> None:
@@ -31,7 +34,8 @@ def hush() -> None:
     for name in LOGGERS:
         for handler in logging.getLogger(name).handlers:
             handler.addFilter(_is_news)
-    logging.getLogger(WITHOUT_HANDLER).addFilter(_is_news)
+    for name in WITHOUT_HANDLER:
+        logging.getLogger(name).addFilter(_is_news)
 
 
 def _is_news(record: logging.LogRecord) -> bool:
