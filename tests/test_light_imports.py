@@ -99,6 +99,8 @@ def test_mistakes_that_need_no_torch_are_told_without_it(tmp_path: Path) -> None
             "x.json",
         ],
         "expected: a run's folder, RUN/checkpoints/step-000100, or an adapter's folder": ["compare", "./nowhere"],
+        "command line: there is nothing to ask": ["compare", "../models/llama"],
+        "--html: is of several runs": ["compare", "../models/llama", "--prompt", "Hi", "--html", "x.html"],
         "nowhere: there is no such file or folder": ["export", "nowhere", "-o", "x"],
         "model ./nowhere: there is no such file or folder": ["doctor", "./nowhere"],
         'did you mean "../models/llama"': [*train, "model=../models/lama", "output_dir=new"],

@@ -15,6 +15,7 @@ from rich.console import Console
 from luthier.cli import main
 from luthier.errors import UserError
 from luthier.inference import comparison, measures, questions
+from luthier.inference.asked import Asked
 from luthier.inference.comparison import Answered, measures_of, verdict
 from luthier.inference.generation import Generation
 from luthier.inference.opened import Opened, open_model
@@ -148,7 +149,7 @@ def test_matching_needs_an_end() -> None:
 def test_compared_figures_are_those_of_the_two_models_apart(
     opened: Opened, base: Path, rows_file: Path, run: Path
 ) -> None:
-    found = comparison.compare_target(str(run), ["Hi"], str(rows_file), max_new_tokens=12)
+    found = comparison.compare_target(str(run), Asked(("Hi",), str(rows_file), max_new_tokens=12))
     assert len(found.answered) == 1 + len(ROWS)
     assert found.answered[0].base_nll is None
     plain = open_model(str(base), dtype="float32")
@@ -177,7 +178,7 @@ def test_an_adapter_that_changes_nothing_makes_no_detectable_difference(
     base: Path, rows_file: Path, tmp_path: Path
 ) -> None:
     same = make_run(tmp_path / "same", base, strength=0.0)
-    found = comparison.compare_target(str(same), [], str(rows_file), max_new_tokens=4)
+    found = comparison.compare_target(str(same), Asked((), str(rows_file), max_new_tokens=4))
     assert [item.verdict for item in found.measures] == [comparison.NO_DIFFERENCE] * 2
     assert all(item.base == item.tuned for item in found.answered)
     assert found.measures[0].difference == (0.0, 0.0, 0.0)

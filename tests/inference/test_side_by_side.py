@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 
+from luthier.config.documents import read_yaml, to_yaml
+from luthier.config.plain_yaml import OF_A_RUN
 from tests.helpers.command_line import luthier
 from tests.helpers.tiny_models import save_twin
 
@@ -61,6 +64,29 @@ def test_two_runs_on_the_same_rows(runs: Path, capsys: pytest.CaptureFixture[str
     for target, answer in zip((a, b), found["answers"][0]["answers"], strict=True):
         assert luthier("chat", target, "--prompt", "Say 3.", "--max-new-tokens", 4) == 0
         assert capsys.readouterr().out.strip() == answer.strip()
+
+
+def test_what_means_the_same_is_no_difference(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Layers by other words, a value that was left out, and the figures of a measurement."""
+    again = tmp_path / "again"
+    shutil.copytree(runs / "a", again)
+    tree = read_yaml(again / "config.yaml", OF_A_RUN).tree
+    tree["tuning"] |= {"target_modules": ["v_proj", "q_proj"], "lora_alpha": 8}
+    (again / "config.yaml").write_text(to_yaml(tree))
+    manifest = json.loads((again / "manifest.json").read_text())
+    manifest["decisions"]["layout_reason"] = re.sub(r"\de[-+]\d+", "9e-09", manifest["decisions"]["layout_reason"])
+    (again / "manifest.json").write_text(json.dumps(manifest))
+    command = ["compare", runs / "a", again, "--limit", 2]
+    assert luthier(*command, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["config"], found["versions"]) == ({}, {})
+    manifest["trained_tensors"] = dict(list(manifest["trained_tensors"].items())[:2])
+    manifest["decisions"]["layout_reason"] = "others"
+    (again / "manifest.json").write_text(json.dumps(manifest))
+    assert luthier(*command, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["config"] == {"tuning.target_modules": ["all-linear", ["q_proj", "v_proj"]]}
+    assert list(found["versions"]) == ["layout_reason"]
 
 
 def test_other_rows_are_not_paired_and_checkpoints_are_taken(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:

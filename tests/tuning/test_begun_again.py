@@ -18,6 +18,7 @@ from luthier import config
 from luthier.component import ComponentConfig
 from luthier.errors import UserError
 from luthier.inference import comparison
+from luthier.inference.asked import Asked
 from luthier.inference.opened import open_model
 from luthier.objectives.sft import SFT
 from luthier.runs import beginning, run_folder
@@ -205,7 +206,7 @@ def logits(model: Any) -> torch.Tensor:
 
 
 def compared(target: Path) -> comparison.Comparison:
-    return comparison.compare_target(str(target), ["Say 3."], None, max_new_tokens=2)
+    return comparison.compare_target(str(target), Asked(("Say 3.",), max_new_tokens=2))
 
 
 @pytest.mark.prove

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,6 +18,9 @@ from luthier.cli._options import (
     TrustRemoteCode,
 )
 from luthier.system.streams import show
+
+if TYPE_CHECKING:
+    from luthier.inference.asked import Asked
 
 
 def compare(
@@ -70,53 +73,52 @@ def compare(
       luthier compare runs/mine --prompts held_out.jsonl --json
       luthier compare runs/a runs/b --prompt "Who are you?" --html compared.html
     """
+    from luthier.inference.asked import Asked
+
+    how: dict[str, Any] = {"system": system, "limit": limit, "max_new_tokens": max_new_tokens, "seed": seed}
+    how |= {"temperature": temperature, "chat_template": chat_template, "drop_bad_rows": drop_bad_rows}
+    asked = Asked(tuple(prompt or ()), prompts, **how, trust_remote_code=trust_remote_code)
+    _check(targets, asked)
+    if len(targets) == 1:
+        _with_its_base(targets[0], asked, html, as_json)
+    else:
+        _with_each_other(targets, asked, html, force, as_json)
+
+
+def _check(targets: list[str], asked: Asked) -> None:
     from luthier.inference.as_typed import check_names
 
-    check_names("luthier compare", targets, "--prompts", prompts)
-    asked: dict[str, Any] = {"system": system, "limit": limit, "max_new_tokens": max_new_tokens, "seed": seed}
-    asked |= {"temperature": temperature, "chat_template": chat_template}
-    asked |= {"drop_bad_rows": drop_bad_rows, "trust_remote_code": trust_remote_code}
-    if len(targets) == 1:
-        _with_its_base(targets[0], prompt or [], prompts, asked, html, as_json)
-    else:
-        _with_each_other(targets, prompt or [], prompts, asked, html, force, as_json)
+    check_names("luthier compare", targets, "--prompts", asked.path)
+    asked.refuse_wrong(targets[0] if len(targets) == 1 else "")
 
 
-def _with_its_base(
-    target: str, prompt: list[str], prompts: str | None, asked: dict[str, Any], html: Path | None, as_json: bool
-) -> None:
+def _with_its_base(target: str, asked: Asked, html: Path | None, as_json: bool) -> None:
     from luthier.cli._shared import print_json
     from luthier.errors import UserError
-    from luthier.inference import comparison
-    from luthier.system.console import Screen
 
     if html is not None:
         raise UserError("--html", f"is of several runs, {target} is one", "two or more runs", "--json, or leave it out")
-    found = comparison.compare_target(target, prompt, prompts, **asked)
+    from luthier.inference import comparison
+    from luthier.system.console import Screen
+
+    found = comparison.compare_target(target, asked)
     if as_json:
         print_json(found.as_dict())
     else:
         Screen().print(comparison.render(found))
 
 
-def _with_each_other(
-    targets: list[str],
-    prompt: list[str],
-    prompts: str | None,
-    asked: dict[str, Any],
-    html: Path | None,
-    force: bool,
-    as_json: bool,
-) -> None:
+def _with_each_other(targets: list[str], asked: Asked, html: Path | None, force: bool, as_json: bool) -> None:
     from luthier.cli._shared import print_json
-    from luthier.inference.side_by_side import compare_runs
     from luthier.reporting.pages import check_place
+
+    if html is not None:
+        check_place(html, [Path(name) for name in (*targets, *([asked.path] if asked.path is not None else []))], force)
+    from luthier.inference.side_by_side import compare_runs
     from luthier.reporting.run.compared import render_text, write_compared
     from luthier.system.console import Screen
 
-    if html is not None:
-        check_place(html, [Path(name) for name in (*targets, *([prompts] if prompts is not None else []))], force)
-    found = compare_runs(targets, prompt, prompts, **asked)
+    found = compare_runs(targets, asked)
     if html is not None:
         write_compared(found, html)
     if as_json:

@@ -16,12 +16,11 @@ from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
-from luthier.config import data_file
-from luthier.errors import UserError
+from luthier.inference.asked import Asked
 from luthier.inference.generation import Generation, generate
 from luthier.inference.intervals import FEWEST_PAIRS, bootstrap_ratio, paired_bootstrap, wilson
 from luthier.inference.opened import open_model
-from luthier.inference.questions import Question, matches, question_of, read_questions
+from luthier.inference.questions import Question, matches, questions_of
 from luthier.inference.scoring import RowScores, score_rows
 from luthier.policy.policy import Policy
 from luthier.system.progress import Progress, Watch, unwatched
@@ -141,51 +140,26 @@ def compare(
     return Comparison(target, base, answered, measures_of(answered, seed))
 
 
-def compare_target(
-    target: str,
-    prompts: Sequence[str],
-    path: str | None,
-    *,
-    system: str | None = None,
-    limit: int | None = None,
-    max_new_tokens: int,
-    temperature: float = 0.0,
-    seed: int = 0,
-    drop_bad_rows: bool = False,
-    chat_template: str | None = None,
-    trust_remote_code: bool = False,
-) -> Comparison:
+def compare_target(target: str, asked: Asked) -> Comparison:
     """What `luthier compare` does: opens the target, gathers the questions, compares.
 
     Raises:
         UserError: no question, a file that cannot be used, or a target that was not tuned.
     """
-    if not prompts and path is None:
-        raise UserError(
-            "command line",
-            "there is nothing to ask",
-            "--prompt TEXT or --prompts FILE",
-            f'luthier compare {target} --prompt "Who are you?"',
-        )
-    if path is not None:
-        data_file(path)  # what is wrong with its map is told before the model is loaded
-    opened = open_model(target, chat_template=chat_template, trust_remote_code=trust_remote_code)
+    asked.refuse_wrong(target)
+    opened = open_model(target, chat_template=asked.chat_template, trust_remote_code=asked.trust_remote_code)
     policy = opened.policy(with_reference=True)
-    questions = [question_of(opened, text, system) for text in prompts]
     with Progress() as progress:
-        if path is not None:
-            more = read_questions(opened, path, system=system, drop_bad_rows=drop_bad_rows, limit=limit, watch=progress)
-            questions += more
         return compare(
             policy,
             opened.tokenizer,
-            questions,
+            questions_of(opened, asked, progress),
             stop_ids=opened.renderer.stop_ids,
             target=target,
             base=opened.before,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            seed=seed,
+            max_new_tokens=asked.max_new_tokens,
+            temperature=asked.temperature,
+            seed=asked.seed,
             watch=progress,
         )
 

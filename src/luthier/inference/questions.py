@@ -23,6 +23,7 @@ from luthier.data.readers import Limits
 from luthier.errors import UserError, excerpt
 from luthier.formats.prompts import Prompts
 from luthier.inference.as_typed import named_by
+from luthier.inference.asked import Asked
 from luthier.inference.generation import Generation
 from luthier.inference.opened import Opened
 from luthier.models.load import load_tokenizer
@@ -134,6 +135,15 @@ def read_questions(
     if not questions:
         raise UserError(path, "it holds no question", "prompts, or conversations", "luthier eval scores plain text")
     return questions[:limit]
+
+
+def questions_of(opened: Opened, asked: Asked, watch: Watch = unwatched) -> list[Question]:
+    """Those of a comparison: its requests, then those of its file. Raises UserError as `read_questions`."""
+    questions = [question_of(opened, text, asked.system) for text in asked.prompts]
+    if asked.path is not None:
+        of_rows: dict[str, Any] = {"system": asked.system, "drop_bad_rows": asked.drop_bad_rows, "limit": asked.limit}
+        questions += read_questions(opened, asked.path, **of_rows, watch=watch)
+    return questions
 
 
 def _lines(path: str) -> list[str]:

@@ -6,6 +6,7 @@ held-out rows are the same, to the bit, the difference is paired by row.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -14,14 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from luthier.config import data_file
 from luthier.data.dataset.samples import First, SampleSet
 from luthier.errors import UserError
+from luthier.inference.asked import Asked
 from luthier.inference.comparison import SCORED_TOKENS, verdict
 from luthier.inference.generation import generate
 from luthier.inference.intervals import bootstrap_ratio
 from luthier.inference.opened import Opened, open_model
-from luthier.inference.questions import Question, held_out_rows, question_of, read_questions
+from luthier.inference.questions import Question, held_out_rows, questions_of
 from luthier.inference.scoring import RowScores, score_rows
 from luthier.runs.at_step import at_step
 from luthier.runs.figures import RunFigures, at, points, read_figures
@@ -29,11 +30,15 @@ from luthier.runs.manifest import flat
 from luthier.runs.run_folder import CONFIG
 from luthier.system.memory import give_back_memory
 from luthier.system.progress import Progress, Watch
+from luthier.tuning.lora import plain_form
 
 Figure = tuple[float, float, float]
 """value, low, high"""
 NOT_COMPARED = ("output_dir", "report_to")
 """Keys of a configuration that say nothing of what was trained."""
+OF_LAYERS = ("target_modules", "layers_to_transform", "experts")
+"""Keys of tuning that say which layers get an update; what was trained says it as well."""
+MEASURED = re.compile(r"\b\d(?:\.\d+)?e[-+]\d+\b")
 OF_DATA = ("rows_in", "rows_trained", "rows_held_out", "rows_dropped", "tokens_trained", "tokens_held_out")
 FINGERPRINTS = {
     "data": "trained rows",
@@ -110,7 +115,7 @@ Key = tuple[str, int]
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _Told:
     """What one run made of what it was asked, by rows: each may have left out others."""
 
     prompts: dict[Key, str]
@@ -127,73 +132,45 @@ class _Asked:
         return RowScores(self.scores.nll[places], self.scores.correct[places], self.scores.tokens[places])
 
 
-def compare_runs(
-    targets: Sequence[str],
-    prompts: Sequence[str],
-    path: str | None,
-    *,
-    system: str | None = None,
-    limit: int | None = None,
-    max_new_tokens: int,
-    temperature: float = 0.0,
-    seed: int = 0,
-    drop_bad_rows: bool = False,
-    chat_template: str | None = None,
-    trust_remote_code: bool = False,
-) -> SideBySide:
-    """Puts runs, or checkpoints of them, side by side; each is opened as `open_model` opens it.
-
-    Args:
-        prompts: requests that each answers.
-        path: a file of requests, or of rows whose last answers are scored in the place of what the runs held out.
-        limit: take only the first so many rows.
+def compare_runs(targets: Sequence[str], asked: Asked) -> SideBySide:
+    """Puts runs, or checkpoints of them, side by side; each is opened as `open_model` opens it. The answers of a file's rows are
+    scored in the place of what the runs held out.
 
     Raises:
         UserError: one is no run, or a file cannot be used.
     """
-    if path is not None:
-        data_file(path)  # what is wrong with its map is told before a model is loaded
+    asked.refuse_wrong()
     runs = [_figures(target) for target in targets]
-    of_rows: dict[str, Any] = {"system": system, "drop_bad_rows": drop_bad_rows, "limit": limit}
-    found = list[_Asked]()
+    found = list[_Told]()
     with Progress() as progress:
         for target in targets:
-            watch = _of(target, progress)
-            opened = open_model(target, chat_template=chat_template, trust_remote_code=trust_remote_code)
-            questions = [question_of(opened, text, system) for text in prompts]
-            if path is not None:
-                questions += read_questions(opened, path, **of_rows, watch=watch)
-            scores = _scores(opened, questions if path is not None else None, limit, watch)
-            found.append(
-                _asked(questions, _answers(opened, questions, max_new_tokens, temperature, seed, watch), scores)
-            )
-            del opened, questions
+            found.append(_told(target, asked, _of(target, progress)))
             give_back_memory()
-    kept = _kept(found, path, len(prompts))
-    asked, told = [found[0].prompts[key] for key in kept], [[one.answers[key] for key in kept] for one in found]
-    if not asked:  # what the runs asked themselves
-        asked, told = _sample_answers(runs)
+    path, kept = asked.path, _kept(found, asked)
+    prompts, answers = [found[0].prompts[key] for key in kept], [[one.answers[key] for key in kept] for one in found]
+    if not prompts:  # what the runs asked themselves
+        prompts, answers = _sample_answers(runs)
     same, measured_on = _measured_on(path, runs)
     return SideBySide(
         list(targets),
-        _differing([{k: v for k, v in flat(run.config).items() if not k.startswith(NOT_COMPARED)} for run in runs]),
+        _differing(_configurations(runs)),
         _data(runs),
         _differing([_said(run.manifest) for run in runs]),
         _course(runs),
         [points(run.steps, "loss") for run in runs],
         [points(run.evaluations, "eval_loss") for run in runs],
         measured_on,
-        _measured([one.scores_of(kept) for one in found], same, seed),
-        [(prompt, [one[number] for one in told]) for number, prompt in enumerate(asked)],
+        _measured([one.scores_of(kept) for one in found], same, asked.seed),
+        [(prompt, [one[number] for one in answers]) for number, prompt in enumerate(prompts)],
         len({key for one in found for key in one.prompts}) - len(kept),
     )
 
 
-def _kept(found: Sequence[_Asked], path: str | None, requests: int) -> dict[Key, None]:
+def _kept(found: Sequence[_Told], asked: Asked) -> dict[Key, None]:
     """What all were asked, in order."""
     kept = {key: None for key in found[0].prompts if all(key in one.prompts for one in found)}
-    if path is not None and len(kept) == requests:
-        raise UserError(path, "it has no row that all of them can use", "rows for each", "mend the rows")
+    if asked.path is not None and len(kept) == len(asked.prompts):
+        raise UserError(asked.path, "it has no row that all of them can use", "rows for each", "mend the rows")
     return kept
 
 
@@ -205,9 +182,14 @@ def _measured_on(path: str | None, runs: Sequence[RunFigures]) -> tuple[bool, st
     return same, "the rows that they held out" if same else "the rows that each held out"
 
 
-def _asked(questions: Sequence[Question], answers: Sequence[str], scores: RowScores | None) -> _Asked:
+def _told(target: str, asked: Asked, watch: Watch) -> _Told:
+    """Opens a target, and lets go of it again."""
+    opened = open_model(target, chat_template=asked.chat_template, trust_remote_code=asked.trust_remote_code)
+    questions = questions_of(opened, asked, watch)
+    scores = _scores(opened, questions if asked.path is not None else None, asked.limit, watch)
+    answers = _answers(opened, questions, asked, watch)
     keys = _keys(questions)
-    return _Asked(
+    return _Told(
         {key: question.prompt for key, question in zip(keys, questions, strict=True)},
         dict(zip(keys, answers, strict=True)),
         [key for key, question in zip(keys, questions, strict=True) if question.sample is not None],
@@ -256,19 +238,17 @@ def _scores(opened: Opened, questions: list[Question] | None, limit: int | None,
     return RowScores(*(by_row.by_example(values) for values in (scores.nll, scores.correct, scores.tokens)))
 
 
-def _answers(
-    opened: Opened, questions: list[Question], most: int, temperature: float, seed: int, watch: Watch
-) -> list[str]:
+def _answers(opened: Opened, questions: list[Question], asked: Asked, watch: Watch) -> list[str]:
     if not questions:
         return []
     found = generate(
         opened.model,
         opened.tokenizer,
         [question.prompt_ids for question in questions],
-        max_new_tokens=most,
+        max_new_tokens=asked.max_new_tokens,
         stop_ids=opened.renderer.stop_ids,
-        temperature=temperature,
-        seed=seed,
+        temperature=asked.temperature,
+        seed=asked.seed,
         watch=watch,
     )
     return [one.text for one in found]
@@ -299,6 +279,30 @@ def _measured(scores: Sequence[RowScores | None], same: bool, seed: int) -> list
     return found
 
 
+def _configurations(runs: Sequence[RunFigures]) -> list[dict[str, Any]]:
+    """What each was asked for, in one form for what means the same: a value that is left out, names as a text or as a list, the
+    layers that get an update by other words."""
+    same_layers = not Row(
+        "", [sorted(run.manifest.get("trained_tensors") or [str(run.folder)]) for run in runs]
+    ).differs
+    left_out = (*NOT_COMPARED, *(f"tuning.{key}" for key in OF_LAYERS if same_layers))
+    out = []
+    for run in runs:
+        keys = plain_form(run.config["tuning"]) if isinstance(run.config.get("tuning"), Mapping) else None
+        tree = {**run.config, **({"tuning": keys} if keys is not None else {})}
+        out.append({name: value for name, value in flat(_whole_lists(tree)).items() if not name.startswith(left_out)})
+    return out
+
+
+def _whole_lists(tree: Any) -> Any:
+    """With lists of plain values as one value each."""
+    if isinstance(tree, Mapping):
+        return {key: _whole_lists(value) for key, value in tree.items()}
+    if isinstance(tree, list) and any(isinstance(item, (Mapping, list)) for item in tree):
+        return [_whole_lists(item) for item in tree]
+    return tuple(tree) if isinstance(tree, list) else tree
+
+
 def _differing(trees: list[dict[str, Any]]) -> list[Row]:
     names = dict.fromkeys(name for tree in trees for name in tree)
     rows = [Row(name, [tree.get(name) for tree in trees]) for name in names]
@@ -306,9 +310,9 @@ def _differing(trees: list[dict[str, Any]]) -> list[Row]:
 
 
 def _said(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """What a manifest says of versions, machine and decisions."""
-    proof = "proof"  # figures of a measurement, with the verdict beside them
-    decisions = {key: value for key, value in (manifest.get("decisions") or {}).items() if key != proof}
+    """What a manifest says of versions, machine and decisions, without the figures of a measurement, which are others each time."""
+    decided = {key: value for key, value in (manifest.get("decisions") or {}).items() if key != "proof"}
+    decisions = {key: MEASURED.sub("…", value) if isinstance(value, str) else value for key, value in decided.items()}
     tree = {"luthier": manifest.get("luthier"), "processes": manifest.get("processes")}
     return {**tree, **flat(manifest.get("versions") or {}), **flat(manifest.get("hardware") or {}), **flat(decisions)}
 

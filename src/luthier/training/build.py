@@ -18,7 +18,6 @@ from luthier.config import RunConfig
 from luthier.data.dataset.prepare import Prepared, prepare
 from luthier.data.dataset.progress import RowProgress
 from luthier.data.steps.layout import Layout
-from luthier.data.steps.order import Steps
 from luthier.engines import Engine
 from luthier.errors import EnvironmentProblem, UserError
 from luthier.kernels.dropout import DropoutKeys, seeded
@@ -106,7 +105,7 @@ def build(
         context = context_length(model_config)
         data = prepare(config, tokenizer, context_length=context, objective=objective, watch=progress)
     steps = data.steps(config)
-    head = [f"model: {source.name}", _method(config), data.ledger.as_text(), *_short_of_a_batch(steps), *data.notes]
+    head = [f"model: {source.name}", _method(config), data.ledger.as_text(), *steps.notes(), *data.notes]
     say("\n".join(head))
     warmup_steps(config.training, steps.total)  # before the model is loaded
 
@@ -184,14 +183,6 @@ def _objective(config: RunConfig) -> str:
         return config.objective.kind
     terms = (f"{term['weight']:g} {term['kind']}" for term in config.objective.model_dump()["terms"])
     return f"{config.objective.kind} ({' + '.join(terms)})"
-
-
-def _short_of_a_batch(steps: Steps) -> list[str]:
-    """What is said where an epoch has fewer rows than a step may have."""
-    if steps.per_pass >= steps.global_batch_size:
-        return []
-    rows = counted(steps.per_pass, "row")
-    return [f"global batch {steps.global_batch_size}: an epoch has {rows}, so every step is of {rows}"]
 
 
 def _decide(

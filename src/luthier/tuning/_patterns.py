@@ -12,6 +12,16 @@ from luthier.errors import UserError, excerpt
 
 LIMIT_S = 5.0
 """For all names of a model. One that is meant well takes milliseconds; `(a+)+` may take longer than anybody lives."""
+ALL_LINEAR = "all-linear"
+PLAIN_NAMES = re.compile(r"\w+(\s*,\s*\w+)*")
+"""A text that is meant as names: as an expression over whole names it would match next to nothing."""
+
+
+def as_names(asked: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    """`target_modules` with a text that is meant as names as these; `all-linear` and an expression as they are."""
+    if isinstance(asked, str) and asked != ALL_LINEAR and PLAIN_NAMES.fullmatch(asked):
+        return tuple(name.strip() for name in asked.split(","))
+    return asked
 
 
 def matched(pattern: str, names: Iterable[str], where: str) -> set[str]:

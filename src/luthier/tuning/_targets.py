@@ -10,7 +10,7 @@ from torch import nn
 
 from luthier.errors import UserError
 from luthier.tuning._anatomy import experts_of, is_router, layers_of
-from luthier.tuning._patterns import matched
+from luthier.tuning._patterns import as_names, matched
 
 LINEAR = ("Conv1D", "Linear4bit", "Linear8bitLt")
 
@@ -19,10 +19,6 @@ def linear_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) or type(module).__name__ in LINEAR:
             yield name, module
-
-
-PLAIN_NAMES = re.compile(r"\w+(\s*,\s*\w+)*")
-"""A text that is meant as names: as an expression over whole names it would match next to nothing."""
 
 
 def target_modules(
@@ -39,8 +35,7 @@ def target_modules(
         UserError: something that is asked for matches nothing, or peft would take it for something else.
     """
     linear = dict(linear_layers(model))
-    if isinstance(asked, str) and asked != "all-linear" and PLAIN_NAMES.fullmatch(asked):
-        asked = tuple(name.strip() for name in asked.split(","))
+    asked = as_names(asked)
     found = _all_linear(model, linear, experts) if asked == "all-linear" else _named(model, linear, asked)
     if numbers is None:
         return found

@@ -11,7 +11,7 @@ from luthier.config.bounds import LayerNumber, Name, Rank, Weight
 from luthier.errors import UserError
 from luthier.system.words import counted
 from luthier.tuning import Start, Tuned
-from luthier.tuning._patterns import matched
+from luthier.tuning._patterns import ALL_LINEAR, as_names, matched
 
 if TYPE_CHECKING:  # torch takes seconds to import, and a configuration is read without it
     from collections.abc import Mapping, Sequence
@@ -45,6 +45,19 @@ BY_PEFT = ("gaussian", "orthogonal")
 """Beginnings for which peft leaves the base alone."""
 
 
+def plain_form(keys: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of `tuning` in one form for what means the same: names as a sorted list, and `lora_alpha` as the number that it
+    means where it is left out."""
+    out = dict(keys)
+    asked = out.get("target_modules", ALL_LINEAR)
+    names = as_names(asked if isinstance(asked, str) else tuple(asked))
+    if not isinstance(names, str):
+        out["target_modules"] = sorted(names)
+    if "lora_alpha" in out and out["lora_alpha"] is None and isinstance(out.get("r"), int):
+        out["lora_alpha"] = 2 * out["r"]
+    return out
+
+
 class Lora:
     """Frozen weights W get a trained product: W x + lora_alpha / r * B A x, with A [R, in] and B [out, R] in float32."""
 
@@ -56,7 +69,7 @@ class Lora:
         """The update is scaled by lora_alpha / r. Default: 2 r."""
         lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
         """Share of the adapter's inputs that is dropped in training; the mask depends on the row, not on the batch's layout."""
-        target_modules: Name | Annotated[tuple[Name, ...], Field(min_length=1)] = "all-linear"
+        target_modules: Name | Annotated[tuple[Name, ...], Field(min_length=1)] = ALL_LINEAR
         """Which layers get an update: `all-linear` (every attention and MLP projection), names (the last part of a module's name
         is enough; a single one may stand alone: `W_pack`), or one regular expression over whole names."""
         layers_to_transform: Annotated[tuple[LayerNumber, ...], Field(min_length=1)] | None = None

@@ -121,6 +121,19 @@ def test_targets_at_document_edges_are_untrained() -> None:
     assert (batch.targets[0, ends] == NO_TARGET).all()
 
 
+def test_very_many_epochs_are_remarked_upon() -> None:
+    """Where they are asked for by steps: who writes epochs has seen their number."""
+    assert Steps(20, 8, 0, 3.0, 151).notes() == [
+        "max_steps 151: 50 epochs of 20 rows, each of 3 steps, if that is meant"
+    ]
+    assert Steps(20, 8, 0, 3.0, 150).notes() == []
+    assert Steps(20, 8, 0, 1000.0).notes() == []
+    assert Steps(2, 8, 0, 3.0, 2000).notes() == [
+        "global batch 8: an epoch has 2 rows, so every step is of 2 rows",
+        "max_steps 2,000: 2,000 epochs of 2 rows, each of 1 step, if that is meant",
+    ]
+
+
 def test_a_share_of_an_epoch_is_whole_steps() -> None:
     """0.07 * 100 is 7.000000000000001 in floats."""
     assert Steps(100, 1, 0, 0.07).total == 7

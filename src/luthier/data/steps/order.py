@@ -15,6 +15,7 @@ import numpy as np
 
 from luthier.errors import UserError
 from luthier.randomness import permutation
+from luthier.system.words import counted
 from luthier.types import Ints
 
 Until = Literal["first_exhausted", "all_exhausted"]
@@ -25,6 +26,8 @@ WINDOW = 16 * BLOCK
 """Examples that are shuffled among each other where data are streamed: what a reader keeps in memory."""
 
 
+MANY_EPOCHS = 50
+"""Of which `max_steps` may be more by mistake: what is learned by heart is learned by then."""
 MOST_PASSES = 1_000
 """Over the examples that there are, in one epoch of a mixture."""
 
@@ -89,6 +92,16 @@ class Steps:
         if self.max_steps is not None:
             return self.max_steps
         return max(1, math.ceil(round(self.epochs * self.per_epoch, 9)))  # 0.07 * 100 is a little more than 7 in floats
+
+    def notes(self) -> list[str]:
+        """What is said before the first step, where the lengths of things are hardly meant."""
+        out, rows = [], counted(self.per_pass, "row")
+        if self.per_pass < self.global_batch_size:
+            out.append(f"global batch {self.global_batch_size}: an epoch has {rows}, so every step is of {rows}")
+        if self.max_steps is not None and self.max_steps > MANY_EPOCHS * self.per_epoch:
+            epochs, of_one = self.max_steps // self.per_epoch, counted(self.per_epoch, "step")
+            out.append(f"max_steps {self.max_steps:,}: {epochs:,} epochs of {rows}, each of {of_one}, if that is meant")
+        return out
 
     def epoch_of(self, step: int) -> float:
         """Passes over the data when `step` (from 0) is done."""

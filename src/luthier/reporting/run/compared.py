@@ -96,6 +96,8 @@ def _value(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, int):
         return f"{value:,}"
+    if isinstance(value, tuple):
+        return ", ".join(map(_value, value)) or "none"
     return short_number(value) if isinstance(value, float) else str(value)
 
 
