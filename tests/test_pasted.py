@@ -50,6 +50,9 @@ ADAPTER = "--model_name_or_path X --adapter_name_or_path Y --template llama2"
         ("inspect X lora_rank=4 load_in_4bit=true", "inspect X quantization=nf4 r=4"),
         (f"init {ROWS}", "init train.jsonl --model X"),
         ("doctor --learning_rate 3", "doctor"),
+        ("template list --model_name X", "template list"),
+        ("chat X --top_k 5 --temperature 0.5", "chat X --temperature 0.5"),
+        ("export --adapter_name_or_path --export_dir", "export RUN --output DIR"),
     ],
 )
 def test_a_pasted_line_is_answered_with_the_line_of_the_command(
@@ -61,7 +64,7 @@ def test_a_pasted_line_is_answered_with_the_line_of_the_command(
     told = capsys.readouterr().err
     assert told.endswith(f"fix: luthier {fix}\n"), told
     for word in shlex.split(line):
-        if word.startswith("--") and word not in ("--resume", "--row", "--all", "--nproc_per_node"):
+        if word.startswith("--") and word not in ("--resume", "--row", "--all", "--nproc_per_node", "--temperature"):
             assert f"command line: {word}: " in told
         if word.endswith(".py"):
             assert f"{word} starts another program; leave it out" in told

@@ -12,6 +12,7 @@ from luthier.cli._shared import ANOTHER_PROGRAM, COMMAND_LINE, YAML, is_script, 
 from luthier.component import did_you_mean
 from luthier.config.answers import Answer, as_word
 from luthier.config.foreign_keys import answer, generic
+from luthier.config.other_tools import OF_THE_ANSWER
 from luthier.config.translation import is_key
 from luthier.errors import UserError
 
@@ -37,6 +38,8 @@ CALLED = {
 }
 """Our options, and what other programs call them; one with underscores in the place of hyphens is ours as well."""
 OF_TRAINING = "it is a key of luthier train; leave it out"
+NOTHING = "true"
+"""The value of a flag that has none."""
 PLACES = {"--output": "DIR"}
 """What stands for the value of an option that is needed and was not given."""
 
@@ -129,7 +132,7 @@ class _OfOptions:
         words = list(self._line.words)
         for name, value in self._line.flags:
             if _key(name) == first and not words:
-                words = [value]
+                words = [value] * (value != NOTHING)
                 said = "it is written without a flag"
             else:
                 said = self._answer(_key(name), value)
@@ -155,6 +158,7 @@ class _OfOptions:
                 return f"write --chat-template {found.says.partition(': ')[2]}"
             value = str(found.sets["data.chat_template"])
         if ours is not None:
+            value = PLACES.get(ours, "VALUE") if value == NOTHING else value
             self._written += [ours, value]
             return f"write {ours} {shlex.quote(value)}"
         sets = {name: said for name, said in found.sets.items() if name.startswith(("model.", "tuning."))}
@@ -162,7 +166,9 @@ class _OfOptions:
         if words and "KEY=VALUE" in self._takes:
             self._overrides += words
             return f"write {' '.join(words)}"
-        if key in MODELS:
+        if key in MODELS and self._takes:
             return "an adapter knows its base; leave it out"
         said = generic(key) or ""
-        return said if said.endswith("leave it out") else OF_TRAINING if is_key(key) else "there is no such option"
+        if said.startswith(OF_THE_ANSWER) or not is_key(key):
+            return "there is no such option here; leave it out"
+        return said if said.endswith("leave it out") else OF_TRAINING
