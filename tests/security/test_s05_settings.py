@@ -12,7 +12,7 @@ import pytest
 
 from luthier.errors import UserError
 from luthier.models.folder import check_folder, check_tokenizer
-from luthier.models.load import load_config
+from luthier.models.reading import load_config
 from luthier.models.settings import check_config
 from tests.helpers.tiny_models import TWINS, tiny_llama, twin_config
 
@@ -138,6 +138,7 @@ def test_s5_honest_configs_are_as_ever(tmp_path: Path) -> None:
         {"experts_implementation": "deepgemm"},
         {"_experts_implementation": {"text_config": "sonicmoe"}},
         {"_pre_quantization_dtype": "bfloat16", "_swa_pattern": [1, 2]},
+        {"time_step_limit": [0.0, {"__float__": "Infinity"}]},
         {"label2id": {"update": 0, "validate": 1}, "id2label": {"0": "update", "1": "validate"}},
     ],
 )

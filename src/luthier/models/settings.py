@@ -140,7 +140,7 @@ def refuse_methods(config: dict[str, Any], file: Path, kind: type) -> None:
     for path, section in _sections(config):
         if path.rpartition(".")[0].rpartition(".")[2] in _WORDS:
             continue
-        if methods := [key for key in section if key.startswith("__") or callable(getattr(kind, key, None))]:
+        if methods := [key for key in section if key == "__dict__" or callable(getattr(kind, key, None))]:
             raise UserError(
                 f"{file}: {path}{methods[0]}",
                 "would replace a part of the program",
