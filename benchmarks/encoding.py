@@ -116,7 +116,7 @@ def encoder_beside_bare(path: Path, model: str, count: int = 20_000) -> tuple[fl
     """Tokens a second of (the bare call, our encoder on the same texts, all of rendering, encoding and laws)."""
     from luthier.data.chat.renderer import ChatRenderer
     from luthier.data.chat.template import Template
-    from luthier.models.load import load_tokenizer
+    from luthier.models.reading import load_tokenizer
     from luthier.models.sources.resolve import resolve
 
     tokenizer = load_tokenizer(resolve(model, None, False).folder, False)

@@ -19,7 +19,8 @@ from luthier.inference import verified_export
 from luthier.inference.chat import Chat
 from luthier.inference.opened import open_model
 from luthier.models.folder import summarise
-from luthier.models.load import load_model, load_tokenizer
+from luthier.models.load import load_model
+from luthier.models.reading import load_tokenizer
 from luthier.models.sources.resolve import base_of, resolve
 from luthier.system.words import human_bytes
 from luthier.types import Message

@@ -15,8 +15,9 @@ from transformers import BitsAndBytesConfig
 from luthier import component
 from luthier.errors import UserError
 from luthier.models.folder import SINGLE, summarise
-from luthier.models.load import BaseInfo, context_length, fingerprint, load_model, load_tokenizer
+from luthier.models.load import BaseInfo, fingerprint, load_model
 from luthier.models.precision import choose_dtype
+from luthier.models.reading import context_length, load_tokenizer
 from luthier.models.source import ModelSource
 from tests.helpers.tiny_models import TWINS, save_twin, tiny_llama, twin, twin_config
 

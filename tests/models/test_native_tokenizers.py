@@ -14,7 +14,7 @@ from sentencepiece import SentencePieceProcessor
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from luthier.models.architectures._pieces import USER_DEFINED, pieces_in
-from luthier.models.load import load_tokenizer
+from luthier.models.reading import load_tokenizer
 from tests.helpers.tiny_models import save_twin
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden"

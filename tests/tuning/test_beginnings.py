@@ -13,8 +13,8 @@ from luthier import config
 from luthier.data.dataset.prepare import Prepared, prepare
 from luthier.data.steps.layout import micro_batches
 from luthier.errors import UserError
-from luthier.models.new_tokens import add_tokens
 from luthier.models.precision import DTYPES
+from luthier.models.reading import add_tokens
 from luthier.models.sources.resolve import resolve
 from luthier.policy.policy import Policy
 from luthier.training import build, run

@@ -17,7 +17,7 @@ from luthier.errors import UserError
 from luthier.inference import verified_export
 from luthier.inference.opened import open_model
 from luthier.models.adapters import new_tokens
-from luthier.models.new_tokens import add_tokens
+from luthier.models.reading import add_tokens
 from luthier.training import run
 from tests.helpers.tiny_models import save_twin, tiny_tokenizer
 

@@ -80,7 +80,7 @@ def print_json(value: Any) -> None:
 
 def tokenizer_of(model: str, trust_remote_code: bool = False) -> Any:
     """The tokenizer of a model, from wherever `model.path` may point to. Raises as `resolve` does."""
-    from luthier.models.load import load_tokenizer
+    from luthier.models.reading import load_tokenizer
     from luthier.models.sources.resolve import resolve
 
     source = resolve(model, trust_remote_code=trust_remote_code)

@@ -31,9 +31,10 @@ from luthier.models.adapters import (
 )
 from luthier.models.dequantized import dequantize
 from luthier.models.folder import summarise
-from luthier.models.load import context_length, fingerprint, load_model, load_tokenizer
+from luthier.models.load import fingerprint, load_model
 from luthier.models.new_tokens import grow
 from luthier.models.precision import DTYPES, choose_dtype
+from luthier.models.reading import context_length, load_tokenizer
 from luthier.models.source import ModelSource
 from luthier.models.sources.resolve import resolve
 from luthier.policy.policy import Policy

@@ -26,7 +26,7 @@ from luthier.inference.as_typed import named_by
 from luthier.inference.asked import Asked
 from luthier.inference.generation import Generation
 from luthier.inference.opened import Opened
-from luthier.models.load import load_tokenizer
+from luthier.models.reading import load_tokenizer
 from luthier.system.files import MANIFEST
 from luthier.system.progress import Watch, unwatched
 from luthier.types import NO_TARGET, Message, Prompt, Row, Sample

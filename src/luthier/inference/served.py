@@ -202,7 +202,7 @@ def _takes_system(renderer: ChatRenderer) -> bool:
 
 
 def _tokenizer(folder: Path) -> Any:
-    from luthier.models.load import load_tokenizer
+    from luthier.models.reading import load_tokenizer
 
     return load_tokenizer(folder, False)
 

@@ -20,8 +20,8 @@ from luthier.errors import LuthierError
 from luthier.kernels import attention
 from luthier.kernels.dropout import DropoutKeys, KeyedDropout
 from luthier.models import flat
-from luthier.models.load import context_length, load_config
 from luthier.models.precision import choose_dtype
+from luthier.models.reading import context_length, load_config
 from luthier.models.sources.resolve import resolve
 from luthier.policy.policy import Policy
 from luthier.system import machine

@@ -13,9 +13,9 @@ from luthier.errors import UserError
 from luthier.inference.as_typed import config_of_model
 from luthier.inference.opened import open_model
 from luthier.inspecting.module_tree import Node, tree
-from luthier.models.load import load_model, load_tokenizer
-from luthier.models.new_tokens import add_tokens
+from luthier.models.load import load_model
 from luthier.models.precision import choose_dtype
+from luthier.models.reading import add_tokens, load_tokenizer
 from luthier.models.sources.resolve import resolve
 from luthier.system.devices import device
 from luthier.training.build import build_policy, model_to_tune

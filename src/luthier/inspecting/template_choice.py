@@ -75,7 +75,9 @@ def look(folder: Path | None, conversations: Sequence[Conversation]) -> Fit | No
             "chat template: not checked, the model is not on this machine; luthier data tells whether it holds these rows"
         )
     tokenizer_files(folder, str(folder))
-    from luthier.models.load import load_tokenizer  # torch takes seconds to import, and only a model at hand needs it
+    from luthier.models.reading import (
+        load_tokenizer,  # torch takes seconds to import, and only a model at hand needs it
+    )
 
     try:
         return fit(load_tokenizer(folder), varied(conversations), model_type_of(folder))

@@ -15,7 +15,7 @@ from luthier.models.settings import read_json
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 QUANTIZED = ("Linear4bit", "Linear8bitLt")
 """Classes of bitsandbytes, which is not imported to ask."""
@@ -96,32 +96,6 @@ def _refuse_untied(model: PreTrainedModel, stored: set[str], name: str) -> None:
             f"config.json says tie_word_embeddings, but {keys[0]} and {keys[1]} are there and differ",
             "a config that says what the files hold",
             'write "tie_word_embeddings": false into config.json, or download the model again',
-        )
-
-
-def check_vocabulary(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, where: str) -> None:
-    """Refuses a tokenizer with ids that the model has no embedding for (they would fail, or read another row, in
-    training), and one with a special token that is another token as well."""
-    vocabulary = tokenizer.get_vocab()
-    special = {vocabulary[token]: token for token in tokenizer.all_special_tokens if token in vocabulary}
-    for token, number in vocabulary.items():
-        if number in special and special[number] != token:
-            raise UserError(
-                f"{where}/tokenizer.json",
-                f"{excerpt(special[number], 40)} and {excerpt(token, 40)} are both id {number}",
-                "an id of its own for each special token",
-                "copy the tokenizer's files from the model that this one was made of",
-            )
-    rows = getattr(config.get_text_config(), "vocab_size", None)
-    if rows is None or not vocabulary:
-        return
-    token, largest = max(vocabulary.items(), key=lambda item: item[1])
-    if largest >= rows:
-        raise UserError(
-            where,
-            f"the tokenizer has id {largest} ({excerpt(token, 40)}), the model {rows} rows of embeddings",
-            f"ids below {rows}",
-            "the tokenizer that belongs to this model, or a model whose embeddings were resized for it",
         )
 
 

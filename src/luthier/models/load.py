@@ -18,27 +18,25 @@ import torch
 
 from luthier.errors import EnvironmentProblem, UserError, excerpt
 from luthier.kernels.experts import use_experts
-from luthier.models import architectures
 from luthier.models.checks import (
-    check_vocabulary,
     refuse_misread,
     refuse_unquantized,
     stored_weights,
 )
 from luthier.models.dequantized import refuse_unpacked_wrong
-from luthier.models.folder import TOKENIZER_FILES, check_folder, native_type, tensors
+from luthier.models.folder import TOKENIZER_FILES, check_folder, tensors
 from luthier.models.patches.bitsandbytes_on_cpu import alike_in_training_and_scoring
 from luthier.models.patches.plain_linear import plain_linear
-from luthier.models.settings import read_json, refuse_methods
+from luthier.models.reading import install, load_config
+from luthier.models.settings import read_json
 from luthier.models.source import ModelSource
 from luthier.quantization import Quantization
 from luthier.system.faults import raise_fault
 from luthier.system.quiet import hush
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
-_CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_sequence_length", "seq_length")
 _VOLATILE_KEYS = ("transformers_version", "_name_or_path", "_model_name_or_path", "torch_dtype", "dtype", "use_cache")
 _SAMPLED_BYTES = 4096
 
@@ -61,72 +59,6 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if shown:
             logging.enable_progress_bar()
-
-
-def load_config(folder: Path, trust_remote_code: bool = False) -> PretrainedConfig:
-    """The model's configuration.
-
-    Raises:
-        UserError: transformers does not know the architecture, or a value is wrong, there or in what it says of generation.
-    """
-    from transformers import AutoConfig, GenerationConfig, PretrainedConfig
-
-    file, generation = folder / "config.json", folder / "generation_config.json"
-    refuse_methods(read_json(file, str(folder)), file, PretrainedConfig)
-    if generation.is_file():
-        refuse_methods(read_json(generation, str(folder)), generation, GenerationConfig)
-    try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise_fault(file, error)
-        raise UserError(
-            str(file),
-            f"transformers cannot use it: {excerpt(str(error), 200)}",
-            "an architecture that this version knows",
-            "pip install -U transformers, or another model",
-        ) from error
-
-
-def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder; never asks on stdin.
-
-    Raises:
-        UserError: there is none, it is damaged, or it has ids beyond the model's vocabulary.
-        EnvironmentProblem: it needs a package that is not installed.
-    """
-    from transformers import AutoTokenizer
-
-    native = native_type(folder)
-    try:
-        if native:
-            tokenizer = architectures.tokenizer_class(native).from_pretrained(folder)
-        else:
-            tokenizer = AutoTokenizer.from_pretrained(
-                folder, trust_remote_code=trust_remote_code, local_files_only=True
-            )
-    except ImportError as error:
-        raise_fault(folder, error)
-        raise EnvironmentProblem(
-            str(folder), excerpt(str(error), 200), "the package that this tokenizer needs", _install(error)
-        ) from error
-    except (ValueError, KeyError, TypeError, OSError, RuntimeError) as error:
-        raise_fault(folder, error)
-        raise UserError(
-            str(folder),
-            f"the tokenizer cannot be loaded: {excerpt(str(error), 200)}",
-            "tokenizer.json, whole",
-            "download the model again",
-        ) from error
-    if (folder / "config.json").is_file():
-        check_vocabulary(load_config(folder, trust_remote_code), tokenizer, str(folder))
-    return tokenizer
-
-
-def context_length(config: PretrainedConfig) -> int | None:
-    """The most tokens that the model was made for; None where its config sets no bound (ALiBi, state-space models)."""
-    text = config.get_text_config()
-    found = [value for key in _CONTEXT_KEYS if isinstance(value := getattr(text, key, None), int) and value > 0]
-    return found[0] if found else None
 
 
 def load_model(
@@ -199,7 +131,7 @@ def _failures_explained(folder: Path, name: str, dtype: torch.dtype) -> Iterator
     except ImportError as error:
         raise_fault(name, error)
         raise EnvironmentProblem(
-            name, excerpt(str(error), 200), "the package that this model needs", _install(error)
+            name, excerpt(str(error), 200), "the package that this model needs", install(error)
         ) from error
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise EnvironmentProblem(
@@ -223,10 +155,6 @@ def _need(folder: Path, name: str, dtype: torch.dtype) -> str:
     from luthier.system.words import human_bytes
 
     return human_bytes(summarise(folder, name).parameters * dtype.itemsize)
-
-
-def _install(error: ImportError) -> str:
-    return f"pip install {error.name}" if error.name else "pip install the package that is named"
 
 
 def refuse_misfits(report: dict[str, Any], name: str) -> None:

@@ -3,33 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from tokenizers import AddedToken
 from torch import nn
 
 from luthier.errors import UserError, excerpt
-
-
-def add_tokens(tokenizer: Any, tokens: Sequence[str]) -> dict[str, int]:
-    """`tokens` and the ids that the tokenizer now has for them; it reads them whole wherever they stand in a text.
-
-    Raises:
-        UserError: one is no new token.
-    """
-    known = tokenizer.get_vocab()
-    for index, token in enumerate(tokens):
-        if token in known or token in tokens[:index]:
-            raise UserError(
-                "data.add_tokens",
-                f"{excerpt(token)} is a token already" if token in known else f"{excerpt(token)} stands there twice",
-                "tokens that the tokenizer does not have",
-                f"leave {excerpt(token)} out",
-            )
-    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in tokens])
-    return {token: tokenizer.convert_tokens_to_ids(token) for token in tokens}
 
 
 @torch.no_grad()

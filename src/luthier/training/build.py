@@ -24,10 +24,11 @@ from luthier.kernels.dropout import DropoutKeys, seeded
 from luthier.models.checks import quantized
 from luthier.models.flat import prove, use_flat_attention
 from luthier.models.folder import summarise
-from luthier.models.load import context_length, fingerprint, load_config, load_model, load_tokenizer
-from luthier.models.new_tokens import add_tokens, grow, names_of_edges, refuse_untrained
+from luthier.models.load import fingerprint, load_model
+from luthier.models.new_tokens import grow, names_of_edges, refuse_untrained
 from luthier.models.own_losses import own_losses
 from luthier.models.precision import dtype_name, hold_frozen, leave_casts_to_autocast
+from luthier.models.reading import add_tokens, context_length, load_config, load_tokenizer
 from luthier.models.source import ModelSource
 from luthier.models.sources.resolve import resolve
 from luthier.objectives import Objective

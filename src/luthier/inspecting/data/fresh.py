@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from luthier import component
 from luthier.config import RunConfig
-from luthier.data.chat.renderer import ChatRenderer
-from luthier.data.dataset.prepare import choose_template, prepare
+from luthier.data.dataset.prepare import prepare
 from luthier.data.dataset.progress import RowProgress
-from luthier.data.dataset.workers import Encoding, limit_of
-from luthier.inspecting.data.one_row import Called, look_at
+from luthier.data.dataset.workers import limit_of
 from luthier.inspecting.data.report import DataReport, make_report, other_views
-from luthier.inspecting.data.shown_row import ShownRow
 from luthier.inspecting.data.shown_rows import Wanted
 from luthier.models.flat import prove
-from luthier.models.load import context_length, load_config, load_tokenizer
-from luthier.models.new_tokens import add_tokens
 from luthier.models.precision import choose_dtype
+from luthier.models.reading import add_tokens, context_length, load_config, load_tokenizer
 from luthier.planning.memory import tokens_per_micro_batch
 from luthier.system.devices import device as find_device
 
@@ -69,17 +65,6 @@ def new_report(
     report.after = became
     one_view = after is None and not every_view
     return [(wanted, report), *(other_views(report, prepared, wanted) if one_view else [])]
-
-
-def row_alone(config: RunConfig, folder: Path, called: Sequence[Called], trust_remote_code: bool) -> list[ShownRow]:
-    """As `look.look_at_row`, of the rows that have the name."""
-    tokenizer = load_tokenizer(folder, trust_remote_code)
-    add_tokens(tokenizer, config.data.add_tokens)
-    objective = component.make("objectives", config.objective)
-    renderer = ChatRenderer(tokenizer, choose_template(tokenizer, config.data))
-    limit = limit_of(config.data, context_length(load_config(folder, trust_remote_code)))
-    encoding = Encoding(config.data, renderer, objective, limit)
-    return [row for one in called for row in look_at(one, encoding)]
 
 
 def _decisions(run: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from luthier.data.row_names import RowName
 from luthier.inspecting.data.kept import KeptReport
 from luthier.inspecting.data.one_row import rows_called
 from luthier.inspecting.data.report import DataReport
+from luthier.inspecting.data.row_alone import row_alone
 from luthier.inspecting.data.shown_row import ShownRow
 from luthier.inspecting.data.shown_rows import Wanted
 from luthier.models.sources.resolve import resolve
@@ -32,8 +33,6 @@ def look_at_row(config: RunConfig, name: str, *, trust_remote_code: bool = False
         parts_of(config, component.make("objectives", config.objective).takes), config.data.system, name
     )
     source = resolve(config.model.path, config.model.revision, trust_remote_code)
-    from luthier.inspecting.data.fresh import row_alone  # torch and transformers take seconds to import
-
     return row_alone(config, source.folder, called, trust_remote_code)
 
 

@@ -152,7 +152,8 @@ def _check(folder: Path, name: str, trust_remote_code: bool) -> None:
     """Whether the weights are those of the architecture, by loading them without their data."""
     from transformers import AutoModelForCausalLM
 
-    from luthier.models.load import load_config, quiet, refuse_misfits
+    from luthier.models.load import quiet, refuse_misfits
+    from luthier.models.reading import load_config
 
     weight_files(folder, name)
     try:
