@@ -293,7 +293,7 @@ def test_the_objective_outside_weighs_rows_alike(tmp_path: Path, monkeypatch: py
 
     def total(max_tokens: int, layout: str) -> torch.Tensor:
         batches = micro_batches(samples, [0, 1, 2], layout=layout, max_tokens=max_tokens, step=0)  # type: ignore[arg-type]
-        return sum((objective.loss(policy, batch).sum for batch in batches), torch.zeros(()))
+        return sum((objective.loss(policy, batch).sums["samples"] for batch in batches), torch.zeros(()))
 
     batches = micro_batches(samples, [0, 1, 2], layout="flat", max_tokens=1, step=0)
     means = [-policy(batch).logps.mean() for batch in batches]

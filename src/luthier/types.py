@@ -6,8 +6,8 @@ positions of a micro-batch, S documents of a micro-batch, V vocabulary, D hidden
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
@@ -140,9 +140,12 @@ Example = Conversation | Preference | Feedback | Prompt | Text
 
 
 def conversations_of(example: Example) -> tuple[Conversation | Text, ...]:
-    """What of an example is put into tokens: each answer behind its request; of a prompt alone nothing."""
+    """What of an example is put into tokens: each answer behind its request, which carries no loss where answers are compared;
+    of a prompt alone nothing.
+    """
     if isinstance(example, Preference):
-        return tuple(Conversation((*example.prompt, *answer), example.row, example.tools) for answer in example.answers)
+        request = tuple(replace(message, train=False) for message in example.prompt)
+        return tuple(Conversation((*request, *answer), example.row, example.tools) for answer in example.answers)
     if isinstance(example, Feedback):
         return (Conversation(example.messages, example.row, example.tools),)
     return () if isinstance(example, Prompt) else (example,)
@@ -165,6 +168,8 @@ class Sample:
     """which example of the data set it is of, from 0"""
     group: int = 0
     """which group of the example it is of; by default all of an example are one group"""
+    role: int = 0
+    """what it is in its group, by its place in the objective's `roles`"""
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -172,6 +177,32 @@ class Sample:
     @property
     def trained_tokens(self) -> int:
         return int((self.targets != NO_TARGET).sum())
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is known of samples before one of them is read: each is [samples] int64, in the same order."""
+
+    lengths: Ints
+    """tokens"""
+    trained: Ints
+    """tokens with loss"""
+    examples: Ints
+    groups: Ints
+    roles: Ints
+
+    @property
+    def tokens(self) -> float:
+        """Trained tokens, the usual weight of a loss."""
+        return float(self.trained.sum())
+
+    @classmethod
+    def of(cls, samples: Sequence[Sample]) -> Plan:
+        """That of samples which are there."""
+        import numpy as np
+
+        found = [(len(one), one.trained_tokens, one.example, one.group, one.role) for one in samples]
+        return cls(*np.array(found, dtype=np.int64).reshape(-1, 5).T)
 
 
 @dataclass(slots=True)
@@ -195,18 +226,36 @@ class MicroBatch:
     """the row of each document, as samples have it"""
     examples: list[int] = field(default_factory=list)
     """the example of each document; none in an empty micro-batch, whose one document is no sample"""
+    roles: list[int] = field(default_factory=list)
+    """the role of each document, as samples have it"""
+    places: list[int] = field(default_factory=list)
+    """the place in the data set of each document's sample"""
     head_chunks: int = 1
     """in how many pieces the head computes the trained positions; the same on every process"""
 
+    reference: torch.Tensor | None = None
+    """[N] float32: log-probabilities by the policy at step 0, where they are kept; else the policy computes them when asked"""
+
+    @property
+    def documents(self) -> torch.Tensor:
+        """[N] int64, on the CPU: the document that each trained position is of; it never falls."""
+        document, place = (self.targets != NO_TARGET).nonzero().cpu().unbind(1)
+        if self.layout == "padded":
+            return document
+        lengths = document.new_tensor(self.lengths)
+        return document.new_tensor(range(len(lengths))).repeat_interleave(lengths)[place]
+
     def by_document(self, values: torch.Tensor) -> torch.Tensor:
         """Values of the trained positions, [N], as sums over each document: [S], float64, on the CPU, without gradient."""
-        trained = (self.targets != NO_TARGET).nonzero()
-        document, place = trained.unbind(1)
-        if self.layout == "flat":
-            lengths = self.targets.new_tensor(self.lengths)
-            document = lengths.new_tensor(range(len(lengths))).repeat_interleave(lengths)[place]
         exact = values.detach().double().cpu()
-        return exact.new_zeros(len(self.lengths)).index_add_(0, document.cpu(), exact)
+        return exact.new_zeros(len(self.lengths)).index_add_(0, self.documents, exact)
+
+    def sums(self, values: torch.Tensor) -> torch.Tensor:
+        """The same, [N] -> [S], with gradient and where the values are. A document's sum does not depend on its neighbours."""
+        import torch
+
+        counts = torch.bincount(self.documents, minlength=len(self.lengths)).tolist()
+        return torch.stack([part.sum() for part in torch.split(values.double(), counts)])
 
 
 @dataclass(slots=True)
@@ -238,14 +287,14 @@ class Scores:
 
 @dataclass(slots=True)
 class LossOut:
-    """A loss as a sum; the one division is by the weight of the whole global batch."""
+    """A loss as sums, each under the name of its weight; the one division is by that weight of the whole global batch."""
 
-    sum: torch.Tensor
-    metrics: dict[str, torch.Tensor] = field(default_factory=dict)
-    """sums as well; reported per unit of weight"""
+    sums: dict[str, torch.Tensor]
+    metrics: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
+    """sums as well, without gradient: the name of a weight -> what is reported per unit of it"""
     documents: torch.Tensor | None = None
-    """[S] float64: what each document adds to the sum, without gradient (`MicroBatch.by_document`); recorded by row.
-    None where the loss is no sum over documents."""
+    """[S] float64, on the CPU: what each document adds to the loss, without gradient (`MicroBatch.by_document`); recorded by
+    row. None where the loss is no sum over documents."""
 
 
 class Policy(Protocol):

@@ -32,6 +32,8 @@ DIVERGES = (
 )
 """What is learned makes the held-out answers, which have nothing to do with it, less likely."""
 
+PAIRED = ("data=pairs.jsonl", "objective=dpo", "learning_rate=1e-3")
+
 
 @dataclass(frozen=True)
 class Case:
@@ -169,6 +171,15 @@ CASES = {
         "metrics",
         ("model=mixture",),
     ),
+    "objective.beta": Case("objective.beta=0.1", "objective.beta=0.3", "metrics", PAIRED),
+    "objective.loss": Case("objective.loss=sigmoid", "objective.loss=ipo", "metrics", PAIRED),
+    "objective.label_smoothing": Case("label_smoothing=0", "label_smoothing=0.1", "metrics", PAIRED),
+    "objective.ld_alpha": Case(None, "ld_alpha=0.5", "metrics", PAIRED),
+    "objective.reference": Case("objective.reference=kept", "objective.reference=none", "metrics", PAIRED),
+    "objective.sft_weight": Case("sft_weight=0", "sft_weight=0.5", "metrics", PAIRED),
+    "objective.gamma_beta_ratio": Case(
+        "gamma_beta_ratio=0.5", "gamma_beta_ratio=0.1", "metrics", ("data=pairs.jsonl", "objective=simpo")
+    ),
     "distributed": Case("distributed=auto", "distributed=ddp", "outcome"),
     "report_to": Case(None, "report_to=tensorboard", "files"),
     "seed": Case("seed=0", "seed=1", "metrics"),
@@ -211,6 +222,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         "both": both,
         "system": system,
         "strange": [{"instruction": "Zażółć", "output": "gęślą jaźń " * 9}],
+        "pairs": [{"prompt": f"{n}?", "chosen": "yes " * (n % 3 + 1), "rejected": "no, no, no"} for n in range(20)],
         "bad": [*ROWS, {"instruction": "Say.", "output": ""}],
     }.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

@@ -372,10 +372,19 @@ def test_a_misspelt_option_is_no_key(capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_what_has_no_objective_here_is_said_and_no_configuration_is_proposed() -> None:
-    told = refusal("model_name_or_path: m\ndataset: d.jsonl\nstage: dpo\n")
-    assert "stage is another tool's name: no objective learns from preferences" in told
+    told = refusal("model_name_or_path: m\ndataset: d.jsonl\nstage: ppo\n")
+    assert "stage is another tool's name: no objective learns from judgements" in told
     assert "fix" not in told
-    assert "no objective learns from preferences" in explain("dpo")
+    assert "no objective learns from judgements" in explain("ppo")
+
+
+def test_preferences_of_another_tool_become_an_objective() -> None:
+    of_factory = "model_name_or_path: m\ndataset: d.jsonl\nstage: dpo\npref_loss: ipo\npref_beta: 0.2\npref_ftx: 1.0\n"
+    told = refusal(of_factory)
+    for said in ("kind: dpo", "loss: ipo", "beta: 0.2", "sft_weight: 1.0"):
+        assert said in told, told
+    told = refusal("base_model: m\ndatasets: d.jsonl\nrl: simpo\nrl_beta: 2.0\n")
+    assert "kind: simpo" in told or "objective: simpo" in told
 
 
 @pytest.mark.parametrize("key", sorted({*RENAMED, *NOT_NEEDED}))

@@ -27,7 +27,7 @@ HITS = (
     *((name, What.FAIL_ONCE, number) for name, number in ERRORS.items()),
 )
 """Each operation is hit by one of them, in turn."""
-SPARED = ("/encoded/", "/reports/", "/flat/", "unlink ", "rmdir ", "mkdir ")
+SPARED = ("/encoded/", "/reports", "/flat/", "unlink ", "rmdir ", "mkdir ")
 """Words of operations that may fail without a word: what is kept for the next time, and what is taken away."""
 
 

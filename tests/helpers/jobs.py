@@ -42,6 +42,7 @@ class Listed(SampleSet):
         self.lengths = np.array([len(sample) for sample in samples])
         self.trained = np.array([sample.trained_tokens for sample in samples])
         self.groups = np.array([sample.group for sample in samples])
+        self.roles = np.array([sample.role for sample in samples])
         self.first_samples = np.unique(examples, return_index=True)[1]
         self.prompt_keys = np.arange(self.examples, dtype=np.uint64)
         self.row_lines = np.zeros(self.examples, dtype=np.int64)

@@ -40,8 +40,8 @@ WORDS = (
 )
 
 
-def write_config(folder: Path) -> Path:
-    """The configuration of a small run in three epochs, with dropout, its model and its data."""
+def write_config(folder: Path, objective: str = "sft") -> Path:
+    """The configuration of a small run in three epochs, with dropout, its model and its data: pairs for any other objective."""
     tiny_llama(folder / "model")
     rng = random.Random(0)
     rows = [
@@ -51,6 +51,12 @@ def write_config(folder: Path) -> Path:
         }
         for _ in range(ROWS)
     ]
+    if objective != "sft":
+        worse = [" ".join(rng.choices(WORDS, k=rng.randint(1, 20))) for _ in rows]
+        rows = [
+            {"prompt": row["instruction"], "chosen": f"good {row['output']}", "rejected": f"bad {bad}"}
+            for row, bad in zip(rows, worse, strict=True)
+        ]
     (folder / "train.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
     (folder / "held.jsonl").write_text("\n".join(map(json.dumps, rows[:5])) + "\n")
     path = folder / "mine.yaml"
@@ -58,6 +64,7 @@ def write_config(folder: Path) -> Path:
 model: {{path: {folder / "model"}, dtype: float32}}
 data: {{train: {folder / "train.jsonl"}, eval: {folder / "held.jsonl"}}}
 tuning: {{kind: lora, r: 4, lora_dropout: 0.1}}
+objective: {objective}
 training: {{num_train_epochs: {EPOCHS}, global_batch_size: 4, learning_rate: 1e-3, save_steps: 3, eval_steps: 5,
   max_tokens_per_micro_batch: 60}}
 output_dir: unused

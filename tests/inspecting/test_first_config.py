@@ -103,3 +103,19 @@ def test_rows_are_looked_at_one_by_one() -> None:
     tracemalloc.stop()
     assert look.rows == len(look.answer_lengths) == 3000
     assert most < 8 << 20  # all of them are thirty
+
+
+def test_what_the_rows_are_for_is_written(capsys: pytest.CaptureFixture[str]) -> None:
+    pairs = [{"prompt": f"ask {number}", "chosen": "good", "rejected": "worse"} for number in range(9)]
+    written("pairs.jsonl", *pairs)
+    assert main(["init", "pairs.jsonl", "--model", "org/name"]) == 0
+    assert "objective: dpo" in Path("mine.yaml").read_text(encoding="utf-8")
+    assert config.load("mine.yaml").objective.kind == "dpo"
+    assert main(["init", "pairs.jsonl", "--model", "org/name", "--objective", "orpo", "--output", "b.yaml"]) == 0
+    assert config.load("b.yaml").objective.kind == "orpo"
+    capsys.readouterr()
+    assert main(["init", "pairs.jsonl", "--model", "org/name", "--objective", "sft", "--output", "c.yaml"]) == 2
+    assert "from which sft cannot learn\nexpected: other rows\nfix: --objective dpo" in capsys.readouterr().err
+    written("answers.jsonl", {"prompt": "a", "completion": "b"})
+    assert main(["init", "answers.jsonl", "pairs.jsonl", "--model", "org/name", "--output", "c.yaml"]) == 2
+    assert "dpo learns from its rows, but sft from those of answers.jsonl" in capsys.readouterr().err

@@ -29,7 +29,7 @@ from luthier.training.job import Job
 from luthier.training.learning_check import LearningCheck
 from luthier.training.loop import train_step
 from luthier.training.step import Step
-from luthier.types import Sample
+from luthier.types import Plan, Sample
 from tests.helpers.jobs import make_config, make_job, make_policy, make_samples
 from tests.helpers.processes import torchrun
 from tests.helpers.tiny_models import save_twin, tiny_llama, twin
@@ -107,12 +107,12 @@ def test_it_is_the_loss_of_transformers(family: str, layout: str, tmp_path: Path
     }
     for sample, logits in zip(samples, alone, strict=True):
         assert float(found[sample.row]) == pytest.approx(sample.trained_tokens * by_transformers(logits), rel=1e-5)
-    assert sum(float(out.sum.detach()) for out in outs) == pytest.approx(sum(map(float, found.values())), rel=1e-6)
+    assert sum(float(out.sums["tokens"].detach()) for out in outs) == pytest.approx(sum(map(float, found.values())), rel=1e-6)
 
     job.objective = balance("step")
-    survey(job, Step(0, [], samples, 1.0, batches))
+    survey(job, Step(0, [], Plan.of(samples), {}, batches))
     whole = [torch.cat(layer) for layer in zip(*alone, strict=True)]
-    got = sum(float(job.objective.loss(job.policy, batch).sum.detach()) for batch in batches)
+    got = sum(float(job.objective.loss(job.policy, batch).sums["tokens"].detach()) for batch in batches)
     assert got == pytest.approx(sum(s.trained_tokens for s in samples) * by_transformers(whole), rel=1e-5)
     assert got != pytest.approx(sum(map(float, found.values())), rel=1e-2), "the two forms differ"
 

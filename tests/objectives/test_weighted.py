@@ -23,7 +23,7 @@ from luthier.training.job import Job
 from luthier.training.learning_check import LearningCheck
 from luthier.training.loop import train_step
 from luthier.training.step import optimizer_step, plan_step
-from luthier.types import NO_TARGET, Sample
+from luthier.types import NO_TARGET
 from tests.helpers.jobs import make_config, make_job, make_policy, make_samples
 from tests.helpers.tiny_models import tiny_llama
 
@@ -90,7 +90,7 @@ def test_the_z_loss_is_its_definition(tmp_path: Path) -> None:
         logit[torch.from_numpy(s.targets != NO_TARGET)].logsumexp(-1).square().sum()
         for logit, s in zip(logits, samples, strict=True)
     ]
-    assert float(out.sum) == pytest.approx(float(sum(squares)), rel=1e-6)
+    assert float(out.sums["tokens"]) == pytest.approx(float(sum(squares)), rel=1e-6)
     assert out.documents is not None
     assert sorted(out.documents.tolist()) == pytest.approx(sorted(map(float, squares)), rel=1e-6)
 
@@ -106,10 +106,10 @@ def test_terms_share_one_forward_pass(tmp_path: Path) -> None:
 
     out = weighted(**FACTORS).loss(counted, batch)
     assert asked == [("correct", "logsumexp")]
-    alone = [SFT(SFT.Config()).loss(policy, batch).sum, ZLoss(ZLoss.Config()).loss(policy, batch).sum]
-    assert float(out.sum) == pytest.approx(float(0.7 * alone[0] + 0.01 * alone[1]), rel=1e-6)
-    assert float(out.metrics["loss_sft"]) == pytest.approx(float(alone[0]), rel=1e-6)
-    assert float(out.metrics["loss_z_loss"]) == pytest.approx(float(alone[1]), rel=1e-6)
+    alone = [SFT(SFT.Config()).loss(policy, batch).sums["tokens"], ZLoss(ZLoss.Config()).loss(policy, batch).sums["tokens"]]
+    assert float(sum(out.sums.values())) == pytest.approx(float(0.7 * alone[0] + 0.01 * alone[1]), rel=1e-6)
+    assert float(out.metrics["sft tokens"]["loss_sft"]) == pytest.approx(float(alone[0]), rel=1e-6)
+    assert float(out.metrics["z_loss tokens"]["loss_z_loss"]) == pytest.approx(float(alone[1]), rel=1e-6)
 
 
 def steps_of(job: Job, count: int = 2) -> tuple[list[dict[str, Any]], torch.Tensor]:
@@ -172,16 +172,14 @@ def test_the_resolved_configuration_is_the_same_one(tmp_path: Path) -> None:
     assert config.load(tmp_path / "again.yaml") == loaded
 
 
-def test_terms_that_divide_by_different_weights_are_refused(tmp_path: Path) -> None:
+def test_terms_may_be_divided_by_different_weights(tmp_path: Path) -> None:
     objective = weighted(**FACTORS)
-
-    def by_row(samples: list[Sample]) -> float:
-        return float(len(samples))
-
-    objective.terms["z_loss"].weight = by_row
-    job = job_of(tmp_path, objective)
-    with pytest.raises(UserError, match="divided by different weights"):
-        train_step(job, job.record, LearningCheck(job.policy, job.waiting))
+    objective.terms["z_loss"].weights = lambda plan: {"tokens": float(len(plan.lengths))}
+    by_row = steps_of(job_of(tmp_path / "a", objective), 1)[0][0]
+    by_token = steps_of(job_of(tmp_path / "b", weighted(**FACTORS)), 1)[0][0]
+    assert by_row["loss_sft"] == by_token["loss_sft"]
+    assert by_row["loss_z_loss"] > 2 * by_token["loss_z_loss"]
+    assert by_row["loss"] == pytest.approx(0.7 * by_row["loss_sft"] + 0.01 * by_row["loss_z_loss"], rel=1e-6)
 
 
 def test_the_command_line_takes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,10 +57,11 @@ def poison_from_step(job: Job, step: int, where: str) -> None:
     def loss(policy: object, batch: object) -> object:
         out = whole(policy, batch)  # type: ignore[arg-type]
         if batch.step >= step:  # type: ignore[attr-defined]
-            out.sum = (
-                out.sum * math.nan
+            whole_sum = out.sums["tokens"]  # type: ignore[attr-defined]
+            out.sums["tokens"] = (  # type: ignore[attr-defined]
+                whole_sum * math.nan
                 if where == "loss"
-                else out.sum + (_NaNGradient.apply(out.sum) - out.sum.detach()) * 0.0
+                else whole_sum + (_NaNGradient.apply(whole_sum) - whole_sum.detach()) * 0.0
             )
         return out
 

@@ -42,7 +42,7 @@ class Against(SFT):
 
     def loss(self, policy: Policy, batch: MicroBatch) -> LossOut:
         scores = policy(batch, self.wants)
-        return LossOut(-nn.functional.logsigmoid(scores.logps - scores.reference).sum())
+        return LossOut({"tokens": -nn.functional.logsigmoid(scores.logps - scores.reference).sum()})
 
 
 AGAINST = f"objective={__name__}:Against"

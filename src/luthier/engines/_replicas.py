@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from luthier.engines import StepResult
@@ -74,8 +74,10 @@ class Replica:
         del last
         return contextlib.nullcontext()
 
-    def backward(self, loss_sum: torch.Tensor, global_weight: float) -> None:
-        self.scaler.scale(loss_sum * (self.processes / global_weight)).backward()  # type: ignore[no-untyped-call]
+    def backward(self, sums: Mapping[str, torch.Tensor], weights: Mapping[str, float]) -> None:
+        """Adds the gradient of a micro-batch: of each sum divided by its weight of the whole step."""
+        parts = [part * (self.processes / weights[name]) for name, part in sums.items()]
+        self.scaler.scale(sum(parts[1:], parts[0])).backward()  # type: ignore[no-untyped-call]
 
     def gradient_norm(self, parameters: Iterable[nn.Parameter]) -> torch.Tensor:
         """As torch's `get_total_norm`, which gives a number of 16 bits where the gradients have 16."""

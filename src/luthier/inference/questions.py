@@ -17,7 +17,7 @@ from luthier.config import DataFile
 from luthier.config.components import default_component
 from luthier.data.dataset.prepare import Prepared, prepare
 from luthier.data.dataset.progress import encoding_shown
-from luthier.data.dataset.samples import SampleSet
+from luthier.data.dataset.samples import Given, SampleSet
 from luthier.data.files import sources
 from luthier.data.readers import Limits
 from luthier.errors import UserError, excerpt
@@ -177,7 +177,7 @@ def _prompts_alone(file: DataFile) -> list[Prompt] | None:
 
 
 def held_out_rows(opened: Opened, watch: Watch = unwatched) -> SampleSet:
-    """The rows that the run of an opened model held out, encoded as they were there.
+    """The rows that the run of an opened model held out, encoded as they were there; of pairs the better answers.
 
     Raises:
         UserError: it held out none, is no run, or its data are others now.
@@ -196,7 +196,7 @@ def held_out_rows(opened: Opened, watch: Watch = unwatched) -> SampleSet:
     if data.eval is None or (known is not None and data.eval.fingerprint != known):
         found = "its held-out rows are not those of the run any more: a file or the template changed"
         raise UserError(opened.target, found, "the rows of then", fix)
-    return data.eval
+    return Given(data.eval) if data.eval.roles.any() else data.eval
 
 
 def read_samples(

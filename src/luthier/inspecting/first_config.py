@@ -22,11 +22,12 @@ from luthier.errors import BadRow, UserError
 from luthier.inspecting import template_choice
 from luthier.inspecting.template_choice import Fit, Varied
 from luthier.models.sources.resolve import at_hand
+from luthier.objectives import learning_from
 from luthier.system import machine
 from luthier.system.faults import faults_told
 from luthier.system.files import write_file
 from luthier.system.words import counted
-from luthier.types import Conversation, Example, Preference, Prompt, Row, Text
+from luthier.types import Conversation, Example, Preference, Prompt, Row, Text, conversations_of
 
 MOST_ROWS = 200_000
 """Rows that are looked at in one file; more than that tells nothing new."""
@@ -61,6 +62,10 @@ class DataLook:
     """some of each shape"""
     note: str = ""
     """what is to be said of the choice of files"""
+    objective: str = DEFAULT_KINDS["objective"]
+    """what learns from its rows"""
+    able: Sequence[str] = ()
+    """all that can"""
 
     def as_text(self) -> str:
         more = "" if self.whole else " or more"
@@ -81,12 +86,13 @@ def _spread(what: str, lengths: Sequence[int]) -> str:
     return f"{what} of {min(lengths):,} to {counted(max(lengths), 'character')}, half of them up to {half:,}"
 
 
-def look_at_data(paths: Sequence[str], model: str = "NAME") -> list[DataLook]:
+def look_at_data(paths: Sequence[str], model: str = "NAME", objective: str | None = None) -> list[DataLook]:
     """What is in files, in the files of patterns, or in hub data sets; `{path: ..., format: ...}` says how to read one.
     Columns with names of their own are read as what they evidently mean.
 
     Args:
         model: the name for the line that an error proposes.
+        objective: what is to learn from the rows; by default what can.
 
     Raises:
         UserError: nothing is there, it cannot be read, its format is not recognised, or no row can be used.
@@ -94,14 +100,14 @@ def look_at_data(paths: Sequence[str], model: str = "NAME") -> list[DataLook]:
     looks = list[DataLook]()
     for index, path in enumerate(paths):
         try:
-            looks += _looks(path)
+            looks += _looks(path, objective)
         except NoFormat as error:
             entry = _with_format(path, error.proposed)
             if not error.proposed.evident:
                 line = " ".join(map(shlex.quote, [*paths[:index], entry, *paths[index + 1 :], "--model", model]))
                 fix = f"luthier init {line}" if error.proposed.works else ""
                 raise UserError(error.where, error.found, error.expected, fix) from None
-            looks += _looks(entry)
+            looks += _looks(entry, objective)
     return looks
 
 
@@ -111,12 +117,12 @@ def _with_format(path: str, proposed: Proposed) -> str:
     return proposed.entry(entry["path"] if others else path, others)
 
 
-def _looks(path: str) -> list[DataLook]:
+def _looks(path: str, objective: str | None) -> list[DataLook]:
     entry = config.data_entry(path)
-    return [_look(source, entry) for source in sources(config.data_file(path), "data.train")]
+    return [_look(source, entry, objective) for source in sources(config.data_file(path), "data.train")]
 
 
-def _look(source: Source, entry: Any) -> DataLook:
+def _look(source: Source, entry: Any, objective: str | None) -> DataLook:
     """What is in a file, read row by row: no more of it is held than is told."""
     rows: Iterator[Row | BadRow] = itertools.islice(source.rows(), MOST_ROWS + 1)
     unread, first = list[BadRow](), next(rows, None)
@@ -129,7 +135,7 @@ def _look(source: Source, entry: Any) -> DataLook:
     parser, rows = row_parser_of(source, itertools.chain([first], rows), "data.train")
     assert parser is not None
     count, bad, first_bad = len(unread), len(unread), unread[0] if unread else None
-    lengths, answers, kept = array("q"), array("q"), Varied()
+    lengths, answers, kept, able = array("q"), array("q"), Varied(), list[str]()
     for row in itertools.islice(rows, max(0, MOST_ROWS - count)):
         count += 1
         try:
@@ -140,26 +146,42 @@ def _look(source: Source, entry: Any) -> DataLook:
             bad, first_bad = bad + 1, first_bad or error
             continue
         if not lengths:
-            _refuse_what_is_not_learned(source, row, example, parser.kind)
+            able = learning_from(type(example))
+            objective = _learns(source, row, example, parser.kind, able, objective)
         lengths.append(_length(example))
         answers.extend(_answer_lengths(example))
+        if isinstance(example, Preference):
+            example = conversations_of(example)[0]
         if isinstance(example, Conversation):
             kept.add(example)
-    if not lengths:
+    if not lengths or objective is None:
         found = f"none of its {counted(count, 'row')} can be used; the first: {first_bad}"
         raise UserError(source.name, found, f"rows in the format {parser.kind}")
     said = "" if first_bad is None else f"{first_bad.where}: {first_bad.found}"
     whole = next(rows, None) is None
     shapes, note = tuple(kept.conversations), source.note
-    return DataLook(source.name, entry, parser.kind, count, whole, bad, said, lengths, answers, shapes, note)
+    return DataLook(
+        source.name, entry, parser.kind, count, whole, bad, said, lengths, answers, shapes, note, objective, able
+    )
 
 
-def _refuse_what_is_not_learned(source: Source, row: Row, example: Example, kind: str) -> None:
-    """Raises UserError where supervised fine-tuning cannot learn from an example; NoFormat where its columns may mean more."""
-    if isinstance(example, component.load("objectives", DEFAULT_KINDS["objective"]).takes):
-        return
-    found = f"its rows have the format {kind}, from which supervised fine-tuning cannot learn"
-    expected = "rows with an answer to learn, or texts"
+def _learns(source: Source, row: Row, example: Example, kind: str, able: list[str], asked: str | None) -> str:
+    """The objective that learns from an example: the one that is asked for, the default, or the usual one.
+
+    Raises:
+        UserError: there is none; NoFormat where its columns may mean more.
+    """
+    if asked in able:
+        return asked
+    usual = [one for one in able if one == DEFAULT_KINDS["objective"] or component.load("objectives", one).usual]
+    if asked is None and usual:
+        return usual[0]
+    learner = asked or "an objective"
+    found = f"its rows have the format {kind}, from which {learner} cannot learn"
+    expected = "rows with an answer to learn, pairs of answers, or texts"
+    if asked is not None:
+        component.load("objectives", asked)  # one that is not there is told with its nearest
+        raise UserError(source.name, found, "other rows", f"--objective {usual[0]}" if usual else "")
     if isinstance(example, Prompt) and source.file.format == "auto" and has_an_answer(row.values):
         raise NoFormat(source.name, found, expected, "", proposed(row.values))
     raise UserError(source.name, found, expected)
@@ -174,6 +196,8 @@ def _length(example: Example) -> int:
 
 
 def _answer_lengths(example: Example) -> list[int]:
+    if isinstance(example, Preference):
+        return [sum(len(message.content) for message in answer) for answer in (example.chosen, example.rejected)]
     if not isinstance(example, Conversation):
         return []
     return [len(message.content) for message in example.messages if message.role == "assistant" and message.train]
@@ -208,6 +232,7 @@ def draft(
         UserError: the model or the tuning method is none.
     """
     tuning = tuning or DEFAULT_KINDS["tuning"]
+    objective = _one_objective(looks)
     rows = sum(look.rows for look in looks)
     entries = [look.entry for index, look in enumerate(looks) if look.entry not in [one.entry for one in looks[:index]]]
     data: dict[str, Any] = {"train": entries[0] if len(entries) == 1 else entries}
@@ -224,7 +249,8 @@ def draft(
         )
         data["on_bad_row"] = "error"
     place = output_dir or _new_folder(entries[0]["path"] if isinstance(entries[0], dict) else entries[0])
-    filled = config.from_dict({"model": model, "data": data, "tuning": tuning, "output_dir": place})
+    head = {"model": model, "data": data, "tuning": tuning, **objective}
+    filled = config.from_dict({**head, "output_dir": place})
     training: dict[str, Any] = {
         "global_batch_size": _batch(rows),
         "num_train_epochs": filled.training.num_train_epochs,
@@ -235,16 +261,31 @@ def draft(
     comments |= {
         "model": "" if Path(model).exists() else f"luthier download {model} fetches it ahead of time",
         "tuning": f"or {', '.join(kind for kind in component.listing('tuning') if kind != tuning)}; "
-        f"sets the learning rate, here {filled.training.learning_rate:g}",
+        f"{'the learning rate is' if objective else 'sets the learning rate, here'} {filled.training.learning_rate:g}",
         "global_batch_size": "examples of one optimizer step",
         "num_train_epochs": "passes over the data",
         "output_dir": "everything that the run writes",
     }
-    tree = {"model": model, "data": data, "tuning": tuning, "training": training, "output_dir": filled.output_dir}
-    head = "# Written by luthier init. `luthier explain` lists all keys, `luthier explain KEY` says what one takes.\n"
-    text = head + _commented(to_yaml(tree), comments)
+    if objective:
+        others = [kind for kind in looks[0].able if kind != objective["objective"]]
+        comments["objective"] = f"the rows are for it; or {', '.join(others)}" if others else "the rows are for it"
+    tree = {**head, "training": training, "output_dir": filled.output_dir}
+    said = "# Written by luthier init. `luthier explain` lists all keys, `luthier explain KEY` says what one takes.\n"
+    text = said + _commented(to_yaml(tree), comments)
     config.build(parse_yaml(text, "draft"))
     return text
+
+
+def _one_objective(looks: Sequence[DataLook]) -> dict[str, str]:
+    """The key of the objective, where it is not the default. Raises UserError where files are for several."""
+    found = {look.objective: look.path for look in looks}
+    if len(found) > 1:
+        (first, one), (second, other) = list(found.items())[:2]
+        raise UserError(
+            other, f"{second} learns from its rows, but {first} from those of {one}", "files for one objective"
+        )
+    (kind,) = found
+    return {"objective": kind} if kind != DEFAULT_KINDS["objective"] else {}
 
 
 def _sample_prompts(looks: Sequence[DataLook]) -> list[str]:

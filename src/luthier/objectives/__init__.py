@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Protocol
 
-from luthier.types import Example, LossOut, MicroBatch, Policy, Renderer, Sample
+from luthier import component
+from luthier.types import Example, LossOut, MicroBatch, Plan, Policy, Renderer, Sample
 
 
 class Objective(Protocol):
@@ -18,6 +19,14 @@ class Objective(Protocol):
     """Of keys of `training` that are left out; where the tuning method has one too, this is taken."""
     wants: tuple[str, ...] = ()
     """What its loss asks of the policy beside log-probabilities. `reference` makes the run keep what it began with."""
+    keeps_reference: bool = False
+    """Whether the reference's log-probabilities are computed once over the data, and not in every step."""
+    roles: tuple[str, ...] = ("",)
+    """What a sample of it may be in its group, as people call it; the first are the answers to be given."""
+    usual: bool = False
+    """Whether it is the one that is taken for the examples it learns from, where the default objective cannot learn from them."""
+    by_likelihood: bool = True
+    """Whether held-out rows are measured by the negative log-likelihood of what is trained; else by its own loss."""
     only_as_term: float | None = None
     """Of one that says nothing of the answers: its usual weight. It is refused outside a sum with one that does."""
     is_sum: bool = False
@@ -31,19 +40,27 @@ class Objective(Protocol):
         """
         ...
 
-    def weight(self, samples: list[Sample]) -> float:
-        """What the sums of a step are divided by; `samples` are those of the whole step, example after example."""
+    def weights(self, plan: Plan) -> dict[str, float]:
+        """What the sums of the loss are divided by, each under its name; `plan` is of the whole step, example after example."""
         ...
 
     def loss(self, policy: Policy, batch: MicroBatch) -> LossOut:
-        """The loss of a micro-batch, as a sum. `batch.examples` says which example each document is of."""
+        """The loss of a micro-batch, as sums; the same names in every micro-batch, also in an empty one, of which no document is
+        a sample. `batch.examples` says which example each document is of.
+        """
         ...
+
+    def first_step(self) -> dict[str, float]:
+        """What its figures are at the first step whatever the data are, as the policy is still what the run began with: by the names
+        that it reports. Where they are not, the run stops before it changes anything.
+        """
+        return {}
 
     def survey(self, policy: Policy, batch: MicroBatch) -> list[float]:
         """For a loss that needs totals of the whole step: counts in a micro-batch, without gradient, before the step's losses."""
         return []
 
-    def begin_step(self, totals: list[float], samples: list[Sample]) -> None:
+    def begin_step(self, totals: list[float], plan: Plan) -> None:
         """Gets the sums of what was counted, over micro-batches and processes; not called where nothing was."""
 
     @classmethod
@@ -55,6 +72,13 @@ class Objective(Protocol):
     def parts(self) -> Mapping[str, Term]:
         """Losses whose shares of the gradient are to be logged."""
         return {}
+
+
+def learning_from(example: type[Example]) -> list[str]:
+    """The kinds that learn from a type of example by themselves."""
+    classes = {kind: component.load("objectives", kind) for kind in component.listing("objectives")}
+    alone = {kind: cls for kind, cls in classes.items() if not cls.is_sum and cls.only_as_term is None}
+    return [kind for kind, cls in alone.items() if issubclass(example, cls.takes)]
 
 
 class Term(Protocol):

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from luthier.component import ComponentConfig
 from luthier.objectives import Objective
-from luthier.types import Conversation, Example, Renderer, Sample, Text
+from luthier.types import Conversation, Example, Plan, Renderer, Sample, Text
+
+TOKENS = "tokens"
+"""The name of the weight."""
 
 
 class TrainedTokens(Objective):
@@ -19,5 +22,5 @@ class TrainedTokens(Objective):
         assert isinstance(example, (Conversation, Text))
         return renderer.encode(example, index)
 
-    def weight(self, samples: list[Sample]) -> float:
-        return float(sum(sample.trained_tokens for sample in samples))
+    def weights(self, plan: Plan) -> dict[str, float]:
+        return {TOKENS: plan.tokens}

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 from luthier.component import ComponentConfig
-from luthier.objectives._trained_tokens import TrainedTokens
-from luthier.types import LossOut, MicroBatch, Policy, Routing, Sample
+from luthier.objectives._trained_tokens import TOKENS, TrainedTokens
+from luthier.types import LossOut, MicroBatch, Plan, Policy, Routing
 
 if TYPE_CHECKING:  # a configuration is read, and explained, without torch
     import torch
@@ -78,14 +78,14 @@ class RouterBalance(TrainedTokens):
         real = float(bool(batch.row_ids))  # an empty micro-batch has one token, of no document
         return [real * count for count in torch.cat(counts).tolist()]
 
-    def begin_step(self, totals: list[float], samples: list[Sample]) -> None:
+    def begin_step(self, totals: list[float], plan: Plan) -> None:
         """From the counts of the whole step to its shares."""
         import torch
 
-        tokens = sum(len(sample) for sample in samples)
+        tokens = float(plan.lengths.sum())
         shares = torch.tensor(totals, dtype=torch.float64).div(tokens).float()
         self.often = list(torch.split(shares, self._experts))
-        self.weight_of_a_token = self.weight(samples) / tokens
+        self.weight_of_a_token = plan.tokens / tokens
 
     def loss(self, policy: Policy, batch: MicroBatch) -> LossOut:
         import torch
@@ -100,7 +100,9 @@ class RouterBalance(TrainedTokens):
             weights = trained
         documents = weights * self._balance(scores.routing, batch.lengths)
         # Every trained weight must get a gradient, if of zero, also those behind the last router: processes wait for it.
-        return LossOut(documents.sum() + 0.0 * scores.logps.sum(), documents=documents.detach().cpu().double())
+        return LossOut(
+            {TOKENS: documents.sum() + 0.0 * scores.logps.sum()}, documents=documents.detach().cpu().double()
+        )
 
     def _balance(self, routing: Routing, lengths: list[int]) -> torch.Tensor:
         """Of each document, [S]."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from luthier.component import ComponentConfig
-from luthier.objectives._trained_tokens import TrainedTokens
+from luthier.objectives._trained_tokens import TOKENS, TrainedTokens
 from luthier.types import LossOut, MicroBatch, Policy
 
 __all__ = ["SFT"]
@@ -23,5 +23,7 @@ class SFT(TrainedTokens):
         scores = policy(batch, want=self.wants)
         assert scores.correct is not None
         return LossOut(
-            -scores.logps.sum(), {"token_accuracy": scores.correct.sum()}, documents=batch.by_document(-scores.logps)
+            {TOKENS: -scores.logps.sum()},
+            {TOKENS: {"token_accuracy": scores.correct.sum()}},
+            documents=batch.by_document(-scores.logps),
         )

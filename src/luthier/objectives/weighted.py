@@ -13,7 +13,7 @@ from luthier.config.bounds import Weight
 from luthier.config.problems import Problem, checked, handed_on
 from luthier.errors import UserError
 from luthier.objectives import Objective
-from luthier.types import Example, LossOut, MicroBatch, Policy, Renderer, Sample, Scores
+from luthier.types import Example, LossOut, MicroBatch, Plan, Policy, Renderer, Sample, Scores
 
 __all__ = ["Weighted"]
 
@@ -28,11 +28,7 @@ class Term(ComponentConfig):
 
 
 class Weighted(Objective):
-    """The weighted sum of other objectives' losses; each term's own loss is recorded as `loss_KIND`.
-
-    Terms must be divided by the same weight of the batch, as all that count trained tokens are: otherwise a term's share would
-    depend on how rows are laid out.
-    """
+    """The weighted sum of other objectives' losses; each term's own loss is recorded as `loss_KIND`."""
 
     class Config(ComponentConfig):
         kind: Literal["weighted"] = "weighted"
@@ -87,21 +83,11 @@ class Weighted(Objective):
         found: list[Sample] = self._first.encode(example, index, renderer)
         return found
 
-    def weight(self, samples: list[Sample]) -> float:
-        """Of the global batch, the same by every term.
-
-        Raises:
-            UserError: two terms divide by different numbers.
-        """
-        weights = {kind: float(term.weight(samples)) for kind, term in self.terms.items()}
-        if len(set(weights.values())) > 1:
-            raise UserError(
-                "objective.terms",
-                "the terms are divided by different weights: " + ", ".join(f"{k} {w:g}" for k, w in weights.items()),
-                "terms that count the same thing, such as trained tokens",
-                "leave one of them out",
-            )
-        return next(iter(weights.values()))
+    def weights(self, plan: Plan) -> dict[str, float]:
+        """Of each term its own, as `KIND NAME`: two may mean different things by one name."""
+        return {
+            f"{kind} {name}": value for kind, term in self.terms.items() for name, value in term.weights(plan).items()
+        }
 
     def survey(self, policy: Policy, batch: MicroBatch) -> list[float]:
         """What the terms count that need totals of the step, one after the other."""
@@ -110,21 +96,25 @@ class Weighted(Objective):
         self._counts = {kind: len(values) for kind, values in found.items()}
         return [value for values in found.values() for value in values]
 
-    def begin_step(self, totals: list[float], samples: list[Sample]) -> None:
+    def begin_step(self, totals: list[float], plan: Plan) -> None:
         rest = iter(totals)
         for kind, count in self._counts.items():
             if count:
-                self.terms[kind].begin_step(list(islice(rest, count)), samples)
+                self.terms[kind].begin_step(list(islice(rest, count)), plan)
 
     def loss(self, policy: Policy, batch: MicroBatch) -> LossOut:
         once = _Once(policy, self.wants)
-        found = {kind: (self.factors[kind], term.loss(once, batch)) for kind, term in self.terms.items()}
-        metrics = {name: value for _, out in found.values() for name, value in out.metrics.items()}
-        metrics |= {f"loss_{kind}": out.sum.detach() for kind, (_, out) in found.items()}
-        documents = [None if out.documents is None else factor * out.documents for factor, out in found.values()]
+        outs = {kind: term.loss(once, batch) for kind, term in self.terms.items()}
+        sums, metrics = dict[str, Any](), dict[str, dict[str, Any]]()
+        for kind, out in outs.items():
+            for name, part in out.sums.items():
+                sums[f"{kind} {name}"] = self.factors[kind] * part
+                metrics[f"{kind} {name}"] = {f"loss_{kind}": part.detach(), **out.metrics.get(name, {})}
+        documents = [
+            None if out.documents is None else self.factors[kind] * out.documents for kind, out in outs.items()
+        ]
         known = [part for part in documents if part is not None]
-        total = sum((factor * out.sum for factor, out in found.values()), start=_zero(found))
-        return LossOut(total, metrics, documents=sum(known[1:], known[0]) if len(known) == len(documents) else None)
+        return LossOut(sums, metrics, documents=sum(known[1:], known[0]) if len(known) == len(documents) else None)
 
     def parts(self) -> dict[str, WeightedTerm]:
         """Each term alone, with its factor, for its share of the gradient; none where the shares are not wanted."""
@@ -135,10 +125,11 @@ class WeightedTerm:
     """One term of the sum, as an objective whose loss is the term's part of it."""
 
     def __init__(self, whole: Weighted, kind: str) -> None:
-        self.term, self.factor = whole.terms[kind], whole.factors[kind]
+        self.kind, self.term, self.factor = kind, whole.terms[kind], whole.factors[kind]
 
     def loss(self, policy: Policy, batch: MicroBatch) -> LossOut:
-        return LossOut(self.factor * self.term.loss(policy, batch).sum)
+        sums = self.term.loss(policy, batch).sums
+        return LossOut({f"{self.kind} {name}": self.factor * part for name, part in sums.items()})
 
 
 class _Once:
@@ -154,10 +145,6 @@ class _Once:
         if self.scores is None:
             self.scores = self.policy(batch, self.wants)
         return self.scores
-
-
-def _zero(found: dict[str, tuple[float, LossOut]]) -> Any:
-    return next(iter(found.values()))[1].sum.new_zeros(())
 
 
 def _own_keys(term: Term) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from luthier.component import ComponentConfig
-from luthier.objectives._trained_tokens import TrainedTokens
+from luthier.objectives._trained_tokens import TOKENS, TrainedTokens
 from luthier.types import LossOut, MicroBatch, Policy
 
 __all__ = ["ZLoss"]
@@ -47,4 +47,4 @@ class ZLoss(TrainedTokens):
         assert z is not None
         name = "log_z" if self.config.form == "logsumexp" else "largest_logit"
         squares = z.square()
-        return LossOut(squares.sum(), {name: z.detach().sum()}, documents=batch.by_document(squares))
+        return LossOut({TOKENS: squares.sum()}, {TOKENS: {name: z.detach().sum()}}, batch.by_document(squares))

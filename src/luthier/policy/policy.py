@@ -57,7 +57,9 @@ class Policy(nn.Module):
             want: what is asked beside log-probabilities, by the names of types.Scores.
             head: False where nothing of the logits is asked: only the decoder is run, and `logps` are empty.
         """
-        before = self._reference_logps(batch) if "reference" in want else None
+        before = None
+        if "reference" in want:
+            before = self.reference_logps(batch) if batch.reference is None else batch.reference.to(self.core.device)
         with listening(self.core) if "routing" in want else nullcontext() as heard:
             scores = self._scored(batch, want, head)
         scores.reference = before
@@ -66,8 +68,10 @@ class Policy(nn.Module):
         return scores
 
     @torch.no_grad()
-    def _reference_logps(self, batch: MicroBatch) -> torch.Tensor:
-        """[N]; before the policy's own pass, so that what this keeps for its backward pass is not touched."""
+    def reference_logps(self, batch: MicroBatch) -> torch.Tensor:
+        """[N] log-probabilities of the trained positions by the policy as it was at step 0. Within a pass it comes before the policy's
+        own, so that what this keeps for its backward pass is not touched.
+        """
         with evaluating(self), self.reference():
             return self._scored(batch, (), head=True).logps
 

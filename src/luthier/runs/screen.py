@@ -62,6 +62,13 @@ def terms(line: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(f"{key.removeprefix(TERM)} {figure(line[key], '.3f')}" for key in found)
 
 
+def pairs(line: Mapping[str, Any], prefix: str = "") -> tuple[str, ...]:
+    """Where answers are compared: `62.5 % of pairs right`, `margin 0.12`, the difference of their rewards."""
+    right, margin = line.get(f"{prefix}accuracy"), line.get(f"{prefix}margin")
+    shown = () if right is None else (f"{figure(right * 100, '.1f')} % of pairs right",)
+    return shown if margin is None else (*shown, f"margin {figure(margin, '.3g')}")
+
+
 class TimeLeft:
     """How long the rest of the run takes, by the clock.
 
@@ -90,6 +97,7 @@ def plain_step(line: Mapping[str, Any], timing: Mapping[str, Any], total_steps: 
         f"step {line['step']:>{width}}/{total_steps}",
         f"loss {figure(line.get('loss'), '.3f')}",
         *terms(line),
+        *pairs(line),
         f"lr {figure(line.get('learning_rate'), '.1e')}",
         f"grad {figure(line.get('grad_norm'), '.2f')}",
         speed(timing),
@@ -107,6 +115,7 @@ def plain_evaluation(line: Mapping[str, Any]) -> str:
         parts.append(f"perplexity {figure(line['eval_perplexity'], '.4g')}")
     if line.get("eval_token_accuracy") is not None:
         parts.append(f"{figure(line['eval_token_accuracy'] * 100, '.1f')} % of tokens right")
+    parts += pairs(line, "eval_")
     tokens = f" ({line['eval_tokens']:,} tokens)" if line.get("eval_tokens") is not None else ""
     return f"eval {when}: {', '.join(parts)}{tokens}"
 
@@ -192,6 +201,7 @@ class Screen:
             f"epoch {figure(line.get('epoch'), '.2f')}",
             f"loss {figure(line.get('loss'), '.3f')}",
             *terms(line),
+            *pairs(line),
             *([self._eval] if self._eval else []),
             f"lr {figure(line.get('learning_rate'), '.1e')}",
             f"grad {figure(line.get('grad_norm'), '.2f')}",

@@ -18,7 +18,7 @@ def survey(job: Job, step: Step) -> None:
             found = job.objective.survey(job.wrapped, batch)
         totals = [one + other for one, other in zip(totals, found, strict=True)] if totals else found
     if totals:
-        job.objective.begin_step(job.engine.sum(totals), list(step.samples))
+        job.objective.begin_step(job.engine.sum(totals), step.plan)
 
 
 def gradient_shares(job: Job, step: Step) -> dict[str, float]:
@@ -31,7 +31,7 @@ def gradient_shares(job: Job, step: Step) -> dict[str, float]:
         job.engine.clear_gradients(job.optimizer)
         for position in range(len(step.batches)):
             with forward_of(job, step, position) as batch:
-                job.engine.backward(part.loss(job.wrapped, batch).sum, step.weight)
+                job.engine.backward(part.loss(job.wrapped, batch).sums, step.weights)
         norms[name] = float(job.engine.gradient_norm(job.policy.parameters()))
     whole = sum(norms.values())
     if not 0 < whole < math.inf:  # an overflow in float16 is met by the step itself

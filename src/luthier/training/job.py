@@ -12,6 +12,7 @@ from torch import nn
 
 from luthier.config import TrainingConfig
 from luthier.data.dataset.samples import SampleSet
+from luthier.data.steps.kept_reference import KeptReference
 from luthier.data.steps.layout import Layout
 from luthier.data.steps.order import Steps
 from luthier.engines import Engine
@@ -57,6 +58,8 @@ class Job:
     checkpoints: Checkpoints
     waiting: Collection[nn.Parameter] = ()
     """of what is trained, those that learn only once a token comes to them (`Tuned.waiting`)"""
+    reference: dict[str, KeptReference] = field(default_factory=dict)
+    """what is kept of the policy at step 0: of `train` and of `eval`, where the objective keeps it"""
     progress: Progress = field(default_factory=Progress)
 
 

@@ -6,6 +6,7 @@ import math
 import signal
 import time
 
+from luthier.data.dataset.samples import SampleSet
 from luthier.errors import Stopped
 from luthier.inference.scoring import score_rows
 from luthier.system.cores import pressure_s
@@ -13,6 +14,7 @@ from luthier.system.devices import memory_bytes
 from luthier.training.before_step import gradient_shares, survey
 from luthier.training.job import Job, Record
 from luthier.training.learning_check import LearningCheck
+from luthier.training.objective_figures import check_first_step, held_out_figures
 from luthier.training.state import state_of
 from luthier.training.step import optimizer_step, plan_step
 from luthier.training.stop_signal import StopSignal
@@ -71,12 +73,14 @@ def train_step(job: Job, record: Record, check: LearningCheck, stop: StopSignal 
     for group in job.optimizer.param_groups:
         group["lr"] = group["peak_lr"] * rate
     step = plan_step(job, number)
+    if number == 0:
+        check_first_step(job, step)
     survey(job, step)
     shown = (number + 1) % job.config.logging_steps == 0
     shares = gradient_shares(job, step) if shown else {}
     done = optimizer_step(job, step, stop)
     progress.step += 1
-    progress.trained_tokens += sum(sample.trained_tokens for sample in step.samples)
+    progress.trained_tokens += int(step.plan.tokens)
     if job.optimizer.param_groups[0]["lr"] > 0:
         progress.moving_steps += 1
         if idle := check.after_step(progress.moving_steps, job.optimizer):
@@ -85,7 +89,7 @@ def train_step(job: Job, record: Record, check: LearningCheck, stop: StopSignal 
     line = {
         "step": progress.step,
         "epoch": job.steps.epoch_of(number),
-        **{name: value / step.weight for name, value in done.sums.items()},
+        **done.figures,
         **shares,
         "learning_rate": job.optimizer.param_groups[0]["lr"],
         "grad_norm": done.grad_norm,
@@ -93,7 +97,7 @@ def train_step(job: Job, record: Record, check: LearningCheck, stop: StopSignal 
     }
     if done.row_losses is not None:
         record.recorder.row_losses(progress.step, list(step.examples), done.row_losses)
-    tokens = sum(len(sample) for sample in step.samples)
+    tokens = int(step.plan.lengths.sum())
     timing = {"step_s": seconds, "tokens_per_s": tokens / seconds, "memory_bytes": memory_bytes(job.engine.device)}
     if waited is not None and job.engine.device.type == "cpu":
         timing["cpu_pressure"] = ((pressure_s() or waited) - waited) / seconds
@@ -102,16 +106,9 @@ def train_step(job: Job, record: Record, check: LearningCheck, stop: StopSignal 
 
 
 def evaluate(job: Job, record: Record) -> None:
-    """Held-out loss, perplexity and token accuracy; sample answers; the best step so far."""
+    """The held-out rows' figures; sample answers; the best step so far."""
     assert job.held_out is not None
-    found = score_rows(
-        job.wrapped,
-        job.held_out,
-        layout=job.layout,
-        max_tokens=job.max_tokens,
-        processes=job.engine.processes,
-        rank=job.engine.rank,
-    ).summary
+    found = held_out_figures(job) if not job.objective.by_likelihood else _likelihood(job, job.held_out)
     progress = job.progress
     record.recorder.evaluation({"step": progress.step, **{f"eval_{name}": value for name, value in found.items()}})
     if progress.step == 0:
@@ -121,6 +118,18 @@ def evaluate(job: Job, record: Record) -> None:
         progress.best_loss, progress.best_step, progress.evaluations_without_gain = found["loss"], progress.step, 0
     else:
         progress.evaluations_without_gain += 1
+
+
+def _likelihood(job: Job, held_out: SampleSet) -> dict[str, float]:
+    """loss, perplexity, token_accuracy and tokens."""
+    return score_rows(
+        job.wrapped,
+        held_out,
+        layout=job.layout,
+        max_tokens=job.max_tokens,
+        processes=job.engine.processes,
+        rank=job.engine.rank,
+    ).summary
 
 
 def gave_up(job: Job) -> bool:

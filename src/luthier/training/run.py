@@ -26,6 +26,7 @@ from luthier.system.locks import Lock
 from luthier.training.build import Built, base_record, build, silent
 from luthier.training.job import Job, Record
 from luthier.training.loop import run_steps
+from luthier.training.reference import keep_reference
 from luthier.training.result import sampler, write_result
 from luthier.training.resume import go_on
 from luthier.training.state import least_bytes
@@ -95,6 +96,7 @@ def _train(
     described = by_main(engine, lambda: _begun(config, built, base, before, say))
     with _ending_noted(folder, engine.main), faults(partial(_told, folder, job)):
         _to_the_beginning(folder, built, described["id"])
+        keep_reference(job, base, say)
         if before is not None:
             go_on(job, folder, described["id"], say)
         with closing(_recorder(config, job, lock)) as recorder, _room_for_a_step(job):

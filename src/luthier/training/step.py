@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from luthier.data.steps.layout import micro_batches
+from luthier.data.steps.layout import Chosen, micro_batches
 from luthier.errors import NonFinite
 from luthier.kernels.dropout import seed_generators
 from luthier.randomness import key
 from luthier.training.job import Job
 from luthier.training.stop_signal import StopSignal
-from luthier.types import LossOut, MicroBatch, Sample
+from luthier.types import LossOut, MicroBatch, Plan
 
 ROWS_SHOWN = 5
+LOSS = "loss"
+"""Under which the loss stands among what is reported."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +32,10 @@ class Step:
     """from 0"""
     examples: Sequence[int]
     """of the global batch, by their places in the data set"""
-    samples: Sequence[Sample]
-    """of these examples"""
-    weight: float
-    """what the sum of the losses is divided by"""
+    plan: Plan
+    """of the samples of these examples"""
+    weights: Mapping[str, float]
+    """what each sum of the loss is divided by"""
     batches: Sequence[MicroBatch]
     """of this process"""
 
@@ -42,8 +44,8 @@ class Step:
 class StepDone:
     """What one optimizer step found out, the same on every process."""
 
-    sums: dict[str, float]
-    """over the global batch"""
+    figures: dict[str, float]
+    """the loss and what the objective reports, each divided by its weight of the global batch"""
     grad_norm: float
     row_losses: list[float] | None
     """each example's part of the loss, that of all its samples, in the order of the step's examples; None where the objective
@@ -56,17 +58,21 @@ def plan_step(job: Job, number: int) -> Step:
     """Step `number` of the run."""
     examples = job.steps.indices(number)
     indices = job.samples.members_of(examples)
-    samples = [job.samples[index] for index in indices]
+    plan = job.samples.plan(indices)
     batches = micro_batches(
-        samples,
+        Chosen(job.samples, indices),
         indices,
+        plan=plan,
         layout=job.layout,
         max_tokens=job.max_tokens,
         step=number,
         processes=job.engine.processes,
         rank=job.engine.rank,
     )
-    return Step(number, examples, samples, job.objective.weight(samples), batches)
+    if kept := job.reference.get("train"):
+        for batch in batches:
+            kept.put_into(batch)
+    return Step(number, examples, plan, job.objective.weights(plan), batches)
 
 
 @contextmanager
@@ -89,16 +95,15 @@ def optimizer_step(job: Job, step: Step, stop: StopSignal | None = None) -> Step
     engine = job.engine
     while True:
         engine.clear_gradients(job.optimizer)
-        sums: dict[str, float] = {"loss": 0.0}
+        sums = dict.fromkeys(((name, LOSS) for name in step.weights), 0.0)
         bad_rows: list[str] = []
         losses: dict[int, float] | None = dict.fromkeys(step.examples, 0.0)
         for position in range(len(step.batches)):
             with forward_of(job, step, position) as batch:
                 out = job.objective.loss(job.wrapped, batch)
-                engine.backward(out.sum, step.weight)
-            for name, value in {"loss": out.sum.detach(), **out.metrics}.items():
-                sums[name] = sums.get(name, 0.0) + float(value)
-            if not math.isfinite(float(out.sum.detach())):
+                engine.backward(out.sums, step.weights)
+            add_sums(sums, out)
+            if not all(math.isfinite(float(part.detach())) for part in out.sums.values()):
                 bad_rows += map(job.samples.place, batch.examples)
             losses = _add_documents(losses, batch, out)
         # One exchange for all: each process adds what it has of a row, most of them nothing.
@@ -110,9 +115,26 @@ def optimizer_step(job: Job, step: Step, stop: StopSignal | None = None) -> Step
         if result.applied:
             shared, rows = dict(zip(sums, totals, strict=False)), totals[len(sums) :]
             found = None if losses is None else _in_order(step, dict(zip(losses, rows, strict=True)))
-            return StepDone(shared, result.grad_norm, found, stopping > 0)
+            return StepDone(figures_of(shared, step.weights), result.grad_norm, found, stopping > 0)
         if not result.overflowed:
-            raise non_finite(step.number, "gradient", [job.samples.place(sample.example) for sample in step.samples])
+            raise non_finite(step.number, "gradient", [job.samples.place(example) for example in step.examples])
+
+
+def add_sums(sums: dict[tuple[str, str], float], out: LossOut) -> None:
+    """Adds a micro-batch's sums to those of the step, by the names of their weights and their own."""
+    for weight, part in out.sums.items():
+        sums[weight, LOSS] += float(part.detach())
+    for weight, metrics in out.metrics.items():
+        for name, value in metrics.items():
+            sums[weight, name] = sums.get((weight, name), 0.0) + float(value)
+
+
+def figures_of(sums: Mapping[tuple[str, str], float], weights: Mapping[str, float]) -> dict[str, float]:
+    """What is reported of a whole step: each sum divided by its weight; of the loss the parts together."""
+    figures = {LOSS: 0.0}
+    for (weight, name), value in sums.items():
+        figures[name] = figures.get(name, 0.0) + value / weights[weight]
+    return figures
 
 
 def _add_documents(losses: dict[int, float] | None, batch: MicroBatch, out: LossOut) -> dict[int, float] | None:

@@ -263,9 +263,11 @@ def test_answers_that_a_csv_file_calls_bad_are_not_learned() -> None:
     assert "train.csv:3  label: found a verdict on an answer" in refused(None, "data=train.csv")
 
 
-def test_preferences_are_said_to_have_no_objective_and_dropping_all_of_them_is_no_advice() -> None:
+def test_rows_for_another_objective_name_it_and_dropping_all_of_them_is_no_advice() -> None:
     pairs = [{"prompt": f"p{number}", "chosen": "a", "rejected": "b"} for number in range(3)]
-    assert refused(pairs).endswith("fix: no objective learns from a preference yet; leave it out")
+    assert refused(pairs).endswith("fix: objective=cpo or objective=dpo or objective=orpo or objective=simpo")
+    judged = [{"prompt": f"p{number}", "completion": "a", "label": True} for number in range(3)]
+    assert refused(judged).endswith("fix: no objective learns from a feedback yet; leave it out")
 
 
 def test_answers_in_a_column_that_no_format_knows_are_found() -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, overload
 import numpy as np
 import numpy.typing as npt
 
-from luthier.types import Ints, Sample, place_of
+from luthier.types import Ints, Plan, Sample, place_of
 
 if TYPE_CHECKING:
     from hashlib import _Hash as Digest
@@ -30,19 +30,20 @@ DTYPES: dict[str, Any] = {
     "lengths": np.int64,
     "trained": np.int64,
     "groups": np.int64,
+    "roles": np.int64,
     "first_samples": np.int64,
     "prompt_keys": np.uint64,
     "row_lines": np.int64,
     "row_lengths": np.int64,
     "row_text": np.uint8,
 }
-"""input_ids, targets: [sum of lengths]; lengths, trained (tokens with loss), groups (within the example): [samples];
-first_samples (the first of each example), prompt_keys (hashes of what decides the split), row_lines (as `place_of` takes
+"""input_ids, targets: [sum of lengths]; lengths, trained (tokens with loss), groups (within the example), roles (within the
+group): [samples]; first_samples (the first of each example), prompt_keys (hashes of what decides the split), row_lines (as `place_of` takes
 them), row_lengths: [examples]; row_text: UTF-8 of all rows `file:number`.
 """
-OF_SAMPLES = ("lengths", "trained", "groups")
+OF_SAMPLES = ("lengths", "trained", "groups", "roles")
 OF_EXAMPLES = ("first_samples", "prompt_keys", "row_lines", "row_lengths")
-FINGERPRINTED = ("input_ids", "targets", "lengths", "groups", "first_samples", "row_text")
+FINGERPRINTED = ("input_ids", "targets", "lengths", "groups", "roles", "first_samples", "row_text")
 """The arrays that say what a run was trained on."""
 
 
@@ -79,6 +80,7 @@ class SampleBuffer:
             "lengths": [len(sample) for sample in self.samples],
             "trained": [sample.trained_tokens for sample in self.samples],
             "groups": [sample.group for sample in self.samples],
+            "roles": [sample.role for sample in self.samples],
             "first_samples": [before + first for first in self.first_samples],
             "prompt_keys": self.prompt_keys,
             "row_lines": self.row_lines,
@@ -91,7 +93,8 @@ class SampleBuffer:
 class SampleSet(Sequence[Sample]):
     """Samples that can be asked for by index, wherever they are; those of an example stand one after the other.
 
-    `lengths`, `trained` and `groups` are [samples] int64: tokens, tokens with loss, and the group of each within its example;
+    `lengths`, `trained`, `groups` and `roles` are [samples] int64: tokens, tokens with loss, the group of each within its
+    example, and what it is in that;
     `first_samples` is [examples] int64: the first sample of each; `prompt_keys` is [examples] uint64 and `row_lines` [examples]
     int64, as in `DTYPES`.
     """
@@ -99,6 +102,7 @@ class SampleSet(Sequence[Sample]):
     lengths: Ints
     trained: Ints
     groups: Ints
+    roles: Ints
     first_samples: Ints
     prompt_keys: npt.NDArray[np.uint64]
     row_lines: Ints
@@ -134,6 +138,12 @@ class SampleSet(Sequence[Sample]):
     def members_of(self, examples: Sequence[int]) -> list[int]:
         """The samples of some examples, example after example."""
         return [index for example in examples for index in range(*self.span_of(example))]
+
+    def plan(self, indices: Sequence[int] | None = None) -> Plan:
+        """What is known of samples before they are read; of all of them by default."""
+        chosen = np.arange(len(self)) if indices is None else np.asarray(indices, dtype=np.int64)
+        examples = np.searchsorted(self.first_samples, chosen, side="right") - 1
+        return Plan(self.lengths[chosen], self.trained[chosen], examples, self.groups[chosen], self.roles[chosen])
 
     def span_of(self, example: int) -> tuple[int, int]:
         """The first sample of an example, and the one behind its last."""
@@ -186,7 +196,8 @@ class First(SampleSet):
     def __init__(self, whole: SampleSet, examples: int) -> None:
         self._whole, self.streamed = whole, whole.streamed
         end = len(whole) if examples >= whole.examples else int(whole.first_samples[examples])
-        self.lengths, self.trained, self.groups = whole.lengths[:end], whole.trained[:end], whole.groups[:end]
+        self.lengths, self.trained = whole.lengths[:end], whole.trained[:end]
+        self.groups, self.roles = whole.groups[:end], whole.roles[:end]
         self.first_samples, self.prompt_keys = whole.first_samples[:examples], whole.prompt_keys[:examples]
         self.row_lines = whole.row_lines[:examples]
 
@@ -199,6 +210,28 @@ class First(SampleSet):
 
     def at(self, index: int) -> Sample:
         return self._whole.at(index)
+
+
+class Given(SampleSet):
+    """Of each example the samples of the first role: of a pair the better answer."""
+
+    def __init__(self, whole: SampleSet) -> None:
+        self._whole, self.streamed = whole, whole.streamed
+        self._chosen = np.flatnonzero(whole.roles == 0)
+        plan = whole.plan(self._chosen.tolist())
+        self.lengths, self.trained, self.groups, self.roles = plan.lengths, plan.trained, plan.groups, plan.roles
+        self.first_samples = np.searchsorted(plan.examples, np.arange(whole.examples))
+        self.prompt_keys, self.row_lines = whole.prompt_keys, whole.row_lines
+
+    @property
+    def fingerprint(self) -> str:
+        return f"given of {self._whole.fingerprint}"
+
+    def row(self, example: int) -> str:
+        return self._whole.row(example)
+
+    def at(self, index: int) -> Sample:
+        return self._whole.at(int(self._chosen[index]))
 
 
 class DamagedCache(ValueError):
@@ -220,7 +253,7 @@ class Samples(SampleSet):
         except (OSError, ValueError, EOFError) as error:
             raise DamagedCache(f"{folder}: {error}") from None
         self._ids, self._targets, self._row_text = arrays["input_ids"], arrays["targets"], arrays["row_text"]
-        self.lengths, self.trained, self.groups = (arrays[name] for name in OF_SAMPLES)
+        self.lengths, self.trained, self.groups, self.roles = (arrays[name] for name in OF_SAMPLES)
         self.first_samples, self.prompt_keys = arrays["first_samples"], arrays["prompt_keys"]
         self.row_lines = arrays["row_lines"]
         self._offsets, self._row_offsets = _starts(self.lengths), _starts(arrays["row_lengths"])
@@ -240,6 +273,7 @@ class Samples(SampleSet):
             self.row(example),
             example,
             int(self.groups[index]),
+            int(self.roles[index]),
         )
 
     def row(self, example: int) -> str:

@@ -30,7 +30,7 @@ from luthier.data.dataset.samples import SampleBuffer
 from luthier.data.readers import size_of
 from luthier.data.recognise import Purpose, RowParser
 from luthier.errors import BadRow, EnvironmentProblem
-from luthier.objectives import Objective
+from luthier.objectives import Objective, learning_from
 from luthier.randomness import key
 from luthier.system.children import is_stopped
 from luthier.system.cores import cores
@@ -141,9 +141,10 @@ class Encoding:
             takes = " or ".join(one.__name__.lower() for one in self.objective.takes)
             unread = isinstance(example, Prompt) and has_an_answer(row.values)
             fix = f"data.{purpose}: [{proposed(row.values).entry(row.source)}]" if unread else ""
-            if isinstance(example, Preference | Feedback):
-                fix = f"no objective learns from a {type(example).__name__.lower()} yet; leave it out"
             found = f"a {type(example).__name__.lower()}"
+            if isinstance(example, Preference | Feedback):
+                able = " or ".join(f"objective={kind}" for kind in learning_from(type(example)))
+                fix = able or f"no objective learns from {found} yet; leave it out"
             raise BadRow(row.place, "", found, f"a {takes}, which the objective takes", fix)
         return example
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from luthier.types import NO_TARGET, Ints, MicroBatch, Sample
+from luthier.types import NO_TARGET, Ints, MicroBatch, Plan, Sample
 
 if TYPE_CHECKING:
     import torch
@@ -21,6 +21,16 @@ HEAD_CHUNK_TOKENS = 512
 
 
 Layout = Literal["flat", "padded"]
+
+
+class Chosen:
+    """Some samples of a data set, read when they are asked for: another process's are not."""
+
+    def __init__(self, samples: Sequence[Sample], indices: Sequence[int]) -> None:
+        self.samples, self.indices = samples, indices
+
+    def __getitem__(self, place: int) -> Sample:
+        return self.samples[self.indices[place]]
 
 
 def lay_out(
@@ -60,7 +70,7 @@ def lay_out(
 
 
 def micro_batches(
-    samples: Sequence[Sample],
+    samples: Sequence[Sample] | Chosen,
     indices: Sequence[int],
     *,
     layout: Layout,
@@ -68,22 +78,29 @@ def micro_batches(
     step: int,
     processes: int = 1,
     rank: int = 0,
+    plan: Plan | None = None,
 ) -> list[MicroBatch]:
-    """This process's share of a step. `indices` are the samples' places in the data set: they key the random draws."""
-    plan = lay_out(
-        [len(sample) for sample in samples],
-        [(sample.example, sample.group) for sample in samples],
+    """This process's share of a step.
+
+    Args:
+        samples: of the step; only those of this process are asked for, where `plan` says what is known of all.
+        indices: the samples' places in the data set: they key the random draws.
+    """
+    plan = plan or Plan.of([samples[place] for place in range(len(indices))])
+    laid = lay_out(
+        plan.lengths.tolist(),
+        list(zip(plan.examples.tolist(), plan.groups.tolist(), strict=True)),
         processes=processes,
         max_tokens=max_tokens,
         layout=layout,
     )
     build: Callable[[list[Sample], list[int], int], MicroBatch] = _flat if layout == "flat" else _padded
     out = []
-    for position, chosen in enumerate(plan[rank]):
+    for position, chosen in enumerate(laid[rank]):
         batch = (
             build([samples[i] for i in chosen], [indices[i] for i in chosen], step) if chosen else _empty(step, layout)
         )
-        trained = max(sum(samples[i].trained_tokens for i in own[position]) for own in plan)
+        trained = max(int(plan.trained[own[position]].sum()) if own[position] else 0 for own in laid)
         batch.head_chunks = max(1, math.ceil(trained / HEAD_CHUNK_TOKENS))
         out.append(batch)
     return out
@@ -108,6 +125,8 @@ def _flat(samples: list[Sample], indices: list[int], step: int) -> MicroBatch:
         step=step,
         row_ids=[sample.row for sample in samples],
         examples=[sample.example for sample in samples],
+        roles=[sample.role for sample in samples],
+        places=indices,
     )
 
 
@@ -131,6 +150,8 @@ def _padded(samples: list[Sample], indices: list[int], step: int) -> MicroBatch:
         step,
         row_ids=[sample.row for sample in samples],
         examples=[sample.example for sample in samples],
+        roles=[sample.role for sample in samples],
+        places=indices,
     )
 
 

@@ -58,7 +58,10 @@ def look_at(called: Called, encoding: Encoding) -> list[ShownRow]:
         if len(made):
             if lost := chunk.ledger.tokens_cut:
                 why.append(f"it was cut: {counted(lost, 'token')} at its end {'is' if lost == 1 else 'are'} lost")
-            return [shown_row(encoding.renderer, sample, example, place, purpose, why) for sample in made.samples]
+            roles = encoding.objective.roles
+            return [
+                shown_row(encoding.renderer, sample, example, place, purpose, why, roles=roles) for sample in made.samples
+            ]
     (rejected,) = chunk.rejected
     field = rejected["where"].removeprefix(place).strip()
     why.append(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from luthier.data.chat.renderer import ChatRenderer
 from luthier.data.dataset.reread import asides_of, contents_of, served_prompts
 from luthier.inspecting.data.token_view import Token, texts_of, tokens_of
 from luthier.system.words import counted
-from luthier.types import Example, Sample
+from luthier.types import Example, Preference, Sample, conversations_of
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class ShownRow:
     fits: int | None = None
     """how many of its tokens fit, where it has more than that"""
     served: list[ServedPrompt] = field(default_factory=list)
+    role: str = ""
+    """what it is of the row, where that gives several samples that are read together: chosen, rejected"""
 
     @property
     def over(self) -> str:
@@ -48,9 +51,11 @@ class ShownRow:
         return f"---- {counted(self.fits, 'token')} fit; {len(self.tokens) - self.fits:,} more do not: ----"
 
     @property
-    def unlearned(self) -> str:
-        """What is said of a row that is not learned from."""
-        return {"train": "", "eval": ", held out", "dropped": ", dropped"}[self.purpose]
+    def suffix(self) -> str:
+        """What is said behind its name: its role, and that it is not learned from."""
+        return (self.role and f", {self.role}") + {"train": "", "eval": ", held out", "dropped": ", dropped"}[
+            self.purpose
+        ]
 
 
 def shown_row(
@@ -61,6 +66,7 @@ def shown_row(
     purpose: str,
     why: list[str],
     fits: int | None = None,
+    roles: Sequence[str] = ("",),
 ) -> ShownRow:
     """A sample of a row.
 
@@ -68,8 +74,11 @@ def shown_row(
         example: the row that it is made of; None where that is not known any more.
         place: what the row is called.
         fits: as `ShownRow.fits`.
+        roles: of the objective.
     """
     tokenizer = renderer.tokenizer
+    if isinstance(example, Preference):  # the first role is that of the best answer, the last that of the worst
+        example = conversations_of(example)[-1 if sample.role else 0]
     contents, asides = (contents_of(example), asides_of(example)) if example is not None else (None, ())
     served = served_prompts(renderer, example, sample) if example is not None else []
     return ShownRow(
@@ -79,6 +88,7 @@ def shown_row(
         tokens=tokens_of(tokenizer, sample, contents, renderer.encoder.control_ids, asides),
         trained=sample.trained_tokens,
         fits=fits,
+        role=roles[sample.role],
         served=[
             ServedPrompt(one.answer, len(one.ids), one.begins, one.equal, texts_of(tokenizer, one.ids))
             for one in served

@@ -17,6 +17,7 @@ from luthier.data.dataset.workers import Encoding
 from luthier.data.row_names import short_names, some
 from luthier.inspecting.data.one_row import look_at, rows_called
 from luthier.inspecting.data.shown_row import ShownRow, shown_row
+from luthier.objectives import Objective
 from luthier.types import Ints
 
 NEAR_LIMIT = 0.95
@@ -71,8 +72,9 @@ def shown_rows(
         chosen.setdefault(row, []).append(why)
 
     asked = list[ShownRow]()
+    objective: Objective = component.make("objectives", config.objective)
     if wanted.row is not None:
-        encoding = Encoding(config.data, prepared.renderer, component.make("objectives", config.objective), limit)
+        encoding = Encoding(config.data, prepared.renderer, objective, limit)
         for called in rows_called(prepared.parts, config.data.system, wanted.row):
             asked += look_at(called, encoding)
     if not wanted.chosen:
@@ -91,9 +93,17 @@ def shown_rows(
                 choose(row, "suspected by the run")
     examples = examples_of(prepared.parts, config.data.system, set(map(train.row, chosen)))
     views = (
-        shown_row(prepared.renderer, train[index], examples.get(train.row(row)), train.place(row), "train", why)
+        shown_row(
+            prepared.renderer,
+            sample,
+            examples.get(train.row(row)),
+            train.place(row),
+            "train",
+            why,
+            roles=objective.roles,
+        )
         for row, why in chosen.items()
-        for index in train.members_of([row])
+        for sample in map(train.at, train.members_of([row]))
     )
     return [*asked, *views]
 

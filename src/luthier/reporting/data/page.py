@@ -133,7 +133,7 @@ def _rows(report: DataReport) -> str:
 def row_article(row: ShownRow) -> str:
     """One row: why it is shown, its tokens, and what is served."""
     why = "".join(f"<li>{escape(reason)}</li>" for reason in row.why)
-    counts = f"{counted(len(row.tokens), 'token')}, {row.trained:,} trained{row.unlearned}"
+    counts = f"{counted(len(row.tokens), 'token')}, {row.trained:,} trained{row.suffix}"
     served = "".join(_served(prompt, len(row.served), folded=number > 0) for number, prompt in enumerate(row.served))
     beside = f'<div tabindex="0">{served}</div>' if served else ""
     tokens = _tokens(row.tokens[: row.fits])

@@ -72,7 +72,7 @@ def print_rows(rows: Sequence[ShownRow], console: Console | None = None) -> Cons
 
 def _heading(row: ShownRow) -> str:
     tokens = f"{counted(len(row.tokens), 'token')}, {row.trained:,} trained" if row.tokens else "no tokens"
-    return f"-- {row.row}{row.unlearned}: {tokens} ({'; '.join(row.why)})"
+    return f"-- {row.row}{row.suffix}: {tokens} ({'; '.join(row.why)})"
 
 
 def _row(row: ShownRow, colour: bool, width: int) -> RenderableType:

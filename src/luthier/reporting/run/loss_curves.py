@@ -27,16 +27,11 @@ def loss_curve(run: RunFigures) -> str:
 
 def all_curves(run: RunFigures) -> list[str]:
     """Every curve of a run as HTML figures; the ones without data only where something should have been recorded."""
-    accuracy = [
-        *with_mean("train", points(run.steps, "token_accuracy")),
-        Series("held-out", points(run.evaluations, "eval_token_accuracy"), "dots", 1),
-    ]
-    curves = (
-        [loss_curve(run), svg_curve(accuracy, "Tokens predicted right", format_y=_percent)]
-        if run.steps
-        else [loss_curve(run)]
-    )
+    curves = [loss_curve(run)]
     if run.steps:
+        curves += _answers_compared(run) or [
+            svg_curve(_both(run, "token_accuracy"), "Tokens predicted right", format_y=_percent)
+        ]
         curves += [
             svg_curve([Series("learning rate", points(run.steps, "learning_rate"))], "Learning rate", from_zero=True),
             svg_curve(
@@ -51,6 +46,27 @@ def all_curves(run: RunFigures) -> list[str]:
             ),
         ]
     return curves
+
+
+def _answers_compared(run: RunFigures) -> list[str]:
+    """Of a run on pairs: how often the better answer is preferred and by how much, and what became of both."""
+    if not any("margin" in line for line in run.steps):
+        return []
+    likely = [
+        Series(name, points(run.steps, f"logps_{name}"), "line", colour)
+        for colour, name in enumerate(("chosen", "rejected"))
+    ]
+    return [
+        svg_curve(_both(run, "accuracy"), "Pairs whose better answer is preferred", format_y=_percent),
+        svg_curve(_both(run, "margin"), "Margin between the rewards of both answers"),
+        svg_curve(likely, "Log-probability of both answers; both may fall"),
+    ]
+
+
+def _both(run: RunFigures, key: str) -> list[Series]:
+    """A figure of the steps, and of the held-out rows."""
+    held_out = Series("held-out", points(run.evaluations, f"eval_{key}"), "dots", 1)
+    return [*with_mean("train", points(run.steps, key)), held_out]
 
 
 def _percent(value: float) -> str:

@@ -1,0 +1,78 @@
+"""Whole runs on pairs: killed and resumed to the same bits, on two processes, and with what is kept of the reference."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from luthier import config
+from luthier.errors import UserError
+from luthier.system.paths import cache_dir
+from luthier.training import reference, run
+from tests.helpers.killing import Worker, kill_and_resume, outcome, rows_of, write_config
+
+FIGURES = ("loss", "margin", "accuracy", "eval_loss", "eval_margin", "eval_nll")
+
+
+def trained(config_file: Path, folder: Path, *overrides: str) -> tuple[dict[str, bytes], list[str]]:
+    """What a run made, and what it said."""
+    said: list[str] = []
+    run.execute(config.load(config_file, [f"output_dir={folder}", "max_steps=3", *overrides]), say=said.append)
+    return outcome(folder), said
+
+
+def figures(folder: Path) -> dict[tuple[int, str], float]:
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return {(line["step"], name): line[name] for line in lines for name in FIGURES if name in line}
+
+
+def test_the_reference_is_kept_for_the_next_run(tmp_path: Path) -> None:
+    """To the bit; what was damaged is computed anew; and computed in every step it gives the same figures."""
+    config_file = write_config(tmp_path, "dpo")
+    first, said = trained(config_file, tmp_path / "first")
+    assert sum("computed once" in line for line in said) == 2
+    again, said = trained(config_file, tmp_path / "again", "objective.beta=0.1")
+    assert not any("computed once" in line for line in said)
+    assert again == first
+    for kept in (cache_dir() / "reference").iterdir():
+        content = bytearray(kept.read_bytes())
+        content[len(content) // 2] ^= 1
+        kept.write_bytes(content)
+    mended, said = trained(config_file, tmp_path / "mended")
+    assert sum("computed once" in line for line in said) == 2
+    assert mended == first
+    _, said = trained(config_file, tmp_path / "live", "objective.reference=live")
+    assert not any("computed once" in line for line in said)
+    assert figures(tmp_path / "live") == pytest.approx(figures(tmp_path / "first"), abs=1e-5)
+
+
+def test_another_beginning_is_another_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An adapter that is gone on from is its own reference; what is kept of the base is not taken for it."""
+    config_file = write_config(tmp_path, "dpo")
+    trained(config_file, tmp_path / "first", "learning_rate=1e-2")
+    goes_on = ["tuning={kind: lora, adapter_path: " + str(tmp_path / "first") + "}", "lora_dropout=0.0"]
+    _, said = trained(config_file, tmp_path / "second", *goes_on)
+    assert sum("computed once" in line for line in said) == 2
+    assert figures(tmp_path / "second")[1, "loss"] == pytest.approx(0.693147, abs=1e-5)
+    monkeypatch.setattr(
+        reference, "_path", lambda _job, samples, _base: cache_dir() / "reference" / f"{len(samples)}.f32"
+    )
+    trained(config_file, tmp_path / "third")
+    with pytest.raises(UserError, match=r"before anything was learned, and must be 0\.693147"):
+        trained(config_file, tmp_path / "fourth", *goes_on)
+    assert not (tmp_path / "fourth" / "checkpoints").exists()
+
+
+@pytest.mark.prove
+@pytest.mark.processes
+@pytest.mark.parametrize("objective", ["dpo", "{kind: dpo, reference: live}", "orpo"])
+def test_killed_and_on_two_processes(objective: str, worker: Worker, tmp_path: Path) -> None:
+    config_file = write_config(tmp_path, objective)
+    worker.run(config_file, tmp_path / "whole", "new")
+    kill_and_resume(worker, config_file, tmp_path / "killed", tmp_path / "whole", kills=2, seed=1)
+    worker.run(config_file, tmp_path / "two", "new", processes=2)
+    assert rows_of(tmp_path / "two") == rows_of(tmp_path / "whole")
+    assert figures(tmp_path / "two") == pytest.approx(figures(tmp_path / "whole"), rel=1e-4, abs=2e-4)
+    kill_and_resume(worker, config_file, tmp_path / "both", tmp_path / "two", kills=2, seed=2, processes=2)
