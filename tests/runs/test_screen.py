@@ -38,6 +38,13 @@ def test_an_evaluation_in_words() -> None:
     assert plain_evaluation({"step": 1, "eval_loss": 2.0}) == "eval after 1 step: loss 2.000"
 
 
+def test_answers_that_are_compared_are_counted() -> None:
+    compared = {"step": 1, "eval_loss": 0.6, "eval_accuracy": 0.625, "eval_margin": 0.1234}
+    assert plain_evaluation(compared) == "eval after 1 step: loss 0.600, 62.5 % of pairs right, margin 0.123"
+    line = plain_step({**LINE, "accuracy": 1.0, "margin": -0.5}, TIMING, 120, 190)
+    assert "loss 1.234  100.0 % of pairs right  margin -0.5  lr 2.0e-04" in line
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [(0, "0s"), (59.4, "59s"), (59.6, "1m00s"), (190, "3m10s"), (3599, "59m59s"), (3600, "1h00m"), (86_399, "23h59m"),

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from luthier.data.dataset.samples import Given
+from luthier.types import NO_TARGET
 from tests.data.dataset.test_prepare import run
 from tests.helpers import tokenizers
 from tests.helpers.tiny_models import CHATML
@@ -45,3 +47,30 @@ def test_a_row_of_which_one_answer_breaks_a_law_is_refused_whole() -> None:
     assert len(found.train) == 2
     assert found.ledger.laws
     assert sum(map(len, found.ledger.dropped.values())) == 2
+
+
+def test_of_pairs_the_better_answers_can_be_asked_for() -> None:
+    rows = [{"prompt": f"Say {number}.", "chosen": f"{number}!", "rejected": f"No {number}."} for number in range(5)]
+    pairs = run(rows, "objective=dpo").train
+    assert pairs.roles.tolist() == [0, 1] * 5
+    better = Given(pairs)
+    assert (len(better), better.examples) == (5, 5)
+    assert [list(better[at].input_ids) for at in range(5)] == [list(pairs[2 * at].input_ids) for at in range(5)]
+    assert [better.row(at) for at in range(5)] == [pairs.row(at) for at in range(5)]
+    assert better.lengths.tolist() == [len(sample) for sample in better]
+    assert better.members_of([3, 1]) == [3, 1]
+
+
+def test_a_request_carries_no_loss_also_where_the_assistant_speaks_in_it() -> None:
+    turns = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hello"},
+        {"role": "user", "content": "Go"},
+    ]
+    row = {"prompt": turns, "chosen": "good", "rejected": "bad"}
+    chosen, rejected = run([row], "objective=orpo").train
+    tokenizer = tokenizers.chatml()
+    for sample, said in ((chosen, "good"), (rejected, "bad")):
+        trained = tokenizer.decode(sample.targets[sample.targets != NO_TARGET])
+        assert said in trained
+        assert "Hello" not in trained

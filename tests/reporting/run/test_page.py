@@ -159,6 +159,23 @@ def test_without_held_out_data_the_training_loss_is_the_result(tmp_path: Path) -
     assert "50 % higher" in page.text
 
 
+def test_a_run_on_pairs_shows_what_became_of_both_answers(tmp_path: Path) -> None:
+    folder = a_run(tmp_path)
+    pair = {"accuracy": 0.75, "margin": 0.2, "logps_chosen": -30.0, "logps_rejected": -40.0}
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines = [{**line, **(pair if "loss" in line else {"eval_accuracy": 0.5, "eval_margin": 0.1})} for line in lines]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    text = Page(write_report(folder).read_text(encoding="utf-8")).text
+    for title in (
+        "Pairs whose better answer is preferred",
+        "Margin between the rewards",
+        "Log-probability of both answers",
+    ):
+        assert title in text
+    assert "Tokens predicted right" not in text
+    assert "50.0 -> 50.0 % of pairs right, margin 0.1 -> 0.1" in end_summary(folder)
+
+
 def test_the_same_answer_is_told_once(tmp_path: Path) -> None:
     lines = [{"step": step, "prompt": "p", "answer": "other" if step == 30 else "same"} for step in (10, 20, 30, 40)]
     (tmp_path / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
