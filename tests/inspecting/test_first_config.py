@@ -88,9 +88,10 @@ def test_an_entry_whose_format_is_to_be_found() -> None:
     assert (look.entry["path"], look.entry["format"]["output"]) == ("a.jsonl", "reply")
 
 
-def test_nothing_that_could_be_learned_is_no_line() -> None:
+@pytest.mark.parametrize("row", [{"label": 3, "score": 0.5}, {"k" * 100_000: "a"}])
+def test_nothing_that_could_be_learned_is_no_line(row: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="no format fits") as caught:
-        first_config.look_at_data([written("a.jsonl", {"label": 3, "score": 0.5})])
+        first_config.look_at_data([written("a.jsonl", row)])
     assert caught.value.fix == ""
 
 

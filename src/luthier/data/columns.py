@@ -13,6 +13,8 @@ REQUESTS = ("question", "query", "instruction", "input", "prompt", "request", "p
 ANSWERS = ("answer", "response", "output", "completion", "target", "reply", "assistant", "bot", "gpt")
 BESIDE = ("context", "passage", "document", "input", "thinking", "reasoning")
 """Where one of them stands beside a request and an answer, leaving it out may be wrong."""
+LONGEST = 80
+"""Characters of a name that is worth proposing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +47,11 @@ def has_an_answer(row: Mapping[str, Any]) -> bool:
 
 def proposed(first: Mapping[str, Any]) -> Proposed:
     """What the columns of a row may mean."""
-    turns = [found for column, value in first.items() if (found := _of_turns(str(column), value))]
+    short = ((str(column), value) for column, value in first.items() if len(str(column)) <= LONGEST)
+    turns = [found for column, value in short if (found := _of_turns(column, value))]
     if turns:
         return Proposed(turns[0], evident=len(turns) == 1)
-    texts = [str(column) for column, value in first.items() if isinstance(value, str)]
+    texts = [str(column) for column, value in first.items() if isinstance(value, str) and len(str(column)) <= LONGEST]
     requests, answers = _called(texts, REQUESTS), _called(texts, ANSWERS)
     beside = [one for one in _called(texts, BESIDE) if one not in requests[:1]]
     evident = len(requests) == len(answers) == 1 and not beside
