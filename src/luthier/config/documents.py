@@ -16,6 +16,11 @@ from luthier.config.components import COMPONENTS
 from luthier.config.plain_yaml import OF_A_PERSON, Limits
 from luthier.errors import EnvironmentProblem, UserError, excerpt
 
+MAIN_PARTS = {"model": "path", "data": "train", "train": "path", **{place[-1]: "kind" for place in COMPONENTS}}
+"""What a bare value of a key stands for."""
+WITH_KEYS = {*MAIN_PARTS, "eval", "training"}
+MOST_NAMED = 8
+
 
 class Document:
     """A tree of plain values and the line of each."""
@@ -29,6 +34,8 @@ class Document:
         self.from_command_line: set[tuple[str | int, ...]] = set()
         self.flags: dict[tuple[str | int, ...], str] = {}
         """keys of the command line that were given as another program takes them, and how they were typed: `--lora_rank`"""
+        self.left_out: list[str] = []
+        """a line for each section that the command line has replaced, where that leaves out keys of the file"""
 
     def line(self, path: Sequence[str | int]) -> int:
         """The line of a path in the tree, or of the nearest ancestor whose line is known; 0 where none is."""
@@ -76,10 +83,9 @@ class Document:
     def set(self, path: Sequence[str], value: Any) -> None:
         """Puts a value into the tree, turning a bare string or list on the way (`model: x`, `data: [a, b]`) into its map.
 
-        A bare kind beside keys that are there already (`r=8 tuning=lora`) is put to them.
+        A bare path, a file or a kind that is put to a map (`model=x` over `model: {path: y, dtype: float16}`, `r=8 tuning=lora`) sets
+        that part of it alone, and the other keys stay. A map replaces the whole, and so does another kind, whose keys are others.
         """
-        shorthand = {"model": "path", "data": "train", "train": "path"}
-        shorthand |= {component_path[-1]: "kind" for component_path in COMPONENTS}
         node = self.tree
         for depth, key in enumerate(path[:-1], 1):
             child = node.get(key)
@@ -88,8 +94,8 @@ class Document:
                 self.lines |= {
                     ("data", "train", *at[1:]): line for at, line in self.lines.items() if at[:1] == ("data",)
                 }
-            if key in shorthand and isinstance(child, str):
-                child = {shorthand[key]: child}
+            if key in MAIN_PARTS and isinstance(child, str):
+                child = {MAIN_PARTS[key]: child}
             if child is not None and not isinstance(child, dict):
                 parent = ".".join(path[:depth])
                 raise UserError(
@@ -101,16 +107,35 @@ class Document:
             child = child or {}
             node[key] = child
             node = child
-        there = node.get(path[-1])
-        if (
-            shorthand.get(path[-1]) == "kind"
-            and isinstance(value, str)
-            and isinstance(there, dict)
-            and "kind" not in there
-        ):
-            value = {**there, "kind": value}
-        node[path[-1]] = value
+        name, there = path[-1], node.get(path[-1])
+        if isinstance(there, dict) and _is_main_part(path, value, there):
+            self.set([*path, MAIN_PARTS[name]], value)
+            return
+        gone = [key for key in _keys_in(there) if key not in (MAIN_PARTS.get(name), *_keys_in(value))]
+        if gone and value is not None:
+            self._note_left_out(path, gone)
+        node[name] = value
         self.from_command_line.add(tuple(path))
+
+    def _note_left_out(self, path: Sequence[str], gone: list[str]) -> None:
+        if path[-1] in WITH_KEYS and not self._is_from_command_line(path):
+            named = ", ".join(gone[:MOST_NAMED]) + (f" and {len(gone) - MOST_NAMED} more" if gone[MOST_NAMED:] else "")
+            dotted = ".".join(path)
+            self.left_out.append(f"command line: {dotted} replaces that of {self.place(path)}, whose {named} is left out")
+
+
+def _is_main_part(path: Sequence[str], value: Any, there: Mapping[str, Any]) -> bool:
+    """Whether a value says nothing of the other keys of the map that it is put to."""
+    part = MAIN_PARTS.get(path[-1])
+    if part == "kind":
+        return isinstance(value, str) and there.get("kind", value) == value
+    return len(path) == 1 and part is not None and isinstance(value, (str, list))
+
+
+def _keys_in(value: Any) -> list[str]:
+    """The keys of a map, or of all maps of a list."""
+    maps = value if isinstance(value, list) else [value]
+    return list(dict.fromkeys(str(key) for one in maps if isinstance(one, Mapping) for key in one))
 
 
 def read_yaml(path: Path, limits: Limits = OF_A_PERSON) -> Document:

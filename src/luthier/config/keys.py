@@ -269,8 +269,10 @@ def markdown() -> str:
         "",
         "The file is YAML 1.2. Unknown and duplicate keys are errors. A bare string is a kind (`tuning: lora` is",
         "`{kind: lora}`) or a path (`model: org/name`, `data: train.jsonl`). On the command line the last word is",
-        "enough where it is unique: `luthier train mine.yaml learning_rate=1e-4`. `luthier explain KEY` prints the",
-        "same text, and `luthier config schema` prints a JSON Schema for editors.",
+        "enough where it is unique: `luthier train mine.yaml learning_rate=1e-4`. There `model=NAME` and `data=FILE` set",
+        "`model.path` and `data.train` and keep the other keys of the file's section; a map (`model={path: NAME}`) and",
+        "another kind (`tuning=full` over a `lora`) replace the section, and what is left out by it is said.",
+        "`luthier explain KEY` prints the same text, and `luthier config schema` prints a JSON Schema for editors.",
     ]
     kinds = [(".".join(path), kind) for path, family in COMPONENTS.items() for kind in component.listing(family)]
     groups: dict[tuple[str, str], list[Key]] = {

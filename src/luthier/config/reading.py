@@ -38,6 +38,7 @@ from luthier.config.translation import as_words, shown, whole
 from luthier.errors import UserError, excerpt
 from luthier.system.files import MANIFEST
 from luthier.system.secrets import held_in
+from luthier.system.streams import complain
 
 MOST_WORDS = 1_000
 LONGEST_KEY = 1_000
@@ -69,7 +70,8 @@ def load(path: str | Path | None = None, overrides: Sequence[str] = (), typed: T
 
     Args:
         path: the YAML file; None when everything stands in `overrides`.
-        overrides: `training.learning_rate=1e-4`, or `learning_rate=1e-4` where the last word is unique.
+        overrides: `training.learning_rate=1e-4`, or `learning_rate=1e-4` where the last word is unique. What they leave out of the
+            file is said on standard error.
         typed: the rest of the command line.
 
     Raises:
@@ -99,7 +101,10 @@ def assemble(document: Document, overrides: Sequence[str], typed: Typed = Typed(
             document.flags[tuple(_set_flag(document, flag, text))] = flag
         except UserError as error:
             wrong.append(UserError(f"{COMMAND_LINE}: {flag}", error.found, error.expected, error.fix))
-    return build(document, wrong, typed)
+    made = build(document, wrong, typed)
+    for line in document.left_out:
+        complain(line)
+    return made
 
 
 def parsed(text: str) -> Any:
