@@ -76,6 +76,16 @@ def test_mistakes_that_need_no_torch_are_told_without_it(tmp_path: Path) -> None
     Path(tmp_path / "work" / "done").mkdir()
     Path(tmp_path / "work" / "done" / "file").write_text("")
     (tmp_path / "work" / "train.jsonl").write_text(json.dumps({"instruction": "a", "output": "b"}))
+    for name in ("whole", "cut"):
+        run = tmp_path / "work" / "runs" / name
+        for step in (10, 20):
+            (run / "checkpoints" / f"step-{step:06d}").mkdir(parents=True)
+        (run / "manifest.json").write_text(json.dumps({"luthier": "0.1.0", "state": "stopped"}))
+        (run / "config.yaml").write_text("model: ../models/llama")
+    (tmp_path / "work" / "runs" / "whole" / "adapter").mkdir()
+    for name in ("whole", "next"):
+        written = f"model: ../models/llama\ndata: train.jsonl\noutput_dir: runs/{name}\n"
+        (tmp_path / "work" / f"{name}.yaml").write_text(written)
     train = ["train", "data=train.jsonl", "chat_template=chatml"]
     asked = {
         "there is no such run": ["chat", "runs/nope"],
@@ -104,6 +114,33 @@ def test_mistakes_that_need_no_torch_are_told_without_it(tmp_path: Path) -> None
         "nowhere: there is no such file or folder": ["export", "nowhere", "-o", "x"],
         "model ./nowhere: there is no such file or folder": ["doctor", "./nowhere"],
         'did you mean "../models/llama"': [*train, "model=../models/lama", "output_dir=new"],
+        "fix: luthier chat runs/whole": ["chat", "runs"],
+        "this folder holds runs and is none itself: cut, whole": ["eval", "runs", "--data", "train.jsonl"],
+        "fix: luthier export runs/whole --to merged --output x": ["export", "runs", "-o", "x"],
+        "fix: luthier compare ../models/llama runs/whole": ["compare", "../models/llama", "runs"],
+        "fix: luthier compare runs/whole --prompt 'Who are you?'": ["compare", "runs", "--prompt", "Who are you?"],
+        "this is a configuration, whose run is runs/whole\nexpected: the run that it makes\nfix: luthier chat runs/whole": [
+            "chat",
+            "whole.yaml",
+        ],
+        "fix: luthier eval runs/whole --data train.jsonl": ["eval", "whole.yaml", "--data", "train.jsonl"],
+        "fix: luthier export runs/whole --to adapter --output x": [
+            "export",
+            "whole.yaml",
+            "--to",
+            "adapter",
+            "-o",
+            "x",
+        ],
+        "fix: luthier train next.yaml, then luthier chat runs/next": ["chat", "next.yaml"],
+        "fix: luthier chat runs/whole/checkpoints/step-000020": ["chat", "runs/whole/checkpoints"],
+        "fix: luthier train runs/cut/config.yaml --resume": ["chat", "runs/cut"],
+        "fix: luthier train runs/cut/config.yaml --resume ": ["eval", "runs/cut/checkpoints"],
+        "fix: luthier train runs/cut/config.yaml --resume  ": ["chat", "runs/cut/checkpoints/step-000010"],
+        "--resume; or luthier data --after runs/cut --suspects 0, which asks no model": ["data", "--after", "runs/cut"],
+        "runs/nosuch: there is no such run": ["data", "--after", "runs/nosuch"],
+        'did you mean "runs/whole"': ["data", "--after", "runs/whola"],
+        "--after ../models/llama: this is no run": ["data", "--after", "../models/llama"],
         "runs/mine holds a run already (finished)": [*train, "model=../models/llama", "output_dir=runs/mine"],
     }
     code = (

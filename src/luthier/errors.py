@@ -5,6 +5,8 @@ Exit codes: 2 the input is wrong, 3 the environment is, 4 the numbers diverged, 
 
 from __future__ import annotations
 
+import signal
+
 EXCERPT_CHARS = 80
 
 
@@ -57,7 +59,8 @@ class Stopped(LuthierError):
     """A signal asked the run to end; the step was finished and saved."""
 
     def __init__(self, signal_number: int, where: str, fix: str) -> None:
-        super().__init__(where, f"stopped by signal {signal_number}; the state is saved", "", fix)
+        by = "ctrl-c" if signal_number == signal.SIGINT else signal.Signals(signal_number).name
+        super().__init__(where, f"stopped by {by}; the state is saved", "", fix)
         self.exit_code = 128 + signal_number
 
 

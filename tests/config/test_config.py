@@ -224,7 +224,7 @@ def test_all_problems_are_listed_at_once() -> None:
         ("cutoff_len: 512", "data.max_length"),
         ("template: x", "data.chat_template"),
         ("base_model: x", "write model"),
-        ("packing: true", "leave it out"),
+        ("packing: true", "where the model is proven to allow it"),
         ("bf16: true", "dtype: bfloat16"),
         ("gradient_checkpointing: true", "activation_checkpointing"),
         ("training: {warmup_ratio: 0.1}", "warmup_steps"),

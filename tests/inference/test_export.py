@@ -191,7 +191,8 @@ def test_a_quantized_base_needs_a_choice(base: Path, tmp_path: Path) -> None:
     quantized = make_run(tmp_path / "run", base, quantization="nf4")
     with pytest.raises(UserError, match="held in nf4") as caught:
         verified_export.export(str(quantized), "merged", tmp_path / "out", say=quiet)
-    assert "--base 16bit" in caught.value.fix
+    line = f"luthier export {quantized} --to merged --output {tmp_path / 'out'} --base"
+    assert caught.value.fix == f"{line} 16bit, or {line} dequantized"
     assert not (tmp_path / "out").exists()
     verified_export.export(str(quantized), "merged", tmp_path / "out", base="16bit", say=quiet)
     verified_export.export(str(quantized), "adapter", tmp_path / "adapter", say=quiet)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -122,6 +123,35 @@ def test_a_limit_of_a_configuration_is_no_advice_where_there_is_none(opened: Ope
             read(opened, str(path))
         assert "data." not in str(caught.value)
         assert caught.value.fix == "mend the rows, or add --drop-bad-rows"
+
+
+@pytest.mark.parametrize("others", ["", ", num_samples: 2"])
+def test_columns_of_their_own_are_answered_with_the_option_that_works(
+    others: str, opened: Opened, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "qa.csv"
+    path.write_text("question,answer\nWhat is 1?,One.\nWhat is 2?,Two.\n")
+    given = f"{{path: {path}{others}}}" if others else str(path)
+    for option, command in (("--data", "eval"), ("--prompts", "compare")):
+        with pytest.raises(UserError, match="no format fits") as caught:
+            read_samples(opened, given, option=option)
+        assert main([command, opened.target, option, given, "--limit", "1"]) == 2
+        assert f"fix: {caught.value.fix}\n" in capsys.readouterr().err
+        name, entry = shlex.split(caught.value.fix)
+        assert name == option
+        assert ("num_samples: 2" in entry) == bool(others)
+        assert [one.reference for one in read_questions(opened, entry)] == ["One.", "Two."]
+
+
+def test_a_template_that_does_not_fit_is_answered_with_the_option(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["chat", str(run), "--chat-template", "yuan", "--prompt", "Hi"]) == 2
+    said = capsys.readouterr().err
+    assert "--chat-template: yuan" in said
+    fix = said.partition("fix: ")[2].split()
+    assert fix == ["--chat-template", "auto"]
+    assert main(["chat", str(run), *fix, "--prompt", "Hi", "--max-new-tokens", "1"]) == 0
 
 
 @pytest.mark.parametrize("rows", [1, 2])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,20 @@ def test_verdict(family: str) -> None:
     verdict = prove(twin_config(family), torch.float32)
     assert verdict.flat is VERDICTS[family], verdict
     assert verdict == prove(twin_config(family), torch.float32)
+
+
+@pytest.mark.parametrize("family", ["bloom", "falcon"])
+def test_what_has_no_hook_is_said_in_plain_words_and_once(family: str, caplog: pytest.LogCaptureFixture) -> None:
+    logging.getLogger("transformers").addHandler(caplog.handler)
+    try:
+        verdict = flat._prove(reduced(twin_config(family)), torch.float32, torch.device("cpu"))
+        with pytest.raises(ValueError, match="cannot be replaced"):
+            use_flat_attention(twin(family))
+    finally:
+        logging.getLogger("transformers").removeHandler(caplog.handler)
+    assert verdict.why.startswith("it does not take flat batches: its attention cannot be replaced")
+    assert "Error" not in verdict.why
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("family", VERDICTS)

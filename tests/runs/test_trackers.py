@@ -163,8 +163,11 @@ def test_a_missing_package_is_named_before_anything_starts(tmp_path: Path, monke
     monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: None if name in gone else known(name))
     with pytest.raises(EnvironmentProblem) as problem:
         Recorder(tmp_path, run_config("wandb", "swanlab"), total_steps=1)
-    assert problem.value.fix == "pip install 'luthier[tracking]' && pip install swanlab"
-    assert "wandb, swanlab" in str(problem.value)
+    assert problem.value.fix == "pip install wandb swanlab, or leave it out of report_to"
+    assert "report_to: wandb and swanlab are not installed here" in str(problem.value)
+    with pytest.raises(EnvironmentProblem, match="wandb is not installed here") as problem:
+        trackers.check_trackers(["wandb"])
+    assert problem.value.fix == "pip install wandb, or leave it out of report_to"
     assert list(tmp_path.iterdir()) == []
 
 

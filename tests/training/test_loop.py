@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -205,19 +206,23 @@ def test_early_stopping_keeps_the_best(tmp_path: Path) -> None:
     assert job.progress.best_step in job.checkpoints.steps()
 
 
-def test_a_signal_finishes_the_step_and_saves(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "by"), [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "ctrl-c")])
+def test_a_signal_finishes_the_step_and_saves(number: int, by: str, tmp_path: Path) -> None:
     job = job_of(tmp_path, "save_steps=100")
     whole = job.objective.loss
 
     def loss(policy: object, batch: object) -> object:
         if batch.step == 1:  # type: ignore[attr-defined]
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
         return whole(policy, batch)  # type: ignore[arg-type]
 
     job.objective.loss = loss  # type: ignore[method-assign,assignment]
     with pytest.raises(Stopped) as caught:
         run_steps(job, job.record)
-    assert caught.value.exit_code == 143
+    assert caught.value.exit_code == 128 + number
+    assert f"stopped by {by}; the state is saved" in str(caught.value)
+    folder = shlex.quote(str(job.checkpoints.folder.parent / "config.yaml"))
+    assert caught.value.fix == f"luthier train {folder} --resume"
     assert job.checkpoints.steps() == [2]
     again = job_of(tmp_path / "again")
     restore(again, job.checkpoints.load(2), 2)

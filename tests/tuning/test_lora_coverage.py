@@ -124,7 +124,29 @@ def test_plain_names_given_as_a_text_are_names(asked: str) -> None:
     assert found == {name.strip() for name in asked.split(",")}
     with pytest.raises(UserError, match=r"'W_pack' matches no linear layer") as caught:
         applied(twin("llama"), target_modules="W_pack")
-    assert caught.value.fix == "target_modules=[down_proj,gate_proj]"
+    assert caught.value.fix == "tuning.target_modules=all-linear, or tuning.target_modules=q_proj,k_proj,v_proj"
+    assert caught.value.expected.startswith("all-linear, or names of its layers: q_proj, k_proj")
+
+
+@pytest.mark.parametrize(
+    ("family", "asked", "meant"),
+    [
+        ("llama", ("W_pack", "o_proj"), "q_proj,k_proj,v_proj,o_proj"),
+        ("llama", ("q_porj",), "q_proj"),
+        ("gpt_neox", ("q_proj", "v_proj"), "query_key_value"),
+        ("gpt2", ("q_proj",), "c_attn"),
+        ("llama", ("nonsense",), ""),
+        ("llama", r".*\.nonsense", ""),
+    ],
+)
+def test_names_of_another_model_are_answered_with_those_of_this_one(family: str, asked: Any, meant: str) -> None:
+    with pytest.raises(UserError, match="matches no linear layer") as caught:
+        applied(twin(family), target_modules=asked)
+    everything, _, named = caught.value.fix.partition(", or ")
+    assert everything == "tuning.target_modules=all-linear"
+    assert named == (f"tuning.target_modules={meant}" if meant else "")
+    if meant:
+        applied(twin(family), target_modules=meant)
 
 
 def test_an_expression_means_what_it_says_on_such_a_mixture() -> None:

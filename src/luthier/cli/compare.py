@@ -88,7 +88,8 @@ def compare(
 def _check(targets: list[str], asked: Asked) -> None:
     from luthier.inference.as_typed import check_names
 
-    check_names("luthier compare", targets, "--prompts", asked.path)
+    words = [word for text in asked.prompts for word in ("--prompt", text)]
+    check_names("luthier compare", targets, "--prompts", asked.path, others=words)
     asked.refuse_wrong(targets[0] if len(targets) == 1 else "")
 
 

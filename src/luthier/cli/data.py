@@ -85,9 +85,12 @@ def data(
     from luthier import config
     from luthier.cli._shared import split_config_and_overrides
     from luthier.errors import UserError
+    from luthier.inference.as_typed import check_after
     from luthier.inspecting.data.look import look
     from luthier.inspecting.data.shown_rows import Wanted
 
+    if after is not None:
+        check_after(after, asks=suspects > 0)
     path, overrides = split_config_and_overrides(arguments or [])
     path = after / "config.yaml" if path is None and after is not None else path
     wanted = config.load(path, overrides, config.Typed(command="luthier data"))

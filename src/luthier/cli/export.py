@@ -35,7 +35,7 @@ def export(
     from luthier.inference.as_typed import check_export, check_names
 
     check_export(target, to, output)
-    check_names("luthier export", [target])
+    check_names("luthier export", [target], others=["--to", to, "--output", str(output)])
     from luthier.inference.verified_export import export as write
 
     settings = {} if dtype is None else {"dtype": dtype}

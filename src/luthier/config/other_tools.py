@@ -165,7 +165,7 @@ BATCH_PARTS = (
     "gradient_accumulation_steps",
 )
 
-PACKING = "samples always lie one after the other without padding, kept apart exactly"
+PACKING = "samples lie one after the other without padding, kept apart exactly, where the model is proven to allow it"
 ATTENTION = "the fastest attention that is proven exact for the model is taken"
 LAID_OUT = "batches are laid out ahead of the run"
 PLACED = "the model is put on the machine's best device"

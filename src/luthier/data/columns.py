@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from luthier.config import data_entry
 from luthier.config.documents import to_line
 from luthier.errors import UserError
 
@@ -30,6 +31,12 @@ class Proposed:
     def entry(self, path: object, others: Mapping[str, Any] | None = None) -> str:
         """A file's entry in a configuration, in one line."""
         return to_line({"path": str(path), **(others or {}), "format": self.format})
+
+    def named(self, text: str) -> str:
+        """The same of a file as a command names it, a path or a map of more than one."""
+        given = data_entry(text)
+        others = {key: value for key, value in given.items() if key != "path"} if isinstance(given, dict) else {}
+        return self.entry(given["path"] if others else text, others)
 
 
 class NoFormat(UserError):

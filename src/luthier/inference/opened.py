@@ -18,7 +18,7 @@ from luthier.config import RunConfig
 from luthier.data.chat.renderer import ChatRenderer
 from luthier.data.chat.template import Template
 from luthier.errors import UserError
-from luthier.inference.as_typed import named_by
+from luthier.inference.as_typed import TEMPLATE, named_by
 from luthier.kernels.dropout import DropoutKeys
 from luthier.models.adapters import (
     begins,
@@ -183,7 +183,7 @@ def open_model(
         found.put_into(model, weights)
     tokenizer = load_tokenizer(result if (result / TOKENIZER).is_file() else source.folder, trust_remote_code)
     if chat_template is not None:
-        tokenizer.chat_template = Template.choose(tokenizer, chat_template).saved_source
+        tokenizer.chat_template = _template_of(tokenizer, chat_template)
     template = Template.choose(tokenizer) if tokenizer.chat_template else None
     renderer = ChatRenderer(tokenizer, template, _stop_ids(model))
     system = trained_system(result)
@@ -201,6 +201,14 @@ def open_model(
         held,
         found.step if found is not None else None,
     )
+
+
+def _template_of(tokenizer: Any, name: str) -> str:
+    """The text of a template that a command names. Raises UserError in the command's words."""
+    try:
+        return Template.choose(tokenizer, name).saved_source
+    except UserError as error:
+        raise named_by(TEMPLATE, error) from None
 
 
 def _loaded(

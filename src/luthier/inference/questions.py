@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from luthier import component
 from luthier import config as configuration
 from luthier.config import DataFile
 from luthier.config.components import default_component
+from luthier.data.columns import NoFormat
 from luthier.data.dataset.prepare import Prepared, prepare
 from luthier.data.dataset.progress import encoding_shown
 from luthier.data.dataset.samples import Given, SampleSet
@@ -230,12 +232,16 @@ def read_samples(
         limits = Limits(settable=False)  # there is no configuration in which they could be written
         context = opened.context_tokens
         return prepare(config, opened.tokenizer, context_length=context, objective=objective, watch=rows, limits=limits)
+    except NoFormat as error:
+        fix = f"{option} {shlex.quote(error.proposed.named(path))}" if error.proposed.works else ""
+        raise UserError(error.where, error.found, error.expected, fix) from None
     except UserError as error:
         error = named_by(option, error)
         if counts := BAD_ROWS.match(error.found):
             found = error.found.replace("; nothing was trained", "")
             drop = "" if counts[1] == counts[2] else ", or add --drop-bad-rows"
-            raise UserError(error.where, found, error.expected, "mend the rows" + drop) from None
+            fix = error.fix if "format: {" in error.fix else "mend the rows" + drop
+            raise UserError(error.where, found, error.expected, fix) from None
         if (config_words := "on_bad_row=drop and on_long_row=drop") in error.fix:
             fix = error.fix.replace(config_words, "--drop-bad-rows")
             raise UserError(error.where, error.found, error.expected, fix) from None

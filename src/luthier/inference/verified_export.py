@@ -162,7 +162,7 @@ def export(
     refuse_used(folder)
     say(f"opening {target} in float32 on the CPU")
     opened = _open(target, "16bit" if exporter.needs_adapter else "as trained", trust_remote_code)
-    _refuse_wrong(exporter, to, opened, base)
+    _refuse_wrong(exporter, to, opened, base, folder)
     inputs = _inputs(opened, say)
     held = None
     if opened.quantization is not None and not exporter.needs_adapter:
@@ -249,26 +249,28 @@ def _config(kind: Any, to: str, settings: dict[str, Any]) -> ComponentConfig:
     return config
 
 
-def _refuse_wrong(exporter: Any, to: str, opened: Opened, base: str) -> None:
+def _refuse_wrong(exporter: Any, to: str, opened: Opened, base: str, folder: Path) -> None:
+    command, output = f"luthier export {shlex.quote(opened.target)}", f"--output {shlex.quote(str(folder))}"
     if exporter.needs_adapter and opened.adapter is None:
         raise UserError(
             opened.target,
             "has no adapter: all its weights are its own",
             "a run with tuning: lora",
-            f"luthier export {opened.target} --to merged --output DIR",
+            f"{command} --to merged {output}",
         )
     if to == "adapter" or opened.quantization is None:
         return
-    kind, command = opened.quantization.kind, f"luthier export {opened.target} --to {to} --output DIR --base"
+    kind, command = opened.quantization.kind, f"{command} --to {to} {output} --base"
+    completes = opened.adapter is not None and begins(opened.adapter) == "loftq"
     if base == "as trained":
         raise UserError(
             opened.target,
             f"the adapter was trained on a base held in {kind}, which a plain model is not",
             "the choice of another base: 16bit, the unquantized one, to which the adapter fits a little worse; or "
             "dequantized, the very values that it was trained on; or the adapter alone",
-            f"{command} 16bit",
+            f"{command} dequantized" if completes else f"{command} 16bit, or {command} dequantized",
         )
-    if base == "16bit" and opened.adapter is not None and begins(opened.adapter) == "loftq":
+    if base == "16bit" and completes:
         raise UserError(
             opened.target,
             "the adapter began at what quantization lost (loftq), which the unquantized base still has",

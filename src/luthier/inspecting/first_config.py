@@ -15,7 +15,7 @@ from typing import Any
 from luthier import component, config
 from luthier.config.components import DEFAULT_KINDS
 from luthier.config.documents import parse_yaml, to_yaml
-from luthier.data.columns import NoFormat, Proposed, has_an_answer, proposed
+from luthier.data.columns import NoFormat, has_an_answer, proposed
 from luthier.data.files import Source, sources
 from luthier.data.recognise import row_parser_of
 from luthier.errors import BadRow, UserError
@@ -102,19 +102,13 @@ def look_at_data(paths: Sequence[str], model: str = "NAME", objective: str | Non
         try:
             looks += _looks(path, objective)
         except NoFormat as error:
-            entry = _with_format(path, error.proposed)
+            entry = error.proposed.named(path)
             if not error.proposed.evident:
                 line = " ".join(map(shlex.quote, [*paths[:index], entry, *paths[index + 1 :], "--model", model]))
                 fix = f"luthier init {line}" if error.proposed.works else ""
                 raise UserError(error.where, error.found, error.expected, fix) from None
             looks += _looks(entry, objective)
     return looks
-
-
-def _with_format(path: str, proposed: Proposed) -> str:
-    entry = config.data_entry(path)
-    others = {key: value for key, value in entry.items() if key != "path"} if isinstance(entry, dict) else {}
-    return proposed.entry(entry["path"] if others else path, others)
 
 
 def _looks(path: str, objective: str | None) -> list[DataLook]:

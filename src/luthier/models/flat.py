@@ -60,6 +60,9 @@ WEIGHT_STD = 0.15
 """Large enough that a leak moves the logits far beyond rounding (the usual 0.02 would hide it)."""
 
 
+NO_HOOK = "its attention cannot be replaced"
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What the proof found. Figures are relative to the largest logit; None where it did not get so far."""
@@ -93,9 +96,11 @@ def use_flat_attention(model: Any) -> None:
     """From here on the model takes flat batches. Raises ValueError where its code has no attention hook."""
     attention.register()
     model.luthier_stock_attention = model.config._attn_implementation
-    model.set_attn_implementation(attention.NAME)  # a warning is all that transformers has for a model that cannot
+    if not model._can_set_attn_implementation():  # else transformers warns, and leaves it as it is
+        raise ValueError(NO_HOOK)
+    model.set_attn_implementation(attention.NAME)
     if model.config._attn_implementation != attention.NAME:
-        raise ValueError("its attention cannot be replaced")
+        raise ValueError(NO_HOOK)
 
 
 def prove(config: Any, dtype: torch.dtype, device: torch.device | str = "cpu") -> Verdict:
@@ -284,7 +289,9 @@ def _doubt(padded: _Pass, alone: _Pass, dtype: torch.dtype) -> str:
 def _not_flat(why: str, error: Exception, doubt: str = "") -> Verdict:
     """The verdict where code of the architecture has failed. Raises EnvironmentProblem where the machine has."""
     raise_fault("the proof of the layout", error)
-    return Verdict(False, f"{why} ({type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}){doubt}")
+    said = (str(error).splitlines() or [""])[0][:120]
+    said = f"it lacks {said}" if isinstance(error, (KeyError, AttributeError)) else said
+    return Verdict(False, f"{why}{': ' if said else ''}{said}{doubt}")
 
 
 def _run(model: Any, compute: Callable[[], list[torch.Tensor]]) -> _Pass:

@@ -22,14 +22,8 @@ if TYPE_CHECKING:
 PROJECT = "luthier"
 """The project (experiment) of a tracker under which runs are found; a run has the name of its folder."""
 
-EXTRA = "pip install 'luthier[tracking]'"
-"""Installs tensorboard, wandb, mlflow and trackio."""
-
-FIXES = {
-    **dict.fromkeys(("tensorboard", "wandb", "mlflow", "trackio"), EXTRA),
-    **{name: f"pip install {name}" for name in ("swanlab", "comet_ml", "aim")},
-}
-"""How each tracker is installed. The module has the tracker's name."""
+PACKAGES = {"mlflow": ("mlflow-skinny", "sqlalchemy", "alembic")}
+"""What a tracker is installed by, where that is not its name; the module always has it."""
 
 WANDB_FIX = "wandb login, or WANDB_MODE=offline before the command"
 LOCAL_MODES = ("offline", "disabled", "dryrun")
@@ -46,8 +40,10 @@ def check_trackers(names: Sequence[str]) -> None:
     """
     missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:
-        fixes = list(dict.fromkeys(FIXES[name] for name in missing))
-        raise EnvironmentProblem("report_to", f"{', '.join(missing)} not installed here", "", " && ".join(fixes))
+        packages = [package for name in missing for package in PACKAGES.get(name, (name,))]
+        found = f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed here"
+        fix = f"pip install {' '.join(packages)}, or leave it out of report_to"
+        raise EnvironmentProblem("report_to", found, "the trackers that it names", fix)
 
 
 def check_logins(names: Sequence[str]) -> None:

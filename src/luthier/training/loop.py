@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import shlex
 import signal
 import time
 
 from luthier.data.dataset.samples import SampleSet
 from luthier.errors import Stopped
 from luthier.inference.scoring import score_rows
+from luthier.runs.run_folder import CONFIG
 from luthier.system.cores import pressure_s
 from luthier.system.devices import memory_bytes
 from luthier.training.before_step import gradient_shares, survey
@@ -62,8 +64,15 @@ def run_steps(job: Job, record: Record) -> None:
                 raise Stopped(
                     stop.number or signal.SIGTERM,
                     f"step {progress.step} of {job.steps.total}",
-                    "the same command with --resume goes on",
+                    _resuming(job),
                 )
+
+
+def _resuming(job: Job) -> str:
+    """The command that goes on; of several processes the one that was typed is known to their starter alone."""
+    if job.engine.processes > 1:
+        return "the same command with --resume"
+    return f"luthier train {shlex.quote(str(job.checkpoints.folder.parent / CONFIG))} --resume"
 
 
 def train_step(job: Job, record: Record, check: LearningCheck, stop: StopSignal | None = None) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
@@ -11,6 +12,9 @@ from torch import nn
 from luthier.errors import UserError
 from luthier.tuning._anatomy import experts_of, is_router, layers_of
 from luthier.tuning._patterns import as_names, matched
+
+QUERIES = ("q_proj", "k_proj", "v_proj", "qkv_proj", "W_pack", "Wqkv", "query_key_value", "c_attn", "in_proj_qkv")
+"""What the projections of queries, keys and values are called by one model or another, which may have one layer for the three."""
 
 LINEAR = ("Conv1D", "Linear4bit", "Linear8bitLt")
 
@@ -103,14 +107,14 @@ def _named(model: Any, linear: dict[str, nn.Module], asked: str | tuple[str, ...
         found = matched(asked, (name for name, _ in model.named_modules()), "tuning.target_modules")
         names = [name for name in linear if name in found]
         if not names:
-            raise _unmatched(asked, linear)
+            raise _unmatched(asked, linear, ())
         if not _rewritten(asked, model):
             return asked
     else:
         names = list(asked)
         for target in names:
             if not any(_is_target([target], name) for name in linear):
-                raise _unmatched(target, linear)
+                raise _unmatched(target, linear, names)
     if moved := [name for name in names if _rewritten([name], model)]:
         raise UserError(
             "tuning.target_modules",
@@ -141,14 +145,26 @@ def _all_linear(model: Any, linear: dict[str, nn.Module], experts: bool) -> list
     return sorted(target for target in targets if not _rewritten([target], model))
 
 
-def _unmatched(asked: str, linear: dict[str, nn.Module]) -> UserError:
-    known = sorted({name.rpartition(".")[2] for name in linear})
+def _unmatched(wrong: str, linear: dict[str, nn.Module], asked: Sequence[str]) -> UserError:
+    """The error of a target that matches nothing; of several names the others are kept in what is proposed."""
+    known = list(dict.fromkeys(name.rpartition(".")[2] for name in linear))
+    meant = dict.fromkeys(other for name in asked for other in _meant(name, known))
+    by_name = f", or tuning.target_modules={','.join(meant)}" if meant and _meant(wrong, known) else ""
     return UserError(
         "tuning.target_modules",
-        f"{asked!r} matches no linear layer of this model",
-        "of " + ", ".join(known),
-        f"target_modules=[{','.join(known[:2])}]",
+        f"{wrong!r} matches no linear layer of this model",
+        "all-linear, or names of its layers: " + ", ".join(known),
+        "tuning.target_modules=all-linear" + by_name,
     )
+
+
+def _meant(name: str, known: Sequence[str]) -> list[str]:
+    """The layers of a model that a name of another model's, or one that is spelt nearly so, stands for."""
+    if name in known:
+        return [name]
+    if name in QUERIES:
+        return [other for other in known if other in QUERIES]
+    return difflib.get_close_matches(name, known, n=1, cutoff=0.65)
 
 
 def _read_by_a_fused_kernel(name: str, model: nn.Module) -> bool:

@@ -114,7 +114,7 @@ def prepare(
     encoding = Encoding(data, renderer, objective, limit_of(data, context_length))
     if data.streaming:
         sets, account, rejected = _streamed(encoding, parts, watch)
-        return _prepared(encoding, parts, sets, _meta(account, data), rejected, from_cache=False)
+        return _prepared(encoding, parts, sets, _meta(account, data, parts), rejected, from_cache=False)
     for part in parts:
         part.source.look()
     folder = cache.folder_of(identity(config, parts, encoding))
@@ -144,7 +144,7 @@ def _to_cache(encoding: Encoding, parts: list[Part], folder: Path, watch: Watch,
             store.add(done.chunk)
         sets = store.complete()
         _close_account(encoding.data, parts, store.account, sets, refuse)
-        store.finish(_meta(store.account, encoding.data), folder)
+        store.finish(_meta(store.account, encoding.data, parts), folder)
     found = cache.find(folder)
     if found is None:
         raise RuntimeError(f"{folder} cannot be read right after it was written")
@@ -224,7 +224,7 @@ def _close_account(
     Raises:
         UserError: rows cannot be used (with `refuse`), or none are left.
     """
-    refused, empty = all_refused_rows(account, data), nothing_left(data, parts, account.ledger, sets)
+    refused, empty = all_refused_rows(account, data, parts), nothing_left(data, parts, account.ledger, sets)
     if error := refused if refused is not None and (refuse or empty) else empty:
         raise error
     if "eval" in sets:
@@ -234,9 +234,9 @@ def _close_account(
     account.ledger.check()
 
 
-def _meta(account: Account, data: DataConfig) -> dict[str, Any]:
+def _meta(account: Account, data: DataConfig, parts: list[Part]) -> dict[str, Any]:
     system = account.systems[0] if len(account.systems) == 1 else ""
-    refused = all_refused_rows(account, data)
+    refused = all_refused_rows(account, data, parts)
     return {
         "ledger": account.ledger.as_dict(),
         "system": system or None,

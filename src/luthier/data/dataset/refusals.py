@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from itertools import islice
+from typing import Any
 
+from luthier.component import ComponentConfig, nearest
 from luthier.config import DataConfig
+from luthier.config.documents import to_line
+from luthier.data.columns import LONGEST, proposed
 from luthier.data.dataset.cache import SHOWN_REFUSED, Account
 from luthier.data.dataset.held_out import share_that_holds_out
 from luthier.data.dataset.ledger import Ledger
@@ -21,7 +25,7 @@ ROWS_LOOKED_AT = 10_000
 """Most rows that are read again to propose a share that holds out some."""
 
 
-def all_refused_rows(account: Account, data: DataConfig) -> UserError | None:
+def all_refused_rows(account: Account, data: DataConfig, parts: list[Part]) -> UserError | None:
     """One error for all rows that cannot be used: the first places, how many more, and what to write."""
     if not account.refused_rows:
         return None
@@ -38,14 +42,47 @@ def all_refused_rows(account: Account, data: DataConfig) -> UserError | None:
         where = "; luthier data with on_bad_row=drop on_long_row=drop and --json lists all" if count < rows_in else ""
         shown.append(f"  and {count - SHOWN_REFUSED:,} more{where}")
     head = f"{count:,} of {counted(rows_in, 'row')} cannot be used ({_percent(count / rows_in)}); nothing was trained"
+    if count == rows_in and (other := _other_columns(parts)):
+        return UserError("", "\n".join([head, *shown]), "", other)
     fixes = [common] if common else ["mend the rows"] if long < count else []
-    if long < count and not (common and count == rows_in):  # dropping all of them leaves nothing to learn from
+    if long < count < rows_in:  # dropping all of them leaves nothing to learn from
         fixes.append("on_bad_row=drop (they go to rejected.jsonl)")
     if long:
         truncate = " or truncate (their ends are lost)" if data.on_long_row == "error" else ""
         fixes.append(f"on_long_row=drop{truncate}")
         fixes.append("rows of fewer tokens" + (", or a larger max_length" if data.max_length is not None else ""))
     return UserError("", "\n".join([head, *shown]), "", ", or ".join(fixes))
+
+
+def _other_columns(parts: list[Part]) -> str:
+    """The format with a column that the rows have, where the one that a file names reads a column that its first row has not; ""
+    where that is not what is wrong, or nothing is near."""
+    for part in parts:
+        given = part.source.file.format
+        if isinstance(given, str):
+            continue
+        parser, rows = row_parser_of(part.source, part.source.rows(), "data.train")
+        row = next((row for row in rows if isinstance(row, Row)), None)
+        if parser is None or row is None:
+            continue
+        try:
+            parser.parse(row)
+        except BadRow as error:
+            if error.field not in row.values and (said := _meant(given, error.field, row.values)):
+                return said
+    return ""
+
+
+def _meant(given: ComponentConfig, column: str, row: Mapping[str, Any]) -> str:
+    """What to write for a format that reads a column which is not there."""
+    named = given.model_dump(mode="json", exclude_unset=True) | {"kind": given.kind}
+    if near := nearest(column, [name for name in map(str, row) if len(name) <= LONGEST], 1):
+        keys = (key for key, value in given.model_dump(mode="json").items() if value == column)
+        return "".join(
+            f'did you mean "{near[0]}"? format: {to_line({**named, key: near[0]})}' for key in islice(keys, 1)
+        )
+    likely = proposed(row)
+    return f"format: {to_line(likely.format)}" if likely.evident and isinstance(likely.format, dict) else ""
 
 
 def _percent(share: float) -> str:
@@ -67,7 +104,7 @@ def nothing_left(
             names,
             "no rows are left to learn from" + why,
             "at least one row",
-            "without on_bad_row=drop and on_long_row=drop the reasons are listed",
+            _other_columns(parts) or "without on_bad_row=drop and on_long_row=drop the reasons are listed",
         )
     if data.eval is not None and not len(sets.get("eval", ())):
         return UserError(

@@ -8,6 +8,7 @@ missing and for what must not be loaded.
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -147,6 +148,25 @@ def refuse_missing(path: str) -> None:
     )
 
 
+def result_of(folder: Path) -> Path | None:
+    """The folder with what a run has made; None for a folder that is no run's. Raises UserError where there is no result yet."""
+    if not is_run(folder):
+        return None
+    for inner in ("adapter", "model"):
+        if (folder / inner).is_dir():
+            return folder / inner
+    raise UserError(
+        str(folder),
+        "this run has no result yet (neither adapter/ nor model/)",
+        "a run that came to its end; then its checkpoints can be used, too",
+        f"luthier train {shlex.quote(str(folder / 'config.yaml'))} --resume",
+    )
+
+
+def is_run(folder: Path) -> bool:
+    return (folder / "manifest.json").is_file() and (folder / "config.yaml").is_file()
+
+
 def _beside(path: str, local: Path) -> list[str]:
     """What lies in the folder of a path, as the path is written."""
     folder = local.parent
@@ -192,16 +212,8 @@ def _file(file: Path, say: Say) -> ModelSource:
 
 def _folder(folder: Path, trust_remote_code: bool, say: Say, chain: tuple[Path, ...]) -> ModelSource:
     """A transformers folder, an adapter, or a run that holds one of them."""
-    if (folder / "manifest.json").is_file() and (folder / "config.yaml").is_file():
-        for inner in ("adapter", "model"):
-            if (folder / inner).is_dir():
-                return _folder(folder / inner, trust_remote_code, say, chain)
-        raise UserError(
-            str(folder),
-            "this run has no result yet (neither adapter/ nor model/)",
-            "a run that came to its end",
-            f"luthier train {folder / 'config.yaml'} --resume",
-        )
+    if (made := result_of(folder)) is not None:
+        return _folder(made, trust_remote_code, say, chain)
     if _is_adapter(folder):
         return _adapter(folder, trust_remote_code, say, chain)
     return ModelSource(folder, str(folder), None, "folder")
