@@ -98,16 +98,17 @@ def data(
         _show_row(wanted, row, as_json, trust_remote_code)
         return
     _check_page(html, wanted, path, force)
-    report = look(
-        wanted,
-        Wanted(row, worst, longest, samples),
-        after=after,
-        examined_rows=suspects,
-        say=complain,
-        every_view=html is not None,
-        trust_remote_code=trust_remote_code,
-        environment=os.environ,
-    )
+    with config.placed(path):
+        report = look(
+            wanted,
+            Wanted(row, worst, longest, samples),
+            after=after,
+            examined_rows=suspects,
+            say=complain,
+            every_view=html is not None,
+            trust_remote_code=trust_remote_code,
+            environment=os.environ,
+        )
     _show(report, html, as_json)
     if report.refused is not None:
         raise UserError("", report.refused)

@@ -60,7 +60,6 @@ def init(
       luthier init "{path: qa.csv, format: {kind: alpaca, instruction: question, output: answer}}" --model org/name
       luthier init --ask "tune qwen3-8b on tickets.csv with QLoRA, two epochs" --writer runs/demo
     """
-    from luthier.errors import UserError
     from luthier.inspecting import first_config
     from luthier.system import machine
 
@@ -71,9 +70,9 @@ def init(
         first_config.write_new(output, text)
         show(f"{text}written: {output}\nnext: luthier train {output}")
         return
-    if not data or model is None:
-        raise UserError("luthier init", "no data, or no model", "both", "luthier init train.jsonl --model NAME")
-
+    first_config.check_line(data or [], model, output)
+    assert data
+    assert model
     looks = first_config.look_at_data(data, model, objective)
     fit = first_config.look_at_model(model, looks)
     text = first_config.draft(model, looks, tuning, fit=fit)

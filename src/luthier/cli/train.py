@@ -31,10 +31,12 @@ def train(
     from luthier.system.launch import launch
     from luthier.system.streams import say
 
-    checked = config.load(*split_config_and_overrides(arguments or []))
+    path, overrides = split_config_and_overrides(arguments or [])
+    checked = config.load(path, overrides)
     main_process = launch().rank == 0
     if not resume:  # a run that goes on, or is finished, says itself what it lacks
-        early_check.check(checked)
+        with config.placed(path):
+            early_check.check(checked)
         if main_process:
             manifest.refuse_used(checked)
     elif manifest.is_complete(checked):

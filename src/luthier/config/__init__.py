@@ -1,5 +1,6 @@
 """The configuration of a run: one YAML file as one frozen, strict tree."""
 
+from luthier.config.placed import placed
 from luthier.config.reading import (
     Typed,
     apply_override,
@@ -28,4 +29,5 @@ __all__ = [
     "from_dict",
     "load",
     "parsed",
+    "placed",
 ]

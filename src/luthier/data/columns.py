@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +38,10 @@ class Proposed:
         given = data_entry(text)
         others = {key: value for key, value in given.items() if key != "path"} if isinstance(given, dict) else {}
         return self.entry(given["path"] if others else text, others)
+
+    def word(self, key: str, path: object) -> str:
+        """The same as an override that a shell takes."""
+        return shlex.quote(f"{key}={self.entry(path)}")
 
 
 class NoFormat(UserError):

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from luthier import component
 from luthier.config import RunConfig
-from luthier.data.chat.library import NAMED_TOKENS, of_model_type
+from luthier.data.chat.library import NAMED_TOKENS, Facts, of_any_model, of_model_type
 from luthier.data.chat.template import read_template
-from luthier.data.files import Source, is_of_hub, sources
+from luthier.data.files import Source, is_of_hub
 from luthier.data.readers import Limits
-from luthier.data.recognise import files_of, row_parser_of
+from luthier.data.recognise import files_of, row_parser_of, sources_of
 from luthier.errors import BadRow, UserError
 from luthier.models.sources.resolve import at_hand, refuse_missing
 from luthier.types import Conversation, Row
@@ -34,10 +34,10 @@ def check(config: RunConfig) -> None:
     if config.data.chat_template != "auto":
         read_template(config.data.chat_template)
     objective = component.make("objectives", config.objective)
-    found, limits = list[Source](), Limits.of(config.data)
-    for _, key, file in files_of(config, objective.takes):
+    found, limits = list[tuple[str, Source]](), Limits.of(config.data)
+    for purpose, key, file in files_of(config, objective.takes):
         if not is_of_hub(file):
-            found += [replace(source, limits=limits) for source in sources(file, f"{key}.path")]
+            found += [(purpose, replace(source, limits=limits)) for source in sources_of(config, key, file)]
     refuse_missing(config.model.path)
     folder = at_hand(config.model.path, config.model.revision)
     if config.data.chat_template == "auto" and folder is not None and _has_no_template(folder):
@@ -64,32 +64,30 @@ def _has_no_template(folder: Path) -> bool:
     return not _json(folder / TOKENIZER_FILES[0]).get("chat_template")
 
 
-def _refuse_conversations(found: list[Source], folder: Path) -> None:
+def _refuse_conversations(found: list[tuple[str, Source]], folder: Path) -> None:
     """Raises UserError where the first row of a file is a conversation, for which the model has no template; proposes those of its
     family whose tokens stand in the tokenizer's files.
     """
-    if not any(isinstance(_first_example(source), Conversation) for source in found):
+    if not any(isinstance(_first_example(*one), Conversation) for one in found):
         return
     held = b"".join((folder / name).read_bytes() for name in TOKENIZER_FILES if (folder / name).is_file())
-    names = [
-        facts.full_name
-        for facts in of_model_type(model_type_of(folder))
-        if all(token in NAMED_TOKENS or token.encode() in held for token in (*facts.tokens, *facts.stop))
-    ]
+
+    def has(facts: Facts) -> bool:
+        return all(token in NAMED_TOKENS or token.encode() in held for token in (*facts.tokens, *facts.stop))
+
+    names = [facts.full_name for facts in of_model_type(model_type_of(folder)) if has(facts)] or of_any_model(has)
     more = f"; {', '.join(names[1:4])} would do, too" if names[1:] else ""
     raise UserError(
         "data.chat_template",
         "the model's tokenizer has no chat template (a base model has none)",
         f"a template{more}",
-        f"data.chat_template={names[0]}"
-        if names
-        else "data.chat_template=FILE.jinja, a name that `luthier template list` shows, or format: text for data without roles",
+        f"data.chat_template={names[0]}",
     )
 
 
-def _first_example(source: Source) -> object:
+def _first_example(purpose: str, source: Source) -> object:
     """The first row as its format reads it; None where that is not to be told."""
-    parser, rows = row_parser_of(source, source.rows(), source.name)
+    parser, rows = row_parser_of(source, source.rows(), f"data.{purpose}")
     for row in rows:
         if parser is not None and isinstance(row, Row):
             try:

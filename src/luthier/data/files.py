@@ -9,7 +9,7 @@ from __future__ import annotations
 import glob
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import Any
@@ -25,6 +25,8 @@ from luthier.errors import BadRow, UserError, excerpt
 from luthier.system.files import sha256
 from luthier.types import Ints, Row
 
+Written = Callable[[str], str]
+"""The line that names a path in the place of the one that is wrong, as it can be pasted."""
 HUBS = {"hf:": hub_data.huggingface, "ms:": hub_data.modelscope}
 
 
@@ -169,8 +171,11 @@ def is_of_hub(file: DataFile) -> bool:
     return file.path.startswith(tuple(HUBS))
 
 
-def sources(file: DataFile, key: str) -> list[Source]:
+def sources(file: DataFile, key: str, written: Written | None = None) -> list[Source]:
     """The files that one entry of `data.train` or `data.eval` names: one, those of a folder or pattern, or a hub's data set.
+
+    Args:
+        written: makes the line that names another file instead.
 
     Raises:
         UserError: nothing is there, or its ending is none that is read; `key` names the entry in the configuration.
@@ -178,7 +183,7 @@ def sources(file: DataFile, key: str) -> list[Source]:
     for prefix, load in HUBS.items():
         if file.path.startswith(prefix):
             return [Source(file.path, file, None, load(file))]
-    path = Path(file.path)
+    path, written = Path(file.path), written or f"{key}={{}}".format
     _refuse_keys_of_hubs(file, key)
     if glob.has_magic(file.path) and not path.exists():
         found = sorted(name for name in glob.glob(file.path, recursive=True) if not Path(name).is_dir())
@@ -186,12 +191,12 @@ def sources(file: DataFile, key: str) -> list[Source]:
             raise UserError(
                 f"{key}: {file.path}", "no file matches this pattern", f"files below {Path.cwd()}", f"ls {file.path}"
             )
-        return [_local(Path(name), name, file, key) for name in found]
+        return [_local(Path(name), name, file, key, written) for name in found]
     if path.is_dir():
-        chosen, others = _in_folder(path, key)
-        first, *more = [_local(item, str(item), file, key) for item in chosen]
+        chosen, others = _in_folder(path, key, written)
+        first, *more = [_local(item, str(item), file, key, written) for item in chosen]
         return [replace(first, note=_left_out(others)), *more]
-    return [_local(path, file.path, file, key)]
+    return [_local(path, file.path, file, key, written)]
 
 
 def _refuse_keys_of_hubs(file: DataFile, key: str) -> None:
@@ -212,7 +217,7 @@ def _left_out(others: list[Path]) -> str:
     return f"beside it in the folder and left out: {names}" if others else ""
 
 
-def _in_folder(folder: Path, key: str) -> tuple[list[Path], list[Path]]:
+def _in_folder(folder: Path, key: str, written: Written) -> tuple[list[Path], list[Path]]:
     """The data files that lie in a folder, and what else does: folders below it, files of other endings.
 
     Raises:
@@ -227,16 +232,16 @@ def _in_folder(folder: Path, key: str) -> tuple[list[Path], list[Path]]:
     place = f"{key}: {folder}"
     if not found:
         below = next((item for item in items if item.is_dir()), None)
-        fix = f"{key}={folder}/**/*.jsonl for files further down" if below else f"{key}=FILE"
+        fix = f"{written(f'{folder}/**/*.jsonl')} for files further down" if below else written("FILE")
         raise UserError(place, "no data files lie in this folder", "files ending with one of " + readers.ENDINGS, fix)
     if len(kinds) > 1:
         first = [next(item.name for item in found if readers.ending_of(item) == kind) for kind in kinds]
         wrong = f"files of several kinds lie in this folder: {', '.join(first[:4])}"
-        raise UserError(place, wrong, "files of one kind", f"{key}={folder}/*{kinds[0]}")
+        raise UserError(place, wrong, "files of one kind", written(f"{folder}/*{kinds[0]}"))
     return found, [item for item in items if item not in found]
 
 
-def _local(path: Path, name: str, file: DataFile, key: str) -> Source:
+def _local(path: Path, name: str, file: DataFile, key: str, written: Written) -> Source:
     place = f"{key}: {name}"
     if path.is_symlink() and not path.exists():
         raise UserError(
@@ -245,16 +250,16 @@ def _local(path: Path, name: str, file: DataFile, key: str) -> Source:
     if not path.exists():
         if name.count("/") == 1 and not name.startswith((".", "/")) and not path.suffix:
             expected = "a file; a data set of the hub starts with hf:"
-            raise UserError(place, "there is no such file", expected, f"{key}=hf:{name}")
+            raise UserError(place, "there is no such file", expected, written(f"hf:{name}"))
         near = did_you_mean(path.name, [item.name for item in path.parent.iterdir()]) if path.parent.is_dir() else ""
         found = f"there is no such file (looked in {path.absolute().parent})"
-        raise UserError(place, found, "a file", near or f"{key}=PATH/{path.name}")
+        raise UserError(place, found, "a file", near or written(f"PATH/{path.name}"))
     if not path.is_file():
-        raise UserError(place, "this is no ordinary file", "a file", f"copy what it gives to a file: {key}=FILE")
+        raise UserError(place, "this is no ordinary file", "a file", f"copy what it gives to a file: {written('FILE')}")
     if line := readers.unpacking(PurePath(name)):
         raise UserError(place, "this is an archive", "the files in it", f"{line}, then name them")
     if path.suffix.lower() in readers.PICTURES:
-        raise UserError(place, "this is a picture, not data", "one of " + readers.ENDINGS, f"{key}=FILE")
+        raise UserError(place, "this is a picture, not data", "one of " + readers.ENDINGS, written("FILE"))
     if readers.ending_of(path) is None:
         ending = "".join(path.suffixes[-2:]) or "(none)"
         fix = f"name it for what it holds: mv {name} {path.stem}.jsonl"

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from luthier import component
 from luthier.component import ComponentConfig
 from luthier.config import DataFile, RunConfig
+from luthier.config.answers import as_word
 from luthier.data.columns import NoFormat, Proposed, proposed
 from luthier.data.files import Source, is_of_hub, sources
 from luthier.data.readers import Limits, Told, size_of
@@ -104,7 +105,7 @@ def parts_of(
     """
     parts, limits = [], limits or Limits.of(config.data)
     for entry, (purpose, key, file) in enumerate(files_of(config, takes)):
-        named = [replace(source, limits=limits, told=told) for source in sources(file, f"{key}.path")]
+        named = [replace(source, limits=limits, told=told) for source in sources_of(config, key, file)]
         found = sampled(named, file, config.data.max_samples, config.seed)
         parts += [Part(source, purpose, entry, file.weight) for source in found]
     return parts
@@ -126,12 +127,29 @@ def files_of(config: RunConfig, takes: Sequence[type]) -> Iterator[tuple[Purpose
             yield purpose, key, file if data.registry is None else from_registry(data.registry, file, takes, key)
 
 
+def sources_of(config: RunConfig, key: str, file: DataFile) -> list[Source]:
+    """The files of an entry at its place in the configuration, as `files_of` has them. Raises as `sources`."""
+
+    def written(path: str) -> str:
+        """The override with another path in this place; it would be a name of a registry where there is one."""
+        purpose, _, place = key.removeprefix("data.").partition("[")
+        named: tuple[DataFile, ...] = getattr(config.data, purpose)
+        if config.data.registry is not None:
+            return f"data.registry=null {as_word(f'data.{purpose}', path)}"
+        entries = [each.model_dump(exclude_unset=True) for each in named]
+        entries[int(place.removesuffix("]"))]["path"] = path
+        short = [each["path"] if each.keys() == {"path"} else each for each in entries]
+        return as_word(f"data.{purpose}", short if len(short) > 1 else short[0])
+
+    return sources(file, f"{key}.path", written)
+
+
 def paths_of(config: RunConfig) -> Iterator[Path]:
     """The files and folders that a configuration names."""
     objective: Any = component.load("objectives", config.objective.kind)
     for _, key, file in files_of(config, objective.takes):
         if not is_of_hub(file):
-            yield from (source.path for source in sources(file, f"{key}.path") if source.path is not None)
+            yield from (source.path for source in sources_of(config, key, file) if source.path is not None)
     others = (config.data.registry, config.data.chat_template, config.model.path)
     yield from (Path(other) for other in others if other)
 
@@ -222,7 +240,7 @@ def recognise(rows: Sequence[Row], name: str, key: str) -> str:
                 f"several formats fit the columns {excerpt(sorted(columns))}",
                 "one of " + ", ".join(found),
             )
-            raise NoFormat(row.place, wrong, expected, f"{key}: [{one.entry(name)}]", one)
+            raise NoFormat(row.place, wrong, expected, one.word(key, name), one)
     columns = frozenset(map(str, rows[0].values))
     known = (f"{kind} ({', '.join(component.load('formats', kind).columns)})" for kind in kinds)
     likely = proposed(rows[0].values)
@@ -230,6 +248,6 @@ def recognise(rows: Sequence[Row], name: str, key: str) -> str:
         rows[0].place,
         f"no format fits the columns {excerpt(sorted(columns))}",
         "one of " + ", ".join(known),
-        f"{key}: [{likely.entry(name)}]",
+        likely.word(key, name),
         likely,
     )

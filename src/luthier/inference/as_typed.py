@@ -192,7 +192,8 @@ def named_by(option: str, error: UserError) -> UserError:
     where, fix = error.where, error.fix
     for key, name in KEYS:
         where = key.sub(name or option, where)
-        fix = key.sub(name or option, re.sub(rf"({key.pattern})=", rf"{name or option} ", fix))
+        fix = re.sub(rf"(')?({key.pattern})=", lambda found: f"{name or option} {found[1] or ''}", fix)  # noqa: B023
+        fix = key.sub(name or option, fix)
     if "data.on_system" in fix:
         fix = f"leave the system text out, or {TEMPLATE} NAME of one that holds it (luthier template list)"
     return UserError(where.replace("data.on_system", "the chat template"), error.found, error.expected, fix)

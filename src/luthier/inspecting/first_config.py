@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import shlex
 import statistics
 from array import array
@@ -16,12 +17,12 @@ from luthier import component, config
 from luthier.config.components import DEFAULT_KINDS
 from luthier.config.documents import parse_yaml, to_yaml
 from luthier.data.columns import NoFormat, has_an_answer, proposed
-from luthier.data.files import Source, sources
+from luthier.data.files import Source, Written, sources
 from luthier.data.recognise import row_parser_of
-from luthier.errors import BadRow, UserError
+from luthier.errors import BadRow, UserError, excerpt
 from luthier.inspecting import template_choice
 from luthier.inspecting.template_choice import Fit, Varied
-from luthier.models.sources.resolve import at_hand
+from luthier.models.sources.resolve import at_hand, refuse_missing
 from luthier.objectives import learning_from
 from luthier.system import machine
 from luthier.system.faults import faults_told
@@ -39,6 +40,7 @@ HELD_OUT = 0.05
 SAMPLE_PROMPTS = 2
 SHORT_PROMPT = 80
 """Characters: a longer request is not for the eye."""
+AS_A_KEY = re.compile(r"(data|data\.train|model|model\.path)=(.*)", re.DOTALL)
 STEPS_AT_LEAST = 20
 """A small data set gets a small batch, so that there are steps to learn in."""
 
@@ -99,21 +101,47 @@ def look_at_data(paths: Sequence[str], model: str = "NAME", objective: str | Non
     """
     looks = list[DataLook]()
     for index, path in enumerate(paths):
+
+        def written(entry: str, index: int = index) -> str:
+            return shlex.join(["luthier", "init", *paths[:index], entry, *paths[index + 1 :], "--model", model])
+
         try:
-            looks += _looks(path, objective)
+            looks += _looks(path, objective, written)
         except NoFormat as error:
             entry = error.proposed.named(path)
             if not error.proposed.evident:
-                line = " ".join(map(shlex.quote, [*paths[:index], entry, *paths[index + 1 :], "--model", model]))
-                fix = f"luthier init {line}" if error.proposed.works else ""
+                fix = written(entry) if error.proposed.works else ""
                 raise UserError(error.where, error.found, error.expected, fix) from None
-            looks += _looks(entry, objective)
+            looks += _looks(entry, objective, written)
     return looks
 
 
-def _looks(path: str, objective: str | None) -> list[DataLook]:
+def check_line(data: Sequence[str], model: str | None, output: Path) -> None:
+    """What can be told of a line of `luthier init` before anything is read.
+
+    Raises:
+        UserError: it has keys, as lines of `luthier train` have; no data or no model; one that is not there; no place for the
+            configuration.
+    """
+    keys = [match for word in data if (match := AS_A_KEY.match(word))]
+    if keys:
+        model = next((found[2] for found in keys if found[1].startswith("model")), model)
+        files = [AS_A_KEY.sub(r"\2", word) for word in data if not word.startswith("model")]
+        fix = shlex.join(["luthier", "init", *(files or ["train.jsonl"]), "--model", model or "NAME"])
+        raise UserError("luthier init", f"{excerpt(keys[0][0])} is a key of luthier train", "files, as they are", fix)
+    if not data or model is None:
+        fix = shlex.join(["luthier", "init", *(data or ["train.jsonl"]), "--model", model or "NAME"])
+        raise UserError("luthier init", "no data" if not data else "no model", "both", fix)
+    try:
+        refuse_missing(model)
+    except UserError as error:
+        raise UserError(error.where, error.found, error.expected, error.fix.replace("model=", "--model ")) from None
+    refuse_place(output)
+
+
+def _looks(path: str, objective: str | None, written: Written) -> list[DataLook]:
     entry = config.data_entry(path)
-    return [_look(source, entry, objective) for source in sources(config.data_file(path), "data.train")]
+    return [_look(source, entry, objective) for source in sources(config.data_file(path), "luthier init", written)]
 
 
 def _look(source: Source, entry: Any, objective: str | None) -> DataLook:
@@ -311,16 +339,24 @@ def _new_folder(path: str) -> str:
     return next(name for name in names if not Path(name).exists())
 
 
-def write_new(path: Path, text: str) -> None:
-    """Writes a file that is not there yet.
-
-    Raises:
-        UserError: it is there already.
-        EnvironmentProblem: it cannot be written.
-    """
+def refuse_place(path: Path) -> None:
+    """Raises UserError where a file is there already, or no folder for it."""
     if os.path.lexists(path):
         raise UserError(
             str(path), "this file is there already", "a new file", f"--output {path.with_stem(f'{path.stem}-2')}"
         )
+    if not path.parent.exists():
+        make = shlex.join(["mkdir", "-p", str(path.parent)])
+        raise UserError(str(path), f"there is no folder {path.parent}", "a folder that is there", make)
+
+
+def write_new(path: Path, text: str) -> None:
+    """Writes a file that is not there yet.
+
+    Raises:
+        UserError: it is there already, or its folder is not.
+        EnvironmentProblem: it cannot be written.
+    """
+    refuse_place(path)
     with faults_told(path, "a writable folder", "--output FILE"):
         write_file(path, text.encode())

@@ -271,11 +271,11 @@ def test_rows_for_another_objective_name_it_and_dropping_all_of_them_is_no_advic
 
 
 def test_answers_in_a_column_that_no_format_knows_are_found() -> None:
-    fix = "data.train: [{path: train.jsonl, format: {kind: alpaca, instruction: prompt, input: null, output: answer}}]"
+    fix = "data.train={path: train.jsonl, format: {kind: alpaca, instruction: prompt, input: null, output: answer}}"
     rows = [{"prompt": "a", "answer": "b"}] * 2
     assert "found a prompt; expected a conversation or text, which the objective takes\n" in refused(rows)
-    assert refused(rows).endswith(f"fix: {fix}")  # dropping all rows is no help
-    assert len(run(None, fix.replace(": [", "=[", 1)).train) == 2
+    assert refused(rows).endswith(f"fix: '{fix}'")  # dropping all rows is no help
+    assert len(run(None, fix).train) == 2
     assert "kind: alpaca" not in refused([{"prompt": "a"}])
 
 

@@ -7,6 +7,7 @@ the template when that is saved with a model, so whoever opens the model knows t
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -162,6 +163,16 @@ def of_model_type(model_type: str) -> list[Facts]:
         return number > 0 and int(own) > number, -own, not facts.default
 
     return sorted(found, key=rank)
+
+
+def of_any_model(has: Callable[[Facts], bool]) -> list[str]:
+    """The names of what serves a model of no family that is known: ChatML, or what writes no tokens of its own.
+
+    Args:
+        has: whether the tokenizer has the tokens of a template.
+    """
+    usual = ("chatml", *(one.facts.name for one in library().values() if {*one.facts.tokens} <= {*NAMED_TOKENS}))
+    return [name for name in dict.fromkeys(usual) if has(find(name).facts)]
 
 
 def _stem_and_number(name: str) -> tuple[str, float]:

@@ -21,6 +21,8 @@ from luthier.data.chat.library import (
     facts_of,
     find,
     is_name,
+    missing_tokens,
+    of_any_model,
     refuse_missing_tokens,
     with_system_folded,
 )
@@ -395,11 +397,12 @@ def _own(tokenizer: Any) -> str:
             )
         source = source["default"]
     if not source:
+        fitting = of_any_model(lambda facts: not missing_tokens(facts, tokenizer))
         raise UserError(
             "data.chat_template",
             "the model's tokenizer has no chat template (a base model has none)",
             "a template",
-            "data.chat_template=FILE.jinja, a name that `luthier template list` shows, or format: text for data without roles",
+            " or ".join(f"data.chat_template={name}" for name in fitting[:1]) or FIX,
         )
     return str(source)
 

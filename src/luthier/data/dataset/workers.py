@@ -140,7 +140,7 @@ class Encoding:
         if not isinstance(example, self.objective.takes):
             takes = " or ".join(one.__name__.lower() for one in self.objective.takes)
             unread = isinstance(example, Prompt) and has_an_answer(row.values)
-            fix = f"data.{purpose}: [{proposed(row.values).entry(row.source)}]" if unread else ""
+            fix = proposed(row.values).word(f"data.{purpose}", row.source) if unread else ""
             found = f"a {type(example).__name__.lower()}"
             if isinstance(example, Preference | Feedback):
                 able = " or ".join(f"objective={kind}" for kind in learning_from(type(example)))
