@@ -20,6 +20,7 @@ from luthier.training.job import Job
 from luthier.training.learning_check import LearningCheck
 from luthier.training.loop import every, run_steps, train_step
 from luthier.training.parameters import make_optimizer
+from luthier.training.run import _told
 from luthier.training.schedule import make_schedule
 from luthier.training.state import restore
 from luthier.training.step import forward_of, plan_step
@@ -223,6 +224,11 @@ def test_a_signal_finishes_the_step_and_saves(number: int, by: str, tmp_path: Pa
     assert f"stopped by {by}; the state is saved" in str(caught.value)
     folder = shlex.quote(str(job.checkpoints.folder.parent / "config.yaml"))
     assert caught.value.fix == f"luthier train {folder} --resume"
+    told = _told(tmp_path, job, OSError(28, "full"), "the disk is full")
+    assert (told.found, told.fix) == (
+        "the disk is full; the newest checkpoint is of step 2",
+        f"mend it, then {caught.value.fix}",
+    )
     assert job.checkpoints.steps() == [2]
     again = job_of(tmp_path / "again")
     restore(again, job.checkpoints.load(2), 2)

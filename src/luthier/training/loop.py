@@ -64,11 +64,11 @@ def run_steps(job: Job, record: Record) -> None:
                 raise Stopped(
                     stop.number or signal.SIGTERM,
                     f"step {progress.step} of {job.steps.total}",
-                    _resuming(job),
+                    resuming(job),
                 )
 
 
-def _resuming(job: Job) -> str:
+def resuming(job: Job) -> str:
     """The command that goes on; of several processes the one that was typed is known to their starter alone."""
     if job.engine.processes > 1:
         return "the same command with --resume"

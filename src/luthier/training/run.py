@@ -25,7 +25,7 @@ from luthier.system.files import require_room
 from luthier.system.locks import Lock
 from luthier.training.build import Built, base_record, build, silent
 from luthier.training.job import Job, Record
-from luthier.training.loop import run_steps
+from luthier.training.loop import resuming, run_steps
 from luthier.training.reference import keep_reference
 from luthier.training.result import sampler, write_result
 from luthier.training.resume import go_on
@@ -179,7 +179,7 @@ def _told(folder: Path, job: Job, error: Exception, why: str) -> EnvironmentProb
     steps = [step for step in job.checkpoints.steps() if step not in job.checkpoints.passed_over]
     saved = f"the newest checkpoint is of step {steps[-1]}" if steps else "no checkpoint was saved yet"
     place = str(getattr(error, "filename", None) or folder)
-    return EnvironmentProblem(place, f"{why}; {saved}", "", "mend it, then the same command with --resume")
+    return EnvironmentProblem(place, f"{why}; {saved}", "", f"mend it, then {resuming(job)}")
 
 
 @contextmanager
