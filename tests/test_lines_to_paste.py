@@ -79,3 +79,58 @@ def test_a_line_of_init_is_met_with_one(
     said, line = refused(capsys, "init", *words)
     assert found in said
     assert line.startswith(fix)
+
+
+@pytest.mark.parametrize(
+    ("words", "fix"),
+    [
+        (["tuning=lorra"], "tuning=lora"),
+        (["tuning=qlora"], "tuning=lora quantization=nf4"),
+        (["optim=paged_adamw_32bit"], "optim=paged_adamw"),
+        (["chat_template=llama3x"], "data.chat_template=llama3"),
+        (["deepspeed=ds.json", "r=4"], "torchrun --nproc-per-node 2 -m luthier train "),
+        (
+            ["llm_int8_threshold=6.0"],
+            "it is about 8 bits, which nothing asks for; leave it out, or write 'quantization={",
+        ),
+        (["bogus=1"], "luthier explain lists all keys"),
+    ],
+)
+def test_a_word_of_another_tool_or_a_misspelt_one_is_met_with_the_right_one(
+    words: list[str], fix: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["model=./tiny", "data=train.jsonl"]
+    said, line = refused(capsys, "train", *given, *words)
+    assert line.startswith(fix)
+    if fix.startswith("torchrun"):
+        assert "there is no ZeRO" in said
+        assert config.load(None, line.split()[6:]).tuning == config.load(None, [*given, "r=4"]).tuning
+    elif "=" in fix.partition(" ")[0]:
+        assert config.load(None, [*given, *line.split()])
+
+
+def test_a_kind_of_another_tool_is_told_once_and_hides_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    said, _ = refused(capsys, "train", "model=m", "data=d", "optim=paged_adamw_32bit", "max_steps=abc")
+    assert said.count("paged_adamw_32bit") == 1
+    assert "write optim=paged_adamw\n" in said
+    assert "training.max_steps: wrong value, found 'abc'" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "fix"),
+    [
+        (
+            ["train", "train.jsonl"],
+            "luthier train data=train.jsonl model=NAME, or luthier init train.jsonl --model NAME",
+        ),
+        (["train", "train.jsonl", "model=m", "r=4"], "luthier train data=train.jsonl model=m r=4, or "),
+        (["data", "runs/a"], "luthier data runs/a/config.yaml, or luthier data --after runs/a"),
+        (["train", "runs/a"], "luthier train runs/a/config.yaml --resume"),
+    ],
+)
+def test_data_or_a_run_in_the_place_of_a_configuration(
+    words: list[str], fix: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("runs/a").mkdir(parents=True)
+    Path("runs/a/config.yaml").write_text("model: ./tiny\ndata: train.jsonl\n")
+    assert refused(capsys, *words)[1].startswith(fix)

@@ -92,4 +92,4 @@ def test_a_registry_that_is_not_there_is_answered_with_both_ways_out(
     monkeypatch.chdir(tmp_path)
     assert main(["train", "model=X", "data.train=alpaca_en", "registry=data"]) == 2
     told = capsys.readouterr().err
-    assert "fix: data.registry=FOLDER of that file; or leave registry out, and data.train=FILE" in told
+    assert "fix: data.registry=PATH/dataset_info.json; or leave registry out, and data.train=FILE" in told

@@ -32,8 +32,6 @@ def test_all_problems_come_at_once_in_the_order_of_the_file_and_then_the_command
         ("r=0", "expected at least 1", "tuning.r"),
         ("lora_dropout=1.5", "expected below 1", "tuning.lora_dropout"),
         ("init_lora_weights=pizza", "or a text of the pattern '^pissa_niter_", "tuning.init_lora_weights"),
-        ("tuning=qlora", "write lora, with model.quantization: nf4", "tuning"),
-        ("quantization=4bit", "write nf4", "model.quantization"),
         ("data.train=[{path: a, format: {kind: alpaca, input: 3}}]", "wrong value, found 3", "data.train.format.input"),
         ("objective={kind: weighted, terms: [{kind: sft, weight: -1}]}", "at least 0.000001", "objective.terms"),
         ("objective={kind: weighted, terms: [{kind: z_loss, form: q}]}", "expected 'logsumexp'", "objective.form"),

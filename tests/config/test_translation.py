@@ -294,7 +294,7 @@ def test_what_is_wrong_on_the_command_line_is_told_beside_what_is_wrong_in_the_f
     for said in (
         "mine.yaml:3: lora_rank is another tool's name: write tuning.r: 4",
         "mine.yaml:4: foo: unknown key",
-        'command line: lerning_rate: there is no such key, expected see luthier explain; did you mean "learning_rate"?',
+        'command line: lerning_rate: there is no such key; did you mean "learning_rate"?',
         "command line: 'r' is not key=value",
         "command line: torch_dtype is another tool's name: write dtype=float16",
         "command line: seed: wrong value, found 'x'",

@@ -181,7 +181,7 @@ def test_a_row_by_the_name_of_its_file(mine: list[str], capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("chat_template=chatmll", 'did you mean "chatml"'),
+        ("chat_template=chatmll", "data.chat_template=chatml"),
         ("data=nothing.jsonl", "there is no such file"),
         ("data.eval=nothing.jsonl", "there is no such file"),
         ("data={registry: ., train: alpaca}", "dataset_info.json"),

@@ -17,7 +17,9 @@ YAML = (".yaml", ".yml")
 ANOTHER_PROGRAM = "{} starts another program; leave it out"
 
 
-def split_config_and_overrides(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
+def split_config_and_overrides(
+    arguments: Sequence[str], command: str = "luthier train"
+) -> tuple[Path | None, list[str]]:
     """The configuration file, which stands first if there is one, and the `key=value` overrides.
 
     Raises:
@@ -25,6 +27,8 @@ def split_config_and_overrides(arguments: Sequence[str]) -> tuple[Path | None, l
     """
     rest = list(arguments)
     path = None
+    if rest and "=" not in rest[0]:
+        _refuse_other_files(rest[0], rest[1:], command)
     if rest and is_config(rest[0]) and not is_script(rest[0]):
         path = Path(rest.pop(0))
     for word in rest:
@@ -42,6 +46,30 @@ def split_config_and_overrides(arguments: Sequence[str]) -> tuple[Path | None, l
                 "luthier train mine.yaml learning_rate=1e-4",
             )
     return path, rest
+
+
+def _refuse_other_files(word: str, others: list[str], command: str) -> None:
+    """Raises UserError for data, and for the folder of a run, in the place of a configuration."""
+    from luthier.data import readers
+
+    path = Path(word)
+    if (path / "config.yaml").is_file():
+        config = shlex.join([*command.split(), str(path / "config.yaml"), *others])
+        after = f", or luthier data --after {shlex.quote(word)}" if command == "luthier data" else " --resume"
+        raise UserError(COMMAND_LINE, f"{word} is the folder of a run", "its configuration", config + after)
+    if not path.is_file() or readers.ending_of(path) is None or _may_be_yaml(path):
+        return
+    given = [each for each in others if not each.startswith(("data=", "data.train="))]
+    model = [] if any(each.startswith(("model=", "model.path=")) for each in given) else ["model=NAME"]
+    keys = shlex.join([*command.split(), f"data={word}", *model, *given])
+    fix = f"{keys}, or luthier init {shlex.quote(word)} --model NAME, which writes a configuration"
+    raise UserError(COMMAND_LINE, f"{word} is data, no configuration", "a YAML file, or data=FILE", fix)
+
+
+def _may_be_yaml(path: Path) -> bool:
+    """Whether a file is one map of JSON, which is YAML as well."""
+    with path.open("rb") as file:
+        return path.suffix.lower() == ".json" and file.read(1_000).lstrip()[:1] != b"["
 
 
 def split_flags(arguments: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:

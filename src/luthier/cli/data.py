@@ -91,7 +91,7 @@ def data(
 
     if after is not None:
         check_after(after, asks=suspects > 0)
-    path, overrides = split_config_and_overrides(arguments or [])
+    path, overrides = split_config_and_overrides(arguments or [], "luthier data")
     path = after / "config.yaml" if path is None and after is not None else path
     wanted = config.load(path, overrides, config.Typed(command="luthier data"))
     if row is not None and not (worst or longest or after or html):

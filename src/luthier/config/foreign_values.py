@@ -6,11 +6,12 @@ A value is kept: where ours means something else by it (a batch of one device, a
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from luthier import component
-from luthier.config.answers import Answer, as_value
+from luthier.config.answers import Answer, as_value, as_word
 from luthier.config.foreign_files import Given, beside, files, of_hub
 from luthier.config.other_tools import BATCH_PARTS, NO_SUCH_OBJECTIVE, OBJECTIVES_TO_COME, RENAMED_VALUES
 
@@ -51,6 +52,17 @@ def ours(path: str, value: Any) -> Any:
     if path == "training.optim" and isinstance(value, str):
         return RENAMED_VALUES["training.optim.kind"].get(value, value)
     return value
+
+
+def kind_as_typed(dotted: str, kind: Any, expected: str) -> str:
+    """The override for a kind that there is not: with what it is called here, or with what was nearly written, as `expected` says;
+    "" where neither is known.
+    """
+    near = re.search(r'did you mean "([\w-]+)"\?$', expected)
+    called = RENAMED_VALUES.get(dotted, {}).get(kind) or (near[1] if near else "")
+    first, _, more = called.partition(", with ")
+    key, _, value = more.partition(": ")
+    return " ".join([as_word(dotted, first)] * bool(first) + [as_word(key, value)] * bool(more))
 
 
 def anywhere(tree: Mapping[str, Any], name: str) -> Any:
@@ -151,6 +163,11 @@ def _threshold(value: Any, given: Given) -> Answer:
     if _bits(given) == 8:
         says = "above 0 the layout of a batch has a say in the result; only CUDA reads it"
         return Answer({"model.quantization.kind": "int8", "model.quantization.outlier_threshold": value}, says)
+    if not any(
+        given(name) for name in ("load_in_4bit", "quantization", "quantization_bit", "bits", "bnb_4bit_quant_type")
+    ):
+        word = as_word("model.quantization", {"kind": "int8", "outlier_threshold": value})
+        return Answer(says=f"it is about 8 bits, which nothing asks for; leave it out, or write {word}")
     return Answer(says="in 4 bits nothing reads it; leave it out")
 
 

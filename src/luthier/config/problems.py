@@ -14,7 +14,8 @@ from luthier.component import ComponentConfig, Config
 from luthier.config.answers import Answer
 from luthier.config.components import COMPONENTS, default_component
 from luthier.config.documents import Document, to_line
-from luthier.config.other_tools import RENAMED_VALUES
+from luthier.config.foreign_values import kind_as_typed
+from luthier.config.other_tools import RENAMED_VALUES, SHARDS, SHARED_BATCHES
 from luthier.config.sections import WITHOUT_WARMUP, DataConfig, DataFile, ModelConfig, RunConfig, TrainingConfig
 from luthier.config.translation import HELD_OUT, OF_HELD_OUT, foreign
 from luthier.errors import UserError, excerpt
@@ -210,7 +211,7 @@ def as_user_error(
         return *document.order(problem[0]), typed.index(problem[0]) if problem[0] in typed else -1
 
     ordered = sorted(_without_echoes(problems), key=order)
-    if not document.flags and len(ordered) + len(others) == 1 and (alone := _alone(document, ordered, others)):
+    if not document.flags and len(ordered) + len(others) == 1 and (alone := _alone(document, ordered, others, fix)):
         return alone
     ours = [problem for problem in ordered if problem[1] not in (FOREIGN, FLAG)]
     left_out = {id(problem) for problem in ours[MOST_SHOWN:]}
@@ -222,17 +223,28 @@ def as_user_error(
     lines += [_in_a_line(error) for error in others[:MOST_SHOWN]] + _and_more(len(others[MOST_SHOWN:]))
     keys = [_dotted(loc) for loc, wrong, *_ in ordered if wrong not in (FOREIGN, FLAG, "missing", "unknown key")]
     unknown = any(wrong == "unknown key" for _, wrong, *_ in ordered)
+    kinds = [_instead(problem) * (document.place(problem[0]) == COMMAND_LINE) for problem in ordered]
+    if kinds and all(kinds) and not others:
+        return UserError("", "\n".join(lines), "", fix or " ".join(kinds))
     looked_up = f"luthier explain {keys[0]}" if keys else "luthier explain lists all keys" if unknown else ""
     return UserError("", "\n".join(lines), "", fix or looked_up)
 
 
-def _alone(document: Document, ordered: list[Problem], others: Sequence[UserError]) -> UserError | None:
-    """The only thing that is wrong with the command line, with the word to type instead."""
+def _alone(document: Document, ordered: list[Problem], others: Sequence[UserError], whole: str) -> UserError | None:
+    """The only thing that is wrong with the command line, with the word to type instead.
+
+    Args:
+        whole: the line that works, where it is known.
+    """
     if others:
         return others[0]
     loc, wrong, found, words = ordered[0]
     if wrong != FOREIGN or found.value or document.place(loc) != COMMAND_LINE:
         return None
+    if not found.sets and SHARDS in words and whole.startswith("luthier train "):
+        return UserError(
+            f"{COMMAND_LINE}: {loc[-1]}", FOREIGN, SHARED_BATCHES, f"torchrun --nproc-per-node 2 -m {whole}"
+        )
     if not found.sets:
         return UserError(f"{COMMAND_LINE}: {loc[-1]}", FOREIGN, "", words)
     expected = ", ".join(found.sets) + (f" ({found.says})" if found.says else "")
@@ -307,12 +319,21 @@ def _in_words(problem: Problem, document: Document) -> str:
     if wrong == "wrong value":
         text += f", found {excerpt(_with_lists(found))}"
     if isinstance(found, str) and (ours := RENAMED_VALUES.get(".".join(map(str, loc)), {}).get(found)):
-        return f"{text}, another tool's name: write {ours}"
+        typed = _instead(problem) if document.place(loc) == COMMAND_LINE else ""
+        return f"{text}, another tool's name: write {typed or ours}"
     if wrong == "missing":
         return f"{text}; luthier explain {_dotted(loc)} says what it is"
     if not expected:
         return text
     return f"{text}; {expected}" if wrong == "unknown key" else f"{text}, expected {expected}"
+
+
+def _instead(problem: Problem) -> str:
+    """The override for a kind that there is not; "" for all else."""
+    loc, wrong, found, expected = problem
+    if loc[-1] != "kind" or not wrong.startswith("there is no") or any(isinstance(part, int) for part in loc):
+        return ""
+    return kind_as_typed(".".join(map(str, loc)), found, expected)
 
 
 def _with_lists(value: Any) -> Any:

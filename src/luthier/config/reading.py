@@ -41,6 +41,7 @@ from luthier.system.secrets import held_in
 from luthier.system.streams import complain
 
 MOST_WORDS = 1_000
+LISTED = "luthier explain lists all keys"
 LONGEST_KEY = 1_000
 """Of the command line."""
 
@@ -317,7 +318,11 @@ def schema_of(tree: Mapping[str, Any]) -> dict[str, type[Config]]:
     for path, parent, family in _component_places(dict(tree)):
         node = parent.get(path[-1])
         if isinstance(node, Mapping) and isinstance(node.get("kind"), str) and path[0] != "data":
-            sections[".".join(map(str, path))] = component.load(family, node["kind"]).Config
+            kind = node["kind"]
+            if ":" not in kind and kind not in component.listing(family):  # it is told with all that is wrong
+                kind = next(iter(component.nearest(kind, component.listing(family), 1)), None)
+            if kind is not None:
+                sections[".".join(map(str, path))] = component.load(family, kind).Config
     return sections
 
 
@@ -355,7 +360,7 @@ def _unique_leaf(document: Document, key: str, text: str, value: Any) -> list[st
         raise UserError(f"command line: {key}", *of_others, f"leave {key} out")
     known = [name for schema in sections.values() for name in schema.model_fields]
     raise UserError(
-        f"command line: {key}", "there is no such key", "see luthier explain", component.did_you_mean(key, known)
+        f"command line: {key}", "there is no such key", "", component.did_you_mean(key, known) or LISTED
     )
 
 

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from luthier.component import did_you_mean
+from luthier.component import nearest
 from luthier.errors import UserError
 
 FOLDER = Path(__file__).parents[2] / "templates"
@@ -140,13 +140,14 @@ def find(name: str) -> Shipped:
         (one for one in library().values() if one.facts.name == name and one.facts.default), None
     )
     if found is None:
+        near = nearest(name, names(), 1)
         raise UserError(
             f"data.chat_template: {name}",
             "there is no template of this name, and no such file",
             "auto, a Jinja file, or one of "
             + ", ".join(one for one in names() if "@" not in one)
             + ", or a version of one",
-            did_you_mean(name, names()) or "luthier template list",
+            f"data.chat_template={near[0]}" if near else "luthier template list",
         )
     return found
 
