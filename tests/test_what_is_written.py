@@ -30,6 +30,7 @@ WRITERS = {
     "data/chat/stop_tokens.py": "a folder that is aside",
     "inference/served.py": "a temporary folder",
     "inference/served_child.py": "the same",
+    "inspecting/data/row_alone.py": "a pipe between two processes",
 }
 """Files that write, and what. All others write by system/files.py, which follows no link and leaves nothing half."""
 

@@ -18,6 +18,7 @@ LONG = "SECRET" * 30
 
 GOOD: list[dict[str, Any]] = [{"instruction": f"Say {number}", "output": f"number {number}"} for number in range(12)]
 MEND = "on_bad_row=drop"
+ALL_BAD = "mend the rows"
 
 Write = Callable[[Path], list[str] | None]
 """Writes the file into the working folder; gives overrides, `data=...` among them where the file is not train.jsonl."""
@@ -184,9 +185,9 @@ EMPTINESS = {
     "white space": refused(at(9, alpaca(output=" \n\t")), "train.jsonl:9", "output", "an answer", MEND),
     "empty messages": refused(text([FINE, {"messages": []}]), "train.jsonl:2", "messages", "an empty list", MEND),
     "only a system message": refused(in_chat(("system", LONG)), "train.jsonl:3", "messages", "role system", MEND),
-    "empty prompt": refused(text([{"prompt": "", "completion": LONG}]), "train.jsonl:1", "prompt", "a request", MEND),
+    "empty prompt": refused(text([{"prompt": "", "completion": LONG}]), "train.jsonl:1", "prompt", "a request", ALL_BAD),
     "all rows empty": refused(
-        text([{"instruction": "", "output": ""}] * 30), "30 of 30 rows", "train.jsonl:1", "output", "and 10 more", MEND
+        text([{"instruction": "", "output": ""}] * 30), "30 of 30 rows", "train.jsonl:1", "output", "and 10 more", ALL_BAD
     ),
 }
 
@@ -243,9 +244,9 @@ SCHEMA = {
     ),
     "nested wrongly": refused(at(7, alpaca(output={"text": LONG})), "train.jsonl:7", "output", "a map", MEND),
     "chosen is rejected": refused(
-        text([PAIR, {**PAIR, "rejected": LONG}]), "train.jsonl:2", "rejected", "the same answer as chosen", MEND
+        text([PAIR, {**PAIR, "rejected": LONG}]), "train.jsonl:2", "rejected", "the same answer as chosen", ALL_BAD
     ),
-    "rejected is null": refused(text([PAIR, {**PAIR, "rejected": None}]), "train.jsonl:2", "rejected", "null", MEND),
+    "rejected is null": refused(text([PAIR, {**PAIR, "rejected": None}]), "train.jsonl:2", "rejected", "null", ALL_BAD),
     "an image": refused(
         at(7, alpaca(images=["missing.png"])), "train.jsonl:7", "images", "text alone", "leave the row out"
     ),

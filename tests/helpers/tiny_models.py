@@ -76,7 +76,7 @@ TWINS: dict[str, dict[str, Any]] = {
         "layer_types": ["sliding_attention", "full_attention"],
         "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
     },
-    "lfm2": {**_GROUPED, "model_type": "lfm2", "layer_types": ["conv", "full_attention"], "block_multiple_of": 32},
+    "lfm2": {**_GROUPED, "model_type": "lfm2", "layer_types": ["conv", "full_attention"], "block_multiple_of": 64},
     "falcon_h1": {
         **_GROUPED,
         "model_type": "falcon_h1",

@@ -162,7 +162,7 @@ def test_a_run_says_where_nothing_is_paged() -> None:
 
 def test_names_of_other_tools_are_answered_with_ours() -> None:
     for theirs, ours in RENAMED_VALUES["training.optim.kind"].items():
-        with pytest.raises(UserError, match=f"{theirs}', another tool's name: write {ours}\n"):
+        with pytest.raises(UserError, match=f"{theirs}', another tool's name: write optim={ours}\n"):
             config.load(None, ["model=m", "data=d", f"optim={theirs}"])
         assert config.load(None, ["model=m", "data=d", f"optim={ours}"]).training.optim.kind == ours
         assert f"training.optim: {ours}" in explain(theirs)

@@ -20,4 +20,4 @@ def template_show(
     """
     from luthier.data.chat.template import read_template
 
-    hand_on(read_template(name)[0], end="")
+    hand_on(read_template(name, "luthier template show {}")[0], end="")

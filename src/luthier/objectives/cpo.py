@@ -29,12 +29,12 @@ class CPO(Pairs):
     config: Config
 
     def loss(self, policy: Policy, batch: MicroBatch) -> LossOut:
-        from torch.nn.functional import logsigmoid
+        from torch import nn
 
         scores, beta = policy(batch), self.config.beta
         sums = of_pairs(batch, batch.sums(scores.logps))
         rewards = PairSums(beta * sums.chosen, beta * sums.rejected)
-        losses = -logsigmoid(rewards.chosen - rewards.rejected)
+        losses = -nn.functional.logsigmoid(rewards.chosen - rewards.rejected)
         out = whole(batch, scores.logps, losses)
         out.sums[TOKENS] = -self.config.sft_weight * sums.chosen.sum()
         out.metrics = observed(batch, scores.logps, lengths_of(batch, scores.logps))

@@ -98,7 +98,10 @@ class DPO(Pairs):
 
     def _losses(self, rewards: PairSums) -> torch.Tensor:
         """[P]"""
-        from torch.nn.functional import logsigmoid, relu, sigmoid
+        import torch
+        from torch import nn
+
+        logsigmoid, sigmoid = nn.functional.logsigmoid, torch.sigmoid
 
         beta, noise = self.config.beta, self.config.label_smoothing
         x = rewards.chosen - rewards.rejected
@@ -109,7 +112,7 @@ class DPO(Pairs):
             case "robust":
                 losses = (-(1 - noise) * logsigmoid(x) + noise * logsigmoid(-x)) / (1 - 2 * noise)
             case "hinge":
-                losses = relu(1 - x)
+                losses = torch.relu(1 - x)
             case "ipo":
                 losses = (x / beta - 1 / (2 * beta)).square()
             case "apo_zero":

@@ -34,13 +34,13 @@ class ORPO(Pairs):
     config: Config
 
     def loss(self, policy: Policy, batch: MicroBatch) -> LossOut:
-        from torch.nn.functional import logsigmoid
+        from torch import nn
 
         scores = policy(batch)
         tokens, sums = lengths_of(batch, scores.logps), of_pairs(batch, batch.sums(scores.logps))
         means = PairSums(sums.chosen / tokens.chosen, sums.rejected / tokens.rejected)
         odds = PairSums(log_odds(means.chosen), log_odds(means.rejected))
-        losses = -self.config.beta * logsigmoid(odds.chosen - odds.rejected)
+        losses = -self.config.beta * nn.functional.logsigmoid(odds.chosen - odds.rejected)
         out = whole(batch, scores.logps, losses)
         out.sums[TOKENS] = -sums.chosen.sum()
         out.metrics = observed(batch, scores.logps, tokens)

@@ -29,12 +29,12 @@ class SimPO(Pairs):
     config: Config
 
     def loss(self, policy: Policy, batch: MicroBatch) -> LossOut:
-        from torch.nn.functional import logsigmoid
+        from torch import nn
 
         scores, beta = policy(batch), self.config.beta
         tokens, sums = lengths_of(batch, scores.logps), of_pairs(batch, batch.sums(scores.logps))
         rewards = PairSums(beta * sums.chosen / tokens.chosen, beta * sums.rejected / tokens.rejected)
-        losses = -logsigmoid(rewards.chosen - rewards.rejected - self.config.gamma_beta_ratio * beta)
+        losses = -nn.functional.logsigmoid(rewards.chosen - rewards.rejected - self.config.gamma_beta_ratio * beta)
         out = whole(batch, scores.logps, losses)
         out.metrics = observed(batch, scores.logps, tokens)
         out.metrics[PAIRS] |= judged(rewards)

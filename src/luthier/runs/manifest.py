@@ -27,7 +27,7 @@ from luthier.runs import run_folder
 from luthier.runs.recorder import read_lines
 from luthier.runs.run_folder import CONFIG, LEDGER, METRICS, REJECTED
 from luthier.system.faults import FULL, faults_told
-from luthier.system.files import MANIFEST, as_json, verify, write_file
+from luthier.system.files import MANIFEST, OURS, as_json, verify, write_file
 from luthier.system.words import counted
 
 if TYPE_CHECKING:
@@ -103,8 +103,8 @@ def refuse_used(config: RunConfig) -> None:
 
 
 def is_complete(config: RunConfig) -> bool:
-    """Whether the run that is to go on is finished, with its result and its report, for those who ask before anything is
-    imported.
+    """Whether the run that is to go on is finished, with its result and its report, and nothing is left aside that is to be
+    cleared; for those who ask before anything is imported.
 
     Raises:
         UserError: as `previous`.
@@ -114,7 +114,8 @@ def is_complete(config: RunConfig) -> bool:
         found = previous(folder, config, resume=True) if folder.is_dir() else None
         if found is None or found["state"] != "finished" or not (folder / run_folder.REPORT).is_file():
             return False
-        return has_result(config, lambda _: None)
+        aside = [path for place in (folder, folder / run_folder.CHECKPOINTS) for path in place.glob(f"{OURS}*")]
+        return not aside and has_result(config, lambda _: None)
     except OSError:  # whoever opens the folder says it better
         return False
 

@@ -67,7 +67,7 @@ def test_show_prints_a_file_that_can_be_used(tmp_path: Path, capsys: pytest.Capt
     (tmp_path / "mine.jinja").write_text(text, encoding="utf-8")
     assert difference("zephyr", str(tmp_path / "mine.jinja"), shapes()["one turn"])[0].side == "both"
     assert main(["template", "show", "zephir"]) == 2
-    assert 'did you mean "zephyr"' in capsys.readouterr().err
+    assert "fix: luthier template show zephyr\n" in capsys.readouterr().err
 
 
 @pytest.mark.prove

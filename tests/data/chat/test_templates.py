@@ -253,7 +253,7 @@ def test_what_is_saved_writes_the_same_in_transformers(name: str) -> None:
 
 
 def test_an_unknown_name_is_named_with_the_nearest() -> None:
-    with pytest.raises(UserError, match=r'did you mean "alpaca@stanford"') as caught:
+    with pytest.raises(UserError, match=r"data\.chat_template=alpaca@stanford") as caught:
         Template.choose(tokenizers.chatml(), "alpaca@standford")
     assert caught.value.exit_code == 2
     with pytest.raises(UserError, match="cannot be read"):

@@ -161,7 +161,7 @@ def tokens_of(*specs: str) -> list[str]:
     """
     if "auto" in specs:
         raise UserError("auto", "the tokenizer's own template, and no tokenizer", "a model", "--model org/name")
-    facts = [read_template(spec)[1] for spec in specs]
+    facts = [read_template(spec, "{}")[1] for spec in specs]
     return list(dict.fromkeys(t for one in facts for t in (*one.tokens, *one.stop) if t not in NAMED_TOKENS))
 
 

@@ -130,7 +130,7 @@ def is_name(spec: str) -> bool:
 ENDINGS = (".jinja", ".jinja2", ".j2", ".txt", ".json")
 
 
-def find(name: str) -> Shipped:
+def find(name: str, line: str = "data.chat_template={}") -> Shipped:
     """The template of a name: `chatml`, `alpaca@stanford`.
 
     Raises:
@@ -147,7 +147,7 @@ def find(name: str) -> Shipped:
             "auto, a Jinja file, or one of "
             + ", ".join(one for one in names() if "@" not in one)
             + ", or a version of one",
-            f"data.chat_template={near[0]}" if near else "luthier template list",
+            line.format(near[0]) if near else "luthier template list",
         )
     return found
 

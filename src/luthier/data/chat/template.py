@@ -338,14 +338,17 @@ def _with_the_date(source: str, clock: str) -> str:
     return DATE_DEFINED.sub(lambda match: "false" if match[1] else "true", dated)
 
 
-def read_template(spec: str) -> tuple[str, Facts]:
+def read_template(spec: str, line: str = "data.chat_template={}") -> tuple[str, Facts]:
     """The text and header of a template that comes with luthier, or of a Jinja file.
+
+    Args:
+        line: what is to be typed with the name that was meant.
 
     Raises:
         UserError: there is no such template, or it cannot be read.
     """
     if is_name(spec):
-        shipped = find(spec)
+        shipped = find(spec, line)
         return shipped.text, shipped.facts
     try:
         source = Path(spec).read_text(encoding="utf-8")
