@@ -16,11 +16,11 @@ import os, signal, sys, time
 from pathlib import Path
 from luthier.system.locks import held
 with held(Path(sys.argv[1]), wait=False):
-    child = os.fork()
-    if child == 0:
-        time.sleep(60)
-    print(child, flush=True)
-    os.kill(os.getpid(), signal.SIGKILL)
+    parent = os.getpid()
+    if os.fork() == 0:
+        print(os.getpid(), flush=True)
+        os.kill(parent, signal.SIGKILL)
+    time.sleep(60)
 """
 
 
