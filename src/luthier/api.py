@@ -15,6 +15,7 @@ from luthier.config.documents import Document, read_yaml
 from luthier.config.plain_yaml import OF_A_RUN
 from luthier.errors import UserError, excerpt
 from luthier.reporting.run.loss_curves import loss_curve
+from luthier.runs import chain
 from luthier.runs.figures import read_figures
 from luthier.runs.recorder import read_lines
 from luthier.runs.run_folder import CONFIG, METRICS, REPORT
@@ -158,9 +159,10 @@ def make_config(model: str | Mapping[str, Any], data: Any, keys: Mapping[str, An
         document.set([key], _plain(value, key))
     # JSON is YAML, so a value takes the way of the command line, with its checks
     others = {key: _plain(value, key) for key, value in keys.items() if key not in RunConfig.model_fields}
-    return config.assemble(
+    found = config.assemble(
         document, [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in others.items()]
     )
+    return chain.going_on(found)
 
 
 def _plain(value: Any, name: str) -> Any:

@@ -188,6 +188,7 @@ CASES = {
 
 ELSEWHERE = {
     "model.revision": ("tests/models", "revision"),
+    "model.adapter": ("tests/training", "model.adapter"),
     "data.train.split": ("tests/data", "split="),
     "data.train.subset": ("tests/data", "subset="),
     "data.num_workers": ("tests/data", "num_workers="),
@@ -195,7 +196,7 @@ ELSEWHERE = {
     "data.train.revision": ("tests/data", "revision="),
     "data.train.data_dir": ("tests/data", "data_dir="),
 }
-"""Keys that need a hub, or many rows: the folder whose tests show their effect, and the word to find there."""
+"""Keys that need a hub, a run or many rows: the folder whose tests show their effect, and the word to find there."""
 
 OF_FORMATS = {key.dotted for key in keys() if key.section == "data.train.format"}
 """Keys that name columns: what each of them does to a row is in tests/formats/test_columns.py, which takes all of them."""

@@ -27,12 +27,12 @@ def train(
     from luthier import config
     from luthier.cli._shared import split_config_and_overrides
     from luthier.data import early_check
-    from luthier.runs import manifest, trackers
+    from luthier.runs import chain, manifest, trackers
     from luthier.system.launch import launch
     from luthier.system.streams import say
 
     path, overrides = split_config_and_overrides(arguments or [])
-    checked = config.load(path, overrides)
+    checked = chain.going_on(config.load(path, overrides))
     main_process = launch().rank == 0
     if not resume:  # a run that goes on, or is finished, says itself what it lacks
         with config.placed(path):

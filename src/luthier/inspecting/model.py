@@ -18,7 +18,7 @@ from luthier.models.precision import choose_dtype
 from luthier.models.reading import add_tokens, load_tokenizer
 from luthier.models.sources.resolve import resolve
 from luthier.system.devices import device
-from luthier.training.build import build_policy, model_to_tune
+from luthier.training.build import build_policy
 
 
 def look(target: str, overrides: Sequence[str] = (), trust_remote_code: bool = False) -> Node:
@@ -55,7 +55,7 @@ def look_at(checked: RunConfig, trust_remote_code: bool = False) -> Node:
     where = device()
     dtype, _why = choose_dtype(checked.model.dtype, where)
     decisions = {"activation_checkpointing": False, "layout": "padded"}
-    source = model_to_tune(checked, trust_remote_code)
+    source = resolve(checked.model.path, checked.model.revision, trust_remote_code)
     tokenizer = load_tokenizer(source.folder, trust_remote_code=trust_remote_code)
     new = add_tokens(tokenizer, checked.data.add_tokens)
     # As if it went on: what it would begin with is not worked out, for no value is shown.

@@ -22,6 +22,12 @@ class ModelSource:
     """folder of a PEFT adapter that goes on top, for a run or an adapter"""
 
     @property
+    def words(self) -> Path:
+        """The folder with the tokenizer and its template: of an adapter its own, where it has one."""
+        own = self.adapter is not None and (self.adapter / "tokenizer_config.json").is_file()
+        return self.adapter if self.adapter is not None and own else self.folder
+
+    @property
     def plain(self) -> tuple[str, str | None]:
         """Name and revision of the base in peft's own file: those of the hub, by which transformers and peft find it, else as a
         configuration names it. A folder of a cache would mean nothing elsewhere.

@@ -14,14 +14,14 @@ from luthier.system.locks import Lock, held
 CONFIG, LEDGER, REJECTED = "config.yaml", "ledger.json", "rejected.jsonl"
 METRICS, TIMINGS, SAMPLES, ROW_LOSSES = "metrics.jsonl", "timings.jsonl", "samples.jsonl", "row_losses.jsonl"
 ANSWERS, REPORT, SUSPECTS, TRACKERS = "answers.json", "report.html", "suspects.json", "trackers.json"
-CHECKPOINTS, BEGINNING, ADAPTER, MODEL = "checkpoints", "beginning", "adapter", "model"
+CHECKPOINTS, BEGINNING, ADAPTER, MODEL, MERGED = "checkpoints", "beginning", "adapter", "model", "merged"
 
 RECORD = (METRICS, TIMINGS, SAMPLES, ROW_LOSSES)
 """What a run writes a line of at a time."""
 DESCRIPTION = (CONFIG, LEDGER, REJECTED)
 """What a run writes before it begins."""
 FILES = (MANIFEST, *DESCRIPTION, *RECORD, ANSWERS, REPORT, SUSPECTS, TRACKERS)
-FOLDERS = (CHECKPOINTS, BEGINNING, ADAPTER, MODEL)
+FOLDERS = (CHECKPOINTS, BEGINNING, ADAPTER, MODEL, MERGED)
 OF_TRACKERS = ("tensorboard", "wandb", "swanlog", "mlruns", "mlflow.db", ".aim")
 """What trackers write into a run's folder. Under all these names a run writes, and under no other."""
 

@@ -20,6 +20,7 @@ from luthier.data.dataset.progress import RowProgress
 from luthier.data.steps.layout import Layout
 from luthier.engines import Engine
 from luthier.errors import EnvironmentProblem, UserError
+from luthier.inference.verified_export import export
 from luthier.kernels.dropout import DropoutKeys, seeded
 from luthier.models.checks import quantized
 from luthier.models.flat import prove, use_flat_attention
@@ -30,7 +31,7 @@ from luthier.models.own_losses import own_losses
 from luthier.models.precision import dtype_name, hold_frozen, leave_casts_to_autocast
 from luthier.models.reading import add_tokens, context_length, load_config, load_tokenizer
 from luthier.models.source import ModelSource
-from luthier.models.sources.resolve import resolve
+from luthier.models.sources.resolve import is_run, resolve
 from luthier.objectives import Objective
 from luthier.optimizers import Optimizer
 from luthier.planning.memory import activation_checkpointing, held_bytes, tokens_per_micro_batch, trained_parameters
@@ -38,11 +39,11 @@ from luthier.policy.neftune import Noise
 from luthier.policy.policy import Policy, enable_activation_checkpointing
 from luthier.policy.routers import check_routers
 from luthier.randomness import key
-from luthier.runs.at_step import hash_of_adapter
+from luthier.runs.at_step import at_step, hash_of_adapter
 from luthier.runs.beginning import RunStart
 from luthier.runs.checkpoint import Checkpoints
 from luthier.runs.manifest import ASKED_ANEW
-from luthier.runs.run_folder import CHECKPOINTS
+from luthier.runs.run_folder import CHECKPOINTS, MERGED
 from luthier.system.cores import waiting
 from luthier.system.words import counted, noun
 from luthier.training.job import Job
@@ -99,7 +100,7 @@ def build(
     engine.scale_losses(dtype == torch.float16)
     objective: Objective = component.make("objectives", config.objective)
     with _main_process_first(engine), RowProgress() as progress:
-        source = model_to_tune(config, trust_remote_code)
+        source = _model_to_tune(config, trust_remote_code, say)
         tokenizer = load_tokenizer(source.folder, trust_remote_code=trust_remote_code)
         new = add_tokens(tokenizer, config.data.add_tokens)
         model_config = load_config(source.folder, trust_remote_code)
@@ -138,16 +139,25 @@ def build(
     return Built(source, tokenizer, data, decisions, tuned, new, restored, job)
 
 
-def model_to_tune(config: RunConfig, trust_remote_code: bool) -> ModelSource:
-    source = resolve(config.model.path, config.model.revision, trust_remote_code)
-    if source.adapter is not None:
+def _model_to_tune(config: RunConfig, trust_remote_code: bool, say: Callable[[str], None]) -> ModelSource:
+    """The model, or what a run's adapter and its base are together, which is written beside the adapter the first time."""
+    path = config.model.path
+    step = at_step(path)
+    source = resolve(path if step is None else str(step.run), config.model.revision, trust_remote_code)
+    run = source.adapter.parent if source.adapter is not None else None
+    if step is None and run is None:
+        return source
+    if step is not None or run is None or not is_run(run) or Path(path).expanduser().resolve() != run:
         raise UserError(
             "model.path",
-            f"{config.model.path} is an adapter on {source.name}",
-            "a model with weights of its own",
-            f"luthier export {config.model.path} --to merged --output DIR, then model=DIR",
+            f"{path} is {f'a checkpoint of {step.run}' if step is not None else f'an adapter on {source.name}'}",
+            "a model with weights of its own, or a run to merge",
+            f"luthier export {path} --to merged --output DIR, then model=DIR",
         )
-    return source
+    folder = run / MERGED
+    if not folder.exists():
+        export(str(run), "merged", folder, unproven=True, trust_remote_code=trust_remote_code, say=say)
+    return resolve(str(folder), None, trust_remote_code)
 
 
 @contextmanager

@@ -111,6 +111,7 @@ def _path(job: Job, samples: SampleSet, base: Mapping[str, Any]) -> Path:
         "base": dict(base),
         "beginning": digest.hexdigest(),
         "dtype": str(job.policy.compute_dtype),
+        "held": sorted({str(parameter.dtype) for parameter in job.policy.parameters()}),
         "layout": [job.layout, job.max_tokens, job.policy.head_is_exact],
         "hardware": hardware(job.engine.device),
         "threads": torch.get_num_threads(),

@@ -18,13 +18,14 @@ from luthier.inspecting.data.shown_rows import Wanted
 from luthier.models.flat import prove
 from luthier.models.precision import choose_dtype
 from luthier.models.reading import add_tokens, context_length, load_config, load_tokenizer
+from luthier.models.source import ModelSource
 from luthier.planning.memory import tokens_per_micro_batch
 from luthier.system.devices import device as find_device
 
 
 def new_report(
     config: RunConfig,
-    folder: Path,
+    source: ModelSource,
     wanted: Wanted,
     after: Path | None,
     examined_rows: int,
@@ -32,10 +33,10 @@ def new_report(
     trust_remote_code: bool,
     say: Callable[[str], None],
 ) -> list[tuple[Wanted, DataReport]]:
-    """As `look.look`, and the same with other rows, where they come cheap; `folder` is the model's."""
-    tokenizer = load_tokenizer(folder, trust_remote_code)
+    """As `look.look`, and the same with other rows, where they come cheap; `source` is the model's."""
+    tokenizer = load_tokenizer(source.words, trust_remote_code)
     add_tokens(tokenizer, config.data.add_tokens)
-    model_config = load_config(folder, trust_remote_code)
+    model_config = load_config(source.folder, trust_remote_code)
     objective = component.make("objectives", config.objective)
     context = context_length(model_config)
     with RowProgress() as progress:

@@ -19,6 +19,7 @@ from luthier.inspecting.data.row_alone import row_alone
 from luthier.inspecting.data.shown_row import ShownRow
 from luthier.inspecting.data.shown_rows import Wanted
 from luthier.models.sources.resolve import resolve
+from luthier.runs import chain
 
 
 def look_at_row(config: RunConfig, name: str, *, trust_remote_code: bool = False) -> list[ShownRow]:
@@ -28,12 +29,13 @@ def look_at_row(config: RunConfig, name: str, *, trust_remote_code: bool = False
         UserError: no row has the name; the file or the template cannot be used.
     """
     RowName.read(name)
+    config = chain.going_on(config)
     early_check.check(config)
     called = rows_called(
         parts_of(config, component.make("objectives", config.objective).takes), config.data.system, name
     )
     source = resolve(config.model.path, config.model.revision, trust_remote_code)
-    return row_alone(config, source.folder, called, trust_remote_code)
+    return row_alone(config, source, called, trust_remote_code)
 
 
 def look(
@@ -59,6 +61,7 @@ def look(
     Raises:
         UserError: rows, a file or the template cannot be used; the wanted row is not there; the run learned from others.
     """
+    config = chain.going_on(config)
     early_check.check(config)
     source = resolve(config.model.path, config.model.revision, trust_remote_code)
     if config.data.streaming:
@@ -66,12 +69,12 @@ def look(
         config = config.model_copy(update={"data": config.data.model_copy(update={"streaming": False})})
     kept = None
     if environment is not None and after is None and not trust_remote_code:
-        kept = KeptReport(config, wanted, every_view, source.folder, environment)
+        kept = KeptReport(config, wanted, every_view, source.words, environment)
         if (found := kept.find()) is not None:
             return found
     from luthier.inspecting.data.fresh import new_report  # torch and transformers take seconds to import
 
-    reports = new_report(config, source.folder, wanted, after, examined_rows, every_view, trust_remote_code, say)
+    reports = new_report(config, source, wanted, after, examined_rows, every_view, trust_remote_code, say)
     if kept is not None:
         kept.keep(reports)
     return reports[0][1]

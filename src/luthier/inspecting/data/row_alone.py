@@ -9,7 +9,6 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from pathlib import Path
 
 from pydantic import TypeAdapter
 
@@ -21,26 +20,29 @@ from luthier.data.dataset.workers import Encoding, can_fork, limit_of
 from luthier.inspecting.data.one_row import Called, look_at
 from luthier.inspecting.data.shown_row import ShownRow
 from luthier.models.reading import add_tokens, context_length, load_config, load_tokenizer
+from luthier.models.source import ModelSource
 
 _ROWS = TypeAdapter(list[ShownRow])
 
 
-def row_alone(config: RunConfig, folder: Path, called: Sequence[Called], trust_remote_code: bool) -> list[ShownRow]:
-    """The rows that have a name, each with what becomes of it; `folder` is the model's."""
+def row_alone(
+    config: RunConfig, source: ModelSource, called: Sequence[Called], trust_remote_code: bool
+) -> list[ShownRow]:
+    """The rows that have a name, each with what becomes of it; `source` is the model's."""
 
     def rows() -> list[ShownRow]:
-        return _rows(config, folder, called, trust_remote_code)
+        return _rows(config, source, called, trust_remote_code)
 
     quick = None if trust_remote_code else without_torch(rows)
     return rows() if quick is None else quick
 
 
-def _rows(config: RunConfig, folder: Path, called: Sequence[Called], trust_remote_code: bool) -> list[ShownRow]:
-    tokenizer = load_tokenizer(folder, trust_remote_code)
+def _rows(config: RunConfig, source: ModelSource, called: Sequence[Called], trust_remote_code: bool) -> list[ShownRow]:
+    tokenizer = load_tokenizer(source.words, trust_remote_code)
     add_tokens(tokenizer, config.data.add_tokens)
     objective = component.make("objectives", config.objective)
     template = choose_template(tokenizer, config.data)
-    limit = limit_of(config.data, context_length(load_config(folder, trust_remote_code)))
+    limit = limit_of(config.data, context_length(load_config(source.folder, trust_remote_code)))
     try:
         encoding = Encoding(config.data, ChatRenderer(tokenizer, template), objective, limit)
         return [row for one in called for row in look_at(one, encoding)]

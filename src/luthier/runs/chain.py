@@ -1,0 +1,89 @@
+"""A run whose model is a run before it that made an adapter: what it takes from there, said in a configuration's own words.
+
+`model: runs/sft` under `tuning: lora` is the base of that run, its adapter to go on from, and the words in which conversations
+were put to it. Where the adapter is merged first, the tokenizer of the merged model carries these words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from luthier import component
+from luthier import config as configuration
+from luthier.config import RunConfig
+from luthier.data.chat.library import is_name
+from luthier.errors import UserError
+from luthier.models.sources.resolve import base_of, is_adapter, is_run, result_of
+from luthier.runs.run_folder import CHECKPOINTS, CONFIG
+
+SERVED = ("enable_thinking", "system")
+"""Keys of `data` for how a conversation is put to the model that a template does not hold."""
+WORDS = ("chat_template", "on_system", "add_tokens", *SERVED)
+"""All that decide how a conversation becomes tokens."""
+TEMPLATE = "chat_template.jinja"
+
+
+def going_on(config: RunConfig) -> RunConfig:
+    """The configuration, with what it leaves at its default as it was in the run that is its model: system text, and where that run's
+    adapter is gone on from base, quantization, template and new tokens.
+
+    Raises:
+        UserError: an adapter is to be gone on from, and cannot be; or the run has no result yet.
+    """
+    folder = _result_at(config.model.path)
+    if folder is None:
+        return config
+    before = configuration.load(folder.parent / CONFIG) if is_run(folder.parent) else None
+    if not is_adapter(folder) or not _goes_on(config):
+        return _with(config, data=_unsaid(config, before, SERVED))
+    if getattr(config.tuning, "adapter_path", None) is not None:
+        what = f"{config.model.path} is an adapter, and tuning.adapter_path names one"
+        raise UserError("model.path", what, "one adapter", "model=BASE, or leave tuning.adapter_path out")
+    name, revision = base_of(folder)
+    held = config.model.quantization or (before.model.quantization if before is not None else None)
+    words = _unsaid(config, before, WORDS)
+    own, said = folder / TEMPLATE, words.get("chat_template", "auto" if before is not None else str(folder))
+    if own.is_file() and config.data.chat_template == "auto" and not is_name(said):
+        words["chat_template"] = str(own)  # a file of the user's may be another one by now
+    return _with(
+        config,
+        model={"path": name, "revision": revision, "quantization": held, "adapter": "auto"},
+        tuning={"adapter_path": config.model.path},
+        data=words,
+    )
+
+
+def _result_at(path: str) -> Path | None:
+    """The folder with the result of a run, that of a checkpoint's run, or an adapter, that lies here; None for anything else."""
+    folder = Path(path).expanduser()
+    if folder.parent.name == CHECKPOINTS and is_run(folder.parent.parent):
+        folder = folder.parent.parent
+    if not folder.is_dir():
+        return None
+    made = result_of(folder) or folder
+    return made.resolve() if is_adapter(made) or is_run(made.parent) else None
+
+
+def _goes_on(config: RunConfig) -> bool:
+    """Whether an adapter that is the model is gone on from. Raises UserError where it should be and cannot."""
+    if config.model.adapter == "merge":
+        return False
+    can: bool = component.load("tuning", config.tuning.kind).makes_adapter
+    if not can and config.model.adapter == "continue":
+        what = f"an adapter is to be gone on from, under tuning: {config.tuning.kind}"
+        raise UserError("model.adapter", what, "tuning: lora", "tuning=lora, or model.adapter=merge")
+    return can
+
+
+def _unsaid(config: RunConfig, before: RunConfig | None, names: Sequence[str]) -> dict[str, Any]:
+    """Of `data`, what was there and is here at its default."""
+    fields = type(config.data).model_fields
+    left = [name for name in names if getattr(config.data, name) == fields[name].get_default()]
+    return {name: getattr(before.data, name) for name in left} if before is not None else {}
+
+
+def _with(config: RunConfig, **sections: dict[str, Any]) -> RunConfig:
+    changed = {name: getattr(config, name).model_copy(update=keys) for name, keys in sections.items()}
+    return config.model_copy(update=changed)
