@@ -140,14 +140,15 @@ Example = Conversation | Preference | Feedback | Prompt | Text
 
 
 def conversations_of(example: Example) -> tuple[Conversation | Text, ...]:
-    """What of an example is put into tokens: each answer behind its request, which carries no loss where answers are compared;
+    """What of an example is put into tokens: each answer behind its request, which carries no loss where answers are judged;
     of a prompt alone nothing.
     """
     if isinstance(example, Preference):
         request = tuple(replace(message, train=False) for message in example.prompt)
         return tuple(Conversation((*request, *answer), example.row, example.tools) for answer in example.answers)
     if isinstance(example, Feedback):
-        return (Conversation(example.messages, example.row, example.tools),)
+        asked = tuple(replace(message, train=False) for message in example.messages[:-1])
+        return (Conversation((*asked, example.messages[-1]), example.row, example.tools),)
     return () if isinstance(example, Prompt) else (example,)
 
 

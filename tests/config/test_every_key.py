@@ -32,6 +32,7 @@ DIVERGES = (
 )
 """What is learned makes the held-out answers, which have nothing to do with it, less likely."""
 
+JUDGED = ("data=pairs.jsonl", "objective=kto", "learning_rate=1e-3")
 PAIRED = ("data=pairs.jsonl", "objective=dpo", "learning_rate=1e-3")
 
 
@@ -180,6 +181,8 @@ CASES = {
     "objective.gamma_beta_ratio": Case(
         "gamma_beta_ratio=0.5", "gamma_beta_ratio=0.1", "metrics", ("data=pairs.jsonl", "objective=simpo")
     ),
+    "objective.desirable_weight": Case("desirable_weight=1", "desirable_weight=1.2", "metrics", JUDGED),
+    "objective.undesirable_weight": Case("undesirable_weight=1", "undesirable_weight=0.8", "metrics", JUDGED),
     "distributed": Case("distributed=auto", "distributed=ddp", "outcome"),
     "report_to": Case(None, "report_to=tensorboard", "files"),
     "seed": Case("seed=0", "seed=1", "metrics"),

@@ -373,9 +373,9 @@ def test_a_misspelt_option_is_no_key(capsys: pytest.CaptureFixture[str]) -> None
 
 def test_what_has_no_objective_here_is_said_and_no_configuration_is_proposed() -> None:
     told = refusal("model_name_or_path: m\ndataset: d.jsonl\nstage: ppo\n")
-    assert "stage is another tool's name: no objective learns from judgements" in told
+    assert "stage is another tool's name: no objective learns from rewards" in told
     assert "fix" not in told
-    assert "no objective learns from judgements" in explain("ppo")
+    assert "no objective learns from rewards" in explain("ppo")
 
 
 def test_preferences_of_another_tool_become_an_objective() -> None:

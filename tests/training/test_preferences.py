@@ -13,7 +13,7 @@ from luthier.system.paths import cache_dir
 from luthier.training import reference, run
 from tests.helpers.killing import Worker, kill_and_resume, outcome, rows_of, write_config
 
-FIGURES = ("loss", "margin", "accuracy", "eval_loss", "eval_margin", "eval_nll")
+FIGURES = ("loss", "margin", "accuracy", "kl", "eval_loss", "eval_margin", "eval_nll", "eval_kl")
 
 
 def trained(config_file: Path, folder: Path, *overrides: str) -> tuple[dict[str, bytes], list[str]]:
@@ -28,11 +28,12 @@ def figures(folder: Path) -> dict[tuple[int, str], float]:
     return {(line["step"], name): line[name] for line in lines for name in FIGURES if name in line}
 
 
-def test_the_reference_is_kept_for_the_next_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("objective", "sets"), [("dpo", 2), pytest.param("kto", 4, marks=pytest.mark.prove)])
+def test_the_reference_is_kept_for_the_next_run(objective: str, sets: int, tmp_path: Path) -> None:
     """To the bit; what was damaged is computed anew; and computed in every step it gives the same figures."""
-    config_file = write_config(tmp_path, "dpo")
+    config_file = write_config(tmp_path, objective)
     first, said = trained(config_file, tmp_path / "first")
-    assert sum("computed once" in line for line in said) == 2
+    assert sum("computed once" in line for line in said) == sets
     again, said = trained(config_file, tmp_path / "again", "objective.beta=0.1")
     assert not any("computed once" in line for line in said)
     assert again == first
@@ -41,7 +42,7 @@ def test_the_reference_is_kept_for_the_next_run(tmp_path: Path) -> None:
         content[len(content) // 2] ^= 1
         kept.write_bytes(content)
     mended, said = trained(config_file, tmp_path / "mended")
-    assert sum("computed once" in line for line in said) == 2
+    assert sum("computed once" in line for line in said) == sets
     assert mended == first
     _, said = trained(config_file, tmp_path / "live", "objective.reference=live")
     assert not any("computed once" in line for line in said)
@@ -77,7 +78,7 @@ def test_another_beginning_is_another_reference(tmp_path: Path, monkeypatch: pyt
 
 @pytest.mark.prove
 @pytest.mark.processes
-@pytest.mark.parametrize("objective", ["dpo", "{kind: dpo, reference: live}", "orpo"])
+@pytest.mark.parametrize("objective", ["dpo", "{kind: dpo, reference: live}", "orpo", "kto"])
 def test_killed_and_on_two_processes(objective: str, worker: Worker, tmp_path: Path) -> None:
     config_file = write_config(tmp_path, objective)
     worker.run(config_file, tmp_path / "whole", "new")

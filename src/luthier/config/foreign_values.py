@@ -193,7 +193,7 @@ def _method(value: Any, given: Given) -> Answer:
 def _stage(value: Any, _: Given) -> Answer:
     if value in OBJECTIVES_TO_COME:
         return Answer(says=NO_SUCH_OBJECTIVE, stops=True)
-    if value in PAIRED:
+    if value in (*PAIRED, "kto"):
         return Answer({"objective.kind": value})
     return Answer(
         {"objective.kind": "sft"},
@@ -209,7 +209,9 @@ def _paired(value: Any, _: Given) -> Answer:
     """Of a tool that calls all of them DPO."""
     if value in PAIRED:
         return Answer({"objective.kind": value})
-    if value in ("kto_pair", "bco_pair"):
+    if value == "kto_pair":
+        return Answer({"objective.kind": "kto"})
+    if value == "bco_pair":
         return Answer(says=NO_SUCH_OBJECTIVE, stops=True)
     return Answer({"objective.kind": "dpo", "objective.loss": value})
 

@@ -71,6 +71,10 @@ RENAMED = {
     "pref_beta": "objective.beta",
     "pref_ftx": "objective.sft_weight",
     "dpo_label_smoothing": "objective.label_smoothing",
+    "kto_chosen_weight": "objective.desirable_weight",
+    "kto_rejected_weight": "objective.undesirable_weight",
+    "kto_desirable_weight": "objective.desirable_weight",
+    "kto_undesirable_weight": "objective.undesirable_weight",
     "simpo_gamma": "objective.gamma_beta_ratio (there: gamma, which is beta times that)",
     "neftune_alpha": "training.neftune_noise_alpha",
     "noisy_embedding_alpha": "training.neftune_noise_alpha",
@@ -349,12 +353,12 @@ NOT_NEEDED = {
 }
 """Another tool's key that is not needed here: why. A clause that `; leave it out` can follow."""
 
-OBJECTIVES_TO_COME = ("rm", "ppo", "kto", "grpo", "reward")
-"""Stages of other tools for which there is no objective: they learn from judgements, rewards, or the model's own answers."""
+OBJECTIVES_TO_COME = ("rm", "ppo", "grpo", "reward")
+"""Stages of other tools for which there is no objective: they learn from rewards, or the model's own answers."""
 
 NO_SUCH_OBJECTIVE = (
-    "no objective learns from judgements, rewards or a model's own answers yet; sft learns from conversations and texts, "
-    "dpo, simpo, cpo and orpo from a better and a worse answer"
+    "no objective learns from rewards or a model's own answers yet; sft learns from conversations and texts, "
+    "dpo, simpo, cpo and orpo from a better and a worse answer, kto from good and bad answers"
 )
 
 REGISTERED = "data"

@@ -21,6 +21,8 @@ class Objective(Protocol):
     """What its loss asks of the policy beside log-probabilities. `reference` makes the run keep what it began with."""
     keeps_reference: bool = False
     """Whether the reference's log-probabilities are computed once over the data, and not in every step."""
+    mismatched: bool = False
+    """Whether `survey` gets each prompt with the answer to another one, and not what is learned from."""
     roles: tuple[str, ...] = ("",)
     """What a sample of it may be in its group, as people call it; the first are the answers to be given."""
     usual: bool = False
@@ -40,8 +42,13 @@ class Objective(Protocol):
         """
         ...
 
+    def notes(self, plan: Plan) -> list[str]:
+        """What is said of all that is learned from, before anything begins. Raises UserError: nothing can be learned from it."""
+        return []
+
     def weights(self, plan: Plan) -> dict[str, float]:
-        """What the sums of the loss are divided by, each under its name; `plan` is of the whole step, example after example."""
+        """What the sums of the loss are divided by, each under its name; `plan` is of the whole step, example after example. Of
+        what a step has none of, nothing is reported."""
         ...
 
     def loss(self, policy: Policy, batch: MicroBatch) -> LossOut:
@@ -57,7 +64,8 @@ class Objective(Protocol):
         return {}
 
     def survey(self, policy: Policy, batch: MicroBatch) -> list[float]:
-        """For a loss that needs totals of the whole step: counts in a micro-batch, without gradient, before the step's losses."""
+        """For a loss that needs totals of the whole step: counts in a micro-batch, without gradient, before the step's losses; see
+        `mismatched`."""
         return []
 
     def begin_step(self, totals: list[float], plan: Plan) -> None:

@@ -72,6 +72,7 @@ class Weighted(Objective):
                 "objective={kind: weighted, terms: [{kind: sft, weight: 1.0}, {kind: z_loss, weight: 1e-4}]}",
             )
         self.wants = tuple(sorted({want for term in self.terms.values() for want in term.wants}))
+        self.mismatched = any(term.mismatched for term in self.terms.values())
         self._counts: dict[str, int] = {}
         """how many totals of the step each term asks for"""
 
@@ -82,6 +83,9 @@ class Weighted(Objective):
     def encode(self, example: Example, index: int, renderer: Renderer) -> list[Sample]:
         found: list[Sample] = self._first.encode(example, index, renderer)
         return found
+
+    def notes(self, plan: Plan) -> list[str]:
+        return [note for term in self.terms.values() for note in term.notes(plan)]
 
     def weights(self, plan: Plan) -> dict[str, float]:
         """Of each term its own, as `KIND NAME`: two may mean different things by one name."""

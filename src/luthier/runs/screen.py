@@ -63,9 +63,12 @@ def terms(line: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def pairs(line: Mapping[str, Any], prefix: str = "") -> tuple[str, ...]:
-    """Where answers are compared: `62.5 % of pairs right`, `margin 0.12`, the difference of their rewards."""
+    """Where answers are compared: `62.5 % of pairs right`, `margin 0.12`, the difference of their rewards; where each is judged by
+    itself: `62.5 % of answers right`.
+    """
     right, margin = line.get(f"{prefix}accuracy"), line.get(f"{prefix}margin")
-    shown = () if right is None else (f"{figure(right * 100, '.1f')} % of pairs right",)
+    what = "answers" if f"{prefix}share_good" in line else "pairs"
+    shown = () if right is None else (f"{figure(right * 100, '.1f')} % of {what} right",)
     return shown if margin is None else (*shown, f"margin {figure(margin, '.3g')}")
 
 

@@ -13,8 +13,8 @@ from luthier.training.step import Step, forward_of
 def survey(job: Job, step: Step) -> None:
     """Lets an objective whose loss needs totals of the whole step count them first (see `Objective.survey`)."""
     totals: list[float] = []
-    for position in range(len(step.batches)):
-        with torch.no_grad(), forward_of(job, step, position) as batch:
+    for position in range(len(step.surveyed or step.batches)):
+        with torch.no_grad(), forward_of(job, step, position, surveyed=True) as batch:
             found = job.objective.survey(job.wrapped, batch)
         totals = [one + other for one, other in zip(totals, found, strict=True)] if totals else found
     if totals:

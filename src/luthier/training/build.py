@@ -15,8 +15,11 @@ import torch
 
 from luthier import component
 from luthier.config import RunConfig
+from luthier.data.dataset.mismatched import mismatched_of
 from luthier.data.dataset.prepare import Prepared, prepare
 from luthier.data.dataset.progress import RowProgress
+from luthier.data.dataset.samples import SampleSet
+from luthier.data.dataset.workers import limit_of
 from luthier.data.steps.layout import Layout
 from luthier.engines import Engine
 from luthier.errors import EnvironmentProblem, UserError
@@ -106,6 +109,7 @@ def build(
         model_config = load_config(source.folder, trust_remote_code)
         context = context_length(model_config)
         data = prepare(config, tokenizer, context_length=context, objective=objective, watch=progress)
+    mismatched = mismatched_of(data.sets, config.seed, limit_of(config.data, context)) if objective.mismatched else {}
     steps = data.steps(config)
     head = [f"model: {source.name}", _method(config), data.ledger.as_text(), *steps.notes(), *data.notes]
     say("\n".join(head))
@@ -135,7 +139,7 @@ def build(
             check_routers(policy.core)
     if "reference" in objective.wants:
         policy.keep_reference()
-    job = _job(config, policy, tuned, data, objective, engine, decisions, checkpoints)
+    job = _job(config, policy, tuned, data, objective, engine, decisions, checkpoints, mismatched)
     return Built(source, tokenizer, data, decisions, tuned, new, restored, job)
 
 
@@ -344,6 +348,7 @@ def _job(
     engine: Engine,
     decisions: dict[str, Any],
     checkpoints: Checkpoints,
+    mismatched: dict[str, SampleSet],
 ) -> Job:
     training = config.training
     steps = data.steps(config)
@@ -365,4 +370,5 @@ def _job(
         schedule=make_schedule(training, steps.total),
         checkpoints=checkpoints,
         waiting=tuned.waiting,
+        mismatched=mismatched,
     )

@@ -21,6 +21,9 @@ from luthier.policy.policy import Policy
 from luthier.runs.checkpoint import Checkpoints
 from luthier.runs.recorder import Recorder
 
+SURVEYED = "{} mismatched"
+"""Under which the reference is kept of what is surveyed in the place of a set."""
+
 
 @dataclass
 class Progress:
@@ -58,8 +61,11 @@ class Job:
     checkpoints: Checkpoints
     waiting: Collection[nn.Parameter] = ()
     """of what is trained, those that learn only once a token comes to them (`Tuned.waiting`)"""
+    mismatched: dict[str, SampleSet] = field(default_factory=dict)
+    """what is surveyed in the place of `train` and of `eval`, where the objective asks for that: sample by sample"""
     reference: dict[str, KeptReference] = field(default_factory=dict)
-    """what is kept of the policy at step 0: of `train` and of `eval`, where the objective keeps it"""
+    """what is kept of the policy at step 0: of `train` and of `eval`, and of what is surveyed in their place (SURVEYED), where the
+    objective keeps it"""
     progress: Progress = field(default_factory=Progress)
 
 

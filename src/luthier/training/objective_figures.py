@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import torch
 
 from luthier.data.dataset.samples import SampleSet
 from luthier.data.steps.kept_reference import KeptReference
-from luthier.data.steps.layout import Chosen, micro_batches
 from luthier.errors import UserError
 from luthier.policy.policy import evaluating
-from luthier.training.job import Job
-from luthier.training.step import LOSS, Step, add_sums, figures_of
+from luthier.training.job import SURVEYED, Job
+from luthier.training.step import LOSS, Step, add_sums, figures_of, laid_out
 from luthier.types import MicroBatch, Plan
 
 WINDOW = 256
@@ -27,7 +26,10 @@ def held_out_figures(job: Job) -> dict[str, float]:
     """The objective's own figures of the held-out rows, each divided by its weight of all of them; the same on every process."""
     samples, kept = job.held_out, job.reference.get("eval")
     assert samples is not None
-    return _figures(job, samples.plan(), lambda: _windows(job, samples, kept))
+    others, kept_of_others = job.mismatched.get("eval", samples), job.reference.get(SURVEYED.format("eval"), kept)
+    return _figures(
+        job, samples.plan(), lambda: _windows(job, samples, kept), lambda: _windows(job, others, kept_of_others)
+    )
 
 
 def check_first_step(job: Job, step: Step) -> None:
@@ -39,10 +41,10 @@ def check_first_step(job: Job, step: Step) -> None:
     expected = job.objective.first_step()
     if not expected:
         return
-    found = _figures(job, step.plan, lambda: iter(step.batches))
+    found = _figures(job, step.plan, lambda: iter(step.batches), lambda: iter(step.surveyed or step.batches))
     near = NEAR.get(job.policy.compute_dtype, LOW)
     for name, value in expected.items():
-        if not math.isclose(found[name], value, rel_tol=near, abs_tol=near):
+        if name in found and not math.isclose(found[name], value, rel_tol=near, abs_tol=near):
             raise UserError(
                 "the first step",
                 f"{name} is {found[name]:.6g} before anything was learned, and must be {value:.6g}; nothing was updated",
@@ -51,12 +53,14 @@ def check_first_step(job: Job, step: Step) -> None:
             )
 
 
-def _figures(job: Job, plan: Plan, batches: Callable[[], Iterator[MicroBatch]]) -> dict[str, float]:
-    """In evaluation mode and without gradient; what the objective needs of the whole is counted first."""
+def _figures(
+    job: Job, plan: Plan, batches: Callable[[], Iterator[MicroBatch]], surveyed: Callable[[], Iterator[MicroBatch]]
+) -> dict[str, float]:
+    """In evaluation mode and without gradient; what the objective needs of the whole is counted first, in what is `surveyed`."""
     weights = job.objective.weights(plan)
     sums, totals = dict.fromkeys(((name, LOSS) for name in weights), 0.0), list[float]()
     with evaluating(job.wrapped), torch.no_grad():
-        for batch in batches():
+        for batch in surveyed():
             counted = job.objective.survey(job.wrapped, batch)
             if not counted:
                 break
@@ -78,21 +82,5 @@ def _windows(job: Job, samples: SampleSet, kept: KeptReference | None) -> Iterat
         while last < samples.examples and len(places) < WINDOW * job.engine.processes:
             places += range(*samples.span_of(last))
             last += 1
-        yield from _laid_out(job, samples, places, kept)
+        yield from laid_out(job, samples, places, 0, kept)
         first = last
-
-
-def _laid_out(job: Job, samples: SampleSet, places: Sequence[int], kept: KeptReference | None) -> Iterator[MicroBatch]:
-    for batch in micro_batches(
-        Chosen(samples, places),
-        places,
-        plan=samples.plan(places),
-        layout=job.layout,
-        max_tokens=job.max_tokens,
-        step=0,
-        processes=job.engine.processes,
-        rank=job.engine.rank,
-    ):
-        if kept is not None:
-            kept.put_into(batch)
-        yield batch

@@ -28,13 +28,11 @@ from luthier.system.files import write_file
 from luthier.system.paths import cache_dir, cache_written
 from luthier.system.progress import Progress
 from luthier.system.words import counted
-from luthier.training.job import Job
+from luthier.training.job import SURVEYED, Job
 
 WINDOW = 256
 """Samples that one process scores at a time, longest first. Its own layout: the number of processes changes no bit."""
 UNUSED_DAYS = 30
-PURPOSES = ("train", "eval")
-
 Numbers = npt.NDArray[np.float32]
 
 
@@ -52,6 +50,7 @@ def keep_reference(job: Job, base: Mapping[str, Any], say: Callable[[str], None]
     if not job.objective.keeps_reference or job.samples.streamed:
         return
     sets = {"train": job.samples} | ({"eval": job.held_out} if job.held_out is not None else {})
+    sets |= {SURVEYED.format(purpose): others for purpose, others in job.mismatched.items()}
     for purpose, samples in sets.items():
         path = _path(job, samples, base)
         logps = _read(path, samples) if job.engine.main else None

@@ -11,11 +11,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from luthier.data.dataset.samples import SampleSet
+from luthier.data.steps.kept_reference import KeptReference
 from luthier.data.steps.layout import Chosen, micro_batches
 from luthier.errors import NonFinite
 from luthier.kernels.dropout import seed_generators
 from luthier.randomness import key
-from luthier.training.job import Job
+from luthier.training.job import SURVEYED, Job
 from luthier.training.stop_signal import StopSignal
 from luthier.types import LossOut, MicroBatch, Plan
 
@@ -38,6 +40,8 @@ class Step:
     """what each sum of the loss is divided by"""
     batches: Sequence[MicroBatch]
     """of this process"""
+    surveyed: Sequence[MicroBatch] = ()
+    """of this process: what totals are counted in before, where that is something else"""
 
 
 @dataclass(frozen=True)
@@ -59,29 +63,45 @@ def plan_step(job: Job, number: int) -> Step:
     examples = job.steps.indices(number)
     indices = job.samples.members_of(examples)
     plan = job.samples.plan(indices)
+    batches = laid_out(job, job.samples, indices, number, job.reference.get("train"))
+    surveyed = list[MicroBatch]()
+    if (others := job.mismatched.get("train")) is not None:
+        surveyed = laid_out(job, others, indices, number, job.reference.get(SURVEYED.format("train")))
+    return Step(number, examples, plan, job.objective.weights(plan), batches, surveyed)
+
+
+def laid_out(
+    job: Job, samples: SampleSet, indices: Sequence[int], step: int, kept: KeptReference | None
+) -> list[MicroBatch]:
+    """This process's micro-batches of some samples, with what is kept of the reference."""
     batches = micro_batches(
-        Chosen(job.samples, indices),
+        Chosen(samples, indices),
         indices,
-        plan=plan,
+        plan=samples.plan(indices),
         layout=job.layout,
         max_tokens=job.max_tokens,
-        step=number,
+        step=step,
         processes=job.engine.processes,
         rank=job.engine.rank,
     )
-    if kept := job.reference.get("train"):
+    if kept is not None:
         for batch in batches:
             kept.put_into(batch)
-    return Step(number, examples, plan, job.objective.weights(plan), batches)
+    return batches
 
 
 @contextmanager
-def forward_of(job: Job, step: Step, position: int) -> Iterator[MicroBatch]:
-    """Gives the micro-batch at `position`, and surrounds its forward and backward pass."""
+def forward_of(job: Job, step: Step, position: int, surveyed: bool = False) -> Iterator[MicroBatch]:
+    """Gives the micro-batch at `position`, and surrounds its forward and backward pass.
+
+    Args:
+        surveyed: of those that totals are counted in, without gradient.
+    """
+    batches = step.surveyed if surveyed and step.surveyed else step.batches
     # A model's own dropout draws from the default generator: keyed here, so that it does not depend on what ran before.
     seed_generators(key(job.seed, "internal", step.number, position, job.engine.rank) % 2**63, job.engine.device)
-    with job.engine.accumulating(last=position == len(step.batches) - 1):
-        yield step.batches[position]
+    with job.engine.accumulating(last=position == len(batches) - 1):
+        yield batches[position]
 
 
 def optimizer_step(job: Job, step: Step, stop: StopSignal | None = None) -> StepDone:
@@ -130,11 +150,16 @@ def add_sums(sums: dict[tuple[str, str], float], out: LossOut) -> None:
 
 
 def figures_of(sums: Mapping[tuple[str, str], float], weights: Mapping[str, float]) -> dict[str, float]:
-    """What is reported of a whole step: each sum divided by its weight; of the loss the parts together."""
-    figures = {LOSS: 0.0}
+    """What is reported of a whole step: each sum divided by its weight; of the loss the parts together. Not what is a share, or
+    partly one, of something that the step has none of.
+    """
+    figures, unknown = {LOSS: 0.0}, set[str]()
     for (weight, name), value in sums.items():
-        figures[name] = figures.get(name, 0.0) + value / weights[weight]
-    return figures
+        if weights[weight]:
+            figures[name] = figures.get(name, 0.0) + value / weights[weight]
+        elif name != LOSS:
+            unknown.add(name)
+    return {name: value for name, value in figures.items() if name not in unknown}
 
 
 def _add_documents(losses: dict[int, float] | None, batch: MicroBatch, out: LossOut) -> dict[int, float] | None:

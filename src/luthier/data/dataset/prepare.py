@@ -68,6 +68,11 @@ class Prepared:
     refused: UserError | None = None
     """what a run says of rows that were left out here though the configuration does not say that they may be"""
 
+    @property
+    def sets(self) -> dict[str, SampleSet]:
+        """What is learned from and what is held out, by `PURPOSES`."""
+        return {"train": self.train} | ({"eval": self.eval} if self.eval is not None else {})
+
     def steps(self, config: RunConfig) -> Steps:
         """Which of the examples each optimizer step takes."""
         training = config.training
@@ -108,13 +113,21 @@ def prepare(
         UserError: a file, the template, or rows that cannot be used; all bad rows in one error.
     """
     data = config.data
+    if objective.mismatched and data.streaming:
+        raise UserError(
+            "data.streaming",
+            f"{config.objective.kind} puts prompts together with the answers to others, and of streamed rows none is kept",
+            "encoded rows on disk",
+            "data.streaming=false, or objective.loss=apo_zero_unpaired",
+        )
     renderer = ChatRenderer(tokenizer, choose_template(tokenizer, data))
     told = {"told": watch.reading} if isinstance(watch, RowProgress) else {}
     parts = parts_of(config, objective.takes, limits=limits, **told)
     encoding = Encoding(data, renderer, objective, limit_of(data, context_length))
     if data.streaming:
         sets, account, rejected = _streamed(encoding, parts, watch)
-        return _prepared(encoding, parts, sets, _meta(account, data, parts), rejected, from_cache=False)
+        prepared = _prepared(encoding, parts, sets, _meta(account, data, parts), rejected, from_cache=False)
+        return _with_notes(prepared, objective, refuse)
     for part in parts:
         part.source.look()
     folder = cache.folder_of(identity(config, parts, encoding))
@@ -127,6 +140,17 @@ def prepare(
     prepared = _prepared(encoding, parts, found.sets, found.meta, found.rejected, from_cache=before is not None)
     if refuse and prepared.refused is not None:
         raise prepared.refused
+    return _with_notes(prepared, objective, refuse)
+
+
+def _with_notes(prepared: Prepared, objective: Objective, refuse: bool) -> Prepared:
+    """With what the objective says of all that it learns from. Raises UserError where it cannot, with `refuse`."""
+    try:
+        prepared.notes += objective.notes(prepared.train.plan())
+    except UserError as error:
+        if refuse:
+            raise
+        prepared.refused = prepared.refused or error
     return prepared
 
 

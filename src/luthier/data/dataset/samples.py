@@ -9,7 +9,7 @@ import os
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, overload
@@ -213,25 +213,27 @@ class First(SampleSet):
 
 
 class Given(SampleSet):
-    """Of each example the samples of the first role: of a pair the better answer."""
+    """The samples of the first role: of a pair the better answer, of judged answers the good ones. Examples that have none are left
+    out.
+    """
 
     def __init__(self, whole: SampleSet) -> None:
         self._whole, self.streamed = whole, whole.streamed
         self._chosen = np.flatnonzero(whole.roles == 0)
         plan = whole.plan(self._chosen.tolist())
         self.lengths, self.trained, self.groups, self.roles = plan.lengths, plan.trained, plan.groups, plan.roles
-        self.first_samples = np.searchsorted(plan.examples, np.arange(whole.examples))
-        self.prompt_keys, self.row_lines = whole.prompt_keys, whole.row_lines
+        self._examples, self.first_samples = np.unique(plan.examples, return_index=True)
+        self.prompt_keys, self.row_lines = whole.prompt_keys[self._examples], whole.row_lines[self._examples]
 
     @property
     def fingerprint(self) -> str:
         return f"given of {self._whole.fingerprint}"
 
     def row(self, example: int) -> str:
-        return self._whole.row(example)
+        return self._whole.row(int(self._examples[example]))
 
     def at(self, index: int) -> Sample:
-        return self._whole.at(int(self._chosen[index]))
+        return replace(self._whole.at(int(self._chosen[index])), example=self.example_of(index))
 
 
 class DamagedCache(ValueError):

@@ -49,17 +49,18 @@ def all_curves(run: RunFigures) -> list[str]:
 
 
 def _answers_compared(run: RunFigures) -> list[str]:
-    """Of a run on pairs: how often the better answer is preferred and by how much, and what became of both."""
+    """Of a run on pairs or judged answers: how often the better ones are preferred and by how much, and what became of both."""
     if not any("margin" in line for line in run.steps):
         return []
-    likely = [
-        Series(name, points(run.steps, f"logps_{name}"), "line", colour)
-        for colour, name in enumerate(("chosen", "rejected"))
-    ]
+    judged = any("share_good" in line for line in run.steps)
+    kinds = ("good", "bad") if judged else ("chosen", "rejected")
+    likely = [Series(name, points(run.steps, f"logps_{name}"), "line", colour) for colour, name in enumerate(kinds)]
+    right = "Answers on the right side of z" if judged else "Pairs whose better answer is preferred"
+    both = "good and bad answers" if judged else "both answers"
     return [
-        svg_curve(_both(run, "accuracy"), "Pairs whose better answer is preferred", format_y=_percent),
-        svg_curve(_both(run, "margin"), "Margin between the rewards of both answers"),
-        svg_curve(likely, "Log-probability of both answers; both may fall"),
+        svg_curve(_both(run, "accuracy"), right, format_y=_percent),
+        svg_curve(_both(run, "margin"), f"Margin between the rewards of {both}"),
+        svg_curve(likely, f"Log-probability of {both}; both may fall"),
     ]
 
 
