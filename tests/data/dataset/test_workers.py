@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import signal
 from collections import Counter
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -276,3 +277,21 @@ def test_an_entry_is_mixed_as_one_whatever_its_files(streaming: str) -> None:
     assert "250 of 417 from shards, 500 of 500 from b.jsonl" in mixed.notes[-1]
     assert mixed.train.row(416).startswith("shards/d.jsonl")
     assert mixed.train.row(417).startswith("b.jsonl")
+
+
+def test_a_worker_that_is_killed_as_it_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of what it had to say is in the pipe; whoever reads would wait for the rest for ever."""
+    write("train.jsonl", ROWS)
+    parent, send = os.getpid(), Connection._send
+
+    def half(self: Connection, data: bytes, *rest: Any) -> None:
+        if os.getpid() != parent and len(data) > 1_000:
+            os.write(self.fileno(), data[: len(data) // 2])
+            os.kill(os.getpid(), signal.SIGKILL)
+        send(self, data, *rest)
+
+    monkeypatch.setattr(Connection, "_send", half)
+    monkeypatch.setattr(workers, "PATIENCE_S", 0.2)
+    with pytest.raises(EnvironmentProblem, match="a process that encodes was ended"):
+        run("num_workers=2")
+    assert not multiprocessing.active_children()

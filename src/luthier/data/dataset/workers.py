@@ -11,11 +11,12 @@ import signal
 import sys
 import threading
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import numpy as np
@@ -303,6 +304,8 @@ def encoders(encoding: Encoding, workers: int) -> Iterator[Any]:
         if not is_done:  # nobody waits for what they do, and one that somebody has stopped would never end by itself
             for child in set(multiprocessing.active_children()) - others:
                 child.kill()
+            # The pool's own thread waits for ever for the rest of what a killed one was writing, as this process could write it, too.
+            pool._result_queue._writer.close()  # type: ignore[attr-defined]
         pool.shutdown(cancel_futures=True)
 
 
@@ -313,23 +316,32 @@ def can_fork() -> bool:
 
 def _in_order(pool: ProcessPoolExecutor, works: Iterable[Work], ahead: int) -> Iterator[Chunk]:
     waiting: deque[Future[Chunk]] = deque()
+    others, workers = set(multiprocessing.active_children()), set[BaseProcess]()
     try:
         for work in works:
             waiting.append(pool.submit(_encode, work))
+            workers = workers or set(multiprocessing.active_children()) - others  # the first work starts them all
             if len(waiting) > ahead:
-                yield _result(waiting.popleft())
+                yield _result(waiting.popleft(), workers)
         while waiting:
-            yield _result(waiting.popleft())
+            yield _result(waiting.popleft(), workers)
     except BrokenProcessPool:
         raise EnvironmentProblem(
             "data.num_workers", "a process that encodes was ended (out of memory?)", "more memory", "data.num_workers=0"
         ) from None
 
 
-def _result(chunk: Future[Chunk]) -> Chunk:
-    """Waits for a chunk, and says where a worker does not work."""
-    told = set[int]()
+def _result(chunk: Future[Chunk], workers: Collection[BaseProcess]) -> Chunk:
+    """Waits for a chunk, and says where a worker does not work.
+
+    Raises:
+        BrokenProcessPool: a worker has ended; also where the pool has not noticed, as it waits for the rest of what it was writing.
+    """
+    told, has_ended = set[int](), False
     while not wait([chunk], PATIENCE_S).done:
+        if has_ended:
+            raise BrokenProcessPool
+        has_ended = not all(worker.is_alive() for worker in workers)
         stopped = {child.pid for child in multiprocessing.active_children() if child.pid and is_stopped(child.pid)}
         if stopped - told:
             told |= stopped
