@@ -246,6 +246,14 @@ class MicroBatch:
         lengths = document.new_tensor(self.lengths)
         return document.new_tensor(range(len(lengths))).repeat_interleave(lengths)[place]
 
+    @property
+    def trained_tokens(self) -> list[int]:
+        """Of each of the S documents."""
+        import torch
+
+        counts: list[int] = torch.bincount(self.documents, minlength=len(self.lengths)).tolist()
+        return counts
+
     def by_document(self, values: torch.Tensor) -> torch.Tensor:
         """Values of the trained positions, [N], as sums over each document: [S], float64, on the CPU, without gradient."""
         exact = values.detach().double().cpu()
@@ -255,8 +263,7 @@ class MicroBatch:
         """The same, [N] -> [S], with gradient and where the values are. A document's sum does not depend on its neighbours."""
         import torch
 
-        counts = torch.bincount(self.documents, minlength=len(self.lengths)).tolist()
-        return torch.stack([part.sum() for part in torch.split(values.double(), counts)])
+        return torch.stack([part.sum() for part in torch.split(values.double(), self.trained_tokens)])
 
 
 @dataclass(slots=True)
@@ -272,7 +279,8 @@ class Routing:
 
 @dataclass(slots=True)
 class Scores:
-    """What the policy says of the trained positions, in their order in the batch. Each is [N], float32, but `routing`."""
+    """What the policy says of the trained positions, in their order in the batch. Each is [N], float32, but `value` and
+    `routing`."""
 
     logps: torch.Tensor
     correct: torch.Tensor | None = None
@@ -283,6 +291,8 @@ class Scores:
     """the largest logit"""
     reference: torch.Tensor | None = field(default=None, init=False)
     """log-probabilities by the policy as it was at step 0, without gradient"""
+    value: torch.Tensor | None = None
+    """[S]: the score of each document, of its last token, by a model that has a head for it and none of words"""
     routing: Routing | None = field(default=None, init=False)
 
 

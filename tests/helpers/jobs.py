@@ -29,7 +29,7 @@ from luthier.training.schedule import make_schedule
 from luthier.tuning import Start
 from luthier.tuning._anatomy import trained_experts
 from luthier.types import NO_TARGET, Sample
-from tests.helpers.tiny_models import VOCAB, twin
+from tests.helpers.tiny_models import VOCAB, scored_twin, twin
 
 
 class Listed(SampleSet):
@@ -90,13 +90,15 @@ def make_policy(
     dtype: torch.dtype = torch.float32,
     *,
     warm: bool = True,
+    scored: bool = False,
     **changes: Any,
 ) -> Policy:
-    """A tiny twin with LoRA; `warm` gives lora_B random values, so that every gradient is non-zero from the first step."""
+    """A tiny twin with LoRA; `warm` gives lora_B random values, so that every gradient is non-zero from the first step; `scored`: with
+    a head of scores."""
     keys = DropoutKeys(config.seed)
     with seeded(key(config.seed, "initial weights") % 2**63):
         tuning = component.make("tuning", config.tuning)
-        model = tuning.apply(twin(name, **changes).to(dtype), Start(keys)).model
+        model = tuning.apply((scored_twin if scored else twin)(name, **changes).to(dtype), Start(keys)).model
         if warm:
             for parameter_name, parameter in model.named_parameters():
                 if "lora_B" in parameter_name:

@@ -69,7 +69,7 @@ def pair_job(
     config = make_config(
         folder, "lora_dropout=0.1", "global_batch_size=7", "max_steps=5", "learning_rate=1e-3", "warmup_steps=0", *overrides
     )
-    policy = make_policy(config, layout=layout, warm=warm)
+    policy = make_policy(config, layout=layout, warm=warm, scored=objective["kind"] == "reward")
     job = make_job(
         config,
         make_pairs(),

@@ -8,9 +8,17 @@ from typing import Any
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 import luthier  # noqa: F401 - it makes its own architectures known to transformers
+from luthier.models.score_head import begin_head
 
 VOCAB = 512
 HIDDEN = 64
@@ -151,6 +159,16 @@ def twin(name: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return AutoModelForCausalLM.from_config(twin_config(name, **changes), dtype=torch.float32).eval()
+
+
+def scored_twin(name: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
+    """The same with a head that gives documents scores, drawn by `seed`, in the place of the one of words."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        config = twin_config(name, **changes, num_labels=1)
+        model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32).eval()
+    begin_head(model, seed)
+    return model
 
 
 @cache

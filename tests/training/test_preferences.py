@@ -78,7 +78,7 @@ def test_another_beginning_is_another_reference(tmp_path: Path, monkeypatch: pyt
 
 @pytest.mark.prove
 @pytest.mark.processes
-@pytest.mark.parametrize("objective", ["dpo", "{kind: dpo, reference: live}", "orpo", "kto"])
+@pytest.mark.parametrize("objective", ["dpo", "{kind: dpo, reference: live}", "orpo", "kto", "reward"])
 def test_killed_and_on_two_processes(objective: str, worker: Worker, tmp_path: Path) -> None:
     config_file = write_config(tmp_path, objective)
     worker.run(config_file, tmp_path / "whole", "new")

@@ -32,4 +32,6 @@ def default_component(key: str) -> ComponentConfig:
 
 def method_defaults(tuning: str, objective: str) -> dict[str, object]:
     """Values of `training` keys that the user left out: the tuning method's, and over them those of the objective."""
-    return {**component.load("tuning", tuning).defaults, **component.load("objectives", objective).defaults}
+    method, learned = component.load("tuning", tuning), component.load("objectives", objective)
+    own = {} if method.makes_adapter else learned.defaults_of_own_weights
+    return {**method.defaults, **learned.defaults, **own}

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from pydantic import ValidationError
 from pydantic_core import PydanticCustomError
@@ -12,12 +12,12 @@ from pydantic_core import PydanticCustomError
 from luthier import component
 from luthier.component import ComponentConfig, Config
 from luthier.config.answers import Answer
-from luthier.config.components import COMPONENTS, default_component
-from luthier.config.documents import Document, to_line
+from luthier.config.components import COMPONENTS
+from luthier.config.documents import Document
 from luthier.config.foreign_values import kind_as_typed
 from luthier.config.other_tools import RENAMED_VALUES, SHARDS, SHARED_BATCHES
-from luthier.config.sections import WITHOUT_WARMUP, DataConfig, DataFile, ModelConfig, RunConfig, TrainingConfig
-from luthier.config.translation import HELD_OUT, OF_HELD_OUT, foreign
+from luthier.config.sections import DataConfig, DataFile, ModelConfig, RunConfig, TrainingConfig
+from luthier.config.translation import foreign
 from luthier.errors import UserError, excerpt
 
 Problem = tuple[tuple[str | int, ...], str, Any, str]
@@ -28,7 +28,6 @@ FLAG = "a flag"
 COMMAND_LINE = "command line"
 MOST_SHOWN = 20
 """Of the problems of one configuration; what another tool's keys are called here is told of all."""
-MOST_OF_SEVERAL_LINES = 8
 
 EXPECTED = {
     "string": "text",
@@ -217,10 +216,10 @@ def as_user_error(
     left_out = {id(problem) for problem in ours[MOST_SHOWN:]}
     shown = [problem for problem in ordered if id(problem) not in left_out]
     lines = [f"{document.place(problem[0])}: {_in_words(problem, document)}" for problem in shown]
-    lines += _and_more(len(left_out))
+    lines += and_more(len(left_out))
     if document.flags:
         lines.insert(0, f"{COMMAND_LINE}: keys are written KEY=VALUE here, not --KEY VALUE")
-    lines += [_in_a_line(error) for error in others[:MOST_SHOWN]] + _and_more(len(others[MOST_SHOWN:]))
+    lines += [_in_a_line(error) for error in others[:MOST_SHOWN]] + and_more(len(others[MOST_SHOWN:]))
     keys = [_dotted(loc) for loc, wrong, *_ in ordered if wrong not in (FOREIGN, FLAG, "missing", "unknown key")]
     unknown = any(wrong == "unknown key" for _, wrong, *_ in ordered)
     kinds = [_instead(problem) * (document.place(problem[0]) == COMMAND_LINE) for problem in ordered]
@@ -257,7 +256,7 @@ def _in_a_line(error: UserError) -> str:
     return f"{error.where}: {error.found}{expected}" + (f"; {error.fix}" if error.fix else "")
 
 
-def _and_more(count: int) -> list[str]:
+def and_more(count: int) -> list[str]:
     return [f"and {count:,} more"] if count else []
 
 
@@ -341,107 +340,3 @@ def _with_lists(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _with_lists(item) for key, item in value.items()}
     return [_with_lists(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-def terms_of(objective: ComponentConfig) -> tuple[ComponentConfig, ...]:
-    """The terms of a sum of objectives; of any other, itself."""
-    terms: tuple[ComponentConfig, ...] = cast("Any", objective).terms if _is_sum(objective) else (objective,)
-    return terms
-
-
-def _is_sum(objective: ComponentConfig) -> bool:
-    return bool(component.load("objectives", objective.kind).is_sum)
-
-
-def weighted_sum(objective: ComponentConfig, before: Sequence[Any] = (), after: Sequence[Any] = ()) -> str:
-    """The override for a weighted sum of an objective, or of its terms, with more terms before and after them."""
-    terms = [term.model_dump(exclude_unset=True) for term in terms_of(objective)]
-    terms = [{key: value for key, value in term.items() if (key, value) != ("weight", 1)} for term in terms]
-    own = objective.model_dump(exclude_unset=True, exclude={"kind", "terms"}) if _is_sum(objective) else {}
-    kinds = [kind for kind in component.listing("objectives") if component.load("objectives", kind).is_sum]
-    return f"objective={to_line({'kind': kinds[0], 'terms': [*before, *terms, *after], **own})}"
-
-
-def refuse_wrong_combinations(document: Document, config: RunConfig) -> None:
-    """Raises UserError where keys are right one by one and wrong together; all such pairs at once."""
-    found = sorted(_wrong_combinations(config), key=lambda one: document.order(one[0]))
-    errors = [UserError(document.place(path), *words) for path, *words in found]
-    if len(errors) == 1:
-        raise errors[0]
-    if errors:
-        shown = list(map(str, errors[:MOST_OF_SEVERAL_LINES]))
-        raise UserError("", "\n".join([*shown, *_and_more(len(errors) - len(shown))]))
-
-
-def _wrong_combinations(config: RunConfig) -> Iterator[tuple[tuple[str | int, ...], str, str, str]]:
-    """(where, what was found, what was expected, the remedy)"""
-    training = config.training
-    yield from _idle_weights(config.data)
-    yield from _nothing_to_learn_from(config.objective)
-    if config.data.eval is None:
-        for key in OF_HELD_OUT:
-            if getattr(training, key) not in (None, False):
-                yield (
-                    ("training", key),
-                    f"training.{key} without held-out data",
-                    "data.eval",
-                    f"write data.eval: {HELD_OUT}, or leave {key} out",
-                )
-    if config.model.quantization is not None and not component.load("tuning", config.tuning.kind).makes_adapter:
-        yield (
-            ("tuning",),
-            f"tuning: {config.tuning.kind} of a quantized model",
-            "weights that can be trained",
-            "tuning=lora, or leave model.quantization out",
-        )
-    if training.lr_scheduler_type == WITHOUT_WARMUP and training.warmup_steps:
-        yield (
-            ("training", "warmup_steps"),
-            f"warmup_steps: {training.warmup_steps:g} with lr_scheduler_type: {WITHOUT_WARMUP}, which has no warm-up",
-            "a schedule that has one",
-            "lr_scheduler_type=constant_with_warmup, or leave warmup_steps out",
-        )
-    if (
-        isinstance(training.warmup_steps, int)
-        and training.max_steps is not None
-        and training.warmup_steps >= training.max_steps
-    ):
-        yield (
-            ("training", "warmup_steps"),
-            f"{training.warmup_steps} warm-up steps of {training.max_steps} steps",
-            "fewer warm-up steps than steps",
-            "warmup_steps=0.03",
-        )
-
-
-def _nothing_to_learn_from(objective: ComponentConfig) -> Iterator[tuple[tuple[str | int, ...], str, str, str]]:
-    """Objectives that say nothing of the answers, with none beside them that does."""
-    kinds = [term.kind for term in terms_of(objective)]
-    usual = [component.load("objectives", kind).only_as_term for kind in kinds]
-    if None in usual:
-        return
-    found = f"{' and '.join(kinds)} alone: nothing would be learned from the answers"
-    beside = default_component("objective")
-    if _is_sum(objective):
-        fix = weighted_sum(objective, before=[{"kind": beside.kind}])
-    else:
-        term = objective.model_dump(exclude_unset=True) | {"weight": usual[0]}
-        fix = weighted_sum(ComponentConfig(kind=beside.kind), after=[term])
-    yield ("objective",), found, f"a term beside {beside.kind}", fix
-
-
-def _idle_weights(data: DataConfig) -> Iterator[tuple[tuple[str | int, ...], str, str, str]]:
-    """Weights that nothing would ask for. A weight of 1 says nothing, and stands in every resolved configuration."""
-    held_out = data.eval if isinstance(data.eval, tuple) else ()
-    for purpose, files in (("train", data.train), ("eval", held_out)):
-        for index, file in enumerate(files):
-            if file.weight == 1 or (purpose == "train" and data.mixing != "concatenate"):
-                continue
-            found = f"weight: {file.weight:g} of {file.path}, which is not mixed with other files by weights"
-            expected = (
-                "data.mixing: first_exhausted or all_exhausted" if purpose == "train" else "no weight in data.eval"
-            )
-            fix = (
-                "write data.mixing: first_exhausted, or leave weight out" if purpose == "train" else "leave weight out"
-            )
-            yield ("data", purpose, index, "weight"), found, expected, fix

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from luthier import component
 from luthier.component import ComponentConfig, Config
+from luthier.config.combinations import refuse_wrong_combinations
 from luthier.config.components import AUTO, COMPONENTS, DEFAULT_KINDS, method_defaults
 from luthier.config.documents import Document, read_yaml, to_line, to_yaml
 from luthier.config.foreign_keys import generic
@@ -31,7 +32,6 @@ from luthier.config.problems import (
     odd_texts,
     own_flags,
     problems_of,
-    refuse_wrong_combinations,
 )
 from luthier.config.sections import WITHOUT_WARMUP, DataConfig, DataFile, ModelConfig, RunConfig, TrainingConfig
 from luthier.config.translation import as_words, shown, whole

@@ -28,6 +28,13 @@ from luthier.models.folder import TOKENIZER_FILES, check_folder, tensors
 from luthier.models.patches.bitsandbytes_on_cpu import alike_in_training_and_scoring
 from luthier.models.patches.plain_linear import plain_linear
 from luthier.models.reading import install, load_config
+from luthier.models.score_head import (
+    WEIGHT,
+    gives_scores,
+    heads_of_words,
+    refuse_another_head,
+    refuse_without_scores,
+)
 from luthier.models.settings import read_json
 from luthier.models.source import ModelSource
 from luthier.quantization import Quantization
@@ -69,6 +76,7 @@ def load_model(
     quantization: Quantization | None = None,
     quantized_from: torch.dtype | None = None,
     trust_remote_code: bool = False,
+    scored: bool = False,
 ) -> PreTrainedModel:
     """A causal language model in eval mode, with exactly the weights of its folder.
 
@@ -79,13 +87,12 @@ def load_model(
         quantization: holds the linear layers in fewer bits.
         quantized_from: with `quantization`, the dtype in which all weights are taken from the files first; by default
             `dtype`. Codes and scales depend on it.
+        scored: with a head of scores (`models/score_head.py`), in float32; where the files hold none its values are chance.
 
     Raises:
         UserError: the folder is incomplete, weights are missing, left over, of the wrong shape, or not finite.
         EnvironmentProblem: not enough memory, or a package is missing.
     """
-    from transformers import AutoModelForCausalLM
-
     folder, name = (source.folder, source.name) if isinstance(source, ModelSource) else (source, str(source))
     check_folder(folder, name, trust_remote_code)
     options: dict[str, Any] = {}
@@ -93,11 +100,11 @@ def load_model(
         options["quantization_config"] = quantization.loading_config(dtype)
     if quantization is not None or torch.device(device).type != "cpu":
         options["device_map"] = {"": torch.device(device)}
-    config = load_config(folder, trust_remote_code)
+    config, kind = _kind_of(load_config(folder, trust_remote_code), name, scored)
     hush()
     plain = plain_linear(config.model_type) if quantization is not None else nullcontext()
     with _failures_explained(folder, name, dtype), quiet(), plain:
-        model, report = AutoModelForCausalLM.from_pretrained(
+        model, report = kind.from_pretrained(
             folder,
             config=config,
             dtype=quantized_from or dtype,
@@ -108,6 +115,8 @@ def load_model(
             ignore_mismatched_sizes=True,  # they are in the report, with their names, and are refused below
             **options,
         )
+    if scored:
+        report = _with_scores(report, model, config, name, trust_remote_code)
     refuse_misfits(report, name)
     _refuse_non_finite(model.named_parameters() if quantization is None else stored_weights(folder, name), name)
     refuse_misread(model, folder, name)
@@ -115,12 +124,43 @@ def load_model(
         refuse_unquantized(model, name)
         refuse_unpacked_wrong(model, name)
         alike_in_training_and_scoring(model)
-    if quantized_from not in (None, dtype):
-        for weight in (*model.parameters(), *model.buffers()):
-            if weight.dtype == quantized_from:
-                weight.data = weight.data.to(dtype)
+    if quantized_from is not None:
+        _hold_rest(model, quantized_from, dtype)
     use_experts(model)
     return model.eval()
+
+
+def _kind_of(config: Any, name: str, scored: bool) -> tuple[Any, Any]:
+    """The configuration to load a model with, and transformers' class for it. Raises UserError where there is none with scores."""
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    if not scored:
+        return config, AutoModelForCausalLM
+    refuse_without_scores(config, name)
+    config.num_labels = 1
+    return config, AutoModelForSequenceClassification
+
+
+def _hold_rest(model: PreTrainedModel, quantized_from: torch.dtype, dtype: torch.dtype) -> None:
+    """What is not quantized, in `dtype`; a head of scores stays in float32."""
+    head = {id(weight) for weight in model.score.parameters()} if gives_scores(model) else set[int]()
+    for weight in (*model.parameters(), *model.buffers()):
+        if weight.dtype == quantized_from and id(weight) not in head:
+            weight.data = weight.data.to(dtype)
+
+
+def _with_scores(
+    report: dict[str, Any], model: PreTrainedModel, config: Any, name: str, trust_remote_code: bool
+) -> dict[str, Any]:
+    """transformers' report of the loading of a model of scores, without what is to be so: a new head, and one of words left.
+
+    Raises:
+        UserError: its head is of another kind.
+    """
+    refuse_another_head(model, name)
+    model.score.float()
+    kept = {"missing_keys": {WEIGHT}, "unexpected_keys": heads_of_words(config, model, trust_remote_code)}
+    return report | {kind: [key for key in report.get(kind) or () if key not in left] for kind, left in kept.items()}
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from typing import Any
 
 from luthier import component
 from luthier.component import ComponentConfig
-from luthier.config.problems import terms_of, weighted_sum
+from luthier.config.combinations import terms_of, weighted_sum
 
 
 def own_losses(model_config: Any, objective: ComponentConfig) -> list[str]:

@@ -254,4 +254,5 @@ def save_settings(model: Any, folder: Path, dtype: str) -> None:
     model.config.dtype = dtype
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(folder)
-    model.generation_config.save_pretrained(folder)
+    if hasattr(model, "generation_config"):  # a model of scores has none
+        model.generation_config.save_pretrained(folder)

@@ -17,8 +17,11 @@ class Objective(Protocol):
     """The types of example that it can learn from."""
     defaults: Mapping[str, float] = MappingProxyType({"num_train_epochs": 3.0, "warmup_steps": 0.03})
     """Of keys of `training` that are left out; where the tuning method has one too, this is taken."""
+    defaults_of_own_weights: Mapping[str, float] = MappingProxyType({})
+    """The same where a tuning method trains the model's own weights and no adapter."""
     wants: tuple[str, ...] = ()
-    """What its loss asks of the policy beside log-probabilities. `reference` makes the run keep what it began with."""
+    """What its loss asks of the policy beside log-probabilities. `reference` makes the run keep what it began with;
+    `value` gives the model a head that scores documents in the place of the one of words."""
     keeps_reference: bool = False
     """Whether the reference's log-probabilities are computed once over the data, and not in every step."""
     mismatched: bool = False

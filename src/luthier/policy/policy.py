@@ -12,8 +12,10 @@ import torch
 from torch import nn
 
 from luthier.kernels.dropout import DropoutKeys
+from luthier.models.score_head import gives_scores
 from luthier.policy.head import ChunkedHead, present, scores_of
 from luthier.policy.routers import listening, of_documents
+from luthier.policy.value import values_of
 from luthier.types import NO_TARGET, MicroBatch, Scores
 
 
@@ -84,6 +86,8 @@ class Policy(nn.Module):
         self.keys.positions = batch_keys
         with torch.autocast(device.type, dtype=self.compute_dtype, enabled=self.compute_dtype != torch.float32):
             inputs = self._inputs(batch, device)
+            if "value" in want:
+                return Scores(torch.zeros(0, device=device), value=values_of(self.core, inputs, batch))
             if not self.head_is_exact and head:
                 return scores_of(self.core(**inputs).logits[trained], targets, want)
             hidden = self.head.hidden(inputs)
@@ -112,7 +116,10 @@ class Policy(nn.Module):
         }
 
     def verify_head(self, tolerance: float = 1e-3) -> bool:
-        """Whether the head may be computed in pieces (see ChunkedHead.agrees); where not, logits are taken whole from the model."""
+        """Whether the head may be computed in pieces (see ChunkedHead.agrees); where not, logits are taken whole from the model. A model
+        of scores has no head of words."""
+        if gives_scores(self.core):
+            return True
         with evaluating(self), self.computing():
             self.head_is_exact = self.head.agrees(tolerance)
         return self.head_is_exact

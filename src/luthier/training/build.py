@@ -33,6 +33,7 @@ from luthier.models.new_tokens import grow, names_of_edges, refuse_untrained
 from luthier.models.own_losses import own_losses
 from luthier.models.precision import dtype_name, hold_frozen, leave_casts_to_autocast
 from luthier.models.reading import add_tokens, context_length, load_config, load_tokenizer
+from luthier.models.score_head import begin_head, refuse_without_scores, stores_a_head
 from luthier.models.source import ModelSource
 from luthier.models.sources.resolve import is_run, resolve
 from luthier.objectives import Objective
@@ -106,7 +107,7 @@ def build(
         source = _model_to_tune(config, trust_remote_code, say)
         tokenizer = load_tokenizer(source.folder, trust_remote_code=trust_remote_code)
         new = add_tokens(tokenizer, config.data.add_tokens)
-        model_config = load_config(source.folder, trust_remote_code)
+        model_config = _model_config(source, objective, trust_remote_code)
         context = context_length(model_config)
         data = prepare(config, tokenizer, context_length=context, objective=objective, watch=progress)
     mismatched = mismatched_of(data.sets, config.seed, limit_of(config.data, context)) if objective.mismatched else {}
@@ -176,6 +177,14 @@ def _main_process_first(engine: Engine) -> Iterator[None]:
     finally:
         if engine.main:
             engine.sum([done])
+
+
+def _model_config(source: ModelSource, objective: Objective, trust_remote_code: bool) -> Any:
+    """The model's own. Raises UserError where its architecture has no form that the objective needs."""
+    found = load_config(source.folder, trust_remote_code)
+    if "value" in objective.wants:
+        refuse_without_scores(found, source.name)
+    return found
 
 
 def _method(config: RunConfig) -> str:
@@ -323,7 +332,14 @@ def _hold_base(
     """The model before anything is tuned, in `dtype` or in the bits that `model.quantization` asks for."""
     quantization = config.model.quantization
     held = component.make("quantization", quantization) if quantization is not None else None
-    model = load_model(source, dtype=dtype, device=device, quantization=held, trust_remote_code=trust_remote_code)
+    scored = "value" in component.load("objectives", config.objective.kind).wants
+    model = load_model(
+        source, dtype=dtype, device=device, quantization=held, trust_remote_code=trust_remote_code, scored=scored
+    )
+    if scored and stores_a_head(source.folder, source.name):
+        say("the head of scores goes on from that of the model")
+    elif scored:
+        begin_head(model, config.seed)
     layers, share = quantized(model)
     if quantization is not None and layers:
         say(f"held in {quantization.kind}: {counted(layers, 'layer')}, {100 * share:.0f} % of the base's weights")

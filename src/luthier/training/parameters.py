@@ -14,6 +14,7 @@ from luthier.config import TrainingConfig
 from luthier.errors import UserError
 from luthier.kernels.lora import starts_of
 from luthier.models.precision import dtype_name
+from luthier.models.score_head import SCORE
 from luthier.optimizers import Optimizer, TrainedParameters
 from luthier.policy.policy import Policy
 
@@ -32,7 +33,7 @@ def make_optimizer(
     """
     optimizer: Optimizer = component.make("optimizers", training.optim)
     _refuse_lost_steps(training.optim.kind, optimizer, policy)
-    edges = (policy.core.get_input_embeddings(), policy.core.get_output_embeddings())
+    edges = (policy.core.get_input_embeddings(), policy.core.get_output_embeddings(), getattr(policy.core, SCORE, None))
     outside = frozenset(id(parameter) for edge in edges if edge is not None for parameter in edge.parameters())
     groups = parameter_groups(training, policy, rates or {})
     return optimizer.make(TrainedParameters(groups, outside, training.learning_rate or 0.0, seed))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from luthier.models.flat import stock_attention
 from luthier.models.load import load_model, quiet
 from luthier.models.new_tokens import grow
 from luthier.models.precision import dtype_name
+from luthier.models.score_head import WEIGHT as HEAD
+from luthier.models.score_head import gives_scores, heads_of_words, settle_padding
 from luthier.models.shards import SHARD_BYTES, write_shards
 from luthier.models.source import ModelSource
 from luthier.models.stored import Change, NotByName, Read, Stored, save_settings
@@ -50,6 +52,8 @@ def write_result(config: RunConfig, built: Built, base: dict[str, Any], run_id: 
     """
     folder, job, data = Path(config.output_dir), built.job, built.data
     step = _take_best(config, job, run_id)
+    if gives_scores(job.policy.core):
+        settle_padding(job.policy.core, built.tokenizer, data.renderer.stop_ids)
     tuning = component.load("tuning", config.tuning.kind)
     in_float32 = not component.load("optimizers", config.training.optim.kind).in_bfloat16
 
@@ -86,13 +90,17 @@ def _save_model(core: Any, source: ModelSource, target: Path, in_float32: bool) 
         if len(trained) == len(list(core.parameters())):
             raise NotByName("all of it was trained")
         stored = Stored(core, source.folder, source.name)
-        changes = [Change((name,), partial(_value, name, parameter.detach())) for name, parameter in trained.items()]
-        rows = [Change((name,), partial(_stored_value, name)) for name in set(stored.grown_weights()) - trained.keys()]
-        stored.check([*trained, *(name for change in rows for name in change.names)])
+        own = {name: p for name, p in trained.items() if name != HEAD or HEAD in stored.tensors}
+        changes = [Change((name,), partial(_value, name, parameter.detach())) for name, parameter in own.items()]
+        rows = [Change((name,), partial(_stored_value, name)) for name in set(stored.grown_weights()) - own.keys()]
+        stored.check([*own, *(name for change in rows for name in change.names)])
     except NotByName:
         _save_whole(core, trained, source, target, in_float32)
         return
-    write_shards(target, stored.rewritten([*changes, *rows], None), SHARD_BYTES)
+    written = stored.rewritten([*changes, *rows], None)
+    if len(own) < len(trained):
+        written = _with_new_head(written, core, trained[HEAD].detach().cpu())
+    write_shards(target, written, SHARD_BYTES)
     save_settings(core, target, "float32" if in_float32 else dtype_name(core.dtype))
 
 
@@ -103,12 +111,24 @@ def _save_whole(core: Any, trained: Collection[str], source: ModelSource, target
     if in_float32 and any(parameter.dtype != torch.float32 for parameter in core.parameters()):
         # On the CPU: beside the model and its optimizer, a card may have no room for another.
         code = core.is_remote_code()
-        whole = load_model(source, dtype=torch.float32, device="cpu", trust_remote_code=code)
+        scored = gives_scores(core)
+        whole = load_model(source, dtype=torch.float32, device="cpu", trust_remote_code=code, scored=scored)
+        if scored:
+            whole.config = core.config
         grow(whole, core.get_input_embeddings().weight.shape[0])
         for name in trained:
             whole.get_parameter(name).data = core.get_parameter(name).detach().float().cpu()
     with quiet():
         whole.save_pretrained(target)
+
+
+def _with_new_head(
+    written: Iterable[tuple[str, torch.Tensor]], core: Any, head: torch.Tensor
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The weights of the files, with a head of scores in the place of that of words."""
+    words = heads_of_words(core.config, core, core.is_remote_code())
+    yield from ((name, value) for name, value in written if name not in words)
+    yield HEAD, head
 
 
 def _value(name: str, value: torch.Tensor, read: Read) -> dict[str, torch.Tensor]:

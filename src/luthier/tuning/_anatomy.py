@@ -19,6 +19,9 @@ from luthier.errors import UserError
 ATTENTION, MLP, EXPERTS, EDGES, OTHER = "attention", "MLP", "experts", "embeddings and head", "other"
 PARTS = (ATTENTION, MLP, EXPERTS, EDGES, OTHER)
 
+SCORE = "score"
+"""What transformers calls the head of a sequence classification."""
+
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 ATTENTION_WORDS = ("attention", "attn")
 MLP_WORDS = ("mlp", "ffn", "feed_forward", "feedforward")
@@ -70,7 +73,7 @@ def _percent(covered: int, total: int) -> str:
 
 def anatomy(model: Any) -> Anatomy:
     """Which weight of a causal language model of transformers, without an adapter, is of which part."""
-    edges = (model.get_input_embeddings(), model.get_output_embeddings())
+    edges = (model.get_input_embeddings(), head_of(model))
     weights, layers = list[Weight](), dict[str, int]()
     seen = set[int]()  # a tied head is the embeddings' matrix
     for name, module in model.named_modules():
@@ -94,6 +97,17 @@ def anatomy(model: Any) -> Anatomy:
         weights.append(Weight(name, part, size))
     counts = set(layers.values())
     return Anatomy(tuple(weights), f"{counts.pop()} x {len(layers)} experts" if len(counts) == 1 else "experts")
+
+
+def head_of(model: Any) -> Any:
+    """What stands behind the layers: the head of words, or the one that gives a document its score; None where there is neither."""
+    words = model.get_output_embeddings()
+    return words if words is not None else getattr(model, SCORE, None)
+
+
+def score_of(model: Any) -> list[str]:
+    """The name of the head that gives a document its score, which is trained whole under every method; none of a model of words."""
+    return [SCORE] if model.get_output_embeddings() is None and hasattr(model, SCORE) else []
 
 
 def experts_of(model: Any) -> int | None:

@@ -91,7 +91,7 @@ def _sketches(adapted: Any, layers: dict[str, Any], start: Start) -> dict[str, S
         for name, layer in layers.items()
     ]
     head = core.get_output_embeddings()
-    few = {} if any(layer is head for layer in layers.values()) else {"logits_to_keep": 1}
+    few = {} if head is None or any(layer is head for layer in layers.values()) else {"logits_to_keep": 1}
     spoke = time.monotonic()
     try:
         with adapted.disable_adapter():

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from luthier.errors import UserError
-from luthier.tuning._anatomy import experts_of, is_router, layers_of
+from luthier.tuning._anatomy import experts_of, head_of, is_router, layers_of
 from luthier.tuning._patterns import as_names, matched
 
 QUERIES = ("q_proj", "k_proj", "v_proj", "qkv_proj", "W_pack", "Wqkv", "query_key_value", "c_attn", "in_proj_qkv")
@@ -128,7 +128,7 @@ def _named(model: Any, linear: dict[str, nn.Module], asked: str | tuple[str, ...
 def _all_linear(model: Any, linear: dict[str, nn.Module], experts: bool) -> list[str]:
     """Every projection but the head, the routers and (unless asked for) the experts, by short names where these say the
     same; of some mixtures also without those that peft would look for among the experts, which the coverage shows."""
-    head = model.get_output_embeddings()
+    head = head_of(model)
     wanted = {
         name
         for name, module in linear.items()

@@ -44,13 +44,13 @@ class Freeze:
         Raises:
             UserError: there are not so many layers, a pattern is none or matches nothing.
         """
-        from luthier.tuning._anatomy import trained_experts
+        from luthier.tuning._anatomy import score_of, trained_experts
 
         config, parameters = self.config, dict(model.named_parameters())
         last = config.last_layers
         if last is None and config.first_layers is None and not config.patterns:
             last = LAST_LAYERS
-        chosen, said = set[str](), list[str]()
+        chosen, said = {f"{name}.weight" for name in score_of(model)}, ["the head of scores" for _ in score_of(model)]
         for key, count in (("last_layers", last), ("first_layers", config.first_layers)):
             if count is not None:
                 chosen |= self._of_layers(model, key, count)

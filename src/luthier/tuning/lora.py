@@ -115,7 +115,7 @@ class Lora:
     def _new(self, model: nn.Module, start: Start) -> Tuned:
         from peft import LoraConfig, get_peft_model
 
-        from luthier.tuning._anatomy import anatomy
+        from luthier.tuning._anatomy import anatomy, score_of
         from luthier.tuning._targets import (
             expert_tensors,
             linear_layers,
@@ -132,13 +132,14 @@ class Lora:
         parts = anatomy(model)
         transposed = any(type(module).__name__ == "Conv1D" for module in linear.values())
         by_peft = isinstance(config.init_lora_weights, bool) or config.init_lora_weights in BY_PEFT
-        whole = with_tied(model, config.modules_to_save)
+        scored = score_of(model)
+        whole = [*with_tied(model, config.modules_to_save), *scored]
         rows = _outside(whole, start.new_rows)
         refuse_special_head(model, targets, rows)
         adapted = get_peft_model(
             model,
             LoraConfig(
-                task_type="CAUSAL_LM",
+                task_type="SEQ_CLS" if scored else "CAUSAL_LM",
                 r=config.r,
                 lora_alpha=config.lora_alpha if config.lora_alpha is not None else 2 * config.r,
                 lora_dropout=config.lora_dropout,
@@ -151,10 +152,11 @@ class Lora:
                 init_lora_weights=config.init_lora_weights if by_peft else True,
                 rank_pattern=dict(config.rank_pattern),
                 alpha_pattern=dict(config.alpha_pattern),
-                modules_to_save=whole or None,
+                modules_to_save=list(whole) or None,
                 trainable_token_indices=rows,
             ),
         )
+        adapted.peft_config["default"].modules_to_save = whole or None  # peft adds names of its own to a list
         _make_ready(adapted, start.keys)
         self._begin(adapted, start)
         said, off = self._coverage(adapted, parts), self._off_is_start(adapted)
@@ -256,7 +258,7 @@ class Lora:
 
     def _coverage(self, adapted: Any, parts: Anatomy | None) -> str:
         from luthier.kernels.lora import lora_layers
-        from luthier.tuning._anatomy import count_of
+        from luthier.tuning._anatomy import count_of, score_of
 
         covered = [name for name, _ in lora_layers(adapted)]
         kinds = dict.fromkeys(name.rpartition(".")[2] for name in covered)
@@ -265,6 +267,8 @@ class Lora:
         share = f"{100 * trained / total:.2f} % of {total:,}"
         layers = counted(len(covered), "layer")
         where = parts.coverage(set(covered)) if parts is not None else layers
+        if score_of(adapted.get_base_model()):
+            where += ", and the whole head of scores"
         return f"LoRA on {where}: {trained:,} trained parameters ({share}) in {layers}: {', '.join(kinds)}"
 
 
