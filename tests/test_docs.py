@@ -275,6 +275,7 @@ PAGES_WITH_YAML = [(page, number) for page in PAGES for number in range(len(bloc
 def test_yaml_on_the_pages_trains(page: Path, number: int, copied: Path, tmp_path: Path) -> None:
     """From the command line, in a copy that has what the page adds; another model, two steps and another folder are all that differs."""
     some_rows(copied)
+    tiny_llama(copied / "runs" / "large", seed=1)
     (copied / "page.yaml").write_text(blocks(page, "yaml")[number], encoding="utf-8")
     overrides = [f"model.path={tiny_llama(tmp_path / 'model')}", "max_steps=2", f"output_dir={tmp_path / 'run'}"]
     several = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]

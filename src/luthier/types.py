@@ -236,6 +236,8 @@ class MicroBatch:
 
     reference: torch.Tensor | None = None
     """[N] float32: log-probabilities by the policy at step 0, where they are kept; else the policy computes them when asked"""
+    taught: torch.Tensor | None = None
+    """[N, 2 K + 2] float32: a teacher's K likeliest tokens, where they are kept (policy/teacher.py); else the teacher is asked"""
 
     @property
     def documents(self) -> torch.Tensor:
@@ -289,6 +291,12 @@ class Scores:
     logsumexp: torch.Tensor | None = None
     largest: torch.Tensor | None = None
     """the largest logit"""
+    divergence: torch.Tensor | None = None
+    """how far the distribution is from the teacher's"""
+    teacher: torch.Tensor | None = None
+    """log-probabilities of the targets by the teacher, without gradient"""
+    agreed: torch.Tensor | None = None
+    """whether the most likely token is the teacher's too (bool)"""
     reference: torch.Tensor | None = field(default=None, init=False)
     """log-probabilities by the policy as it was at step 0, without gradient"""
     value: torch.Tensor | None = None
@@ -315,7 +323,8 @@ class Policy(Protocol):
         """Scores of the trained positions.
 
         Args:
-            want: what is asked beside log-probabilities, by the names of Scores.
+            want: what is asked beside log-probabilities, by the names of Scores. These carry a gradient, but where `divergence` is
+                asked for and `logps` is not. With `divergence` come `teacher` and `agreed`.
             head: False where nothing of the logits is asked: the head is not computed, and `logps` are empty.
         """
 

@@ -34,6 +34,7 @@ DIVERGES = (
 
 JUDGED = ("data=pairs.jsonl", "objective=kto", "learning_rate=1e-3")
 PAIRED = ("data=pairs.jsonl", "objective=dpo", "learning_rate=1e-3")
+TAUGHT = ("objective={kind: distill, teacher: model-2}", "learning_rate=1e-3")
 
 
 @dataclass(frozen=True)
@@ -183,6 +184,11 @@ CASES = {
     ),
     "objective.desirable_weight": Case("desirable_weight=1", "desirable_weight=1.2", "metrics", JUDGED),
     "objective.undesirable_weight": Case("undesirable_weight=1", "undesirable_weight=0.8", "metrics", JUDGED),
+    "objective.teacher": Case("objective.teacher=model-2", "objective.teacher=model-3", "metrics", TAUGHT),
+    "objective.teacher_dtype": Case("teacher_dtype=auto", "teacher_dtype=bfloat16", "metrics", TAUGHT),
+    "objective.divergence": Case("divergence=forward", "divergence=reverse", "metrics", TAUGHT),
+    "objective.temperature": Case("objective.temperature=1", "objective.temperature=2", "metrics", TAUGHT),
+    "objective.top_k": Case(None, "objective.top_k=3", "metrics", TAUGHT),
     "distributed": Case("distributed=auto", "distributed=ddp", "outcome"),
     "report_to": Case(None, "report_to=tensorboard", "files"),
     "seed": Case("seed=0", "seed=1", "metrics"),
@@ -214,6 +220,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("keys")
     tiny_llama(folder / "model")
     save_twin(folder / "model-2", "qwen3", seed=1)
+    save_twin(folder / "model-3", "qwen3", seed=2)
     save_twin(folder / "mixture", "qwen3_moe")
     torch.manual_seed(1)
     get_peft_model(twin("llama"), LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)).save_pretrained(

@@ -120,3 +120,22 @@ def test_what_the_rows_are_for_is_written(capsys: pytest.CaptureFixture[str]) ->
     written("answers.jsonl", {"prompt": "a", "completion": "b"})
     assert main(["init", "answers.jsonl", "pairs.jsonl", "--model", "org/name", "--output", "c.yaml"]) == 2
     assert "dpo learns from its rows, but sft from those of answers.jsonl" in capsys.readouterr().err
+
+
+def test_a_teacher_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An objective that learns from one is not drafted without; to name one chooses the objective."""
+    monkeypatch.chdir(tmp_path)
+    Path("rows.jsonl").write_text('{"instruction": "a", "output": "b"}\n' * 9, encoding="utf-8")
+    start = ["init", "rows.jsonl", "--model", "org/small"]
+    assert main([*start, "--objective", "distill"]) == 2
+    fix = "fix: luthier init rows.jsonl --model org/small --objective distill --teacher NAME"
+    assert f"none is named\nexpected: a teacher\n{fix}" in capsys.readouterr().err
+    assert main([*start, "--objective", "sft", "--teacher", "org/large"]) == 2
+    assert "sft does not learn from a teacher" in capsys.readouterr().err
+    assert main([*start, "--teacher", "no/such/place"]) == 2
+    assert not Path("mine.yaml").exists()
+    assert main([*start, "--teacher", "org/large"]) == 0
+    objective = config.load("mine.yaml").objective
+    assert (objective.kind, objective.model_dump()["teacher"]) == ("distill", "org/large")

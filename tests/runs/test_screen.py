@@ -43,6 +43,8 @@ def test_answers_that_are_compared_are_counted() -> None:
     assert plain_evaluation(compared) == "eval after 1 step: loss 0.600, 62.5 % of pairs right, margin 0.123"
     line = plain_step({**LINE, "accuracy": 1.0, "margin": -0.5}, TIMING, 120, 190)
     assert "loss 1.234  100.0 % of pairs right  margin -0.5  lr 2.0e-04" in line
+    beside = {"step": 1, "eval_loss": 0.6, "eval_agreement": 0.4125}
+    assert plain_evaluation(beside) == "eval after 1 step: loss 0.600, 41.2 % as the teacher"
 
 
 @pytest.mark.parametrize(

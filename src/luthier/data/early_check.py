@@ -16,7 +16,8 @@ from luthier.data.files import Source, is_of_hub
 from luthier.data.readers import Limits
 from luthier.data.recognise import files_of, row_parser_of, sources_of
 from luthier.errors import BadRow, UserError
-from luthier.models.sources.resolve import at_hand, refuse_missing
+from luthier.models.sources.resolve import at_hand, named, refuse_missing
+from luthier.objectives import TEACHER
 from luthier.types import Conversation, Row
 
 TOKENIZER_FILES = (
@@ -39,6 +40,9 @@ def check(config: RunConfig) -> None:
         if not is_of_hub(file):
             found += [(purpose, replace(source, limits=limits)) for source in sources_of(config, key, file)]
     refuse_missing(config.model.path)
+    if objective.teaching is not None:
+        with named(TEACHER):
+            refuse_missing(objective.teaching.teacher)
     folder = at_hand(config.model.path, config.model.revision)
     if config.data.chat_template == "auto" and folder is not None and _has_no_template(folder):
         _refuse_conversations(found, folder)

@@ -40,6 +40,8 @@ HELD_OUT = 0.05
 SAMPLE_PROMPTS = 2
 SHORT_PROMPT = 80
 """Characters: a longer request is not for the eye."""
+TEACHER = "teacher"
+"""The key of an objective that learns from one."""
 AS_A_KEY = re.compile(r"(data|data\.train|model|model\.path)=(.*)", re.DOTALL)
 STEPS_AT_LEAST = 20
 """A small data set gets a small batch, so that there are steps to learn in."""
@@ -137,6 +139,30 @@ def check_line(data: Sequence[str], model: str | None, output: Path) -> None:
     except UserError as error:
         raise UserError(error.where, error.found, error.expected, error.fix.replace("model=", "--model ")) from None
     refuse_place(output)
+
+
+def check_teacher(data: Sequence[str], model: str, objective: str | None, teacher: str | None) -> str | None:
+    """The objective, where a teacher is named the one that learns from it.
+
+    Raises:
+        UserError: one that learns from a teacher has none, or the other way round; there is no such teacher.
+    """
+    kinds = component.listing("objectives")
+    taught = [kind for kind in kinds if TEACHER in component.load("objectives", kind).Config.model_fields]
+    line = ["luthier", "init", *data, "--model", model, "--objective"]
+    if teacher is None:
+        if objective in taught:
+            fix = shlex.join([*line, objective, "--teacher", "NAME"])
+            raise UserError("luthier init", f"{objective} learns from a teacher, and none is named", "a teacher", fix)
+        return objective
+    if objective is not None and objective not in taught:
+        fix = shlex.join([*line, taught[0], "--teacher", teacher])
+        raise UserError("luthier init", f"{objective} does not learn from a teacher", f"--objective {taught[0]}", fix)
+    try:
+        refuse_missing(teacher)
+    except UserError as error:
+        raise UserError(error.where, error.found, error.expected, error.fix.replace("model=", "--teacher ")) from None
+    return objective or taught[0]
 
 
 def _looks(path: str, objective: str | None, written: Written) -> list[DataLook]:
@@ -244,17 +270,18 @@ def draft(
     tuning: str | None = None,
     output_dir: str = "",
     fit: Fit | None = None,
+    teacher: str | None = None,
 ) -> str:
     """YAML text of a configuration for this data, with comments; it loads.
 
     Args:
-        fit: what `look_at_model` found.
+        fit, teacher: what `look_at_model` found, and what the objective learns from.
 
     Raises:
         UserError: the model or the tuning method is none.
     """
     tuning = tuning or DEFAULT_KINDS["tuning"]
-    objective = _one_objective(looks)
+    objective = _one_objective(looks, teacher)
     rows = sum(look.rows for look in looks)
     entries = [look.entry for index, look in enumerate(looks) if look.entry not in [one.entry for one in looks[:index]]]
     data: dict[str, Any] = {"train": entries[0] if len(entries) == 1 else entries}
@@ -289,8 +316,9 @@ def draft(
         "output_dir": "everything that the run writes",
     }
     if objective:
-        others = [kind for kind in looks[0].able if kind != objective["objective"]]
+        others = [kind for kind in looks[0].able if kind != looks[0].objective]
         comments["objective"] = f"the rows are for it; or {', '.join(others)}" if others else "the rows are for it"
+        comments[TEACHER] = "its tokenizer must be that of the model"
     tree = {**head, "training": training, "output_dir": filled.output_dir}
     said = "# Written by luthier init. `luthier explain` lists all keys, `luthier explain KEY` says what one takes.\n"
     text = said + _commented(to_yaml(tree), comments)
@@ -298,7 +326,7 @@ def draft(
     return text
 
 
-def _one_objective(looks: Sequence[DataLook]) -> dict[str, str]:
+def _one_objective(looks: Sequence[DataLook], teacher: str | None) -> dict[str, Any]:
     """The key of the objective, where it is not the default. Raises UserError where files are for several."""
     found = {look.objective: look.path for look in looks}
     if len(found) > 1:
@@ -307,6 +335,8 @@ def _one_objective(looks: Sequence[DataLook]) -> dict[str, str]:
             other, f"{second} learns from its rows, but {first} from those of {one}", "files for one objective"
         )
     (kind,) = found
+    if teacher is not None:
+        return {"objective": {"kind": kind, TEACHER: teacher}}
     return {"objective": kind} if kind != DEFAULT_KINDS["objective"] else {}
 
 

@@ -3,11 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from luthier import component
 from luthier.types import Example, LossOut, MicroBatch, Plan, Policy, Renderer, Sample
+
+TEACHER = "objective.teacher"
+"""The key that names a teacher, in messages."""
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """Another model whose distributions a loss is measured against, and how."""
+
+    teacher: str
+    """as `model.path` names a model, or a run, one of its checkpoints, or an adapter"""
+    dtype: str
+    """of its weights; `auto`: what the run computes in"""
+    divergence: Literal["forward", "reverse", "jsd"]
+    beta: float
+    """of jsd: the teacher's share of the mixture, between 0 and 1"""
+    temperature: float
+    """what the logits of both are divided by"""
+    top_k: int | None
+    """of how many of the teacher's likeliest tokens, the others being one; None: of all tokens"""
+    figure: str
+    """under which name the objective reports the divergence"""
 
 
 class Objective(Protocol):
@@ -26,6 +49,8 @@ class Objective(Protocol):
     """Whether the reference's log-probabilities are computed once over the data, and not in every step."""
     mismatched: bool = False
     """Whether `survey` gets each prompt with the answer to another one, and not what is learned from."""
+    teaching: Teaching | None = None
+    """The teacher that `divergence` is asked of."""
     roles: tuple[str, ...] = ("",)
     """What a sample of it may be in its group, as people call it; the first are the answers to be given."""
     usual: bool = False

@@ -71,8 +71,13 @@ class Weighted(Objective):
                 "terms that take the same examples",
                 "objective={kind: weighted, terms: [{kind: sft, weight: 1.0}, {kind: z_loss, weight: 1e-4}]}",
             )
-        self.wants = tuple(sorted({want for term in self.terms.values() for want in term.wants}))
         self.mismatched = any(term.mismatched for term in self.terms.values())
+        wants = {want for term in self.terms.values() for want in term.wants}
+        if "divergence" in wants and any("divergence" not in term.wants for term in self.terms.values()):
+            wants.add("logps")  # with a gradient, for the others
+        self.wants = tuple(sorted(wants))
+        self.teaching = next((term.teaching for term in self.terms.values() if term.teaching is not None), None)
+        self.by_likelihood = all(term.by_likelihood for term in self.terms.values())
         self._counts: dict[str, int] = {}
         """how many totals of the step each term asks for"""
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -13,9 +12,10 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from luthier.kernels.dropout import DropoutKeys
+from luthier.policy.lesson import Lesson
 from luthier.types import Scores
 
-OF_LOGITS = ("logps", "correct", "entropy", "logsumexp", "largest")
+OF_LOGITS = ("logps", "correct", "entropy", "logsumexp", "largest", "divergence", "teacher", "agreed")
 """The scores that the head gives."""
 
 DIFFERENTIATED = frozenset({"entropy", "logsumexp", "largest"})
@@ -86,77 +86,109 @@ class ChunkedHead:
         return bool((whole - apart).abs().max() <= tolerance * whole.abs().max())
 
     def scores(
-        self, hidden: torch.Tensor, targets: torch.Tensor, keys: torch.Tensor, want: tuple[str, ...], pieces: int = 1
+        self,
+        hidden: torch.Tensor,
+        targets: torch.Tensor,
+        keys: torch.Tensor,
+        want: tuple[str, ...],
+        pieces: int = 1,
+        lesson: Lesson | None = None,
     ) -> Scores:
-        """Hidden states [N, D], targets [N], keys of the dropouts [N] -> scores [N], computed in so many pieces."""
+        """Hidden states [N, D], targets [N], keys of the dropouts [N] and what a teacher says -> scores [N], computed in so many
+        pieces."""
         count, more = divmod(len(targets), pieces)
         sizes = [count + (number < more) for number in range(pieces)]
         # One split, not a slice a piece: the gradient of a slice is as large as the whole.
-        parts = zip(*(torch.split(whole, sizes) for whole in (hidden, targets, keys)), strict=True)
-        found = [present(self._piece(h, t, k, want)) for h, t, k in parts]
+        lessons = [None] * pieces if lesson is None else lesson.split(sizes)
+        parts = zip(*(torch.split(whole, sizes) for whole in (hidden, targets, keys)), lessons, strict=True)
+        found = [present(self._piece(h, t, k, want, part)) for h, t, k, part in parts]
         return Scores(**{name: torch.cat([scores[name] for scores in found]) for name in found[0]})
 
-    def _piece(self, hidden: torch.Tensor, targets: torch.Tensor, keys: torch.Tensor, want: tuple[str, ...]) -> Scores:
+    def _piece(
+        self,
+        hidden: torch.Tensor,
+        targets: torch.Tensor,
+        keys: torch.Tensor,
+        want: tuple[str, ...],
+        lesson: Lesson | None,
+    ) -> Scores:
         """Scores of one piece, whose logits are not kept for the backward pass.
 
-        Where the head is frozen and only `logps` are differentiated, their gradient is taken at once (see _FrozenHead);
-        else the piece is computed again in the backward pass.
+        Where the head is frozen and only log-probabilities or a divergence are differentiated, their gradient is taken at once
+        (see _FrozenHead); else the piece is computed again in the backward pass.
         """
+        compute = partial(self._at_once, targets, keys, want, lesson)
         if not torch.is_grad_enabled():
-            return self._at_once(hidden, targets, keys, want)
+            return compute(hidden)
         if not self.is_trained and DIFFERENTIATED.isdisjoint(want):
-            found: list[Scores] = []
-            apply: Callable[..., torch.Tensor] = _FrozenHead.apply
-            logps = apply(hidden, lambda h: self._at_once(h, targets, keys, want), found)
-            return replace(found[0], logps=logps)
-        scores: Scores = checkpoint(
-            self._at_once, hidden, targets, keys, want, use_reentrant=False, preserve_rng_state=False
-        )
+            names = ("logps",) if lesson is None else ("divergence", "logps")[: 1 + ("logps" in want)]
+            found: list[dict[str, torch.Tensor]] = []
+            apply: Callable[..., tuple[torch.Tensor, ...]] = _FrozenHead.apply
+            differentiated = apply(hidden, compute, names, found)
+            return Scores(**{**found[0], **dict(zip(names, differentiated, strict=True))})
+        scores: Scores = checkpoint(compute, hidden, use_reentrant=False, preserve_rng_state=False)
         return scores
 
     def _at_once(
-        self, hidden: torch.Tensor, targets: torch.Tensor, keys: torch.Tensor, want: tuple[str, ...]
+        self,
+        targets: torch.Tensor,
+        keys: torch.Tensor,
+        want: tuple[str, ...],
+        lesson: Lesson | None,
+        hidden: torch.Tensor,
     ) -> Scores:
         with self.keys.using(keys[None]):
-            return scores_of(self(hidden), targets, want)
+            return scores_of(self(hidden), targets, want, lesson)
 
 
 class _FrozenHead(torch.autograd.Function):
-    """logps [n] of hidden states [n, D] under a head without trained parameters.
+    """Scores [n] of hidden states [n, D] under a head without trained parameters; those of `names` with a gradient.
 
-    The log-probability of position i depends on hidden state h_i alone, so the gradient of sum_i g_i logp_i is
-    g_i * d logp_i / dh_i row by row. The rows are taken in the forward pass, [n, D] numbers, while the logits [n, V] are
-    there; the backward pass then needs no second run of the head. Its plain twin is the checkpointed piece.
+    Of position i each depends on hidden state h_i alone, so the gradient of sum_i g_i score_i is g_i * d score_i / dh_i row by
+    row. The rows are taken in the forward pass, [n, D] numbers a name, while the logits [n, V] are there; the backward pass
+    then needs no second run of the head. Its plain twin is the checkpointed piece.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: torch.Tensor, compute: Callable[[torch.Tensor], Scores], found: list[Scores]
-    ) -> torch.Tensor:
+        ctx: Any,
+        hidden: torch.Tensor,
+        compute: Callable[[torch.Tensor], Scores],
+        names: tuple[str, ...],
+        found: list[dict[str, torch.Tensor]],
+    ) -> tuple[torch.Tensor, ...]:
         with torch.enable_grad():
             leaf = hidden.detach().requires_grad_()
-            scores = compute(leaf)
-            (rows,) = torch.autograd.grad(scores.logps.sum(), leaf)
-        ctx.save_for_backward(rows)
-        found.append(scores)
-        return scores.logps.detach()
+            scores = present(compute(leaf))
+            sums = [scores[name].sum() for name in names]
+            rows = [torch.autograd.grad(one, leaf, retain_graph=one is not sums[-1])[0] for one in sums]
+        ctx.save_for_backward(*rows)
+        found.append({name: value.detach() for name, value in scores.items()})
+        return tuple(found[0][name] for name in names)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        (rows,) = ctx.saved_tensors
-        return (gradients[0][:, None] * rows).to(rows.dtype), None, None
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        parts = [
+            (gradient[:, None] * rows).to(rows.dtype)
+            for gradient, rows in zip(gradients, ctx.saved_tensors, strict=True)
+        ]
+        return sum(parts[1:], parts[0]), None, None, None
 
 
-def scores_of(logits: torch.Tensor, targets: torch.Tensor, want: tuple[str, ...]) -> Scores:
+def scores_of(
+    logits: torch.Tensor, targets: torch.Tensor, want: tuple[str, ...], lesson: Lesson | None = None
+) -> Scores:
     """logits [n, V], targets [n] -> log-probabilities and what else is wanted of logits, in float32."""
     logits = logits.float()
     logps = -nn.functional.cross_entropy(logits, targets, reduction="none")  # fused: fewer passes over [n, V]
+    compared = lesson.compared(logits, targets) if lesson is not None else None
     return Scores(
         logps,
         correct=logits.detach().argmax(-1) == targets if "correct" in want else None,
         entropy=-(logits.softmax(-1) * logits.log_softmax(-1)).sum(-1) if "entropy" in want else None,
         logsumexp=logits.logsumexp(-1) if "logsumexp" in want else None,
         largest=logits.amax(-1) if "largest" in want else None,
+        **(compared._asdict() if compared is not None else {}),
     )
 
 

@@ -14,6 +14,7 @@ from torch import nn
 from luthier.kernels.dropout import DropoutKeys
 from luthier.models.score_head import gives_scores
 from luthier.policy.head import ChunkedHead, present, scores_of
+from luthier.policy.lesson import Lesson, Teaches
 from luthier.policy.routers import listening, of_documents
 from luthier.policy.value import values_of
 from luthier.types import NO_TARGET, MicroBatch, Scores
@@ -38,6 +39,7 @@ class Policy(nn.Module):
         self.compute_dtype = compute_dtype
         self.starts_at_base = starts_at_base
         self.initial: dict[str, torch.Tensor] | None = None
+        self.teacher: Teaches | None = None
         self.head = ChunkedHead(self.core, keys)
         self.head_is_exact = True
 
@@ -53,7 +55,7 @@ class Policy(nn.Module):
         return torch.autocast(self.core.device.type, dtype=self.compute_dtype, enabled=mixed)
 
     def forward(self, batch: MicroBatch, want: tuple[str, ...] = (), head: bool = True) -> Scores:
-        """Scores of the N trained positions, in their order; differentiable in all but `correct` and `reference`.
+        """Scores of the N trained positions, in their order; differentiable as types.Policy says.
 
         Args:
             want: what is asked beside log-probabilities, by the names of types.Scores.
@@ -62,8 +64,12 @@ class Policy(nn.Module):
         before = None
         if "reference" in want:
             before = self.reference_logps(batch) if batch.reference is None else batch.reference.to(self.core.device)
+        lesson = self._lesson(batch) if "divergence" in want else None
         with listening(self.core) if "routing" in want else nullcontext() as heard:
-            scores = self._scored(batch, want, head)
+            scores = self._scored(batch, want, head, lesson)
+        if "divergence" in want and lesson is None:  # nothing is trained here
+            none = scores.logps[:0]
+            scores.divergence, scores.teacher, scores.agreed = none, none.detach(), none.detach().bool()
         scores.reference = before
         if heard is not None:
             scores.routing = of_documents(heard, inside(batch).to(self.core.device))
@@ -77,19 +83,25 @@ class Policy(nn.Module):
         with evaluating(self), self.reference():
             return self._scored(batch, (), head=True).logps
 
-    def _scored(self, batch: MicroBatch, want: tuple[str, ...], head: bool) -> Scores:
+    def _lesson(self, batch: MicroBatch) -> Lesson | None:
+        """What the teacher says, before the policy's own pass; None where nothing is trained."""
+        if self.teacher is None:
+            raise RuntimeError("there is no teacher to diverge from")
+        return self.teacher.lesson(batch) if bool((batch.targets != NO_TARGET).any()) else None
+
+    def _scored(self, batch: MicroBatch, want: tuple[str, ...], head: bool, lesson: Lesson | None = None) -> Scores:
         device = self.core.device
         batch_keys = self.keys.of(batch).to(device)
         trained = (batch.targets != NO_TARGET).to(device)
         targets = batch.targets.to(device)[trained]
         # The keys stay in place after the forward pass: activation checkpointing runs it again during the backward pass.
         self.keys.positions = batch_keys
-        with torch.autocast(device.type, dtype=self.compute_dtype, enabled=self.compute_dtype != torch.float32):
+        with self._computed():
             inputs = self._inputs(batch, device)
             if "value" in want:
                 return Scores(torch.zeros(0, device=device), value=values_of(self.core, inputs, batch))
             if not self.head_is_exact and head:
-                return scores_of(self.core(**inputs).logits[trained], targets, want)
+                return scores_of(self.core(**inputs).logits[trained], targets, want, lesson)
             hidden = self.head.hidden(inputs)
             if not head:
                 return Scores(torch.zeros(0, device=device))
@@ -97,7 +109,28 @@ class Policy(nn.Module):
                 # Nothing is trained here, but every process must run the same operations and get a gradient, of zero.
                 scores = self.head.scores(hidden[:1, 0], targets.new_zeros(1), batch_keys[:1, 0], want)
                 return Scores(**{name: value[:0] for name, value in present(scores).items()})
-            return self.head.scores(hidden[trained], targets, batch_keys[trained], want, batch.head_chunks)
+            return self.head.scores(hidden[trained], targets, batch_keys[trained], want, batch.head_chunks, lesson)
+
+    @torch.no_grad()
+    def states(self, batch: MicroBatch) -> torch.Tensor:
+        """What the head is computed of at the trained positions, [N, D]; where it cannot be called apart, their logits, [N, V]."""
+        trained = (batch.targets != NO_TARGET).to(self.core.device)
+        with self._computed():
+            inputs = self._inputs(batch, self.core.device)
+            found: torch.Tensor = self.head.hidden(inputs) if self.head_is_exact else self.core(**inputs).logits
+        return found[trained]
+
+    @torch.no_grad()
+    def logits(self, states: torch.Tensor) -> torch.Tensor:
+        """Some of `states`, [n, D] -> logits [n, V]."""
+        with self._computed():
+            return self.head(states) if self.head_is_exact else states
+
+    def _computed(self) -> torch.autocast:
+        """Around a pass; within another model's pass too."""
+        return torch.autocast(
+            self.core.device.type, dtype=self.compute_dtype, enabled=self.compute_dtype != torch.float32
+        )
 
     def _inputs(self, batch: MicroBatch, device: torch.device) -> dict[str, Any]:
         """The model's own arguments: flat with restarting positions and document lengths, or right-padded with a mask."""

@@ -242,6 +242,7 @@ def describe(
     trained: str,
     trained_tensors: Mapping[str, int],
     adapter: str | None,
+    teacher: str | None = None,
 ) -> dict[str, Any]:
     """What a run says of itself: versions, fingerprints, hardware, decisions. `before`: of the run that goes on."""
     held_out = data.eval.fingerprint if data.eval is not None else None
@@ -263,6 +264,7 @@ def describe(
             "template": data.template.fingerprint if data.template else None,
             "base": base.get("weights_hash"),
             "adapter": adapter,
+            "teacher": teacher,
         },
         "template_clock": data.template.clock if data.template else None,
         "hardware": dict(hardware),

@@ -72,6 +72,12 @@ def pairs(line: Mapping[str, Any], prefix: str = "") -> tuple[str, ...]:
     return shown if margin is None else (*shown, f"margin {figure(margin, '.3g')}")
 
 
+def taught(line: Mapping[str, Any], prefix: str = "") -> tuple[str, ...]:
+    """Where a teacher is learned from: `41.2 % as the teacher`, of the positions at which both find the same token likeliest."""
+    agreed = line.get(f"{prefix}agreement")
+    return () if agreed is None else (f"{figure(agreed * 100, '.1f')} % as the teacher",)
+
+
 class TimeLeft:
     """How long the rest of the run takes, by the clock.
 
@@ -101,6 +107,7 @@ def plain_step(line: Mapping[str, Any], timing: Mapping[str, Any], total_steps: 
         f"loss {figure(line.get('loss'), '.3f')}",
         *terms(line),
         *pairs(line),
+        *taught(line),
         f"lr {figure(line.get('learning_rate'), '.1e')}",
         f"grad {figure(line.get('grad_norm'), '.2f')}",
         speed(timing),
@@ -118,7 +125,7 @@ def plain_evaluation(line: Mapping[str, Any]) -> str:
         parts.append(f"perplexity {figure(line['eval_perplexity'], '.4g')}")
     if line.get("eval_token_accuracy") is not None:
         parts.append(f"{figure(line['eval_token_accuracy'] * 100, '.1f')} % of tokens right")
-    parts += pairs(line, "eval_")
+    parts += (*pairs(line, "eval_"), *taught(line, "eval_"))
     tokens = f" ({line['eval_tokens']:,} tokens)" if line.get("eval_tokens") is not None else ""
     return f"eval {when}: {', '.join(parts)}{tokens}"
 
@@ -205,6 +212,7 @@ class Screen:
             f"loss {figure(line.get('loss'), '.3f')}",
             *terms(line),
             *pairs(line),
+            *taught(line),
             *([self._eval] if self._eval else []),
             f"lr {figure(line.get('learning_rate'), '.1e')}",
             f"grad {figure(line.get('grad_norm'), '.2f')}",

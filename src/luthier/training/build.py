@@ -53,6 +53,7 @@ from luthier.system.words import counted, noun
 from luthier.training.job import Job
 from luthier.training.parameters import make_optimizer, train_in_bfloat16
 from luthier.training.schedule import make_schedule, warmup_steps
+from luthier.training.teacher import KnownTeacher, known_teacher, make_teacher, refuse_unfit
 from luthier.tuning import Tuned, Tuning
 
 
@@ -71,6 +72,7 @@ class Built:
     restored: bool
     """whether a checkpoint is there to go on from"""
     job: Job
+    teacher: KnownTeacher | None = None
 
     @property
     def adapter_hash(self) -> str | None:
@@ -109,27 +111,25 @@ def build(
         new = add_tokens(tokenizer, config.data.add_tokens)
         model_config = _model_config(source, objective, trust_remote_code)
         context = context_length(model_config)
+        known = known_teacher(objective.teaching, trust_remote_code)
         data = prepare(config, tokenizer, context_length=context, objective=objective, watch=progress)
+    refuse_unfit(known, source.name, tokenizer, data, engine)
     mismatched = mismatched_of(data.sets, config.seed, limit_of(config.data, context)) if objective.mismatched else {}
     steps = data.steps(config)
-    head = [f"model: {source.name}", _method(config), data.ledger.as_text(), *steps.notes(), *data.notes]
-    say("\n".join(head))
+    say("\n".join([f"model: {source.name}", _method(config), data.ledger.as_text(), *steps.notes(), *data.notes]))
     warmup_steps(config.training, steps.total)  # before the model is loaded
 
     if decided is not None:
-        asked = {name: getattr(config.training, name) for name in ASKED_ANEW}
-        decisions = engine.from_main(decided | {name: value for name, value in asked.items() if value != "auto"})
+        decisions = engine.from_main(decided | _asked_anew(config))
     else:
-        decisions = _decide(config, source, model_config, data, dtype, engine, trust_remote_code)
+        decisions = _decide(config, source, model_config, data, dtype, engine, trust_remote_code, known)
     torch.set_num_threads(decisions["threads"])
     decisions["waiting"] = waiting()  # as it is at this start: it does not change numbers
-    limit = decisions["max_tokens_per_micro_batch"]
-    say(f"layout: {decisions['layout']} ({decisions['layout_reason']}), at most {limit:,} tokens in one forward pass")
+    say(_layout(decisions))
     checkpoints = Checkpoints(Path(config.output_dir) / CHECKPOINTS, config.training.save_total_limit)
     restored = engine.from_main(decided is not None and bool(checkpoints.steps()))
-    where = engine.device
     policy, tuned = build_policy(
-        config, source, dtype, where, decisions, trust_remote_code, data, new, restored=restored, say=say
+        config, source, dtype, engine.device, decisions, trust_remote_code, data, new, restored=restored, say=say
     )
     say(tuned.trained)
     optimizer: Optimizer = component.make("optimizers", config.training.optim)
@@ -140,8 +140,11 @@ def build(
             check_routers(policy.core)
     if "reference" in objective.wants:
         policy.keep_reference()
+    if known is not None:
+        base = base_record(config, source, data, dtype)
+        policy.teacher = make_teacher(known, policy, tuned, base, dtype, decisions["teacher_layout"], say)
     job = _job(config, policy, tuned, data, objective, engine, decisions, checkpoints, mismatched)
-    return Built(source, tokenizer, data, decisions, tuned, new, restored, job)
+    return Built(source, tokenizer, data, decisions, tuned, new, restored, job, known)
 
 
 def _model_to_tune(config: RunConfig, trust_remote_code: bool, say: Callable[[str], None]) -> ModelSource:
@@ -201,12 +204,22 @@ def _method(config: RunConfig) -> str:
     )
 
 
+def _layout(decisions: Mapping[str, Any]) -> str:
+    limit = decisions["max_tokens_per_micro_batch"]
+    return f"layout: {decisions['layout']} ({decisions['layout_reason']}), at most {limit:,} tokens in one forward pass"
+
+
 def _objective(config: RunConfig) -> str:
     """Its name; of a sum the terms and their weights, as `0.7 sft + 0.3 z_loss`."""
     if not component.load("objectives", config.objective.kind).is_sum:
         return config.objective.kind
     terms = (f"{term['weight']:g} {term['kind']}" for term in config.objective.model_dump()["terms"])
     return f"{config.objective.kind} ({' + '.join(terms)})"
+
+
+def _asked_anew(config: RunConfig) -> dict[str, Any]:
+    asked = {name: getattr(config.training, name) for name in ASKED_ANEW}
+    return {name: value for name, value in asked.items() if value != "auto"}
 
 
 def _decide(
@@ -217,6 +230,7 @@ def _decide(
     dtype: torch.dtype,
     engine: Engine,
     trust_remote_code: bool = False,
+    teacher: KnownTeacher | None = None,
 ) -> dict[str, Any]:
     """What is chosen by measurement, on the first process."""
     verdict = prove(model_config, dtype, engine.device)
@@ -224,6 +238,7 @@ def _decide(
     longest = max(limit, int(data.train.tokens_together.max()))
     asked = config.training.activation_checkpointing
     held = _held_bytes(config, source, model_config, dtype, trust_remote_code) if asked == "auto" else 0
+    held += teacher.held_bytes(dtype) if teacher is not None and asked == "auto" else 0
     found = {
         "layout": "flat" if verdict.flat else "padded",
         "layout_reason": verdict.why,
@@ -234,6 +249,8 @@ def _decide(
         "threads": torch.get_num_threads(),
         "processes": engine.processes,
     }
+    if teacher is not None:
+        found["teacher_layout"] = teacher.layout(found["layout"], dtype, engine.device)
     # Processes with other amounts of work in a step would wait for each other for ever.
     decided: dict[str, Any] = engine.from_main(found)
     return decided

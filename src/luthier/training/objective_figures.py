@@ -39,17 +39,22 @@ def check_first_step(job: Job, step: Step) -> None:
         UserError: they are not; nothing was updated.
     """
     expected = job.objective.first_step()
+    teaching, teacher = job.objective.teaching, job.policy.teacher
+    if teaching is not None and teacher is not None and teacher.is_beginning:
+        expected = expected | {teaching.figure: 0.0}
     if not expected:
         return
     found = _figures(job, step.plan, lambda: iter(step.batches), lambda: iter(step.surveyed or step.batches))
     near = NEAR.get(job.policy.compute_dtype, LOW)
     for name, value in expected.items():
         if name in found and not math.isclose(found[name], value, rel_tol=near, abs_tol=near):
+            taught = teaching is not None and name == teaching.figure
             raise UserError(
                 "the first step",
                 f"{name} is {found[name]:.6g} before anything was learned, and must be {value:.6g}; nothing was updated",
-                "a policy that is what the reference is",
-                "start the run anew where its cache or files were changed by hand; else remove LUTHIER_CACHE/reference",
+                f"a policy that is what the {'teacher' if taught else 'reference'} is",
+                "start the run anew where its cache or files were changed by hand; "
+                f"else remove LUTHIER_CACHE/{'teacher' if taught else 'reference'}",
             )
 
 

@@ -30,6 +30,7 @@ from luthier.training.reference import keep_reference
 from luthier.training.result import sampler, write_result
 from luthier.training.resume import go_on
 from luthier.training.state import least_bytes
+from luthier.training.teacher import keep_teacher
 from luthier.training.together import by_main
 
 
@@ -97,6 +98,8 @@ def _train(
     with _ending_noted(folder, engine.main), faults(partial(_told, folder, job)):
         _to_the_beginning(folder, built, described["id"])
         keep_reference(job, base, say)
+        if built.teacher is not None:
+            keep_teacher(job, built.teacher, say)
         if before is not None:
             go_on(job, folder, described["id"], say)
         with closing(_recorder(config, job, lock)) as recorder, _room_for_a_step(job):
@@ -139,6 +142,7 @@ def _begun(
         trained=built.tuned.trained,
         trained_tensors=job.policy.trained_tensors(),
         adapter=built.adapter_hash,
+        teacher=built.teacher.hash if built.teacher is not None else None,
     )
     manifest.begin(folder, config, built.data, described, before, say)
     return described

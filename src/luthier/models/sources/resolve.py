@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,16 @@ def resolve(
         EnvironmentProblem: no network, no space, a missing package.
     """
     return _resolve(path, revision, trust_remote_code, say, ())
+
+
+@contextmanager
+def named(key: str) -> Iterator[None]:
+    """Inside, errors of a model are errors of the key that names it, in the place of `model`."""
+    try:
+        yield
+    except UserError as error:
+        fix = error.fix.replace("model.path=", f"{key}=").replace("model=", f"{key}=")
+        raise UserError(f"{key}: {error.where}", error.found, error.expected, fix) from None
 
 
 def at_hand(path: str, revision: str | None = None) -> Path | None:

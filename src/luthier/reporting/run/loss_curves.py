@@ -30,7 +30,8 @@ def all_curves(run: RunFigures) -> list[str]:
     curves = [loss_curve(run)]
     if run.steps:
         curves += _answers_compared(run) or [
-            svg_curve(_both(run, "token_accuracy"), "Tokens predicted right", format_y=_percent)
+            svg_curve(_both(run, "token_accuracy"), "Tokens predicted right", format_y=_percent),
+            *_beside_a_teacher(run),
         ]
         curves += [
             svg_curve([Series("learning rate", points(run.steps, "learning_rate"))], "Learning rate", from_zero=True),
@@ -61,6 +62,23 @@ def _answers_compared(run: RunFigures) -> list[str]:
         svg_curve(_both(run, "accuracy"), right, format_y=_percent),
         svg_curve(_both(run, "margin"), f"Margin between the rewards of {both}"),
         svg_curve(likely, f"Log-probability of {both}; both may fall"),
+    ]
+
+
+def _beside_a_teacher(run: RunFigures) -> list[str]:
+    """Of a run that learns from a teacher: where both find the same token likeliest, and how likely each finds what is written."""
+    if not any("agreement" in line for line in run.steps):
+        return []
+    found = (
+        {"model": "eval_nll", "teacher": "eval_teacher_nll"}
+        if run.evaluations
+        else {"model": "nll", "teacher": "teacher_nll"}
+    )
+    lines = run.evaluations or run.steps
+    likely = [Series(name, points(lines, key), "line", colour) for colour, (name, key) in enumerate(found.items())]
+    return [
+        svg_curve(_both(run, "agreement"), "Likeliest token as the teacher's", format_y=_percent),
+        svg_curve(likely, "Negative log-likelihood of what is written, by model and teacher"),
     ]
 
 

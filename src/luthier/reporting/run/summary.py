@@ -43,6 +43,7 @@ def _held_out(run: RunFigures) -> str:
         ("eval_token_accuracy", "% of tokens right", ".1f", 100),
         ("eval_accuracy", f"% of {'answers' if 'eval_share_good' in after else 'pairs'} right", ".1f", 100),
         ("eval_margin", "margin", ".3g", 1),
+        ("eval_agreement", "% as the teacher", ".1f", 100),
     ):
         known = [line[key] * scale for line in (before, after) if line is not None and line.get(key) is not None]
         shown = " -> ".join(format(value, pattern) for value in known)
