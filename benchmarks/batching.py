@@ -2,7 +2,7 @@
 
     python benchmarks/batching.py --trl PYTHON [--record]
 
-Eight requests with two answers of 3 to 200 words, a small random Llama with SmolLM2's tokenizer, all its weights in float32. What is
+Eight requests with two answers of 3 to 200 words (KTO: the better of one, the worse of the next), a small random Llama with SmolLM2's tokenizer, all its weights in float32. What is
 shown is how far the first gradient is from that of the step in one piece: the largest difference of a tensor's, relative to its
 norm. PYTHON is one of another environment, which has trl; it gets the same ids.
 """
@@ -24,6 +24,7 @@ from luthier import config
 from luthier.engines import make_engine
 from luthier.models.reading import load_tokenizer
 from luthier.models.sources.resolve import resolve
+from luthier.training.before_step import survey
 from luthier.training.build import build
 from luthier.training.job import Job
 from luthier.training.reference import keep_reference
@@ -62,7 +63,12 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "cpo": ("cpo", "cpo", {"loss_type": "sigmoid", "beta": 0.1, "cpo_alpha": 1.0}),
     "simpo": ("{kind: simpo, gamma_beta_ratio: 0.25}", "cpo", {"loss_type": "simpo", "beta": 2.0, "simpo_gamma": 0.5, "cpo_alpha": 0.0}),
     "orpo": ("orpo", "orpo", {"beta": 0.1}),
+    "kto": ("kto", "kto", {}),
 }  # fmt: skip
+
+
+FILES = {"sft": "rows", "kto": "judged"}
+"""objective -> its rows; else the pairs"""
 
 
 def small_model(folder: Path) -> None:
@@ -77,7 +83,7 @@ def small_model(folder: Path) -> None:
 
 
 def write_rows(folder: Path) -> None:
-    """pairs.jsonl, and rows.jsonl with the better answers."""
+    """pairs.jsonl, rows.jsonl with the better answers, and judged.jsonl with one answer of each pair."""
     draw = random.Random(0)
 
     def words(count: int) -> str:
@@ -85,12 +91,16 @@ def write_rows(folder: Path) -> None:
 
     pairs = [{"prompt": words(9), "chosen": words(good), "rejected": words(bad)} for good, bad in LENGTHS]
     rows = [{"prompt": pair["prompt"], "completion": pair["chosen"]} for pair in pairs]
-    for name, lines in {"pairs": pairs, "rows": rows}.items():
+    judged = [
+        {"prompt": pair["prompt"], "completion": pair["rejected" if place % 2 else "chosen"], "label": not place % 2}
+        for place, pair in enumerate(pairs)
+    ]
+    for name, lines in {"pairs": pairs, "rows": rows, "judged": judged}.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
 
 def job_of(objective: str, folder: Path, max_tokens: int) -> Job:
-    rows = folder / ("rows.jsonl" if objective == "sft" else "pairs.jsonl")
+    rows = folder / f"{FILES.get(objective, 'pairs')}.jsonl"
     overrides = [
         f"model={folder / 'model'}", f"data={rows}", f"objective={objective}", "tuning=full", "dtype=float32",
         f"global_batch_size={ROWS}", "max_steps=1", f"max_tokens_per_micro_batch={max_tokens}", f"output_dir={folder / 'run'}",
@@ -105,6 +115,7 @@ def job_of(objective: str, folder: Path, max_tokens: int) -> Job:
 def gradient_of(job: Job) -> tuple[dict[str, torch.Tensor], int]:
     """Of the first step, and in how many micro-batches it came."""
     step = plan_step(job, 0)
+    survey(job, step)
     job.engine.clear_gradients(job.optimizer)
     for position in range(len(step.batches)):
         with forward_of(job, step, position) as batch:
@@ -113,16 +124,21 @@ def gradient_of(job: Job) -> tuple[dict[str, torch.Tensor], int]:
     return {name: p.grad.detach().clone() for name, p in named if p.grad is not None}, len(step.batches)
 
 
-def rows_of(job: Job) -> list[dict[str, list[int]]]:
+def rows_of(job: Job) -> list[dict[str, Any]]:
     """The ids of each row, in the order of the first step, as trl takes them; without what stands behind the last trained token."""
 
     def parts(sample: Sample) -> tuple[list[int], list[int]]:
         trained = (sample.targets != NO_TARGET).nonzero()[0]
         return sample.input_ids[: trained[0] + 1].tolist(), sample.input_ids[trained[0] + 1 : trained[-1] + 2].tolist()
 
-    found = []
+    found = list[dict[str, Any]]()
     for example in plan_step(job, 0).examples:
-        both = [parts(job.samples[place]) for place in job.samples.members_of([example])]
+        places = job.samples.members_of([example])
+        both = [parts(job.samples[place]) for place in places]
+        if (others := job.mismatched.get("train")) is not None:
+            (prompt, answer), good = both[0], job.samples[places[0]].role == 0
+            found.append({"prompt": prompt, "answer": answer, "other": parts(others[places[0]])[1], "good": good})
+            continue
         found.append({"prompt": both[0][0], "chosen": both[0][1], "rejected": both[-1][1]})
     return found
 

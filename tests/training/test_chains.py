@@ -83,6 +83,7 @@ def test_a_run_is_merged_first(place: Path) -> None:
     assert not torch.allclose(logits(other), logits(place / "sft"), atol=1e-4)
 
 
+@pytest.mark.prove
 def test_a_chain_goes_on_where_it_stopped(place: Path) -> None:
     """The same lines with --resume, of a run that names a run."""
     pairs = {"data": str(place / "pairs.jsonl"), "objective": "dpo", "save_steps": 1, "save_total_limit": 2}
@@ -98,6 +99,21 @@ def test_a_chain_goes_on_where_it_stopped(place: Path) -> None:
         (run / "checkpoints" / "step-000002").rmdir()
         made(place, name, place / "sft", **pairs, **more, resume=True)
         assert torch.equal(logits(run), before)
+
+
+@pytest.mark.prove
+def test_words_become_scores(place: Path) -> None:
+    """An adapter for words is merged first where a head of scores is learned; one for scores is gone on from, and is no model of words."""
+    pairs = {"data": str(place / "pairs.jsonl"), "objective": "reward"}
+    judge = made(place, "judge", place / "sft", **pairs)
+    assert config.load(judge / "config.yaml").model.path == str(place / "sft")
+    again = made(place, "judge-again", judge, **pairs)
+    assert config.load(again / "config.yaml").tuning.model_dump()["adapter_path"] == str(judge)
+    assert first_step(again)["loss"] < first_step(judge)["loss"]
+    with pytest.raises(UserError, match="learned to score answers"):
+        made(place, "words-again", judge, data=str(place / "pairs.jsonl"), objective="dpo")
+    with pytest.raises(UserError, match="an adapter for words is to be gone on from"):
+        made(place, "x", place / "sft", **pairs, **{"model.adapter": "continue"})
 
 
 @pytest.mark.parametrize("adapter", ["auto", "merge"])
@@ -128,6 +144,7 @@ def test_a_file_of_the_users_is_not_read_again(place: Path) -> None:
     assert found.data.chat_template == str(run / "adapter" / "chat_template.jinja")
 
 
+@pytest.mark.prove
 def test_a_checkpoint_is_gone_on_from(place: Path) -> None:
     checkpoint = place / "sft" / "checkpoints" / "step-000002"
     assert torch.equal(logits(checkpoint), logits(place / "sft"))

@@ -6,6 +6,8 @@ were put to it. Where the adapter is merged first, the tokenizer of the merged m
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -36,7 +38,10 @@ def going_on(config: RunConfig) -> RunConfig:
     if folder is None:
         return config
     before = configuration.load(folder.parent / CONFIG) if is_run(folder.parent) else None
-    if not is_adapter(folder) or not _goes_on(config):
+    if before is not None and _is_of_scores(before) and not _is_of_scores(config):
+        what = f"{config.model.path} learned to score answers, and has no words of its own"
+        raise UserError("model.path", what, "a model of words", f"model={shlex.quote(before.model.path)}")
+    if not is_adapter(folder) or not _goes_on(config, folder):
         return _with(config, data=_unsaid(config, before, SERVED))
     if getattr(config.tuning, "adapter_path", None) is not None:
         what = f"{config.model.path} is an adapter, and tuning.adapter_path names one"
@@ -66,15 +71,37 @@ def _result_at(path: str) -> Path | None:
     return made.resolve() if is_adapter(made) or is_run(made.parent) else None
 
 
-def _goes_on(config: RunConfig) -> bool:
+def _goes_on(config: RunConfig, adapter: Path) -> bool:
     """Whether an adapter that is the model is gone on from. Raises UserError where it should be and cannot."""
     if config.model.adapter == "merge":
         return False
-    can: bool = component.load("tuning", config.tuning.kind).makes_adapter
-    if not can and config.model.adapter == "continue":
-        what = f"an adapter is to be gone on from, under tuning: {config.tuning.kind}"
-        raise UserError("model.adapter", what, "tuning: lora", "tuning=lora, or model.adapter=merge")
-    return can
+    takes: bool = component.load("tuning", config.tuning.kind).makes_adapter
+    scores = _is_of_scores(config)
+    if takes and scores == _gives_scores(adapter):
+        return True
+    if config.model.adapter == "continue":
+        kinds = {True: "scores", False: "words"}
+        what, need = f"an adapter is to be gone on from, under tuning: {config.tuning.kind}", "tuning: lora"
+        if takes:
+            what, need = f"an adapter for {kinds[not scores]} is to be gone on from", f"one for {kinds[scores]}"
+        raise UserError(
+            "model.adapter", what, need, "model.adapter=merge" if takes else "tuning=lora, or model.adapter=merge"
+        )
+    return False
+
+
+def _is_of_scores(config: RunConfig) -> bool:
+    """Whether what is made gives scores, and no words."""
+    return "value" in component.load("objectives", config.objective.kind).wants
+
+
+def _gives_scores(adapter: Path) -> bool:
+    try:
+        return bool(
+            json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8")).get("task_type") == "SEQ_CLS"
+        )
+    except (OSError, ValueError, AttributeError):  # whoever loads it says it better
+        return False
 
 
 def _unsaid(config: RunConfig, before: RunConfig | None, names: Sequence[str]) -> dict[str, Any]:
