@@ -2,9 +2,10 @@
 
     python benchmarks/batching.py --trl PYTHON [--record]
 
-Eight requests with two answers of 3 to 200 words (KTO: the better of one, the worse of the next), a small random Llama with SmolLM2's tokenizer, all its weights in float32. What is
-shown is how far the first gradient is from that of the step in one piece: the largest difference of a tensor's, relative to its
-norm. PYTHON is one of another environment, which has trl; it gets the same ids.
+Eight requests with two answers of 3 to 200 words (KTO: the better of one, the worse of the next), a small random Llama with
+SmolLM2's tokenizer, all its weights in float32. What is shown is how far the first gradient is from that of the step in one piece:
+the largest difference of a tensor's, relative to its norm. PYTHON is one of another environment, which has trl; it gets the same
+ids.
 """
 
 from __future__ import annotations
