@@ -37,5 +37,19 @@ class Parts:
     """Whether code that comes with the base may run, as it was allowed for opening it."""
     origin: Mapping[str, Any]
     """What stands in `luthier.json` beside every result: where it comes from, and the system text that it learned under."""
+    scored: bool = False
+    """Whether it gives documents scores, and has no words to say."""
     step: int | None = None
     """Of the checkpoint whose weights the model has; None: they are those of `adapter` or `base`."""
+
+    @property
+    def loader(self) -> Any:
+        """transformers' class that loads it."""
+        from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+        return AutoModelForSequenceClassification if self.scored else AutoModelForCausalLM
+
+    @property
+    def labels(self) -> dict[str, int]:
+        """What the base of an adapter is loaded with, beside its files."""
+        return {"num_labels": 1, "pad_token_id": self.tokenizer.pad_token_id} if self.scored else {}

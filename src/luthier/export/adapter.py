@@ -64,10 +64,8 @@ class Adapter:
         """The base with the written adapter, by plain transformers and peft."""
         import torch
         from peft import PeftModel
-        from transformers import AutoModelForCausalLM
-
         code = parts.trust_remote_code
-        base = AutoModelForCausalLM.from_pretrained(parts.base, dtype=torch.float32, trust_remote_code=code)
+        base = parts.loader.from_pretrained(parts.base, dtype=torch.float32, trust_remote_code=code, **parts.labels)
         rows = parts.origin.get("embedding_rows", 0)
         if rows > base.get_input_embeddings().weight.shape[0]:  # new tokens: their rows are the adapter's
             base.resize_token_embeddings(rows, mean_resizing=False)

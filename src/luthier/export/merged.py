@@ -12,6 +12,7 @@ from luthier.export._one_by_one import merging
 from luthier.export._parts import Parts
 from luthier.models.folder import summarise
 from luthier.models.precision import DTYPES
+from luthier.models.score_head import gives_scores
 from luthier.models.shards import SHARD_BYTES, write_shards
 from luthier.models.stored import NotByName, Stored, hold_as_stored, release, save_settings
 from luthier.system.memory import give_back_memory
@@ -53,7 +54,11 @@ class Merged:
         cannot be, the model is merged in memory, as a whole.
         """
         core = parts.model.get_base_model() if parts.adapter is not None else parts.model
-        core.generation_config = self._generation_config(parts)
+        generation = self._generation_config(parts)
+        if gives_scores(core):
+            generation.save_pretrained(folder)  # for the tokens that end an answer
+        else:
+            core.generation_config = generation
         dtype = None if self.config.dtype == "auto" else DTYPES[self.config.dtype]
         try:
             if not parts.as_stored:
@@ -110,10 +115,8 @@ class Merged:
     def reload(self, parts: Parts, folder: Path) -> Any:
         """The written model as anyone loads it, its weights then held in float32 so that only their rounding shows."""
         import torch
-        from transformers import AutoModelForCausalLM
-
         code = parts.trust_remote_code
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=code).eval()
+        return parts.loader.from_pretrained(folder, dtype=torch.float32, trust_remote_code=code).eval()
 
 
 def _progress(total: int, say: Callable[[str], None], written: int) -> None:

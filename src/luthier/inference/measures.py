@@ -14,7 +14,9 @@ from luthier.inference.comparison import SCORED_TOKENS, figure, share
 from luthier.inference.generation import generate
 from luthier.inference.intervals import bootstrap_ratio
 from luthier.inference.opened import open_model
-from luthier.inference.questions import from_sample, held_out_rows, matches, read_samples
+from luthier.inference.questions import from_sample, held_out_rows, held_out_samples, matches, read_samples
+from luthier.inference.rewards import JudgedPairs, judge_pairs, reward_objective
+from luthier.inference.rewards import render as render_pairs
 from luthier.inference.scoring import perplexity, score_rows
 from luthier.policy.policy import Policy
 from luthier.system.progress import Progress, Watch, unwatched
@@ -118,8 +120,8 @@ def measure_target(
     chat_template: str | None = None,
     drop_bad_rows: bool = False,
     trust_remote_code: bool = False,
-) -> Measured:
-    """What `luthier eval` does: opens the target, reads the rows, measures.
+) -> Measured | JudgedPairs:
+    """What `luthier eval` does: opens the target, reads the rows, measures. Of a reward model: pairs.
 
     Args:
         path: a file; None: the rows that the run itself held out.
@@ -130,20 +132,26 @@ def measure_target(
     """
     if path is not None:
         data_file(path)  # what is wrong with its map is told before the model is loaded
-    opened = open_model(target, chat_template=chat_template, trust_remote_code=trust_remote_code)
+    opened = open_model(target, chat_template=chat_template, trust_remote_code=trust_remote_code, takes="either")
     with Progress() as progress:
+        scored = opened.gives_scores
         if path is None:
-            samples, dropped = held_out_rows(opened, progress), 0
+            samples, dropped = (held_out_samples if scored else held_out_rows)(opened, progress), 0
         else:
-            prepared = read_samples(opened, path, drop_bad_rows=drop_bad_rows, watch=progress)
+            by = reward_objective(opened) if scored else None
+            prepared = read_samples(opened, path, drop_bad_rows=drop_bad_rows, watch=progress, objective=by)
             samples, dropped = prepared.train, len(prepared.rejected)
+        samples = samples if limit is None else First(samples, limit)
+        data = path if path is not None else "the rows that it held out"
+        if scored:
+            return judge_pairs(opened, samples, data=data, seed=seed, dropped_rows=dropped, watch=progress)
         measured = measure(
             opened.policy(),
             opened.tokenizer,
-            samples if limit is None else First(samples, limit),
+            samples,
             stop_ids=opened.renderer.stop_ids,
             target=target,
-            data=path if path is not None else "the rows that it held out",
+            data=data,
             answered=answered,
             max_new_tokens=max_new_tokens,
             seed=seed,
@@ -152,8 +160,10 @@ def measure_target(
     return replace(measured, dropped_rows=dropped)
 
 
-def render(measured: Measured) -> Table:
+def render(measured: Measured | JudgedPairs) -> Table:
     """For the terminal."""
+    if isinstance(measured, JudgedPairs):
+        return render_pairs(measured)
     dropped = f" ({measured.dropped_rows:,} dropped)" if measured.dropped_rows else ""
     table = Table(
         title=f"{measured.target} on {measured.data}: {counted(measured.rows, 'row')}{dropped}, "

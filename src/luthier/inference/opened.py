@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,9 @@ from luthier.data.chat.template import Template
 from luthier.errors import UserError
 from luthier.inference.as_typed import TEMPLATE, named_by
 from luthier.kernels.dropout import DropoutKeys
+from luthier.models.adapters import CONFIG as ADAPTER_CONFIG
 from luthier.models.adapters import (
+    OF_SCORES,
     begins,
     load_adapter,
     quantized_from,
@@ -35,6 +38,8 @@ from luthier.models.load import fingerprint, load_model
 from luthier.models.new_tokens import grow
 from luthier.models.precision import DTYPES, choose_dtype
 from luthier.models.reading import context_length, load_tokenizer
+from luthier.models.score_head import gives_scores, settle_padding, stored_as_scores
+from luthier.models.settings import read_json
 from luthier.models.source import ModelSource
 from luthier.models.sources.resolve import resolve
 from luthier.policy.policy import Policy
@@ -45,6 +50,7 @@ from luthier.types import Message
 
 TOKENIZER = "tokenizer_config.json"
 Base = Literal["as trained", "16bit", "dequantized"]
+Takes = Literal["words", "scores", "either"]
 
 
 @dataclass
@@ -74,6 +80,11 @@ class Opened:
     @property
     def adapter(self) -> Path | None:
         return self.source.adapter
+
+    @property
+    def gives_scores(self) -> bool:
+        """Whether it scores documents, and has no words to say."""
+        return gives_scores(self.model)
 
     @property
     def run(self) -> Path | None:
@@ -156,6 +167,7 @@ def open_model(
     base: Base = "as trained",
     chat_template: str | None = None,
     trust_remote_code: bool = False,
+    takes: Takes = "words",
 ) -> Opened:
     """Opens RUN, a CHECKPOINT of one, ADAPTER or MODEL (any source of `model.path`).
 
@@ -166,26 +178,30 @@ def open_model(
             base's values as plain weights.
         chat_template: one that comes with luthier, or a Jinja file, in the place of the tokenizer's own.
 
+        takes: what the model has to give: words, or scores of documents.
+
     Raises:
-        UserError: there is no such model, or it does not fit together.
+        UserError: there is no such model, it does not fit together, or it gives something else.
         EnvironmentProblem: it cannot be fetched.
     """
     found = at_step(target)
     source = resolve(str(found.run) if found is not None else target, trust_remote_code=trust_remote_code)
     weights = found.weights() if found is not None else {}
     result = source.adapter or source.folder
-    config = _config_of_run(result)
+    config, scored = _config_of_run(result), _is_scored(source, target, takes)
     where = device if device is not None else this_device()
     chosen, _why = choose_dtype(_of_run(result, config) if dtype == "auto" and config is not None else dtype, where)
     held = _trained_quantization(result, config) if source.adapter is not None else None
-    model = _loaded(source, result, chosen, where, held, base, trust_remote_code)
+    model = _loaded(source, result, chosen, where, held, base, trust_remote_code, scored)
     if found is not None:
         found.put_into(model, weights)
     tokenizer = load_tokenizer(result if (result / TOKENIZER).is_file() else source.folder, trust_remote_code)
     if chat_template is not None:
         tokenizer.chat_template = _template_of(tokenizer, chat_template)
     template = Template.choose(tokenizer) if tokenizer.chat_template else None
-    renderer = ChatRenderer(tokenizer, template, _stop_ids(model))
+    renderer = ChatRenderer(tokenizer, template, () if scored else _stop_ids(model))
+    if scored:
+        settle_padding(model.get_base_model() if source.adapter is not None else model, tokenizer, renderer.stop_ids)
     system = trained_system(result)
     return Opened(
         target,
@@ -201,6 +217,29 @@ def open_model(
         held,
         found.step if found is not None else None,
     )
+
+
+def _is_scored(source: ModelSource, target: str, takes: Takes) -> bool:
+    """Whether it is a model that gives scores, as its files say. Raises UserError where the other kind is needed."""
+    if source.adapter is not None:
+        scored = read_json(source.adapter / ADAPTER_CONFIG, target).get("task_type") == OF_SCORES
+    else:
+        scored = stored_as_scores(source.folder, source.name)
+    if scored and takes == "words":
+        raise UserError(
+            target,
+            "it is a reward model: it gives scores, and has no words to say",
+            "a model that answers",
+            f"luthier score {shlex.quote(target)} --data FILE",
+        )
+    if takes == "scores" and not scored:
+        raise UserError(
+            target,
+            "it is no reward model: it gives words, and no scores",
+            "a run with objective: reward, or a model in the layout of transformers' sequence classification",
+            "luthier runs lists the runs that there are",
+        )
+    return scored
 
 
 def _template_of(tokenizer: Any, name: str) -> str:
@@ -219,6 +258,7 @@ def _loaded(
     held: ComponentConfig | None,
     base: Base,
     trust_remote_code: bool,
+    scored: bool,
 ) -> Any:
     """The base as `base` says, with the adapter on it if there is one."""
     quantization, before = None, None
@@ -232,6 +272,7 @@ def _loaded(
         quantization=quantization,
         quantized_from=DTYPES[before] if before is not None else None,
         trust_remote_code=trust_remote_code,
+        scored=scored,
     )
     if quantization is not None and base == "dequantized":
         model = dequantize(model, dtype)

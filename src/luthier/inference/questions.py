@@ -29,6 +29,7 @@ from luthier.inference.asked import Asked
 from luthier.inference.generation import Generation
 from luthier.inference.opened import Opened
 from luthier.models.reading import load_tokenizer
+from luthier.objectives import Objective
 from luthier.system.files import MANIFEST
 from luthier.system.progress import Watch, unwatched
 from luthier.types import NO_TARGET, Message, Prompt, Row, Sample
@@ -179,7 +180,15 @@ def _prompts_alone(file: DataFile) -> list[Prompt] | None:
 
 
 def held_out_rows(opened: Opened, watch: Watch = unwatched) -> SampleSet:
-    """The rows that the run of an opened model held out, encoded as they were there; of pairs the better answers.
+    """The rows that the run of an opened model held out, encoded as they were there; of pairs the better answers. Raises UserError as
+    `held_out_samples`.
+    """
+    found = held_out_samples(opened, watch)
+    return Given(found) if found.roles.any() else found
+
+
+def held_out_samples(opened: Opened, watch: Watch = unwatched) -> SampleSet:
+    """The same with all answers of each row.
 
     Raises:
         UserError: it held out none, is no run, or its data are others now.
@@ -198,17 +207,24 @@ def held_out_rows(opened: Opened, watch: Watch = unwatched) -> SampleSet:
     if data.eval is None or (known is not None and data.eval.fingerprint != known):
         found = "its held-out rows are not those of the run any more: a file or the template changed"
         raise UserError(opened.target, found, "the rows of then", fix)
-    return Given(data.eval) if data.eval.roles.any() else data.eval
+    return data.eval
 
 
 def read_samples(
-    opened: Opened, path: str, *, drop_bad_rows: bool = False, watch: Watch = unwatched, option: str = "--data"
+    opened: Opened,
+    path: str,
+    *,
+    drop_bad_rows: bool = False,
+    watch: Watch = unwatched,
+    option: str = "--data",
+    objective: Objective | None = None,
 ) -> Prepared:
     """A file in any format of training data, encoded as for training: with the system text of the training data before
     rows that have none. Rows are dropped only where that is asked for.
 
     Args:
         option: of the command line, that named the file.
+        objective: what makes samples of rows; by default each trained turn of a conversation is there.
 
     Raises:
         UserError: the file, or rows of it, cannot be used.
@@ -226,7 +242,7 @@ def read_samples(
             },
         }
     )
-    objective = component.make("objectives", default_component("objective"))
+    objective = objective or component.make("objectives", default_component("objective"))
     try:
         rows = encoding_shown(watch)
         limits = Limits(settable=False)  # there is no configuration in which they could be written

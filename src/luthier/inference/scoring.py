@@ -90,7 +90,7 @@ def score_rows(
     sums = torch.zeros(2, len(samples), dtype=torch.float64)
     tokens = np.zeros(len(samples), dtype=np.int64)
     with evaluating(policy), torch.no_grad():
-        for indices, window in _windows(samples, WINDOW * processes):
+        for indices, window in windows(samples, WINDOW * processes):
             tokens[indices] = [sample.trained_tokens for sample in window]
             rows, logps, correct = [], [], []
             for batch in micro_batches(
@@ -112,7 +112,7 @@ def score_rows(
     return RowScores(nll, correct.astype(np.int64), tokens)
 
 
-def _windows(samples: Rows, size: int) -> Iterator[tuple[list[int], list[Sample]]]:
+def windows(samples: Rows, size: int = WINDOW) -> Iterator[tuple[list[int], list[Sample]]]:
     """Neighbours and their places, `size` at a time, and so many more that no example is parted."""
     start, window = 0, list[Sample]()
     for index in range(len(samples)):

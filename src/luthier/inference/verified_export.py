@@ -171,16 +171,17 @@ def export(
         give_back_memory()
         say("opening its base as it is merged into")
         opened = _open(target, cast("Base", base), trust_remote_code)
+    scored = opened.gives_scores  # no other engine is asked for scores, and nobody chats with them
     parts = _parts(opened, as_stored=base != "dequantized" or opened.quantization is None)
     _refuse_full_disk(folder, exporter.size_bytes(parts))
     opened.model = None  # the parts alone hold it now, and let go of it
     original = _logits(parts.model, inputs)
     choice = drift(held, original) if held is not None else None
     tuning = _effect_of_tuning(parts, original, inputs)
-    renderer = None if unproven or exporter.needs_adapter else opened.renderer
+    renderer = None if unproven or exporter.needs_adapter or scored else opened.renderer
     written, prompts = _write_and_compare(exporter, parts, folder, original, inputs, tuning, renderer, say)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    ask = _line_that_asks(folder, trust_remote_code) if parts.template is not None else ""
+    ask = _line_that_asks(folder, trust_remote_code) if parts.template is not None and not scored else ""
     return Exported(folder, to, exporter.dtype(parts), size, written, tuning, prompts, opened.system, choice, ask)
 
 
@@ -191,7 +192,7 @@ def _line_that_asks(folder: Path, trust_remote_code: bool) -> str:
 def _open(target: str, base: Base, trust_remote_code: bool) -> Opened:
     """In float32 on the CPU."""
     where = torch.device("cpu")
-    return open_model(target, dtype="float32", device=where, base=base, trust_remote_code=trust_remote_code)
+    return open_model(target, dtype="float32", device=where, base=base, trust_remote_code=trust_remote_code, takes="either")
 
 
 def _effect_of_tuning(parts: Parts, original: Sequence[torch.Tensor], inputs: list[list[int]]) -> Drift | None:
@@ -305,6 +306,7 @@ def _parts(opened: Opened, as_stored: bool) -> Parts:
         opened.adapter,
         opened.trust_remote_code,
         origin_of(opened.adapter or opened.source.folder, base),
+        opened.gives_scores,
         opened.step,
     )
 
@@ -345,12 +347,13 @@ def _held_out(opened: Opened, say: Callable[[str], None]) -> list[list[int]]:
 
 @torch.no_grad()
 def _logits(model: Any, inputs: list[list[int]]) -> list[torch.Tensor]:
-    """[T, V] float32 for each text, which is alone under the stock attention."""
+    """[T, V] float32 for each text, which is alone under the stock attention; of a model of scores [1, 1]."""
     found = list[torch.Tensor]()
     with Progress() as progress:
         for ids in inputs:
             progress(f"{len(found)} of {len(inputs)} texts compared", len(found) / len(inputs))
-            found.append(model(input_ids=torch.tensor([ids]), use_cache=False).logits[0].float())
+            logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits
+            found.append(logits.reshape(-1, logits.shape[-1]).float())
     return found
 
 

@@ -35,7 +35,7 @@ def look(target: str, overrides: Sequence[str] = (), trust_remote_code: bool = F
     if resolve(target, checked.model.revision, trust_remote_code).adapter is not None:
         if overrides:
             raise UserError(target, "is an adapter, whose base is held as its run says", "no other keys", overrides[0])
-        return tree(_core(open_model(target, trust_remote_code=trust_remote_code).model))
+        return tree(_core(open_model(target, trust_remote_code=trust_remote_code, takes="either").model))
     if tuned:
         return look_at(checked, trust_remote_code)
     where = device()

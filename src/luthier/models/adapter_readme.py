@@ -21,19 +21,23 @@ def write_readme(folder: Path, plain: tuple[str, str | None], origin: Mapping[st
     """
     name, revision = plain
     made = name.startswith(("pypi:", "ms:")) or Path(name).suffix == ".gguf"
-    parts = [f"# An adapter of {name}", "`luthier chat` with this folder talks to it.", "## With transformers and peft"]
+    scored = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("task_type") == "SEQ_CLS"
+    does = "`luthier score` with this folder scores answers." if scored else "`luthier chat` with this folder talks to it."
+    parts = [f"# An adapter of {name}", does, "## With transformers and peft"]
     if made:
         line = f"luthier export {shlex.quote(name)} --to merged --output {MADE_BASE}"
         parts.append(f"transformers does not find the base by that name. This makes a folder of it:\n\n    {line}")
     if (held := origin["base"].get("quantization")) is not None:
         parts.append(f"In training the base was held in {held['kind']}: `base.quantization` in luthier.json.")
     at = "" if revision is None else f", revision={json.dumps(revision)}"
+    kind = "AutoModelForSequenceClassification" if scored else "AutoModelForCausalLM"
+    at += ", num_labels=1, pad_token_id=tokenizer.pad_token_id" if scored else ""
     code = [
         "from peft import PeftModel",
-        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        f"from transformers import {kind}, AutoTokenizer",
         "",
         'tokenizer = AutoTokenizer.from_pretrained(".")  # this folder',
-        f"base = AutoModelForCausalLM.from_pretrained({json.dumps(MADE_BASE if made else name)}{at})",
+        f"base = {kind}.from_pretrained({json.dumps(MADE_BASE if made else name)}{at})",
     ]
     if origin.get("new_tokens"):
         code.append(f"base.resize_token_embeddings({origin['embedding_rows']}, mean_resizing=False)")

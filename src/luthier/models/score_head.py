@@ -28,8 +28,9 @@ LAYOUT = "ForSequenceClassification"
 
 
 def gives_scores(model: Any) -> bool:
-    """Whether a transformers model, with or without adapters in it, has this head and none of words."""
-    return hasattr(model, SCORE) and model.get_output_embeddings() is None
+    """Whether a model of transformers or peft has this head and none of words."""
+    core = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return hasattr(core, SCORE) and core.get_output_embeddings() is None
 
 
 def stored_as_scores(folder: Path, name: str) -> bool:

@@ -34,7 +34,7 @@ class Pairs(Objective):
     The request carries no loss, also where it holds answers of the assistant.
     """
 
-    takes = (Preference,)
+    takes: tuple[type, ...] = (Preference,)
     roles = ("chosen", "rejected")
     by_likelihood = False
     defaults: Mapping[str, float] = MappingProxyType(

@@ -1,0 +1,166 @@
+"""A reward run in use: it measures pairs, scores files, is exported, and says that it has no words."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from luthier import config
+from luthier.cli import main
+from luthier.errors import UserError
+from luthier.inference.opened import open_model
+from luthier.inference.questions import held_out_samples
+from luthier.training import run
+from tests.helpers.killing import write_config
+
+
+@pytest.fixture(scope="module")
+def judge(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short reward run with LoRA, beside its data."""
+    place = tmp_path_factory.mktemp("judge")
+    keys = (f"output_dir={place / 'run'}", "max_steps=4", "max_tokens_per_micro_batch=400", "save_steps=2")
+    run.execute(config.load(write_config(place, "reward"), [*keys, "learning_rate=3e-3"]), say=lambda _: None)
+    return place / "run"
+
+
+@pytest.fixture(scope="module")
+def by_peft(judge: Path) -> tuple[Any, Any]:
+    """The same in transformers and peft, and the tokenizer."""
+    tokenizer = AutoTokenizer.from_pretrained(judge / "adapter")
+    base = AutoModelForSequenceClassification.from_pretrained(
+        judge.parent / "model", num_labels=1, pad_token_id=tokenizer.pad_token_id
+    )
+    return PeftModel.from_pretrained(base, judge / "adapter").eval(), tokenizer
+
+
+def score_of(by_peft: tuple[Any, Any], *turns: tuple[str, str]) -> float:
+    """Of a conversation, that ends with its last token of the template."""
+    model, tokenizer = by_peft
+    messages = [{"role": role, "content": text} for role, text in turns]
+    text = tokenizer.apply_chat_template(messages, tokenize=False).rstrip("\n")
+    with torch.no_grad():
+        return float(model(**tokenizer(text, return_tensors="pt", add_special_tokens=False)).logits)
+
+
+def test_eval_measures_the_pairs_that_it_held_out(judge: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", str(judge), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    last = [json.loads(line) for line in (judge / "metrics.jsonl").read_text().splitlines() if "eval_loss" in line][-1]
+    assert found["pairs"] == 5
+    assert found["accuracy"]["value"] == pytest.approx(last["eval_accuracy"])
+    assert found["margin"]["value"] == pytest.approx(last["eval_margin"], abs=1e-4)
+    samples = held_out_samples(open_model(str(judge), takes="scores"))
+    tokens = samples.trained.reshape(-1, 2)
+    counts = {
+        "accuracy_where_the_better_is_longer": int((tokens[:, 0] > tokens[:, 1]).sum()),
+        "accuracy_where_the_better_is_shorter": int((tokens[:, 0] < tokens[:, 1]).sum()),
+    }
+    assert {name: found[name]["pairs"] for name in counts if name in found} == {k: v for k, v in counts.items() if v}
+    assert main(["eval", str(judge), "--data", str(judge.parent / "train.jsonl"), "--limit", "7"]) == 0
+    assert "7 pairs" in capsys.readouterr().out
+
+
+def test_every_format_is_scored(judge: Path, by_peft: tuple[Any, Any], tmp_path: Path) -> None:
+    asked, good, bad, other = "the violin", "good and a capital", "bad violin for", "tunes"
+    rows = {
+        "preference": ({"prompt": asked, "chosen": good, "rejected": bad}, [(good,), (bad,)]),
+        "ranked": ({"prompt": asked, "answers": [good, other, bad]}, [(good,), (other,), (bad,)]),
+        "feedback": ({"prompt": asked, "completion": good, "label": False}, [(good,)]),
+        "alpaca": ({"instruction": asked, "output": bad}, [(bad,)]),
+        "prompt_completion": ({"prompt": asked, "completion": bad}, [(bad,)]),
+        "messages": (
+            {
+                "messages": [
+                    {"role": r, "content": c}
+                    for r, c in (("user", asked), ("assistant", good), ("user", other), ("assistant", bad))
+                ]
+            },
+            [(good, other, bad)],
+        ),
+    }
+    for name, (row, answers) in rows.items():
+        data, out = tmp_path / f"{name}.jsonl", tmp_path / f"{name}.scores"
+        data.write_text(json.dumps(row) + "\n")
+        given = f"{{path: {data}, format: {{kind: preference, answers: answers}}}}" if name == "ranked" else str(data)
+        assert main(["score", str(judge), "--data", given, "-o", str(out)]) == 0, name
+        (line,) = map(json.loads, out.read_text().splitlines())
+        assert line["row"] == f"{data}:1"
+        roles = ("user", "assistant", "user", "assistant")
+        wanted = [score_of(by_peft, *zip(roles, (asked, *said), strict=False)) for said in answers]
+        assert line["scores"] == pytest.approx(wanted, abs=1e-5), name
+
+
+def test_scores_are_written_over_nothing(judge: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, out = tmp_path / "pairs.jsonl", tmp_path / "scores.jsonl"
+    data.write_bytes((judge.parent / "held.jsonl").read_bytes())
+    score = ["score", str(judge), "--data", str(data), "--limit", "2"]
+    assert main([*score, "-o", str(out)]) == 0
+    first = out.read_bytes()
+    assert main(score) == 0
+    assert [json.loads(line)["scores"] for line in capsys.readouterr().out.splitlines()[-2:]] == [
+        json.loads(line)["scores"] for line in first.splitlines()
+    ]
+    assert main([*score, "-o", str(out)]) == 2
+    assert "scores-2.jsonl, or --force" in capsys.readouterr().err
+    assert main([*score, "-o", str(out), "--force"]) == 0
+    assert out.read_bytes() == first
+    before = data.read_bytes()
+    assert main([*score, "-o", str(data), "--force"]) == 2
+    assert "this file is read by the command" in capsys.readouterr().err
+    assert data.read_bytes() == before
+
+
+def test_a_checkpoint_is_scored(judge: Path, tmp_path: Path) -> None:
+    found = {}
+    for name in ("checkpoints/step-000002", "checkpoints/step-000004", "."):
+        out = tmp_path / f"{name.replace('/', '-')}.jsonl"
+        assert main(["score", str(judge / name), "--data", str(judge.parent / "held.jsonl"), "-o", str(out)]) == 0
+        found[name] = np.array([json.loads(line)["scores"] for line in out.read_text().splitlines()])
+    assert np.array_equal(found["checkpoints/step-000004"], found["."])
+    assert not np.allclose(found["checkpoints/step-000002"], found["."], atol=1e-3)
+
+
+def test_it_has_no_words_to_say(judge: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for line in (["chat", str(judge), "--prompt", "Hello"], ["compare", str(judge), "--prompt", "Hello"]):
+        assert main(line) == 2
+        said = capsys.readouterr().err
+        assert "it is a reward model: it gives scores, and has no words to say" in said
+        assert f"luthier score {judge} --data FILE" in said
+
+
+def test_what_gives_words_gives_no_scores(judge: Path) -> None:
+    with pytest.raises(UserError, match="it is no reward model"):
+        open_model(str(judge.parent / "model"), takes="scores")
+
+
+def test_rows_without_pairs_are_no_measure_of_it(
+    judge: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "rows.jsonl"
+    data.write_text(json.dumps({"instruction": "the violin", "output": "tunes"}) + "\n")
+    assert main(["eval", str(judge), "--data", str(data)]) == 2
+    assert "preference" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("to", ["merged", "adapter"])
+def test_it_is_exported(to: str, judge: Path, by_peft: tuple[Any, Any], tmp_path: Path) -> None:
+    folder = tmp_path / to
+    assert main(["export", str(judge), "--to", to, "--output", str(folder)]) == 0
+    opened = open_model(str(folder), takes="scores")
+    assert opened.gives_scores
+    _, tokenizer = by_peft
+    if to == "merged":
+        plain: Any = AutoModelForSequenceClassification.from_pretrained(folder)
+        assert plain.config.pad_token_id == tokenizer.pad_token_id
+        turns = (("user", "the violin"), ("assistant", "good and a capital"))
+        wanted = score_of(by_peft, *turns)
+        assert score_of((plain.eval(), tokenizer), *turns) == pytest.approx(wanted, abs=1e-5)
+    else:
+        assert "AutoModelForSequenceClassification" in (folder / "README.md").read_text()
