@@ -2,9 +2,9 @@
 
     PYTHON trl_side.py GIVEN.json FOUND.json
 
-GIVEN: `model`, a folder; `runs`, each with `name`, `rows` (maps of the ids `prompt`, `chosen`, `rejected`; for KTO `prompt`,
-`answer`, `other`, which is the answer to another prompt, and `good`), `trainer`, `settings` (of
-its configuration), `steps`, and `cuts`, pairs of rows a micro-batch and micro-batches a step.
+GIVEN: `model`, a folder, and beside it `scored`, the same with a head of scores; `runs`, each with `name`, `trainer`, `settings` (of
+its configuration), `steps`, `cuts` (pairs of rows a micro-batch and micro-batches a step) and `rows`: maps of the ids `prompt`,
+`chosen`, `rejected`; for KTO of `prompt`, `answer`, `other` (the answer to another prompt), and `good`.
 FOUND: name -> `losses`, of each step, and `apart`, how far the first gradient is from that of the first cut; a list of each, by cut.
 
 The trainers get the ids as they are: a chat template's end, truncation and stop tokens are no part of the comparison.
@@ -23,7 +23,7 @@ os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
 
 import torch
 from torch.utils.data import SequentialSampler
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
 
 Row = dict[str, Any]
 
@@ -56,6 +56,9 @@ def trainer_of(kind: str) -> tuple[Any, Any]:
     elif kind == "kto":
         from trl import KTOConfig as Config
         from trl import KTOTrainer as Trainer
+    elif kind == "reward":
+        from trl import RewardConfig as Config
+        from trl import RewardTrainer as Trainer
     elif kind == "orpo":
         from trl.experimental.orpo import ORPOConfig as Config
         from trl.experimental.orpo import ORPOTrainer as Trainer
@@ -89,12 +92,20 @@ def columns(kind: str, row: Row) -> dict[str, Any]:
         return {"input_ids": prompt + row["chosen"], "labels": [-100] * len(prompt) + row["chosen"]}
     if kind == "dpo":
         return {"prompt_ids": prompt, **{f"{name}_ids": ids for name, ids in answers.items()}}
+    if kind == "reward":
+        return {f"{name}_ids": prompt + ids for name, ids in answers.items()}
     found: dict[str, Any] = {"prompt": "", "chosen": "", "rejected": ""}
     for name, ids in answers.items():
         found[f"{name}_input_ids"] = prompt + ids
         found[f"{name}_attention_mask"] = [1] * (len(prompt) + len(ids))
         found[f"{name}_labels"] = [-100] * len(prompt) + ids
     return found | {"prompt_input_ids": prompt, "prompt_attention_mask": [1] * len(prompt)}
+
+
+def model_of(kind: str, folder: Path) -> Any:
+    if kind == "reward":
+        return AutoModelForSequenceClassification.from_pretrained(folder.with_name("scored"), dtype=torch.float32)
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
 
 
 def run_of(
@@ -130,7 +141,7 @@ def run_of(
     with tempfile.TemporaryDirectory() as folder:
         known = {name: value for name, value in keys.items() if name in config.__dataclass_fields__}
         made = trainer(
-            model=AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32),
+            model=model_of(run["trainer"], Path(model)),
             args=config(output_dir=folder, **known),
             train_dataset=Dataset.from_list([columns(run["trainer"], row) for row in run["rows"]]),
             processing_class=tokenizer,

@@ -23,7 +23,7 @@ from luthier.training.step import optimizer_step, plan_step
 from luthier.types import NO_TARGET, Sample
 from tests.helpers.jobs import Listed, make_config, make_job, make_policy
 from tests.helpers.pairs import made, make_pairs
-from tests.helpers.tiny_models import save_twin
+from tests.helpers.tiny_models import save_twin, scored_twin
 from tests.objectives.test_kto import JUDGED, make_answers
 
 PYTHON = os.environ.get("LUTHIER_TRL_PYTHON", "")
@@ -58,6 +58,11 @@ CASES: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
         {"loss_type": "simpo", "beta": 2.0, "simpo_gamma": 0.5, "cpo_alpha": 0.0},
     ),
     "orpo": ({"kind": "orpo"}, "orpo", {"beta": 0.1}),
+    "reward": (
+        {"kind": "reward", "center_rewards_coefficient": 0.3},
+        "reward",
+        {"center_rewards_coefficient": 0.3},
+    ),
     "kto": (
         {"kind": "kto", "desirable_weight": 1.5, "undesirable_weight": 0.7},
         "kto",
@@ -111,7 +116,7 @@ def rows_of(samples: list[Sample], kind: str) -> list[dict[str, Any]]:
 def ours(name: str, folder: Path) -> list[float]:
     """The loss of each step."""
     config = make_config(folder, *RECIPE)
-    policy = make_policy(config, warm=False)
+    policy = make_policy(config, warm=False, scored=name == "reward")
     job = make_job(config, samples_of(name), policy, max_tokens=100_000)
     spec = CASES[name][0]
     job.objective = SFT(SFT.Config()) if spec["kind"] == "sft" else made(**spec)
@@ -133,6 +138,9 @@ def theirs(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, list[float]
     """name -> the loss of each step."""
     folder = tmp_path_factory.mktemp("trl")
     save_twin(folder / "model", "llama")
+    scored = scored_twin("llama")
+    scored.config.pad_token_id = 0  # no id of the rows
+    scored.save_pretrained(folder / "scored")
     shared = {"cuts": [[8, 1]], "steps": STEPS}
     runs = [
         {"name": name, "rows": rows_of(samples_of(name), trainer), "trainer": trainer, "settings": settings, **shared}
