@@ -12,7 +12,8 @@ from tests.helpers.command_line import luthier
 from tests.helpers.tiny_models import tiny_llama
 
 ROOT = Path(__file__).parent.parent
-EXAMPLES = sorted([*(ROOT / "examples").glob("*.yaml"), *(ROOT / "examples" / "preferences").glob("*.yaml")])
+FOLDERS = [ROOT / "examples", *(ROOT / "examples" / name for name in ("preferences", "distillation"))]
+EXAMPLES = sorted(path for folder in FOLDERS for path in folder.glob("*.yaml"))
 ANSWERS = [{"instruction": f"What is {n} and {n}?", "input": "", "output": f"It is {2 * n}."} for n in range(200)]
 PAIRS = [
     {"prompt": row["instruction"], "chosen": row["output"], "rejected": "I do not know that."} for row in ANSWERS[:50]
@@ -22,7 +23,7 @@ JUDGED = [
     for pair in PAIRS
     for name in ("chosen", "rejected")
 ]
-ROWS = {"alpaca": ANSWERS, "huanhuan": ANSWERS, "kto": JUDGED}
+ROWS = {"alpaca": ANSWERS, "huanhuan": ANSWERS, "distill": ANSWERS, "kto": JUDGED}
 """name of an example -> rows of its kind; else pairs"""
 
 
@@ -37,12 +38,11 @@ def test_example_trains(path: Path, model: Path, tmp_path: Path) -> None:
     data = tmp_path / "rows.json"
     data.write_text(json.dumps(ROWS.get(path.stem, PAIRS)), encoding="utf-8")
     finished = tmp_path / "run"
-    assert (
-        luthier("train", path, f"data.train={data}", f"model.path={model}", "max_steps=3", f"output_dir={finished}")
-        == 0
-    )
+    given = [f"data.train={data}", f"model.path={model}", "max_steps=3", f"output_dir={finished}"]
+    given += [f"objective.teacher={model}"] if "teacher:" in path.read_text(encoding="utf-8") else []
+    assert luthier("train", path, *given) == 0
     assert [line["step"] for line in Run(finished).metrics if "loss" in line] == [1, 2, 3]
-    assert (finished / "adapter" / "adapter_model.safetensors").is_file()
+    assert [*finished.glob("adapter/adapter_model.safetensors"), *finished.glob("model/model.safetensors")]
 
 
 @pytest.mark.prove

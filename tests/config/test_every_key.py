@@ -186,6 +186,7 @@ CASES = {
     "objective.undesirable_weight": Case("undesirable_weight=1", "undesirable_weight=0.8", "metrics", JUDGED),
     "objective.teacher": Case("objective.teacher=model-2", "objective.teacher=model-3", "metrics", TAUGHT),
     "objective.teacher_dtype": Case("teacher_dtype=auto", "teacher_dtype=bfloat16", "metrics", TAUGHT),
+    "objective.teacher_quantization": Case(None, "teacher_quantization=nf4", "metrics", TAUGHT),
     "objective.divergence": Case("divergence=forward", "divergence=reverse", "metrics", TAUGHT),
     "objective.temperature": Case("objective.temperature=1", "objective.temperature=2", "metrics", TAUGHT),
     "objective.top_k": Case(None, "objective.top_k=3", "metrics", TAUGHT),

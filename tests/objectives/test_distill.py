@@ -283,6 +283,10 @@ def test_beside_supervised_tuning(tmp_path: Path) -> None:
         ("{kind: distill, teacher: t, divergence: backward}", "reverse"),
         ("{kind: distill, teacher: t, temperature: 0}", "temperature"),
         ("{kind: distill, teacher: t, top_k: 0}", "top_k"),
+        (
+            "{kind: distill, teacher: t, teacher_quantization: nf5}",
+            "teacher_quantization is one of fp4, int8, nf4, not nf5",
+        ),
         ("{kind: distill, teacher: t, beta: 1.5, divergence: jsd}", "beta"),
     ],
 )
@@ -307,7 +311,9 @@ def test_a_certain_teacher_and_a_certain_student_stay_finite() -> None:
         assert found.tolist() == pytest.approx([0.0, 0.0], abs=1e-6)
     logs = parted(logits, torch.tensor([[1], [0]]))
     (gradient,) = torch.autograd.grad(logs.sum(), logits)
-    assert logs[:, 1].tolist() == pytest.approx([math.log(math.exp(0) + math.exp(1)) - 200, -80 + math.log(2)], rel=1e-5)
+    assert logs[:, 1].tolist() == pytest.approx(
+        [math.log(math.exp(0) + math.exp(1)) - 200, -80 + math.log(2)], rel=1e-5
+    )
     assert bool(gradient.isfinite().all())
 
 

@@ -156,6 +156,24 @@ def test_a_checkpoint_is_a_teacher(tmp_path: Path) -> None:
     assert early != late
 
 
+@pytest.mark.prove
+def test_a_teacher_in_fewer_bits(tmp_path: Path) -> None:
+    """Also one whose adapter was trained on such a base, which is held as it was then and not otherwise."""
+    config_file = taught(tmp_path)
+    trained(config_file, tmp_path / "plain")
+    _, said = trained(config_file, tmp_path / "held", "objective.teacher_quantization=nf4")
+    assert any("held in nf4" in line for line in said)
+    plain, held = (figures(tmp_path / name)[1, "teacher_nll"] for name in ("plain", "held"))
+    assert held != plain
+    assert held == pytest.approx(plain, rel=0.05)
+    trained(config_file, tmp_path / "run", "objective=sft", "model.quantization=nf4", "tuning.lora_dropout=0.0")
+    of_run = [f"objective.teacher={tmp_path / 'run'}"]
+    _, said = trained(config_file, tmp_path / "of-run", *of_run)
+    assert any("held in nf4" in line for line in said)
+    words = r"objective\.teacher: .*the adapter was trained on a base held in nf4"
+    refused(config_file, tmp_path / "other", words, *of_run, "objective.teacher_quantization=int8")
+
+
 def with_tokens(folder: Path, *tokens: str) -> None:
     tokenizer = load_tokenizer(folder)
     tokenizer.add_tokens(list(tokens))

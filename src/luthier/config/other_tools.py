@@ -69,6 +69,7 @@ RENAMED = {
     "stage": "objective",
     "pref_loss": "objective: {kind: dpo, loss: ...}, or orpo or simpo",
     "pref_beta": "objective.beta",
+    "teacher_model_name_or_path": "objective.teacher",
     "pref_ftx": "objective.sft_weight",
     "dpo_label_smoothing": "objective.label_smoothing",
     "kto_chosen_weight": "objective.desirable_weight",

@@ -73,7 +73,7 @@ class Opened:
     """The system text that every conversation of the training data had: what it is served with where no other is given."""
     trust_remote_code: bool = False
     quantization: ComponentConfig | None = None
-    """How the base was held when the adapter was trained."""
+    """How the base is held: as when the adapter was trained."""
     step: int | None = None
     """Of the checkpoint; None where it is a result."""
 
@@ -166,6 +166,7 @@ def open_model(
     device: torch.device | None = None,
     base: Base = "as trained",
     chat_template: str | None = None,
+    quantization: ComponentConfig | None = None,
     trust_remote_code: bool = False,
     takes: Takes = "words",
 ) -> Opened:
@@ -176,8 +177,8 @@ def open_model(
         device: where; default: the machine's best.
         base: what an adapter that was trained on a quantized base is put on: that, the base in 16 bits, or the quantized
             base's values as plain weights.
+        quantization: how the weights are held where no adapter was trained on them held otherwise.
         chat_template: one that comes with luthier, or a Jinja file, in the place of the tokenizer's own.
-
         takes: what the model has to give: words, or scores of documents.
 
     Raises:
@@ -191,7 +192,7 @@ def open_model(
     config, scored = _config_of_run(result), _is_scored(source, target, takes)
     where = device if device is not None else this_device()
     chosen, _why = choose_dtype(_of_run(result, config) if dtype == "auto" and config is not None else dtype, where)
-    held = _trained_quantization(result, config) if source.adapter is not None else None
+    held = (_trained_quantization(result, config) if source.adapter is not None else None) or quantization
     model = _loaded(source, result, chosen, where, held, base, trust_remote_code, scored)
     if found is not None:
         found.put_into(model, weights)

@@ -22,6 +22,8 @@ class Teaching:
     """as `model.path` names a model, or a run, one of its checkpoints, or an adapter"""
     dtype: str
     """of its weights; `auto`: what the run computes in"""
+    quantization: str | None
+    """the kind, with its defaults, in which its weights are held; None: as its files say"""
     divergence: Literal["forward", "reverse", "jsd"]
     beta: float
     """of jsd: the teacher's share of the mixture, between 0 and 1"""

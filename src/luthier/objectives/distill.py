@@ -6,7 +6,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from luthier import component
 from luthier.component import ComponentConfig, Place
+from luthier.config.bounds import Name
 from luthier.objectives import Teaching
 from luthier.objectives._trained_tokens import TOKENS, TrainedTokens
 from luthier.types import LossOut, MicroBatch, Policy
@@ -53,10 +55,17 @@ class Distill(TrainedTokens):
         teacher_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
         """How the teacher's weights are held and what it computes in. `auto`: as the run."""
 
+        teacher_quantization: Name | None = None
+        """Holds the teacher's weights in fewer bits: a kind of `model.quantization`, with its defaults. Default: none, or as the
+        base of its adapter was held in training."""
+
         @model_validator(mode="after")
         def _of_jsd(self) -> Self:
             if self.divergence != "jsd" and "beta" in self.model_fields_set and self.beta != 0.5:
                 raise ValueError(f"beta is of the divergence jsd, not of {self.divergence}: leave it out")
+            kinds = component.listing("quantization")
+            if self.teacher_quantization not in (None, *kinds):
+                raise ValueError(f"teacher_quantization is one of {', '.join(kinds)}, not {self.teacher_quantization}")
             return self
 
     wants = ("divergence", "correct")
@@ -70,6 +79,7 @@ class Distill(TrainedTokens):
         self.teaching: Teaching = Teaching(
             config.teacher,
             config.teacher_dtype,
+            config.teacher_quantization,
             divergence,
             config.beta,
             config.temperature,

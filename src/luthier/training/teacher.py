@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from luthier import component
+from luthier.component import ComponentConfig
 from luthier.data.dataset.prepare import Prepared
 from luthier.data.dataset.samples import SampleSet
 from luthier.data.steps.kept_reference import KeptReference
@@ -125,9 +127,29 @@ def known_teacher(how: Teaching | None, trust_remote_code: bool) -> KnownTeacher
             fingerprint(source).as_dict(),
             adapter,
             sha256(step.folder / TENSORS) if step is not None else None,
-            trained_quantization(source.adapter) if source.adapter is not None else None,
+            _held(how, source),
             trust_remote_code,
         )
+
+
+def _asked(how: Teaching) -> ComponentConfig | None:
+    """The quantization that is asked for, with its defaults."""
+    if how.quantization is None:
+        return None
+    found: ComponentConfig = component.load("quantization", how.quantization).Config()
+    return found
+
+
+def _held(how: Teaching, source: ModelSource) -> Mapping[str, Any] | None:
+    """How the weights are held; as they were where an adapter was trained on them."""
+    trained = trained_quantization(source.adapter) if source.adapter is not None else None
+    asked = _asked(how)
+    if trained is not None and asked is not None and trained != asked.model_dump(mode="json"):
+        key = f"{KEY}_quantization"
+        raise UserError(
+            key, f"the adapter was trained on a base held in {trained['kind']}", "that, or none", f"{key}=null"
+        )
+    return trained or (asked.model_dump(mode="json") if asked is not None else None)
 
 
 def refuse_unfit(known: KnownTeacher | None, model: str, tokenizer: Any, data: Prepared, engine: Engine) -> None:
@@ -197,7 +219,8 @@ def make_teacher(
     teacher = Teacher(known.how, words, opens, flat=layout == "flat", is_beginning=itself)
     size = human_bytes(known.stored_bytes(own))
     said = f"teacher: {known.how.teacher}{', what the run begins with' if itself else ''}"
-    say(f"{said}, in {dtype_name(own)}, {layout}, {size}")
+    held = f"held in {known.quantization['kind']}, " if known.quantization else ""
+    say(f"{said}, {held}in {dtype_name(own)}, {layout}, {size}")
     if known.how.top_k is None:
         teacher.policy.eval()  # here, where what is wrong with it is told before anything is written
     return teacher
@@ -206,7 +229,11 @@ def make_teacher(
 def _opened(known: KnownTeacher, dtype: torch.dtype, device: torch.device, flat: bool) -> Policy:
     with named(KEY):
         opened = open_model(
-            known.how.teacher, dtype=dtype_name(dtype), device=device, trust_remote_code=known.trust_remote_code
+            known.how.teacher,
+            dtype=dtype_name(dtype),
+            device=device,
+            quantization=_asked(known.how),
+            trust_remote_code=known.trust_remote_code,
         )
     policy = opened.policy()
     if flat:
