@@ -33,6 +33,7 @@ DIVERGES = (
 """What is learned makes the held-out answers, which have nothing to do with it, less likely."""
 
 JUDGED = ("data=pairs.jsonl", "objective=kto", "learning_rate=1e-3")
+SCORED = ("data=pairs.jsonl", "objective=reward", "learning_rate=1e-3")
 PAIRED = ("data=pairs.jsonl", "objective=dpo", "learning_rate=1e-3")
 TAUGHT = ("objective={kind: distill, teacher: model-2}", "learning_rate=1e-3")
 
@@ -181,6 +182,10 @@ CASES = {
     "objective.sft_weight": Case("sft_weight=0", "sft_weight=0.5", "metrics", PAIRED),
     "objective.gamma_beta_ratio": Case(
         "gamma_beta_ratio=0.5", "gamma_beta_ratio=0.1", "metrics", ("data=pairs.jsonl", "objective=simpo")
+    ),
+    "objective.margin": Case("objective.margin=0", "objective.margin=0.5", "metrics", SCORED),
+    "objective.center_rewards_coefficient": Case(
+        "center_rewards_coefficient=0", "center_rewards_coefficient=0.5", "metrics", SCORED
     ),
     "objective.desirable_weight": Case("desirable_weight=1", "desirable_weight=1.2", "metrics", JUDGED),
     "objective.undesirable_weight": Case("undesirable_weight=1", "undesirable_weight=0.8", "metrics", JUDGED),

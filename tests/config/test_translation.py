@@ -373,9 +373,9 @@ def test_a_misspelt_option_is_no_key(capsys: pytest.CaptureFixture[str]) -> None
 
 def test_what_has_no_objective_here_is_said_and_no_configuration_is_proposed() -> None:
     told = refusal("model_name_or_path: m\ndataset: d.jsonl\nstage: ppo\n")
-    assert "stage is another tool's name: no objective learns from rewards" in told
+    assert "stage is another tool's name: no objective learns from a model's own answers" in told
     assert "fix" not in told
-    assert "no objective learns from rewards" in explain("ppo")
+    assert "no objective learns from a model's own answers" in explain("ppo")
 
 
 def test_preferences_of_another_tool_become_an_objective() -> None:
@@ -383,6 +383,7 @@ def test_preferences_of_another_tool_become_an_objective() -> None:
     told = refusal(of_factory)
     for said in ("kind: dpo", "loss: ipo", "beta: 0.2", "sft_weight: 1.0"):
         assert said in told, told
+    assert "objective: reward" in refusal("model_name_or_path: m\ndataset: d.jsonl\nstage: rm\n")
     told = refusal("base_model: m\ndatasets: d.jsonl\nrl: simpo\nrl_beta: 2.0\n")
     assert "kind: simpo" in told or "objective: simpo" in told
 

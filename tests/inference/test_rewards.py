@@ -19,6 +19,7 @@ from luthier.inference.opened import open_model
 from luthier.inference.questions import held_out_samples
 from luthier.training import run
 from tests.helpers.killing import write_config
+from tests.helpers.tiny_models import CHATML
 
 
 @pytest.fixture(scope="module")
@@ -164,3 +165,66 @@ def test_it_is_exported(to: str, judge: Path, by_peft: tuple[Any, Any], tmp_path
         assert score_of((plain.eval(), tokenizer), *turns) == pytest.approx(wanted, abs=1e-5)
     else:
         assert "AutoModelForSequenceClassification" in (folder / "README.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def answering(judge: Path) -> Path:
+    """A short run that answers, on the same base."""
+    place, base = judge.parent / "answering", judge.parent
+    place.mkdir()
+    write_config(place)
+    keys = [f"model.path={base / 'model'}", f"output_dir={place / 'run'}", "max_steps=4", "learning_rate=3e-3"]
+    run.execute(config.load(place / "mine.yaml", [*keys, "eval_steps=100"]), say=lambda _: None)
+    return place / "run"
+
+
+def test_answers_of_base_and_tuned_are_judged(
+    judge: Path, answering: Path, by_peft: tuple[Any, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ["compare", str(answering), "--judge", str(judge), "--max-new-tokens", "6"]
+    asked = [word for text in ("the violin", "France is", "a capital") for word in ("--prompt", text)]
+    assert main([*line, *asked, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    model, tokenizer = by_peft
+    for one in found["answers"]:
+        for who in ("base", "tuned"):
+            said = one[who]
+            if said["text"].isascii() and not said["stopped"]:  # what was cut has no end
+                text = tokenizer.apply_chat_template(
+                    [{"role": "user", "content": one["prompt"]}], tokenize=False, add_generation_prompt=True
+                )
+                with torch.no_grad():
+                    ids = tokenizer(text + said["text"], return_tensors="pt", add_special_tokens=False)
+                    if ids["input_ids"].shape[1] == len(tokenizer(text, add_special_tokens=False)["input_ids"]) + 6:
+                        assert said["score"] == pytest.approx(float(model(**ids).logits), abs=1e-4)
+    for who in ("base", "tuned"):
+        mean = np.mean([one[who]["score"] for one in found["answers"]])
+        assert found["measures"]["judge_score"][who][0] == pytest.approx(mean)
+    rates = [found["measures"]["judge_win_rate"][who][0] for who in ("base", "tuned")]
+    assert sum(rates) == pytest.approx(1)
+    assert main([*line, *asked]) == 0
+    assert "judged by" in capsys.readouterr().out
+
+
+def test_answers_of_several_runs_are_judged(judge: Path, answering: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    runs, asked = [str(answering), str(answering / "checkpoints" / "step-000003")], ["--prompt", "the violin"]
+    asked += ["--judge", str(judge), "--max-new-tokens", "4", "--html", str(page)]
+    assert main(["compare", *runs, *asked]) == 0
+    text = page.read_text()
+    assert f"Answers judged by {judge}" in text
+    assert 'id="judged"' in text
+
+
+def test_what_cannot_judge_is_said_before_anything_is_answered(
+    judge: Path, answering: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["--prompt", "the violin", "--max-new-tokens", "4"]
+    assert main(["compare", str(answering), *asked, "--judge", str(answering)]) == 2
+    assert "it is no reward model" in capsys.readouterr().err
+    assert main(["compare", str(answering), *asked, "--judge", str(tmp_path / "none")]) == 2
+    assert "none" in capsys.readouterr().err
+    template = tmp_path / "other.jinja"
+    template.write_text(CHATML.replace("<|im_start|>{{ message['role'] }}", "<|im_start|>x{{ message['role'] }}"))
+    assert main(["compare", str(answering), *asked, "--judge", str(judge), "--chat-template", str(template)]) == 2
+    assert "it reads requests otherwise" in capsys.readouterr().err

@@ -114,6 +114,9 @@ def test_what_the_rows_are_for_is_written(capsys: pytest.CaptureFixture[str]) ->
     assert config.load("mine.yaml").objective.kind == "dpo"
     assert main(["init", "pairs.jsonl", "--model", "org/name", "--objective", "orpo", "--output", "b.yaml"]) == 0
     assert config.load("b.yaml").objective.kind == "orpo"
+    assert main(["init", "pairs.jsonl", "--model", "org/name", "--objective", "reward", "--output", "d.yaml"]) == 0
+    found = config.load("d.yaml")
+    assert (found.objective.kind, found.training.sample_prompts) == ("reward", ())
     capsys.readouterr()
     assert main(["init", "pairs.jsonl", "--model", "org/name", "--objective", "sft", "--output", "c.yaml"]) == 2
     assert "from which sft cannot learn\nexpected: other rows\nfix: --objective dpo" in capsys.readouterr().err

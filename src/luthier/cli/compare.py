@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -52,6 +53,10 @@ def compare(
     seed: SeedOfDraws = 0,
     chat_template: ChatTemplate = None,
     drop_bad_rows: DropBadRows = False,
+    judge: Annotated[
+        str | None,
+        typer.Option(metavar="RUN", help="A reward run that scores the answers; its tokenizer and template are theirs."),
+    ] = None,
     html: Annotated[
         Path | None, typer.Option("--html", metavar="FILE", help="Of several runs: write a page instead of text.")
     ] = None,
@@ -63,7 +68,7 @@ def compare(
 
     The base is what the run began from: the tuned model with what was learned switched off, or with the adapter that it
     went on from. Where the file has reference answers, their negative log-likelihood and the exact matches are compared
-    with paired 95 % intervals, and "no detectable difference" is a verdict.
+    with paired 95 % intervals, and "no detectable difference" is a verdict. With --judge the scores of all answers are, too.
 
     Several runs: what differs in their configuration, data and versions, their curves, the loss on the rows that they held
     out (paired by row where these are the same), and their answers.
@@ -72,12 +77,13 @@ def compare(
       luthier compare runs/mine --prompt "Who are you?" --prompt "What can you do?"
       luthier compare runs/mine --prompts held_out.jsonl --json
       luthier compare runs/a runs/b --prompt "Who are you?" --html compared.html
+      luthier compare runs/mine --prompts held_out.jsonl --judge runs/judge
     """
     from luthier.inference.asked import Asked
 
     how: dict[str, Any] = {"system": system, "limit": limit, "max_new_tokens": max_new_tokens, "seed": seed}
     how |= {"temperature": temperature, "chat_template": chat_template, "drop_bad_rows": drop_bad_rows}
-    asked = Asked(tuple(prompt or ()), prompts, **how, trust_remote_code=trust_remote_code)
+    asked = Asked(tuple(prompt or ()), prompts, **how, trust_remote_code=trust_remote_code, judge=judge)
     _check(targets, asked)
     if len(targets) == 1:
         _with_its_base(targets[0], asked, html, as_json)
@@ -90,6 +96,8 @@ def _check(targets: list[str], asked: Asked) -> None:
 
     words = [word for text in asked.prompts for word in ("--prompt", text)]
     check_names("luthier compare", targets, "--prompts", asked.path, others=words)
+    if asked.judge is not None:
+        check_names(f"luthier compare {shlex.join(targets)} --judge", [asked.judge], models=True)
     asked.refuse_wrong(targets[0] if len(targets) == 1 else "")
 
 

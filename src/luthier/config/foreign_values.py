@@ -193,8 +193,10 @@ def _method(value: Any, given: Given) -> Answer:
 def _stage(value: Any, _: Given) -> Answer:
     if value in OBJECTIVES_TO_COME:
         return Answer(says=NO_SUCH_OBJECTIVE, stops=True)
-    if value in (*PAIRED, "kto"):
+    if value in (*PAIRED, "kto", "reward"):
         return Answer({"objective.kind": value})
+    if value == "rm":
+        return Answer({"objective.kind": "reward"})
     return Answer(
         {"objective.kind": "sft"},
         "rows of the format text are learned whole" if value == "pt" else "",

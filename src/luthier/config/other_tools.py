@@ -354,12 +354,12 @@ NOT_NEEDED = {
 }
 """Another tool's key that is not needed here: why. A clause that `; leave it out` can follow."""
 
-OBJECTIVES_TO_COME = ("rm", "ppo", "grpo", "reward")
-"""Stages of other tools for which there is no objective: they learn from rewards, or the model's own answers."""
+OBJECTIVES_TO_COME = ("ppo", "grpo")
+"""Stages of other tools for which there is no objective: they learn from the model's own answers."""
 
 NO_SUCH_OBJECTIVE = (
-    "no objective learns from rewards or a model's own answers yet; sft learns from conversations and texts, "
-    "dpo, simpo, cpo and orpo from a better and a worse answer, kto from good and bad answers"
+    "no objective learns from a model's own answers yet; sft learns from conversations and texts, "
+    "dpo, simpo, cpo, orpo and reward from a better and a worse answer, kto from good and bad answers"
 )
 
 REGISTERED = "data"

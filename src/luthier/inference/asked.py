@@ -25,6 +25,8 @@ class Asked:
     drop_bad_rows: bool = False
     chat_template: str | None = None
     trust_remote_code: bool = False
+    judge: str | None = None
+    """a reward run that scores the answers"""
 
     def refuse_wrong(self, target: str = "") -> None:
         """Before a model is loaded.

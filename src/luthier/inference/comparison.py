@@ -7,7 +7,7 @@ and nothing else.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import takewhile
 from typing import Any
 
@@ -15,21 +15,23 @@ import numpy as np
 from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from luthier.inference.asked import Asked
 from luthier.inference.generation import Generation, generate
-from luthier.inference.intervals import FEWEST_PAIRS, bootstrap_ratio, paired_bootstrap, wilson
-from luthier.inference.opened import open_model
+from luthier.inference.intervals import FEWEST_PAIRS, Floats, bootstrap_mean, bootstrap_ratio, paired_bootstrap, wilson
+from luthier.inference.judge import SCORED_TOKENS, Reading, judged, reading_of, wins
+from luthier.inference.opened import check_kind, open_model
 from luthier.inference.questions import Question, matches, questions_of
 from luthier.inference.scoring import RowScores, score_rows
 from luthier.policy.policy import Policy
+from luthier.system.memory import give_back_memory
 from luthier.system.progress import Progress, Watch, unwatched
+from luthier.system.words import counted
 
 NO_DIFFERENCE = "no detectable difference"
 SHOWN = 8
 """Questions whose answers are printed; JSON has all."""
-SCORED_TOKENS = 4096
-"""Most tokens of one forward pass of scoring."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,18 @@ class Measure:
 
 
 @dataclass(frozen=True)
+class Judged:
+    """What a reward model says of all answers."""
+
+    judge: str
+    base: list[float]
+    """the score of each answer"""
+    tuned: list[float]
+    measures: list[Measure]
+    """judge_score: the means; judge_win_rate: how often either gets the higher score, a tie counts half"""
+
+
+@dataclass(frozen=True)
 class Comparison:
     """Everything that `luthier compare` says."""
 
@@ -73,18 +87,18 @@ class Comparison:
     base: str
     answered: list[Answered]
     measures: list[Measure]
+    judged: Judged | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """For programs."""
-        measures = {
-            item.name: {key: value for key, value in asdict(item).items() if key != "name"} for item in self.measures
-        }
-        return {
-            "target": self.target,
-            "base": self.base,
-            "answers": [item.as_dict() for item in self.answered],
-            "measures": measures,
-        }
+        shown = [*self.measures, *(self.judged.measures if self.judged is not None else ())]
+        measures = {item.name: {key: value for key, value in asdict(item).items() if key != "name"} for item in shown}
+        answers = [item.as_dict() for item in self.answered]
+        if self.judged is not None:
+            for answer, base, tuned in zip(answers, self.judged.base, self.judged.tuned, strict=True):
+                answer["base"]["score"], answer["tuned"]["score"] = base, tuned
+        judge = {"judge": self.judged.judge} if self.judged is not None else {}
+        return {"target": self.target, "base": self.base, "answers": answers, "measures": measures, **judge}
 
 
 def compare(
@@ -147,10 +161,39 @@ def compare_target(target: str, asked: Asked) -> Comparison:
         UserError: no question, a file that cannot be used, or a target that was not tuned.
     """
     asked.refuse_wrong(target)
+    code = asked.trust_remote_code
+    if asked.judge is not None:
+        check_kind(asked.judge, "scores", code)
+    with Progress() as progress:
+        found, reading = _compared(target, asked, progress)
+        if asked.judge is None or reading is None:
+            return found
+        give_back_memory()  # one model at a time
+        answers = [[(one.question.prompt_ids, answer) for one in found.answered for answer in (one.base, one.tuned)]]
+        (both,) = judged(asked.judge, [reading], answers, trust_remote_code=code, watch=progress)
+    base, tuned = both[::2], both[1::2]
+    said = Judged(asked.judge, base.tolist(), tuned.tolist(), _judged_measures(base, tuned, asked.seed))
+    return replace(found, judged=said)
+
+
+def _judged_measures(base: Floats, tuned: Floats, seed: int) -> list[Measure]:
+    moved = paired_bootstrap(tuned, base, seed)
+    before, after = ((float(scores.mean()), *bootstrap_mean(scores, seed)) for scores in (base, tuned))
+    said = verdict(len(base), moved, lower_is_better=False)
+    won = np.sign(tuned - base)
+    ahead = (float(won.mean()), *bootstrap_mean(won, seed))
+    return [
+        Measure("judge_score", before, after, moved, said),
+        Measure("judge_win_rate", wins(base, tuned), wins(tuned, base), ahead, verdict(len(base), ahead, lower_is_better=False)),
+    ]
+
+
+def _compared(target: str, asked: Asked, progress: Watch) -> tuple[Comparison, Reading | None]:
+    """The comparison without a judge, whose model is let go of; and how that reads a request, where a judge is to know it."""
     opened = open_model(target, chat_template=asked.chat_template, trust_remote_code=asked.trust_remote_code)
     policy = opened.policy(with_reference=True)
-    with Progress() as progress:
-        return compare(
+    return (
+        compare(
             policy,
             opened.tokenizer,
             questions_of(opened, asked, progress),
@@ -161,7 +204,9 @@ def compare_target(target: str, asked: Asked) -> Comparison:
             temperature=asked.temperature,
             seed=asked.seed,
             watch=progress,
-        )
+        ),
+        reading_of(opened) if asked.judge is not None else None,
+    )
 
 
 def _float(value: Any) -> float | None:
@@ -234,7 +279,10 @@ def render(comparison: Comparison) -> RenderableType:
         parts.append(f"... and {len(comparison.answered) - SHOWN} more; --json has all")
     if comparison.measures:
         rows = sum(item.base_nll is not None for item in comparison.answered)
-        parts.append(_measures_table(comparison.measures, rows))
+        parts.append(_measures_table(comparison.measures, f"{rows} rows with a reference"))
+    if comparison.judged is not None:
+        title = f"{counted(len(comparison.answered), 'answer')} of each, judged by {comparison.judged.judge}"
+        parts.append(_measures_table(comparison.judged.measures, title))
     return Group(*parts)
 
 
@@ -251,12 +299,12 @@ def _answer(answer: Generation, nll: float | None, tokens: int) -> str:
     return text if nll is None else f"{text}\n\n[dim]NLL of the reference: {nll / tokens:.3f} a token[/dim]"
 
 
-def _measures_table(measures: Sequence[Measure], rows: int) -> Table:
-    table = Table(title=f"{rows} rows with a reference; 95 % intervals over rows", title_justify="left")
+def _measures_table(measures: Sequence[Measure], title: str) -> Table:
+    table = Table(title=Text(f"{title}; 95 % intervals over rows"), title_justify="left")
     for column in ("", "base", "tuned", "tuned - base", "verdict"):
         table.add_column(column)
     for item in measures:
-        percent = item.name == "exact_match"
+        percent = item.name in ("exact_match", "judge_win_rate")
         table.add_row(
             item.name.replace("_", " "),
             figure(item.base, percent),

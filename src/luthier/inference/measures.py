@@ -10,9 +10,10 @@ from rich.table import Table
 
 from luthier.config import data_file
 from luthier.data.dataset.samples import First, SampleSet
-from luthier.inference.comparison import SCORED_TOKENS, figure, share
+from luthier.inference.comparison import figure, share
 from luthier.inference.generation import generate
 from luthier.inference.intervals import bootstrap_ratio
+from luthier.inference.judge import SCORED_TOKENS
 from luthier.inference.opened import open_model
 from luthier.inference.questions import from_sample, held_out_rows, held_out_samples, matches, read_samples
 from luthier.inference.rewards import JudgedPairs, judge_pairs, reward_objective

@@ -220,6 +220,13 @@ def open_model(
     )
 
 
+def check_kind(target: str, takes: Takes, trust_remote_code: bool = False) -> None:
+    """Whether a model gives what is needed, before anything is loaded. Raises UserError."""
+    found = at_step(target)
+    path = str(found.run) if found is not None else target
+    _is_scored(resolve(path, trust_remote_code=trust_remote_code), target, takes)
+
+
 def _is_scored(source: ModelSource, target: str, takes: Takes) -> bool:
     """Whether it is a model that gives scores, as its files say. Raises UserError where the other kind is needed."""
     if source.adapter is not None:

@@ -9,22 +9,19 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import numpy.typing as npt
-import torch
 from rich.table import Table
 
 from luthier.config import data_file
 from luthier.data.dataset.samples import SampleSet
-from luthier.data.steps.layout import micro_batches
 from luthier.errors import UserError
-from luthier.inference.comparison import SCORED_TOKENS, figure, share
+from luthier.inference.comparison import figure, share
 from luthier.inference.intervals import bootstrap_mean
+from luthier.inference.judge import SCORED_TOKENS
 from luthier.inference.opened import Opened, open_model
 from luthier.inference.questions import read_samples
-from luthier.inference.scoring import Rows, windows
+from luthier.inference.scoring import score_answers
 from luthier.objectives import Objective
 from luthier.objectives.reward import Reward
-from luthier.policy.policy import Policy, evaluating
 from luthier.system.faults import faults_told
 from luthier.system.files import refuse_odd, write_file
 from luthier.system.progress import Progress, Watch, unwatched
@@ -70,21 +67,6 @@ class JudgedPairs:
         return {"target": self.target, "data": self.data, "pairs": self.pairs, **named}
 
 
-def values_of(policy: Policy, samples: Rows, watch: Watch = unwatched) -> npt.NDArray[np.float64]:
-    """[samples]: the score of each, of its last token. A sample's score does not depend on the others, to rounding."""
-    found = np.zeros(len(samples))
-    scored = 0
-    with evaluating(policy), torch.no_grad():
-        for indices, window in windows(samples):
-            for batch in micro_batches(window, indices, layout="padded", max_tokens=SCORED_TOKENS, step=0):
-                values = policy(batch, want=("value",), head=False).value
-                assert values is not None
-                found[batch.places] = values.double().cpu().numpy()
-                scored += len(batch.places)
-                watch(f"{scored:,} of {counted(len(samples), 'answer')} scored", scored / len(samples))
-    return found
-
-
 def judge_pairs(
     opened: Opened, samples: SampleSet, *, data: str, seed: int = 0, dropped_rows: int = 0, watch: Watch = unwatched
 ) -> JudgedPairs:
@@ -93,7 +75,7 @@ def judge_pairs(
     Args:
         samples: pairs, as objective reward encodes them.
     """
-    values = values_of(opened.policy(), samples, watch)
+    values = score_answers(opened.policy(), samples, SCORED_TOKENS, watch)
     better, worse = samples.roles == 0, samples.roles == 1
     margins = values[better] - values[worse]
     longer = samples.trained[better] - samples.trained[worse]
@@ -173,7 +155,7 @@ def score_target(
         places = list(range(count))
         ends = [whole.span_of(example) for example in places]
         samples = whole[: ends[-1][1]]
-        values = values_of(opened.policy(), samples, progress)
+        values = score_answers(opened.policy(), samples, SCORED_TOKENS, progress)
     rows = [
         ScoredRow(whole.place(example), values[slice(*span)].tolist())
         for example, span in zip(places, ends, strict=True)

@@ -90,7 +90,7 @@ def score_rows(
     sums = torch.zeros(2, len(samples), dtype=torch.float64)
     tokens = np.zeros(len(samples), dtype=np.int64)
     with evaluating(policy), torch.no_grad():
-        for indices, window in windows(samples, WINDOW * processes):
+        for indices, window in _windows(samples, WINDOW * processes):
             tokens[indices] = [sample.trained_tokens for sample in window]
             rows, logps, correct = [], [], []
             for batch in micro_batches(
@@ -112,7 +112,21 @@ def score_rows(
     return RowScores(nll, correct.astype(np.int64), tokens)
 
 
-def windows(samples: Rows, size: int = WINDOW) -> Iterator[tuple[list[int], list[Sample]]]:
+def score_answers(
+    policy: nn.Module, samples: Rows, max_tokens: int, watch: Watch = unwatched
+) -> npt.NDArray[np.float64]:
+    """[samples]: the score of each by a model that gives documents scores. It does not depend on the others, to rounding."""
+    found, scored = np.zeros(len(samples)), 0
+    with evaluating(policy), torch.no_grad():
+        for indices, window in _windows(samples, WINDOW):
+            for batch in micro_batches(window, indices, layout="padded", max_tokens=max_tokens, step=0):
+                found[batch.places] = policy(batch, want=("value",), head=False).value.double().cpu().numpy()
+                scored += len(batch.places)
+                watch(f"{scored:,} of {counted(len(samples), 'answer')} scored", scored / len(samples))
+    return found
+
+
+def _windows(samples: Rows, size: int) -> Iterator[tuple[list[int], list[Sample]]]:
     """Neighbours and their places, `size` at a time, and so many more that no example is parted."""
     start, window = 0, list[Sample]()
     for index in range(len(samples)):

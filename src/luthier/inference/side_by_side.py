@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,13 @@ import numpy as np
 
 from luthier.data.dataset.samples import First, SampleSet
 from luthier.errors import UserError
+from luthier.inference import judge
 from luthier.inference.asked import Asked
-from luthier.inference.comparison import SCORED_TOKENS, verdict
-from luthier.inference.generation import generate
-from luthier.inference.intervals import bootstrap_ratio
-from luthier.inference.opened import Opened, open_model
+from luthier.inference.comparison import verdict
+from luthier.inference.generation import Generation, generate
+from luthier.inference.intervals import bootstrap_mean, bootstrap_ratio
+from luthier.inference.judge import SCORED_TOKENS, Reading, reading_of, wins
+from luthier.inference.opened import Opened, check_kind, open_model
 from luthier.inference.questions import Question, held_out_rows, questions_of
 from luthier.inference.scoring import RowScores, score_rows
 from luthier.runs.at_step import at_step
@@ -74,6 +76,17 @@ class Scored:
 
 
 @dataclass(frozen=True)
+class Judged:
+    """What a reward model says of the answers of a run."""
+
+    answers: int
+    score: Figure
+    """the mean"""
+    wins: Figure | None = None
+    """how often it gets a higher score than the first run for the same request, a tie counts half; None of the first"""
+
+
+@dataclass(frozen=True)
 class SideBySide:
     """Everything that `luthier compare RUN RUN` says."""
 
@@ -93,6 +106,9 @@ class SideBySide:
     """(request, the answer of each)"""
     left_out: int = 0
     """rows of the file that not every run can use: nothing is said of them"""
+    judged: list[Judged] = field(default_factory=list)
+    """of each run, where there is a judge and something was asked"""
+    judge: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """For programs."""
@@ -106,6 +122,7 @@ class SideBySide:
             "left_out": self.left_out,
             "scored": [None if one is None else asdict(one) for one in self.scored],
             "answers": [{"prompt": prompt, "answers": texts} for prompt, texts in self.answers],
+            **({"judge": self.judge, "judged": [asdict(one) for one in self.judged]} if self.judge else {}),
         }
 
 
@@ -119,10 +136,14 @@ class _Told:
     """What one run made of what it was asked, by rows: each may have left out others."""
 
     prompts: dict[Key, str]
-    answers: dict[Key, str]
+    answers: dict[Key, Generation]
     scored: list[Key]
     """of the entries of `scores`; empty where these are of the rows that the run held out"""
     scores: RowScores | None
+    requests: dict[Key, list[int]]
+    """as tokens"""
+    reading: Reading | None
+    """where a judge is to know it"""
 
     def scores_of(self, kept: Collection[Key]) -> RowScores | None:
         """Of the rows of a file that are kept, or of those that the run held out."""
@@ -141,13 +162,17 @@ def compare_runs(targets: Sequence[str], asked: Asked) -> SideBySide:
     """
     asked.refuse_wrong()
     runs = [_figures(target) for target in targets]
+    if asked.judge is not None:
+        check_kind(asked.judge, "scores", asked.trust_remote_code)
     found = list[_Told]()
     with Progress() as progress:
         for target in targets:
             found.append(_told(target, asked, _of(target, progress)))
             give_back_memory()
-    path, kept = asked.path, _kept(found, asked)
-    prompts, answers = [found[0].prompts[key] for key in kept], [[one.answers[key] for key in kept] for one in found]
+        path, kept = asked.path, _kept(found, asked)
+        judged = _judged(found, list(kept), asked, progress)
+    prompts = [found[0].prompts[key] for key in kept]
+    answers = [[one.answers[key].text for key in kept] for one in found]
     if not prompts:  # what the runs asked themselves
         prompts, answers = _sample_answers(runs)
     same, measured_on = _measured_on(path, runs)
@@ -163,7 +188,23 @@ def compare_runs(targets: Sequence[str], asked: Asked) -> SideBySide:
         _measured([one.scores_of(kept) for one in found], same, asked.seed),
         [(prompt, [one[number] for one in answers]) for number, prompt in enumerate(prompts)],
         len({key for one in found for key in one.prompts}) - len(kept),
+        judged,
+        asked.judge or "",
     )
+
+
+def _judged(found: Sequence[_Told], kept: Sequence[Key], asked: Asked, watch: Watch) -> list[Judged]:
+    readings = [one.reading for one in found if one.reading is not None]
+    if asked.judge is None or not kept or len(readings) < len(found):
+        return []
+    answers = [[(one.requests[key], one.answers[key]) for key in kept] for one in found]
+    scores = judge.judged(asked.judge, readings, answers, trust_remote_code=asked.trust_remote_code, watch=watch)
+    return [
+        Judged(
+            len(own), (float(own.mean()), *bootstrap_mean(own, asked.seed)), wins(own, scores[0]) if number else None
+        )
+        for number, own in enumerate(scores)
+    ]
 
 
 def _kept(found: Sequence[_Told], asked: Asked) -> dict[Key, None]:
@@ -194,6 +235,8 @@ def _told(target: str, asked: Asked, watch: Watch) -> _Told:
         dict(zip(keys, answers, strict=True)),
         [key for key, question in zip(keys, questions, strict=True) if question.sample is not None],
         scores,
+        {key: question.prompt_ids for key, question in zip(keys, questions, strict=True)},
+        reading_of(opened) if asked.judge is not None and questions else None,
     )
 
 
@@ -238,10 +281,10 @@ def _scores(opened: Opened, questions: list[Question] | None, limit: int | None,
     return RowScores(*(by_row.by_example(values) for values in (scores.nll, scores.correct, scores.tokens)))
 
 
-def _answers(opened: Opened, questions: list[Question], asked: Asked, watch: Watch) -> list[str]:
+def _answers(opened: Opened, questions: list[Question], asked: Asked, watch: Watch) -> list[Generation]:
     if not questions:
         return []
-    found = generate(
+    return generate(
         opened.model,
         opened.tokenizer,
         [question.prompt_ids for question in questions],
@@ -251,7 +294,6 @@ def _answers(opened: Opened, questions: list[Question], asked: Asked, watch: Wat
         seed=asked.seed,
         watch=watch,
     )
-    return [one.text for one in found]
 
 
 def _sample_answers(runs: list[RunFigures]) -> tuple[list[str], list[list[str]]]:

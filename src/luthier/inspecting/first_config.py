@@ -304,7 +304,8 @@ def draft(
         "global_batch_size": _batch(rows),
         "num_train_epochs": filled.training.num_train_epochs,
     }
-    if fit.holds and (prompts := _sample_prompts(looks)):
+    answers = "value" not in component.load("objectives", filled.objective.kind).wants
+    if fit.holds and answers and (prompts := _sample_prompts(looks)):
         training["sample_prompts"] = prompts
         comments["sample_prompts"] = "answered at each evaluation, for the eye: samples.jsonl, report.html"
     comments |= {

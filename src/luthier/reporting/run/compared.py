@@ -27,6 +27,7 @@ TITLES = {
     "versions": ("What differs in versions, machine and decisions", "nothing"),
     "course": ("What came of them", "nothing is recorded"),
 }
+JUDGED = ("run", "answers", "score", "wins")
 MARKED = "≠"
 """Beside a row in which the runs differ, where all rows are shown."""
 
@@ -50,6 +51,8 @@ def render_text(found: SideBySide) -> RenderableType:
         parts.append(Text(f"{note}\n"))
     if any(one is not None for one in found.scored):
         parts.append(_scored_table(found))
+    if found.judged:
+        parts.append(_judged_table(found))
     if found.answers:
         parts.append(_answers_table(found))
     return Group(*parts)
@@ -69,6 +72,23 @@ def _scored_table(found: SideBySide) -> Table:
     for target, one in zip(found.targets, found.scored, strict=True):
         table.add_row(*map(Text, (target, *_scored_cells(one))))
     return table
+
+
+def _judged_table(found: SideBySide) -> Table:
+    title = f"Answers judged by {found.judge}, with 95 % intervals over requests; wins over {found.targets[0]}"
+    table = Table(title=Text(title), title_justify="left", box=None, header_style="bold")
+    for column in JUDGED:
+        table.add_column(column, overflow="fold")
+    for cells in _judged_lines(found):
+        table.add_row(*map(Text, cells))
+    return table
+
+
+def _judged_lines(found: SideBySide) -> list[tuple[str, ...]]:
+    return [
+        (target, f"{one.answers:,}", figure(one.score), figure(one.wins, percent=True) if one.wins is not None else "-")
+        for target, one in zip(found.targets, found.judged, strict=True)
+    ]
 
 
 def _scored_cells(one: Scored | None) -> tuple[str, str, str, str]:
@@ -114,6 +134,7 @@ def render_page(found: SideBySide) -> str:
     sections = [
         ("course", "Curves and figures", _curves(found) + _table(found, "course")),
         ("scored", f"Loss on {found.measured_on}", _scored_section(found)),
+        *([("judged", f"Answers judged by {found.judge}", _judged_section(found))] if found.judged else []),
         ("answers", "Answers", _answers_section(found)),
         *((name, TITLES[name][0], _table(found, name)) for name in ("config", "data", "versions")),
     ]
@@ -171,6 +192,12 @@ def _scored_section(found: SideBySide) -> str:
     hint = f'<p class="hint">Nats a token with 95 % intervals over rows; differences to {first}, paired by row.</p>'
     lines = [(target, *_scored_cells(one)) for target, one in zip(found.targets, found.scored, strict=True)]
     return hint + _html_table(("run", "rows", "nll a token", "difference", "verdict"), lines)
+
+
+def _judged_section(found: SideBySide) -> str:
+    first = escape(found.targets[0])
+    hint = f'<p class="hint">Mean scores with 95 % intervals over requests; wins over {first}, where a tie counts half.</p>'
+    return hint + _html_table(JUDGED, _judged_lines(found))
 
 
 def _answers_section(found: SideBySide) -> str:
