@@ -17,6 +17,9 @@ from luthier.cli import main
 from luthier.errors import UserError
 from luthier.inference.opened import open_model
 from luthier.inference.questions import held_out_samples
+from luthier.reporting.run.loss_curves import all_curves
+from luthier.reporting.run.next_lines import next_lines
+from luthier.runs.figures import read_figures
 from luthier.training import run
 from tests.helpers.killing import write_config
 from tests.helpers.tiny_models import CHATML
@@ -86,6 +89,10 @@ def test_every_format_is_scored(judge: Path, by_peft: tuple[Any, Any], tmp_path:
             [(good, other, bad)],
         ),
     }
+    text = tmp_path / "text.jsonl"
+    text.write_text(json.dumps({"text": asked}) + "\n")
+    assert main(["score", str(judge), "--data", str(text), "-o", str(tmp_path / "text.scores")]) == 0
+    assert len(json.loads((tmp_path / "text.scores").read_text())["scores"]) == 1
     for name, (row, answers) in rows.items():
         data, out = tmp_path / f"{name}.jsonl", tmp_path / f"{name}.scores"
         data.write_text(json.dumps(row) + "\n")
@@ -228,3 +235,13 @@ def test_what_cannot_judge_is_said_before_anything_is_answered(
     template.write_text(CHATML.replace("<|im_start|>{{ message['role'] }}", "<|im_start|>x{{ message['role'] }}"))
     assert main(["compare", str(answering), *asked, "--judge", str(judge), "--chat-template", str(template)]) == 2
     assert "it reads requests otherwise" in capsys.readouterr().err
+
+
+def test_its_page_and_its_next_lines_are_of_scores(judge: Path) -> None:
+    lines = next_lines(read_figures(judge))
+    assert lines[:2] == [f"luthier score {judge} --data FILE", f"luthier eval {judge}"]
+    assert not any("chat" in line or "compare" in line for line in lines)
+    page = "".join(all_curves(read_figures(judge)))
+    assert "Pairs whose better answer is preferred" in page
+    assert "Scores of both answers" in page
+    assert "Log-probability" not in page

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,14 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from luthier import config
 from luthier.data.steps.layout import micro_batches
 from luthier.errors import UserError
+from luthier.inference import measures
+from luthier.inference.rewards import JudgedPairs
 from luthier.policy.policy import evaluating
 from luthier.training import result, run
 from luthier.training.build import Built
 from luthier.types import Sample
-from tests.helpers.killing import write_config
-from tests.helpers.tiny_models import save_twin
+from tests.helpers.killing import WORDS, write_config
+from tests.helpers.tiny_models import save_twin, tiny_llama
 
 FREEZE = "tuning={kind: freeze, last_layers: 1}"
 
@@ -47,6 +50,51 @@ def trained(
     short = (f"output_dir={folder}", "max_steps=3", "max_tokens_per_micro_batch=400", "save_steps=100")
     run.execute(config.load(config_file, [*short, *overrides]), say=lambda _: None)
     return [sample for sample, _ in found], [score for _, score in found]
+
+
+def planted(folder: Path, shuffled: bool) -> Path:
+    """A configuration for pairs in which one answer has a certain word and the other another one, somewhere; both are as long on
+    average. 400 of them are learned from, 100 are held out. `shuffled`: which of the two is better is chance, in both."""
+    tiny_llama(folder / "model")
+    rng = random.Random(1)
+    rows = []
+    for number in range(500):
+        answers = []
+        for trait in ("violin", "France"):
+            words = rng.choices(("the", "capital", "builds", "and", "tunes", "Paris", "is", "a"), k=rng.randint(3, 14))
+            words.insert(rng.randint(0, len(words)), trait)
+            answers.append(" ".join(words))
+        better, worse = answers[:: rng.choice((1, -1))] if shuffled else answers
+        rows.append({"prompt": f"{' '.join(rng.choices(WORDS, k=5))} {number}", "chosen": better, "rejected": worse})
+    for name, some in (("train", rows[:400]), ("held", rows[400:])):
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, some)) + "\n")
+    path = folder / "mine.yaml"
+    path.write_text(f"""
+model: {{path: {folder / "model"}, dtype: float32}}
+data: {{train: {folder / "train.jsonl"}, eval: {folder / "held.jsonl"}}}
+tuning: full
+objective: reward
+training: {{num_train_epochs: 3, global_batch_size: 8, learning_rate: 1e-3, eval_steps: 50}}
+output_dir: {folder / "run"}
+""")
+    return path
+
+
+@pytest.mark.prove
+@pytest.mark.parametrize("shuffled", [False, True], ids=["planted", "shuffled"])
+def test_a_trait_is_learned_and_chance_is_not(shuffled: bool, tmp_path: Path) -> None:
+    """Of the held-out pairs at least 95 % are right; where the labels are chance, half of them, within the interval."""
+    run.execute(config.load(planted(tmp_path, shuffled)), say=lambda _: None)
+    judged = measures.measure_target(str(tmp_path / "run"), None, answered=0, max_new_tokens=1)
+    assert isinstance(judged, JudgedPairs)
+    (share, low, high), pairs = judged.figures["accuracy"]
+    assert pairs == 100
+    if shuffled:
+        assert low <= 0.5 <= high, judged.figures
+    else:
+        assert share >= 0.95, judged.figures
+        for name in ("accuracy_where_the_better_is_longer", "accuracy_where_the_better_is_shorter"):
+            assert judged.figures[name][0][0] >= 0.9, judged.figures
 
 
 def by_transformers(model: Any, padding: int, samples: Sequence[Sample]) -> list[float]:

@@ -26,22 +26,21 @@ from luthier.system.faults import faults_told
 from luthier.system.files import refuse_odd, write_file
 from luthier.system.progress import Progress, Watch, unwatched
 from luthier.system.words import counted
-from luthier.types import Conversation, Example, Feedback, Preference, Renderer, Sample, conversations_of
+from luthier.types import Conversation, Example, Feedback, Preference, Renderer, Sample, Text, conversations_of
 
 Figure = tuple[float, float, float]
 """value, low, high"""
 
 
 class Answers(Reward):
-    """What is scored of rows of any format: each answer behind its request; of a conversation the last one."""
+    """What is scored of rows of any format: each answer behind its request; of a conversation the last one; a text as a whole."""
 
-    takes = (Conversation, Preference, Feedback)
+    takes = (Conversation, Preference, Feedback, Text)
 
     def encode(self, example: Example, index: int, renderer: Renderer) -> list[Sample]:
-        if isinstance(example, Conversation):
-            return renderer.encode(example, index)[
-                -1:
-            ]  # one of each answer, where the template writes history otherwise
+        if isinstance(example, Conversation | Text):
+            # Where the template writes history otherwise there is one of each answer.
+            return renderer.encode(example, index)[-1:]
         answered = [one for one in conversations_of(example) if isinstance(one, Conversation)]
         return [replace(renderer.encode_conversation(one, index), role=place) for place, one in enumerate(answered)]
 

@@ -55,13 +55,15 @@ def _answers_compared(run: RunFigures) -> list[str]:
         return []
     judged = any("share_good" in line for line in run.steps)
     kinds = ("good", "bad") if judged else ("chosen", "rejected")
-    likely = [Series(name, points(run.steps, f"logps_{name}"), "line", colour) for colour, name in enumerate(kinds)]
+    scored = not any(f"logps_{kinds[0]}" in line for line in run.steps)  # a model of scores has no log-probabilities
+    key, what = ("reward", "Scores of {}") if scored else ("logps", "Log-probability of {}; both may fall")
+    likely = [Series(name, points(run.steps, f"{key}_{name}"), "line", colour) for colour, name in enumerate(kinds)]
     right = "Answers on the right side of z" if judged else "Pairs whose better answer is preferred"
     both = "good and bad answers" if judged else "both answers"
     return [
         svg_curve(_both(run, "accuracy"), right, format_y=_percent),
         svg_curve(_both(run, "margin"), f"Margin between the rewards of {both}"),
-        svg_curve(likely, f"Log-probability of {both}; both may fall"),
+        svg_curve(likely, what.format(both)),
     ]
 
 

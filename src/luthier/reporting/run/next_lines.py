@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 
+from luthier import component
 from luthier.runs.figures import RunFigures, at
 from luthier.runs.run_folder import ADAPTER
 
@@ -18,12 +19,20 @@ def next_lines(run: RunFigures) -> list[str]:
     target = shlex.quote(str(run.folder))
     known = at(run.manifest, "fingerprints")
     lines = list[str]()
-    if known is None or at(known, "template") is not None:
+    if _gives_scores(run):
+        lines.append(f"luthier score {target} --data FILE")
+    elif known is None or at(known, "template") is not None:
         lines += [f"luthier chat {target}", f"luthier compare {target} --prompt {shlex.quote(_request(run))}"]
     if at(known, "held_out") is not None:
         lines.append(f"luthier eval {target}")
     output = shlex.quote(f"{run.folder.resolve().name}-merged")
     return [*lines, f"luthier export {target} --to merged{_base(run)} --output {output}"]
+
+
+def _gives_scores(run: RunFigures) -> bool:
+    """Whether what it made scores answers, and has no words to say."""
+    kind = at(run.config, "objective", "kind")
+    return kind in component.listing("objectives") and "value" in component.load("objectives", str(kind)).wants
 
 
 def _request(run: RunFigures) -> str:
