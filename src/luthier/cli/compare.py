@@ -24,6 +24,15 @@ if TYPE_CHECKING:
     from luthier.inference.asked import Asked
 
 
+Judge = Annotated[
+    str | None,
+    typer.Option(metavar="RUN", help="A reward run that scores the answers; its tokenizer and template are theirs."),
+]
+Page = Annotated[
+    Path | None, typer.Option("--html", metavar="FILE", help="Of several runs: write a page instead of text.")
+]
+
+
 def compare(
     targets: Annotated[
         list[str],
@@ -53,13 +62,8 @@ def compare(
     seed: SeedOfDraws = 0,
     chat_template: ChatTemplate = None,
     drop_bad_rows: DropBadRows = False,
-    judge: Annotated[
-        str | None,
-        typer.Option(metavar="RUN", help="A reward run that scores the answers; its tokenizer and template are theirs."),
-    ] = None,
-    html: Annotated[
-        Path | None, typer.Option("--html", metavar="FILE", help="Of several runs: write a page instead of text.")
-    ] = None,
+    judge: Judge = None,
+    html: Page = None,
     force: Annotated[bool, typer.Option("--force", help="With --html: write over a file that is no page.")] = False,
     as_json: AsJson = False,
     trust_remote_code: TrustRemoteCode = False,

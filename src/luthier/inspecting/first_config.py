@@ -304,8 +304,7 @@ def draft(
         "global_batch_size": _batch(rows),
         "num_train_epochs": filled.training.num_train_epochs,
     }
-    answers = "value" not in component.load("objectives", filled.objective.kind).wants
-    if fit.holds and answers and (prompts := _sample_prompts(looks)):
+    if fit.holds and (prompts := _sample_prompts(looks, filled.objective.kind)):
         training["sample_prompts"] = prompts
         comments["sample_prompts"] = "answered at each evaluation, for the eye: samples.jsonl, report.html"
     comments |= {
@@ -341,8 +340,10 @@ def _one_objective(looks: Sequence[DataLook], teacher: str | None) -> dict[str, 
     return {"objective": kind} if kind != DEFAULT_KINDS["objective"] else {}
 
 
-def _sample_prompts(looks: Sequence[DataLook]) -> list[str]:
-    """The first requests of the data that are short."""
+def _sample_prompts(looks: Sequence[DataLook], objective: str) -> list[str]:
+    """The first requests of the data that are short; none where what is made has no words to answer with."""
+    if "value" in component.load("objectives", objective).wants:
+        return []
     first = (one.messages[0] for look in looks for one in look.conversations)
     short = (message.content for message in first if message.role == "user")
     found = (text for text in short if text.strip() and len(text) <= SHORT_PROMPT and text.isprintable())

@@ -56,8 +56,8 @@ def _answers_compared(run: RunFigures) -> list[str]:
     judged = any("share_good" in line for line in run.steps)
     kinds = ("good", "bad") if judged else ("chosen", "rejected")
     scored = not any(f"logps_{kinds[0]}" in line for line in run.steps)  # a model of scores has no log-probabilities
-    key, what = ("reward", "Scores of {}") if scored else ("logps", "Log-probability of {}; both may fall")
-    likely = [Series(name, points(run.steps, f"{key}_{name}"), "line", colour) for colour, name in enumerate(kinds)]
+    key, what = ("reward_{}", "Scores of {}") if scored else ("logps_{}", "Log-probability of {}; both may fall")
+    likely = [Series(name, points(run.steps, key.format(name)), "line", colour) for colour, name in enumerate(kinds)]
     right = "Answers on the right side of z" if judged else "Pairs whose better answer is preferred"
     both = "good and bad answers" if judged else "both answers"
     return [
