@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from luthier import config
 from luthier.api import Run
 from tests.helpers.command_line import luthier
+from tests.helpers.processes import ENVIRONMENT
 from tests.helpers.tiny_models import tiny_llama
 
 ROOT = Path(__file__).parent.parent
@@ -61,3 +66,27 @@ def test_example_reads_its_real_data(example: str, file: str, model: Path, tmp_p
     ledger = json.loads((finished / "ledger.json").read_text(encoding="utf-8"))
     assert ledger["rows_in"] == len(json.loads(data.read_text(encoding="utf-8")))
     assert ledger["rows_trained"] + ledger["rows_held_out"] > 0
+
+
+@pytest.mark.prove
+def test_the_chain_of_three_runs(model: Path, tmp_path: Path) -> None:
+    """The second and the third go on from the first."""
+    answers = [{"prompt": row["instruction"], "completion": row["output"]} for row in ANSWERS]
+    for name, rows in {"answers": answers, "pairs": PAIRS}.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    script = ROOT / "examples" / "preferences" / "chain.sh"
+    environment = {
+        **os.environ,
+        **ENVIRONMENT,
+        "MODEL": str(model),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    done = subprocess.run(
+        ["bash", script, "answers.jsonl", "pairs.jsonl", "chain", "max_steps=2"],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "of pairs" in done.stdout
+    for name in ("reward", "dpo"):
+        assert any("loss" in line for line in Run(tmp_path / "chain" / name).metrics)
+    assert config.load(tmp_path / "chain" / "dpo" / "config.yaml").model.path == str(model)
