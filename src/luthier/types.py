@@ -191,36 +191,72 @@ class Plan:
     examples: Ints
     groups: Ints
     roles: Ints
+    shared: Ints
+    """first tokens that one before has too, as `shared_tokens` says it; of each group there are all samples or none"""
 
     @property
     def tokens(self) -> float:
         """Trained tokens, the usual weight of a loss."""
         return float(self.trained.sum())
 
+    @property
+    def named_groups(self) -> list[tuple[int, int]]:
+        """What names the group of each sample."""
+        return list(zip(self.examples.tolist(), self.groups.tolist(), strict=True))
+
+    def standing(self, layout: str) -> Ints:
+        """[samples] the tokens of each that stand in its row."""
+        return self.lengths - self.shared if layout == "shared" else self.lengths
+
     @classmethod
     def of(cls, samples: Sequence[Sample]) -> Plan:
         """That of samples which are there."""
         import numpy as np
 
-        found = [(len(one), one.trained_tokens, one.example, one.group, one.role) for one in samples]
-        return cls(*np.array(found, dtype=np.int64).reshape(-1, 5).T)
+        both = zip(samples, shared_tokens(samples), strict=True)
+        found = [(len(one), one.trained_tokens, one.example, one.group, one.role, shared) for one, shared in both]
+        return cls(*np.array(found, dtype=np.int64).reshape(-1, 6).T)
+
+
+def shared_tokens(samples: Sequence[Sample]) -> list[int]:
+    """How many of the first tokens of each sample are those of the nearest before it in its group that shares none itself.
+
+    Of two answers to one prompt: for the second, all of the prompt but its last token. What is trained is never shared.
+    """
+    whole, found = dict[tuple[int, int], Sample](), list[int]()
+    for sample in samples:
+        group = (sample.example, sample.group)
+        lender = whole.get(group)
+        found.append(0 if lender is None else _beginning(lender, sample))
+        if not found[-1]:
+            whole[group] = sample
+    return found
+
+
+def _beginning(lender: Sample, sample: Sample) -> int:
+    trained = (sample.targets != NO_TARGET).nonzero()[0]
+    most = min(int(trained[0]) if len(trained) else len(sample) - 1, len(lender))
+    differ = (lender.input_ids[:most] != sample.input_ids[:most]).nonzero()[0]
+    return int(differ[0]) if len(differ) else most
 
 
 @dataclass(slots=True)
 class MicroBatch:
-    """What one forward pass gets: flat (B = 1, documents one after the other) or right-padded (one document a row)."""
+    """What one forward pass gets: flat (B = 1, documents one after the other), shared (flat, but the tokens that documents of a group
+    begin with stand only in the first of them) or right-padded (one document a row)."""
 
     input_ids: torch.Tensor
     """[B, T] int64"""
     position_ids: torch.Tensor
-    """[B, T] int64; restart at 0 with every document"""
+    """[B, T] int64; of each document from 0, or from the first token that it does not share"""
     targets: torch.Tensor
     """[B, T] int64; NO_TARGET where nothing is trained"""
     rows: torch.Tensor
-    """[B, T] int64; the index in the data set of the sample that a position belongs to: keys the random draws"""
+    """[B, T] int64; the index in the data set of the sample that a position belongs to, of shared tokens that of the first which
+    has them: keys the random draws"""
     lengths: list[int]
     """tokens of each of the S documents"""
-    layout: Literal["flat", "padded"]
+    layout: Literal["flat", "shared", "padded"]
     step: int
     """the optimizer step (from 0): keys the random draws"""
     row_ids: list[str] = field(default_factory=list)
@@ -238,6 +274,15 @@ class MicroBatch:
     """[N] float32: log-probabilities by the policy at step 0, where they are kept; else the policy computes them when asked"""
     taught: torch.Tensor | None = None
     """[N, 2 K + 2] float32: a teacher's K likeliest tokens, where they are kept (policy/teacher.py); else the teacher is asked"""
+    shared: list[int] = field(default_factory=list)
+    """tokens of each document that do not stand in the row, but with one before; none of any where the layout is not `shared`"""
+
+    @property
+    def own(self) -> list[int]:
+        """Tokens of each document that stand in the row."""
+        return [
+            length - shared for length, shared in zip(self.lengths, self.shared or [0] * len(self.lengths), strict=True)
+        ]
 
     @property
     def documents(self) -> torch.Tensor:
@@ -245,8 +290,8 @@ class MicroBatch:
         document, place = (self.targets != NO_TARGET).nonzero().cpu().unbind(1)
         if self.layout == "padded":
             return document
-        lengths = document.new_tensor(self.lengths)
-        return document.new_tensor(range(len(lengths))).repeat_interleave(lengths)[place]
+        own = document.new_tensor(self.own)
+        return document.new_tensor(range(len(own))).repeat_interleave(own)[place]
 
     @property
     def trained_tokens(self) -> list[int]:

@@ -128,6 +128,7 @@ CASES = {
     "training.max_tokens_per_micro_batch": Case(
         "max_tokens_per_micro_batch=30", "max_tokens_per_micro_batch=90", "decisions"
     ),
+    "training.share_prefix": Case("share_prefix=auto", "share_prefix=never", "decisions", PAIRED),
     "training.neftune_noise_alpha": Case(None, "neftune_noise_alpha=5", "metrics"),
     "training.sample_prompts": Case(None, "sample_prompts=[hello]", "files"),
     "training.deterministic": Case("deterministic=false", "deterministic=true", "algorithms"),

@@ -28,7 +28,7 @@ from luthier.training.parameters import make_optimizer
 from luthier.training.schedule import make_schedule
 from luthier.tuning import Start
 from luthier.tuning._anatomy import trained_experts
-from luthier.types import NO_TARGET, Sample
+from luthier.types import NO_TARGET, Sample, shared_tokens
 from tests.helpers.tiny_models import VOCAB, scored_twin, twin
 
 
@@ -43,6 +43,7 @@ class Listed(SampleSet):
         self.trained = np.array([sample.trained_tokens for sample in samples])
         self.groups = np.array([sample.group for sample in samples])
         self.roles = np.array([sample.role for sample in samples])
+        self.shared = np.array(shared_tokens(samples))
         self.first_samples = np.unique(examples, return_index=True)[1]
         self.prompt_keys = np.arange(self.examples, dtype=np.uint64)
         self.row_lines = np.zeros(self.examples, dtype=np.int64)
@@ -105,7 +106,7 @@ def make_policy(
                     torch.nn.init.normal_(parameter, std=0.1)
     policy = Policy(model, keys, compute_dtype=dtype, starts_at_base=not warm)
     assert policy.verify_head()
-    if layout == "flat":
+    if layout != "padded":
         use_flat_attention(policy.core)
     return policy
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -27,11 +28,15 @@ VERDICTS = {
 }  # fmt: skip
 """By what each one's code does with flat batches: attention sinks, convolutions, state-space layers and masks made without positions."""
 
+FILTERED = {"yuan"}
+"""Of those that run flat, the ones in which a token is mixed with its neighbours beside attention: they share no prompts."""
+
 
 @pytest.mark.parametrize("family", VERDICTS)
 def test_verdict(family: str) -> None:
     verdict = prove(twin_config(family), torch.float32)
     assert verdict.flat is VERDICTS[family], verdict
+    assert verdict.shares is (VERDICTS[family] and family not in FILTERED), verdict
     assert verdict == prove(twin_config(family), torch.float32)
 
 
@@ -51,7 +56,9 @@ def test_what_has_no_hook_is_said_in_plain_words_and_once(family: str, caplog: p
 
 @pytest.mark.parametrize("family", VERDICTS)
 def test_verdict_in_bfloat16(family: str) -> None:
-    assert prove(twin_config(family), torch.bfloat16).flat is VERDICTS[family]
+    verdict = prove(twin_config(family), torch.bfloat16)
+    assert verdict.flat is VERDICTS[family]
+    assert verdict.shares is (VERDICTS[family] and family not in FILTERED), verdict
 
 
 @pytest.mark.prove
@@ -92,6 +99,25 @@ def test_a_naive_attention_function_is_caught(monkeypatch: pytest.MonkeyPatch) -
         lambda q, k, v, edges, scale, window, *rest: whole(q, k, v, edges, scale, None, *rest),
     )
     assert "differ" in prove(twin_config("mistral", hidden_size=32, num_attention_heads=2), torch.float32).why
+
+
+def test_an_answer_that_sees_another_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or sees too little of what it shares: then documents may lie flat, and share nothing."""
+    whole = attention.document_arguments
+
+    def all_of_the_lender(own: Sequence[int], lengths: Sequence[int], device: torch.device) -> dict[str, Any]:
+        longer = [length + (length > mine) for mine, length in zip(own, lengths, strict=True)]
+        return whole(own, longer, device)
+
+    def nothing_shared(own: Sequence[int], lengths: Sequence[int], device: torch.device) -> dict[str, Any]:
+        return whole(own, own, device)
+
+    for hidden, wrong in ((48, all_of_the_lender), (80, nothing_shared)):
+        monkeypatch.setattr(attention, "document_arguments", wrong)
+        found = prove(twin_config("llama", hidden_size=hidden, num_attention_heads=2), torch.float32)
+        assert found.flat
+        assert not found.shares
+        assert "logits of documents that share tokens differ" in found.why_apart
 
 
 def test_the_twin_of_a_large_model_is_small() -> None:

@@ -15,6 +15,7 @@ from luthier.policy.neftune import Noise
 from luthier.policy.policy import Policy
 from luthier.training import run
 from tests.helpers.jobs import make_config, make_policy, make_samples
+from tests.helpers.pairs import make_pairs
 from tests.helpers.tiny_models import save_twin, tiny_tokenizer
 
 SAMPLES = make_samples([24, 17, 9])
@@ -44,6 +45,19 @@ def test_the_layout_does_not_change_the_noise(tmp_path: Path) -> None:
     torch.testing.assert_close(scored(policies["flat"], "flat", step=3, max_tokens=1), noisy, atol=1e-5, rtol=0)
     assert float((scored(policies["flat"], "flat", step=4) - noisy).abs().max()) > 1e-3
     assert torch.equal(scored(policies["flat"].eval(), "flat", step=3), before)
+
+
+def test_what_answers_share_has_the_same_noise(tmp_path: Path) -> None:
+    """Once or several times; it is as small as in the longer document that has it first."""
+    samples, found = make_pairs(((30, 9, 4), (5, 2, 17))), dict[str, torch.Tensor]()
+    for layout in ("flat", "shared", "padded"):
+        policy = make_policy(make_config(tmp_path), layout=layout).train()
+        Noise(policy, 5.0)
+        (batch,) = micro_batches(samples, [0, 1, 2, 3], layout=layout, max_tokens=1000, step=3)
+        with torch.no_grad():
+            found[layout] = policy(batch).logps
+    torch.testing.assert_close(found["shared"], found["flat"], atol=1e-5, rtol=0)
+    torch.testing.assert_close(found["padded"], found["flat"], atol=1e-5, rtol=0)
 
 
 def test_its_size_is_as_published(tmp_path: Path) -> None:

@@ -59,6 +59,15 @@ def test_weights_held_otherwise_are_another_reference(tmp_path: Path) -> None:
     assert figures(tmp_path / "adapter")[1, "margin"] == 0
 
 
+def test_a_prompt_is_computed_once_and_that_changes_nothing(tmp_path: Path) -> None:
+    config_file = write_config(tmp_path, "dpo")
+    _, said = trained(config_file, tmp_path / "shared")
+    assert any("layout: shared" in line and "answers to one prompt share it" in line for line in said)
+    _, said = trained(config_file, tmp_path / "apart", "share_prefix=never")
+    assert any("layout: flat" in line for line in said)
+    assert figures(tmp_path / "shared") == pytest.approx(figures(tmp_path / "apart"), rel=1e-5, abs=1e-5)
+
+
 def test_another_beginning_is_another_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An adapter that is gone on from is its own reference; what is kept of the base is not taken for it."""
     config_file = write_config(tmp_path, "dpo")

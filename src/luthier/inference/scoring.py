@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import exp, inf
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
 
-from luthier.data.steps.layout import micro_batches
+from luthier.data.steps.layout import Layout, micro_batches
 from luthier.policy.policy import evaluating
 from luthier.system.progress import Watch, unwatched
 from luthier.system.words import counted
@@ -70,7 +70,7 @@ def score_rows(
     policy: nn.Module,
     samples: Rows,
     *,
-    layout: Literal["flat", "padded"],
+    layout: Layout,
     max_tokens: int,
     processes: int = 1,
     rank: int = 0,

@@ -8,6 +8,10 @@ where s is the head's slope in a model with ALiBi, else 0, and nothing flows bet
 one mask over the whole batch and is the twin that defines the others; `per_document_attention` computes each document alone;
 `varlen_attention` is torch's fused kernel for CUDA, which knows no slopes.
 
+Documents that begin alike may share their first tokens: those stand in the row once, as the first ones of the nearest document
+before that shares nothing. Such a document has fewer queries than keys, and they are its last places. `edges` count what stands in
+the row of each document, `key_edges` whole documents.
+
 transformers calls `flat_attention` by its registered name. It refuses every keyword that it does not implement (sinks,
 soft-cap, position bias, a mask), so that no model is computed differently from what it means.
 """
@@ -15,9 +19,10 @@ soft-cap, position bias, a mask), so that no model is computed differently from 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from functools import cache
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any, cast
 
 import torch
@@ -70,6 +75,7 @@ def flat_attention(
     cu_seq_lens_k: torch.Tensor | None = None,
     max_length_q: int | None = None,
     max_length_k: int | None = None,
+    key_places: torch.Tensor | None = None,
     alibi_slopes: torch.Tensor | None = None,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
@@ -77,12 +83,13 @@ def flat_attention(
 
     query [1, heads, T, head size], key and value [1, kv heads, T, head size] -> [1, T, heads, head size]; slopes [heads].
 
+    Args:
+        key_places: [keys] where the keys of all documents stand in the row, document after document; None where none is shared.
+
     Raises:
-        UnsupportedAttention: a mask, an unknown keyword, a cache, or no document lengths.
+        UnsupportedAttention: a mask, an unknown keyword, a cache, or no document lengths; dropout where tokens are shared.
     """
-    unknown = sorted(
-        name for name, given in others.items() if given is not None and given is not False and name not in IGNORED
-    )
+    unknown = _unknown(others)
     if (
         unknown
         or attention_mask is not None
@@ -94,6 +101,8 @@ def flat_attention(
         )
     if cu_seq_lens_q is None or max_length_q is None or query.shape[0] != 1 or query.shape[2] != key.shape[2]:
         raise UnsupportedAttention("flat attention needs one row, no cache and the lengths of its documents")
+    if key_places is not None and (dropout or cu_seq_lens_k is None or max_length_k is None):
+        raise UnsupportedAttention("shared tokens are attended to without dropout, by the lengths of whole documents")
     kind = query.device.type
     if torch.is_autocast_enabled(
         kind
@@ -102,11 +111,46 @@ def flat_attention(
     scale = scaling if scaling is not None else float(query.shape[-1]) ** -0.5
     plain = dropout == 0.0 and alibi_slopes is None
     if plain and choose_path(query.device, query.dtype, query.shape[-1], value.shape[-1]) == "varlen":
-        out = varlen_attention(query, key, value, cu_seq_lens_q, max_length_q, scale, sliding_window)
+        lengths: tuple[Any, ...] = (cu_seq_lens_q, max_length_q)
+        if key_places is not None:
+            key, value = key.index_select(2, key_places), value.index_select(2, key_places)
+            lengths = (*lengths, cu_seq_lens_k, max_length_k)
+        out = varlen_attention(query, key, value, scale, sliding_window, *lengths)
     else:
         edges = cu_seq_lens_q.tolist()
-        out = per_document_attention(query, key, value, edges, scale, sliding_window, dropout, alibi_slopes)
+        whole = () if key_places is None or cu_seq_lens_k is None else (cu_seq_lens_k.tolist(),)
+        out = per_document_attention(query, key, value, edges, scale, sliding_window, dropout, alibi_slopes, *whole)
     return out, None
+
+
+def _unknown(keywords: dict[str, Any]) -> list[str]:
+    """Those that would change something."""
+    asked = (name for name, given in keywords.items() if given is not None and given is not False)
+    return sorted(name for name in asked if name not in IGNORED)
+
+
+def document_arguments(own: Sequence[int], whole: Sequence[int], device: torch.device) -> dict[str, Any]:
+    """What `flat_attention` is to be told of the documents of a row, as arguments of the model.
+
+    Args:
+        own: tokens of each document that stand in the row.
+        whole: tokens of each document; more than its own where it shares some with one before.
+    """
+    edges = [0, *accumulate(own)]
+    queries = torch.tensor(edges, dtype=torch.int32, device=device)
+    given = {"cu_seq_lens_q": queries, "cu_seq_lens_k": queries, "max_length_q": max(own), "max_length_k": max(own)}
+    if list(own) == list(whole):
+        return given
+    keys, places, lender = [0, *accumulate(whole)], list[int](), 0
+    for (start, end), (first, last) in zip(pairwise(edges), pairwise(keys), strict=True):
+        shared = (last - first) - (end - start)
+        lender = lender if shared else start
+        places += [*range(lender, lender + shared), *range(start, end)]
+    return given | {
+        "cu_seq_lens_k": torch.tensor(keys, dtype=torch.int32, device=device),
+        "max_length_k": max(whole),
+        "key_places": torch.tensor(places, device=device),
+    }
 
 
 def choose_path(device: torch.device, dtype: torch.dtype, head_size: int, value_size: int) -> str:
@@ -132,33 +176,41 @@ def per_document_attention(
     window: int | None,
     dropout: float = 0.0,
     slopes: torch.Tensor | None = None,
+    key_edges: list[int] | None = None,
 ) -> torch.Tensor:
     """Each document by torch's scaled_dot_product_attention. Shapes as in flat_attention; `edges` are cumulative lengths from 0."""
     groups = query.shape[1] // key.shape[1]
     # On CUDA the kernel that saves memory on older cards and in float32 takes no fewer heads of keys and values; torch would fall
     # back to scores of [T, T].
-    shared = groups > 1 and query.device.type == "cpu"
-    if groups > 1 and not shared:
+    fewer = groups > 1 and query.device.type == "cpu"
+    if groups > 1 and not fewer:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-    longest = max(end - start for start, end in pairwise(edges))
-    bias = None if slopes is None else alibi_bias(slopes, longest, window).to(query.dtype)
+    own, whole = _lengths(edges), _lengths(key_edges or edges)
+    bias = None if slopes is None else alibi_bias(slopes, max(whole), window).to(query.dtype)
     parts = []
-    for start, end in pairwise(edges):
-        mask = _window_mask(end - start, window, query.device) if window is not None and end - start > window else None
+    # One split, not a slice a document: the gradient of a slice is as large as the whole.
+    documents = zip(*(torch.split(tensor, own, dim=2) for tensor in (query, key, value)), whole, strict=True)
+    before = key[:, :, :0], value[:, :, :0]
+    for q, k, v, length in documents:
+        shared = length - q.shape[2]
+        if shared:
+            k, v = (torch.cat([one[:, :, :shared], other], dim=2) for one, other in zip(before, (k, v), strict=True))
+        else:
+            before = k, v
+        mask = None
         if bias is not None:
-            mask = bias[:, : end - start, : end - start]
+            mask = bias[:, shared:length, :length]
+        elif shared or (window is not None and length > window):
+            mask = _window_mask(length, window or length, query.device)[shared:]
         part = F.scaled_dot_product_attention(
-            query[:, :, start:end],
-            key[:, :, start:end],
-            value[:, :, start:end],
-            attn_mask=mask,
-            dropout_p=dropout,
-            is_causal=mask is None,
-            scale=scaling,
-            enable_gqa=shared,
+            q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scaling, enable_gqa=fewer
         )
         parts.append(part.transpose(1, 2))
     return torch.cat(parts, dim=1)
+
+
+def _lengths(edges: list[int]) -> list[int]:
+    return [end - start for start, end in pairwise(edges)]
 
 
 def alibi_bias(slopes: torch.Tensor, length: int, window: int | None = None) -> torch.Tensor:
@@ -184,19 +236,24 @@ def dense_attention(
     scaling: float,
     window: int | None,
     slopes: torch.Tensor | None = None,
+    key_edges: list[int] | None = None,
 ) -> torch.Tensor:
     """The definition: one mask over the whole batch. Quadratic in T; the twin for tests."""
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-    lengths = torch.tensor(edges[1:], device=query.device) - torch.tensor(edges[:-1], device=query.device)
-    document = torch.repeat_interleave(torch.arange(len(lengths), device=query.device), lengths)
-    seen = (document[:, None] == document[None, :]) & _window_mask(
-        query.shape[2], window or query.shape[2], query.device
-    )
+    own, whole = (torch.tensor(_lengths(each), device=query.device) for each in (edges, key_edges or edges))
+    shared = whole - own
+    number = torch.arange(len(own), device=query.device)
+    lender = torch.where(shared == 0, number, 0).cummax(0).values
+    document = number.repeat_interleave(own)
+    starts = torch.tensor(edges[:-1], device=query.device)
+    place = (shared - starts)[document] + torch.arange(query.shape[2], device=query.device)
+    distance = place[:, None] - place
+    of_others = (lender[document][:, None] == document) & (place < shared[document][:, None])
+    seen = ((document[:, None] == document) | of_others) & (distance >= 0) & (distance < (window or math.inf))
     scores = (query.float() @ key.float().transpose(-1, -2)) * scaling
     if slopes is not None:
-        place = torch.arange(query.shape[2], device=query.device)
-        scores = scores + slopes[:, None, None] * (place - place[:, None])
+        scores = scores - slopes[:, None, None] * distance
     weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)
     return (weights @ value.float()).to(query.dtype).transpose(1, 2)
 
@@ -205,13 +262,16 @@ def varlen_attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    cu_seq_lens: torch.Tensor,
-    longest: int,
     scaling: float,
     window: int | None,
+    cu_seq_lens: torch.Tensor,
+    longest: int,
+    key_cu_seq_lens: torch.Tensor | None = None,
+    longest_keys: int = 0,
 ) -> torch.Tensor:
     """torch's fused kernel for documents of different lengths (CUDA). Causality is said explicitly: its default window is two-way,
-    and the keyword for it came and went between torch releases. Fewer heads of keys and values are not repeated where it takes them."""
+    and the keyword for it came and went between torch releases. Fewer heads of keys and values are not repeated where it takes them.
+    Where a document has more keys than queries, key and value hold those of all documents one after the other."""
     from torch.nn.attention.varlen import varlen_attn
 
     accepted = _keywords_of(varlen_attn)
@@ -230,8 +290,9 @@ def varlen_attention(
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     q, k, v = (tensor[0].transpose(0, 1).contiguous() for tensor in (query, key, value))
     edges = cu_seq_lens.to(torch.int32)
+    keys, most = (edges, longest) if key_cu_seq_lens is None else (key_cu_seq_lens.to(torch.int32), longest_keys)
     attend = cast(Callable[..., torch.Tensor], varlen_attn)  # a tensor, unless more is asked for
-    out = attend(q, k, v, edges, edges, longest, longest, **options)
+    out = attend(q, k, v, edges, keys, longest, most, **options)
     return out.unsqueeze(0)
 
 

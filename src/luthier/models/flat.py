@@ -2,7 +2,8 @@
 
 Architectures with convolutions, state-space layers, windows, soft-caps or old attention code accept flat input and leak between
 documents without an error. So a small random twin of the model (its own classes, two layers or one of each kind, its windows made
-short) is asked: change document A, and document B's logits must not move; B flat must be B alone by the stock attention.
+short) is asked: change document A, and document B's logits must not move; B flat must be B alone by the stock attention. Then,
+whether documents that begin alike may share their first tokens: shared must be what apart is.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
@@ -75,6 +76,10 @@ class Verdict:
     """how far each document flat is from itself alone under the stock attention"""
     gradients: float | None = None
     """how far the gradients of documents flat are from those of documents alone"""
+    shares: bool = False
+    """whether documents that begin alike may share their first tokens"""
+    why_apart: str = ""
+    """what speaks against it, of a model that may run flat"""
 
 
 @contextmanager
@@ -132,7 +137,7 @@ def prove(config: Any, dtype: torch.dtype, device: torch.device | str = "cpu") -
     verdict = _prove(twin_config, torch.float32, device)
     if verdict.flat and dtype != torch.float32:
         low = _prove(twin_config, dtype, device)
-        verdict = verdict if low.flat else low
+        verdict = replace(verdict if low.flat else low, shares=low.shares, why_apart=low.why_apart)
     with cache_written(path):
         path.parent.mkdir(exist_ok=True)
         write_file(path, json.dumps(asdict(verdict)).encode())
@@ -244,7 +249,34 @@ def _prove(config: Any, dtype: torch.dtype, device: torch.device) -> Verdict:
         gradients=_gradients_apart(flat, alone),
     )
     verdict = found.verdict(dtype)
-    return verdict if verdict.flat else replace(verdict, why=verdict.why + _doubt(padded, alone, dtype))
+    if not verdict.flat:
+        return replace(verdict, why=verdict.why + _doubt(padded, alone, dtype))
+    apart = _why_apart(model, documents, dtype, device)
+    return replace(verdict, shares=not apart, why_apart=apart)
+
+
+def _why_apart(model: Any, documents: list[torch.Tensor], dtype: torch.dtype, device: torch.device) -> str:
+    """What speaks against sharing the first tokens of documents; "" for nothing."""
+    tail = documents[1]
+    pairs = [(documents[2], 17), (documents[2], 3), (documents[0], 12)]  # more and less than the window
+    answers = [torch.cat([first[:shared], tail[: 1 + shared % 4]]) for first, shared in pairs]
+    together = [documents[2], answers[0], answers[1], documents[0], answers[2]]
+    shared = [0, 17, 3, 0, 12]
+    try:
+        once = _run(model, lambda: _flat(model, together, device, shared))
+    except BREAKS as error:
+        return _not_flat("it does not take documents that share tokens", error).why
+    apart = _run(
+        model,
+        lambda: [logits[count:] for logits, count in zip(_flat(model, together, device), shared, strict=True)],
+    )
+    for what, found, allowed in (
+        ("logits", _apart(once.logits, apart.logits, apart), TOLERANCE[dtype]),
+        ("gradients", _gradients_apart(once, apart), GRADIENTS[dtype]),
+    ):
+        if not found <= allowed:
+            return f"{what} of documents that share tokens differ from those of documents apart (by {found:.1e})"
+    return ""
 
 
 BREAKS = (ValueError, RuntimeError, TypeError, KeyError, AttributeError, IndexError, NotImplementedError)
@@ -333,16 +365,18 @@ def _padded(model: Any, documents: list[torch.Tensor], device: torch.device) -> 
     return [row[: len(document)] for row, document in zip(logits, documents, strict=True)]
 
 
-def _flat(model: Any, documents: list[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
-    lengths = [len(document) for document in documents]
-    edges = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32).to(device)
+def _flat(
+    model: Any, documents: list[torch.Tensor], device: torch.device, shared: Sequence[int] | None = None
+) -> list[torch.Tensor]:
+    """Logits of what stands in the row of each document; `shared`: how many tokens of each do not."""
+    shared = shared or [0] * len(documents)
+    own = [document[count:] for document, count in zip(documents, shared, strict=True)]
+    places = [torch.arange(count, len(document)) for document, count in zip(documents, shared, strict=True)]
+    lengths = [len(each) for each in own]
     logits = model(
-        input_ids=torch.cat(documents)[None].to(device),
-        position_ids=torch.cat([torch.arange(length) for length in lengths])[None].to(device),
-        cu_seq_lens_q=edges,
-        cu_seq_lens_k=edges,
-        max_length_q=max(lengths),
-        max_length_k=max(lengths),
+        input_ids=torch.cat(own)[None].to(device),
+        position_ids=torch.cat(places)[None].to(device),
         use_cache=False,
+        **attention.document_arguments(lengths, [len(document) for document in documents], device),
     ).logits[0]
     return list(logits.float().split(lengths))

@@ -1,1 +1,1 @@
-"""Memory before the run."""
+"""Before the run: memory, and how documents lie in a forward pass."""

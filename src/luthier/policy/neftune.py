@@ -23,15 +23,13 @@ class Noise:
         policy.core.get_input_embeddings().register_forward_hook(self._add)
         policy.register_forward_pre_hook(self._note)
         self.lengths: torch.Tensor | None = None
-        """[B, T]: of the document that each place belongs to"""
+        """[B, T]: of the document whose draws each position takes"""
 
     def _note(self, _policy: nn.Module, inputs: tuple[Any, ...]) -> None:
         batch: MicroBatch = inputs[0]
-        lengths = torch.tensor(batch.lengths)
-        if batch.layout == "flat":
-            self.lengths = lengths.repeat_interleave(lengths)[None]
-        else:
-            self.lengths = lengths[:, None].expand(-1, batch.input_ids.shape[1])
+        places, lengths = torch.tensor(batch.places or [0]), torch.tensor(batch.lengths)
+        order = places.argsort()
+        self.lengths = lengths[order[torch.searchsorted(places[order], batch.rows)]]
 
     def _add(self, embedding: nn.Module, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
         keys = self.policy.keys.positions

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from luthier.kernels.attention import document_arguments
 from luthier.kernels.dropout import DropoutKeys
 from luthier.models.score_head import gives_scores
 from luthier.policy.head import ChunkedHead, present, scores_of
@@ -135,18 +136,10 @@ class Policy(nn.Module):
     def _inputs(self, batch: MicroBatch, device: torch.device) -> dict[str, Any]:
         """The model's own arguments: flat with restarting positions and document lengths, or right-padded with a mask."""
         inputs: dict[str, Any] = {"input_ids": batch.input_ids.to(device), "use_cache": False}
-        lengths = torch.tensor(batch.lengths)
         if batch.layout == "padded":
             return inputs | {"attention_mask": inside(batch).to(torch.int64).to(device)}
-        edges = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).to(torch.int32).to(device)
-        longest = max(batch.lengths)
-        return inputs | {
-            "position_ids": batch.position_ids.to(device),
-            "cu_seq_lens_q": edges,
-            "cu_seq_lens_k": edges,
-            "max_length_q": longest,
-            "max_length_k": longest,
-        }
+        documents = document_arguments(batch.own, batch.lengths, device)
+        return inputs | {"position_ids": batch.position_ids.to(device)} | documents
 
     def verify_head(self, tolerance: float = 1e-3) -> bool:
         """Whether the head may be computed in pieces (see ChunkedHead.agrees); where not, logits are taken whole from the model. A model
@@ -193,7 +186,7 @@ class Policy(nn.Module):
 
 def inside(batch: MicroBatch) -> torch.Tensor:
     """[B, T] bool: which tokens are of documents; all of a flat batch."""
-    if batch.layout == "flat":
+    if batch.layout != "padded":
         return torch.ones_like(batch.input_ids, dtype=torch.bool)
     return torch.arange(batch.input_ids.shape[1])[None] < torch.tensor(batch.lengths)[:, None]
 

@@ -28,7 +28,7 @@ def values_of(core: Any, inputs: dict[str, Any], batch: MicroBatch) -> torch.Ten
 
 def _last(batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
     """Row of the batch and place in it of each document's last token: [S] each."""
-    lengths = torch.tensor(batch.lengths)
-    if batch.layout == "flat":
-        return torch.zeros_like(lengths), lengths.cumsum(0) - 1
-    return torch.arange(len(lengths)), lengths - 1
+    own = torch.tensor(batch.own)
+    if batch.layout == "padded":
+        return torch.arange(len(own)), own - 1
+    return torch.zeros_like(own), own.cumsum(0) - 1

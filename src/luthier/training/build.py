@@ -38,6 +38,7 @@ from luthier.models.source import ModelSource
 from luthier.models.sources.resolve import is_run, resolve
 from luthier.objectives import Objective
 from luthier.optimizers import Optimizer
+from luthier.planning.layout import choose_layout
 from luthier.planning.memory import activation_checkpointing, held_bytes, tokens_per_micro_batch, trained_parameters
 from luthier.policy.neftune import Noise
 from luthier.policy.policy import Policy, enable_activation_checkpointing
@@ -122,7 +123,7 @@ def build(
     if decided is not None:
         decisions = engine.from_main(decided | _asked_anew(config))
     else:
-        decisions = _decide(config, source, model_config, data, dtype, engine, trust_remote_code, known)
+        decisions = _decide(config, source, model_config, data, objective, dtype, engine, trust_remote_code, known)
     torch.set_num_threads(decisions["threads"])
     decisions["waiting"] = waiting()  # as it is at this start: it does not change numbers
     say(_layout(decisions))
@@ -227,6 +228,7 @@ def _decide(
     source: ModelSource,
     model_config: Any,
     data: Prepared,
+    objective: Objective,
     dtype: torch.dtype,
     engine: Engine,
     trust_remote_code: bool = False,
@@ -234,14 +236,15 @@ def _decide(
 ) -> dict[str, Any]:
     """What is chosen by measurement, on the first process."""
     verdict = prove(model_config, dtype, engine.device)
+    layout, reason = choose_layout(config, model_config, verdict, objective, data.train)
     limit = tokens_per_micro_batch(config.training.max_tokens_per_micro_batch, engine.device)
     longest = max(limit, int(data.train.tokens_together.max()))
     asked = config.training.activation_checkpointing
     held = _held_bytes(config, source, model_config, dtype, trust_remote_code) if asked == "auto" else 0
     held += teacher.held_bytes(dtype) if teacher is not None and asked == "auto" else 0
     found = {
-        "layout": "flat" if verdict.flat else "padded",
-        "layout_reason": verdict.why,
+        "layout": layout,
+        "layout_reason": reason,
         "proof": asdict(verdict),
         "max_tokens_per_micro_batch": limit,
         "activation_checkpointing": activation_checkpointing(asked, model_config, longest, held, engine.device),
@@ -327,7 +330,7 @@ def build_policy(
         said.append(f"noise of {alpha:g} on the embeddings")
     if not policy.verify_head():
         said.append("the head is computed whole, not in chunks")
-    if decisions["layout"] == "flat":
+    if decisions["layout"] != "padded":
         use_flat_attention(core)
     return policy, replace(tuned, trained="; ".join(said))
 

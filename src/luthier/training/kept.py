@@ -28,7 +28,7 @@ from luthier.training.job import Job
 from luthier.types import MicroBatch
 
 WINDOW = 256
-"""Samples that one process scores at a time, longest first. Its own layout: the number of processes changes no bit."""
+"""Samples that one process scores at a time, about, longest first. Its own layout: the number of processes changes no bit."""
 UNUSED_DAYS = 30
 DIGEST_BYTES = 32
 PIECE_BYTES = 1 << 20
@@ -85,12 +85,10 @@ def _computed(
 ) -> Numbers:
     starts = np.concatenate([[0], np.cumsum(samples.trained)])
     found = torch.zeros(int(starts[-1]), width, dtype=torch.float32)
-    windows = range(0, len(samples), WINDOW)
     with torch.no_grad(), Progress() as progress:
-        for number, first in enumerate(windows):
+        for number, places in enumerate(samples.windows(WINDOW)):
             if number % job.engine.processes != job.engine.rank:
                 continue
-            places = list(range(first, min(first + WINDOW, len(samples))))
             for batch in micro_batches(
                 Chosen(samples, places),
                 places,
@@ -103,7 +101,8 @@ def _computed(
                 counts = [int(samples.trained[place]) for place in batch.places]
                 for place, part in zip(batch.places, torch.split(numbers, counts), strict=True):
                     found[starts[place] : starts[place + 1]] = part
-            progress(f"{places[-1] + 1:,} of {counted(len(samples), 'answer')} scored", (number + 1) / len(windows))
+            done = places[-1] + 1
+            progress(f"{done:,} of {counted(len(samples), 'answer')} scored", done / len(samples))
     if job.engine.processes > 1:  # each number is one process's, the others have 0
         found = found.to(job.engine.device)
         torch.distributed.all_reduce(found)

@@ -80,12 +80,5 @@ def _figures(
 
 def _windows(job: Job, samples: SampleSet, kept: KeptReference | None) -> Iterator[MicroBatch]:
     """The micro-batches of this process, over all samples; no example is parted."""
-    first = 0
-    while first < samples.examples:
-        last = first
-        places = list[int]()
-        while last < samples.examples and len(places) < WINDOW * job.engine.processes:
-            places += range(*samples.span_of(last))
-            last += 1
+    for places in samples.windows(WINDOW * job.engine.processes):
         yield from laid_out(job, samples, places, 0, kept)
-        first = last

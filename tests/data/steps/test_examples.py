@@ -87,9 +87,8 @@ def documents_of(batch: MicroBatch) -> list[int]:
     if not batch.row_ids:
         return []
     if batch.layout == "padded":
-        return [int(index) for index in batch.rows[:, 0]]
-    begins = np.concatenate([[0], np.cumsum(batch.lengths)[:-1]])
-    return [int(index) for index in batch.rows[0, begins]]
+        return [int(index) for index in batch.rows[range(len(batch.lengths)), np.array(batch.lengths) - 1]]
+    return [int(index) for index in batch.rows[0, np.cumsum(batch.own) - 1]]
 
 
 @pytest.mark.prove
@@ -98,7 +97,7 @@ def documents_of(batch: MicroBatch) -> list[int]:
     st.integers(1, 8),
     st.integers(1, MOST_PROCESSES),
     st.integers(1, 90),
-    st.sampled_from(["flat", "padded"]),
+    st.sampled_from(["flat", "shared", "padded"]),
     st.booleans(),
 )
 @examples(60)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from luthier.data.steps.layout import lay_out, micro_batches
 from luthier.data.steps.order import Steps
 from luthier.randomness import permutation
-from luthier.types import NO_TARGET
+from luthier.types import NO_TARGET, Plan, Sample, shared_tokens
 from tests.helpers.jobs import make_samples
 from tests.helpers.properties import examples
 
@@ -46,7 +47,7 @@ layouts = st.tuples(
     st.lists(st.integers(1, 50), min_size=1, max_size=20),
     st.integers(1, 4),
     st.integers(1, 120),
-    st.sampled_from(["flat", "padded"]),
+    st.sampled_from(["flat", "shared", "padded"]),
 )
 
 
@@ -58,7 +59,7 @@ def test_layout_holds_each_sample_once_and_keeps_its_limits(given_: tuple[list[i
     assert len({len(own) for own in plan}) == 1
     for batch in (batch for own in plan for batch in own if len(batch) > 1):
         taken = [lengths[i] for i in batch]
-        assert (sum(taken) if layout == "flat" else len(taken) * max(taken)) <= limit
+        assert (len(taken) * max(taken) if layout == "padded" else sum(taken)) <= limit
 
 
 @given(
@@ -99,6 +100,88 @@ def test_micro_batches_hold_the_samples(lengths: list[int], processes: int, layo
             trained = sum(samples[int(row.rpartition(":")[2]) - 1].trained_tokens for row in batch.row_ids)
             assert int((batch.targets != NO_TARGET).sum()) == trained
     assert found == {sample.row: (sample.input_ids.tolist(), sample.targets.tolist()) for sample in samples}
+
+
+asked_and_answered = st.lists(
+    st.tuples(st.integers(1, 12), st.lists(st.integers(1, 9), min_size=1, max_size=4)), min_size=1, max_size=6
+)
+
+
+def answers_of(rows: list[tuple[int, list[int]]], words: int) -> list[Sample]:
+    """Answers to requests, of few words: some begin alike beyond what is asked."""
+    draw, out = np.random.default_rng(0), list[Sample]()
+    for number, (asked, answers) in enumerate(rows):
+        request = draw.integers(0, words, asked)
+        for role, length in enumerate(answers):
+            ids = np.concatenate([request, draw.integers(0, words, length)])
+            targets = np.append(ids[1:], NO_TARGET)
+            targets[: asked - 1] = NO_TARGET
+            out.append(Sample(ids, targets, f"made.jsonl:{number + 1}", number, role=role))
+    return out
+
+
+@examples(60)
+@given(asked_and_answered, st.integers(1, 3), st.integers(1, 80), st.integers(1, 3))
+def test_what_answers_share_stands_once(
+    rows: list[tuple[int, list[int]]], processes: int, limit: int, words: int
+) -> None:
+    """All but the prompt's last token. With the tokens of its lender each document is whole, and every position draws by what it
+    draws by where documents stand apart.
+    """
+    samples = answers_of(rows, words)
+    plan = Plan.of(samples)
+    assert plan.shared.tolist() == [
+        0 if role == 0 else asked - 1 for asked, answers in rows for role in range(len(answers))
+    ]
+    drawn: dict[str, dict[tuple[int, int], int]] = {}
+    for layout in ("shared", "flat", "padded"):
+        keys = drawn[layout] = {}
+        standing = 0
+        for rank in range(processes):
+            for batch in micro_batches(
+                samples,
+                list(range(len(samples))),
+                layout=layout,
+                max_tokens=limit,
+                step=0,
+                processes=processes,
+                rank=rank,
+            ):
+                if not batch.places:
+                    continue
+                assert sum(batch.own) <= limit or len(set(batch.examples)) == 1 or layout == "padded"
+                standing += sum(batch.own)
+                ids, places, lender = list[list[int]](), list[list[int]](), 0
+                for number, (place, length, own) in enumerate(zip(batch.places, batch.lengths, batch.own, strict=True)):
+                    start = sum(batch.own[:number])
+                    where = (number, slice(0, length)) if layout == "padded" else (0, slice(start, start + own))
+                    lender = number if own == length else lender
+                    shared = length - own
+                    before = (ids[lender][:shared], places[lender][:shared]) if shared else ([], [])
+                    ids.append([*before[0], *batch.input_ids[where].tolist()])
+                    places.append([*before[1], *batch.rows[where].tolist()])
+                    assert ids[-1] == samples[place].input_ids.tolist()
+                    assert batch.position_ids[where].tolist() == list(range(shared, length))
+                    assert batch.targets[where].tolist() == samples[place].targets[shared:].tolist()
+                    keys |= {(place, at): key for at, key in enumerate(places[-1])}
+                counts = [samples[place].trained_tokens for place in batch.places]
+                assert batch.documents.tolist() == [n for n, count in enumerate(counts) for _ in range(count)]
+        saved = int(plan.shared.sum()) if layout == "shared" else 0
+        assert standing == int(plan.lengths.sum()) - saved
+    assert drawn["shared"] == drawn["flat"] == drawn["padded"]
+
+
+def test_only_what_is_alike_is_shared() -> None:
+    """By ids, within a group, and never what is trained."""
+    base = answers_of([(6, [4, 4, 4, 4])], 500)
+    other = base[2].input_ids.copy()
+    other[2] += 1
+    parted = [base[0], replace(base[1], group=1), replace(base[2], input_ids=other), base[3]]
+    assert shared_tokens(parted) == [0, 0, 2, 5]
+    unlike = replace(base[1], input_ids=np.concatenate([[501], base[1].input_ids[1:]]))
+    assert shared_tokens([base[0], unlike, base[2]]) == [0, 0, 0]
+    nothing_trained = replace(base[0], targets=np.full(len(base[0]), NO_TARGET))
+    assert shared_tokens([nothing_trained, nothing_trained]) == [0, len(base[0]) - 1]
 
 
 def test_head_chunks_are_the_same_on_every_process() -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, overload
 import numpy as np
 import numpy.typing as npt
 
-from luthier.types import Ints, Plan, Sample, place_of
+from luthier.types import Ints, Plan, Sample, place_of, shared_tokens
 
 if TYPE_CHECKING:
     from hashlib import _Hash as Digest
@@ -31,6 +31,7 @@ DTYPES: dict[str, Any] = {
     "trained": np.int64,
     "groups": np.int64,
     "roles": np.int64,
+    "shared": np.int64,
     "first_samples": np.int64,
     "prompt_keys": np.uint64,
     "row_lines": np.int64,
@@ -38,10 +39,10 @@ DTYPES: dict[str, Any] = {
     "row_text": np.uint8,
 }
 """input_ids, targets: [sum of lengths]; lengths, trained (tokens with loss), groups (within the example), roles (within the
-group): [samples]; first_samples (the first of each example), prompt_keys (hashes of what decides the split), row_lines (as `place_of` takes
-them), row_lengths: [examples]; row_text: UTF-8 of all rows `file:number`.
+group), shared (tokens, as `shared_tokens` says it): [samples]; first_samples (the first of each example), prompt_keys (hashes of
+what decides the split), row_lines (as `place_of` takes them), row_lengths: [examples]; row_text: UTF-8 of all rows `file:number`.
 """
-OF_SAMPLES = ("lengths", "trained", "groups", "roles")
+OF_SAMPLES = ("lengths", "trained", "groups", "roles", "shared")
 OF_EXAMPLES = ("first_samples", "prompt_keys", "row_lines", "row_lengths")
 FINGERPRINTED = ("input_ids", "targets", "lengths", "groups", "roles", "first_samples", "row_text")
 """The arrays that say what a run was trained on."""
@@ -81,6 +82,7 @@ class SampleBuffer:
             "trained": [sample.trained_tokens for sample in self.samples],
             "groups": [sample.group for sample in self.samples],
             "roles": [sample.role for sample in self.samples],
+            "shared": shared_tokens(self.samples),
             "first_samples": [before + first for first in self.first_samples],
             "prompt_keys": self.prompt_keys,
             "row_lines": self.row_lines,
@@ -93,8 +95,8 @@ class SampleBuffer:
 class SampleSet(Sequence[Sample]):
     """Samples that can be asked for by index, wherever they are; those of an example stand one after the other.
 
-    `lengths`, `trained`, `groups` and `roles` are [samples] int64: tokens, tokens with loss, the group of each within its
-    example, and what it is in that;
+    `lengths`, `trained`, `groups`, `roles` and `shared` are [samples] int64: tokens, tokens with loss, the group of each within its
+    example, what it is in that, and how many tokens it shares;
     `first_samples` is [examples] int64: the first sample of each; `prompt_keys` is [examples] uint64 and `row_lines` [examples]
     int64, as in `DTYPES`.
     """
@@ -103,6 +105,7 @@ class SampleSet(Sequence[Sample]):
     trained: Ints
     groups: Ints
     roles: Ints
+    shared: Ints
     first_samples: Ints
     prompt_keys: npt.NDArray[np.uint64]
     row_lines: Ints
@@ -143,13 +146,25 @@ class SampleSet(Sequence[Sample]):
         """What is known of samples before they are read; of all of them by default."""
         chosen = np.arange(len(self)) if indices is None else np.asarray(indices, dtype=np.int64)
         examples = np.searchsorted(self.first_samples, chosen, side="right") - 1
-        return Plan(self.lengths[chosen], self.trained[chosen], examples, self.groups[chosen], self.roles[chosen])
+        lengths, trained, groups, roles, shared = (getattr(self, name)[chosen] for name in OF_SAMPLES)
+        return Plan(lengths, trained, examples, groups, roles, shared)
 
     def span_of(self, example: int) -> tuple[int, int]:
         """The first sample of an example, and the one behind its last."""
         after = example + 1
         end = int(self.first_samples[after]) if after < self.examples else len(self)
         return int(self.first_samples[example]), end
+
+    def windows(self, size: int) -> Iterator[list[int]]:
+        """All samples, about `size` at a time; those of an example are never parted."""
+        places = list[int]()
+        for example in range(self.examples):
+            places += range(*self.span_of(example))
+            if len(places) >= size:
+                yield places
+                places = []
+        if places:
+            yield places
 
     @property
     def last_samples(self) -> Ints:
@@ -197,7 +212,7 @@ class First(SampleSet):
         self._whole, self.streamed = whole, whole.streamed
         end = len(whole) if examples >= whole.examples else int(whole.first_samples[examples])
         self.lengths, self.trained = whole.lengths[:end], whole.trained[:end]
-        self.groups, self.roles = whole.groups[:end], whole.roles[:end]
+        self.groups, self.roles, self.shared = whole.groups[:end], whole.roles[:end], whole.shared[:end]
         self.first_samples, self.prompt_keys = whole.first_samples[:examples], whole.prompt_keys[:examples]
         self.row_lines = whole.row_lines[:examples]
 
@@ -222,6 +237,7 @@ class Given(SampleSet):
         self._chosen = np.flatnonzero(whole.roles == 0)
         plan = whole.plan(self._chosen.tolist())
         self.lengths, self.trained, self.groups, self.roles = plan.lengths, plan.trained, plan.groups, plan.roles
+        self.shared = np.zeros_like(plan.shared)
         self._examples, self.first_samples = np.unique(plan.examples, return_index=True)
         self.prompt_keys, self.row_lines = whole.prompt_keys[self._examples], whole.row_lines[self._examples]
 
@@ -255,7 +271,7 @@ class Samples(SampleSet):
         except (OSError, ValueError, EOFError) as error:
             raise DamagedCache(f"{folder}: {error}") from None
         self._ids, self._targets, self._row_text = arrays["input_ids"], arrays["targets"], arrays["row_text"]
-        self.lengths, self.trained, self.groups, self.roles = (arrays[name] for name in OF_SAMPLES)
+        self.lengths, self.trained, self.groups, self.roles, self.shared = (arrays[name] for name in OF_SAMPLES)
         self.first_samples, self.prompt_keys = arrays["first_samples"], arrays["prompt_keys"]
         self.row_lines = arrays["row_lines"]
         self._offsets, self._row_offsets = _starts(self.lengths), _starts(arrays["row_lengths"])

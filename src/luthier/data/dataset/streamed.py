@@ -61,7 +61,7 @@ class StreamedSamples(SampleSet):
         self._fingerprint = fingerprint
         self._most_kept = KEPT_CHUNKS + 2 * len({place.source.name for place in places})
         self._kept: OrderedDict[int, list[Sample]] = OrderedDict()
-        self.lengths, self.trained, self.groups, self.roles = (arrays[name] for name in OF_SAMPLES)
+        self.lengths, self.trained, self.groups, self.roles, self.shared = (arrays[name] for name in OF_SAMPLES)
         self.first_samples, self.prompt_keys = arrays["first_samples"], arrays["prompt_keys"]
         self.row_lines = arrays["row_lines"]
 

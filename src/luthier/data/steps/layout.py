@@ -1,12 +1,14 @@
-"""How the samples of an optimizer step are laid out over processes and forward passes: a function of their lengths alone.
+"""How the samples of an optimizer step are laid out over processes and forward passes: a function of their lengths alone, and of how
+many tokens they share.
 
-The layout never changes the mathematics.
+The layout never changes the mathematics. Nor does it change what is drawn: tokens that samples of a group begin with are keyed by
+the first of them, whether they stand once or several times.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -20,7 +22,7 @@ HEAD_CHUNK_TOKENS = 512
 """Trained positions whose logits exist at one time: 512 x 150,000 words in float32 are 300 MB."""
 
 
-Layout = Literal["flat", "padded"]
+Layout = Literal["flat", "shared", "padded"]
 
 
 class Chosen:
@@ -42,7 +44,7 @@ def lay_out(
     the first micro-batch with room. In the padded layout a micro-batch costs its rows times its longest.
 
     Args:
-        lengths: tokens of each sample of the step.
+        lengths: tokens of each sample of the step, without those that do not stand in the row.
         groups: what names the group of each sample, such as its example and the group in it; equal names are one group.
     """
     members: dict[Hashable, list[int]] = {}
@@ -52,7 +54,7 @@ def lay_out(
 
     def cost(indices: list[int]) -> int:
         taken = [lengths[i] for i in indices]
-        return sum(taken) if layout == "flat" else len(taken) * max(taken)
+        return len(taken) * max(taken) if layout == "padded" else sum(taken)
 
     loads = [0] * processes
     bins: list[list[list[int]]] = [[] for _ in range(processes)]
@@ -88,18 +90,24 @@ def micro_batches(
     """
     plan = plan or Plan.of([samples[place] for place in range(len(indices))])
     laid = lay_out(
-        plan.lengths.tolist(),
-        list(zip(plan.examples.tolist(), plan.groups.tolist(), strict=True)),
+        plan.standing(layout).tolist(),
+        plan.named_groups,
         processes=processes,
         max_tokens=max_tokens,
         layout=layout,
     )
-    build: Callable[[list[Sample], list[int], int], MicroBatch] = _flat if layout == "flat" else _padded
     out = []
     for position, chosen in enumerate(laid[rank]):
-        batch = (
-            build([samples[i] for i in chosen], [indices[i] for i in chosen], step) if chosen else _empty(step, layout)
-        )
+        if not chosen:
+            batch = _empty(step, layout)
+        else:
+            documents, places = [samples[i] for i in chosen], [indices[i] for i in chosen]
+            rows = _rows(places, [len(sample) for sample in documents], plan.shared[chosen].tolist())
+            if layout == "padded":
+                batch = _padded(documents, places, rows, step)
+            else:
+                missing = plan.lengths[chosen] - plan.standing(layout)[chosen]
+                batch = _flat(documents, places, rows, step, missing.tolist(), layout)
         trained = max(int(plan.trained[own[position]].sum()) if own[position] else 0 for own in laid)
         batch.head_chunks = max(1, math.ceil(trained / HEAD_CHUNK_TOKENS))
         out.append(batch)
@@ -112,46 +120,63 @@ def _tensor(values: Ints) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.int64)
 
 
-def _flat(samples: list[Sample], indices: list[int], step: int) -> MicroBatch:
-    """[1, T]: documents one after the other, positions restart."""
+def _rows(places: list[int], lengths: list[int], shared: list[int]) -> list[Ints]:
+    """The place in the data set that keys each token of each document: of a shared one that of its lender."""
+    found, lender = list[Ints](), 0
+    for place, length, count in zip(places, lengths, shared, strict=True):
+        lender = lender if count else place
+        found.append(np.repeat([lender, place], [count, length - count]))
+    return found
+
+
+def _flat(
+    samples: list[Sample], places: list[int], rows: list[Ints], step: int, shared: list[int], layout: Layout
+) -> MicroBatch:
+    """[1, T]: documents one after the other, each without its first `shared` tokens; positions restart."""
+
+    def joined(values: Iterable[Ints]) -> torch.Tensor:
+        return _tensor(np.concatenate([own[count:] for own, count in zip(values, shared, strict=True)]))[None]
+
     lengths = [len(sample) for sample in samples]
     return MicroBatch(
-        input_ids=_tensor(np.concatenate([sample.input_ids for sample in samples]))[None],
-        position_ids=_tensor(np.concatenate([np.arange(length) for length in lengths]))[None],
-        targets=_tensor(np.concatenate([sample.targets for sample in samples]))[None],
-        rows=_tensor(np.repeat(np.asarray(indices), lengths))[None],
+        input_ids=joined(sample.input_ids for sample in samples),
+        position_ids=joined(map(np.arange, lengths)),
+        targets=joined(sample.targets for sample in samples),
+        rows=joined(rows),
         lengths=lengths,
-        layout="flat",
+        layout=layout,
         step=step,
         row_ids=[sample.row for sample in samples],
         examples=[sample.example for sample in samples],
         roles=[sample.role for sample in samples],
-        places=indices,
+        places=places,
+        shared=shared,
     )
 
 
-def _padded(samples: list[Sample], indices: list[int], step: int) -> MicroBatch:
+def _padded(samples: list[Sample], places: list[int], rows: list[Ints], step: int) -> MicroBatch:
     """[B, T]: one document a row, padded on the right with id 0 and no target."""
     lengths = [len(sample) for sample in samples]
     shape = (len(samples), max(lengths))
     input_ids, targets = np.zeros(shape, np.int64), np.full(shape, NO_TARGET, np.int64)
+    keys = np.broadcast_to(np.asarray(places)[:, None], shape).copy()
     for row, sample in enumerate(samples):
         input_ids[row, : len(sample)] = sample.input_ids
         targets[row, : len(sample)] = sample.targets
+        keys[row, : len(sample)] = rows[row]
     positions = np.broadcast_to(np.arange(shape[1]), shape)
-    rows = np.broadcast_to(np.asarray(indices)[:, None], shape)
     return MicroBatch(
         _tensor(input_ids),
         _tensor(positions),
         _tensor(targets),
-        _tensor(rows),
+        _tensor(keys),
         lengths,
         "padded",
         step,
         row_ids=[sample.row for sample in samples],
         examples=[sample.example for sample in samples],
         roles=[sample.role for sample in samples],
-        places=indices,
+        places=places,
     )
 
 

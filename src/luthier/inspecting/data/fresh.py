@@ -10,7 +10,7 @@ from typing import Any
 
 from luthier import component
 from luthier.config import RunConfig
-from luthier.data.dataset.prepare import prepare
+from luthier.data.dataset.prepare import Prepared, prepare
 from luthier.data.dataset.progress import RowProgress
 from luthier.data.dataset.workers import limit_of
 from luthier.inspecting.data.report import DataReport, make_report, other_views
@@ -19,6 +19,8 @@ from luthier.models.flat import prove
 from luthier.models.precision import choose_dtype
 from luthier.models.reading import add_tokens, context_length, load_config, load_tokenizer
 from luthier.models.source import ModelSource
+from luthier.objectives import Objective
+from luthier.planning.layout import choose_layout
 from luthier.planning.memory import tokens_per_micro_batch
 from luthier.system.devices import device as find_device
 
@@ -48,7 +50,7 @@ def new_report(
         )
 
         became = after_run(after, prepared, examined_rows, say, trust_remote_code)
-    decisions = _decisions(after) if after is not None else _decided(config, model_config)
+    decisions = _decisions(after) if after is not None else _decided(config, model_config, objective, prepared)
     if became is not None and not wanted.chosen:
         suspected = tuple(one["row"] for one in became["suspects"][: wanted.samples] if one["score"] >= 0)
         wanted = replace(wanted, rows=suspected, samples=0 if suspected else wanted.samples)
@@ -74,12 +76,13 @@ def _decisions(run: Path) -> dict[str, Any]:
     return found
 
 
-def _decided(config: RunConfig, model_config: Any) -> dict[str, Any]:
+def _decided(config: RunConfig, model_config: Any, objective: Objective, prepared: Prepared) -> dict[str, Any]:
     """As a run on this machine, in one process, would decide."""
     where = find_device()
     dtype, _ = choose_dtype(config.model.dtype, where)
+    layout, _ = choose_layout(config, model_config, prove(model_config, dtype, where), objective, prepared.train)
     return {
-        "layout": "flat" if prove(model_config, dtype, where).flat else "padded",
+        "layout": layout,
         "max_tokens_per_micro_batch": tokens_per_micro_batch(config.training.max_tokens_per_micro_batch, where),
         "processes": 1,
     }

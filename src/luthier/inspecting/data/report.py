@@ -194,12 +194,11 @@ def fill_of(config: RunConfig, prepared: Prepared, layout: Layout, max_tokens: i
     count = min(steps.total, steps.per_epoch, max(1, MOST_LAID_OUT // rows))
     costs, tokens, drawn = list[int](), 0, list[list[list[int]]]()
     for step in range(count):
-        members = [(index, row) for row in steps.indices(step) for index in samples.members_of([row])]
-        lengths = [int(samples.lengths[index]) for index, _ in members]
-        groups = [(row, int(samples.groups[index])) for index, row in members]
-        plan = lay_out(lengths, groups, processes=processes, max_tokens=max_tokens, layout=layout)
-        batches = [[lengths[place] for place in batch] for own in plan for batch in own if batch]
-        costs += [sum(batch) if layout == "flat" else len(batch) * max(batch) for batch in batches]
+        plan = samples.plan(samples.members_of(steps.indices(step)))
+        lengths = plan.standing(layout).tolist()
+        laid = lay_out(lengths, plan.named_groups, processes=processes, max_tokens=max_tokens, layout=layout)
+        batches = [[lengths[place] for place in batch] for own in laid for batch in own if batch]
+        costs += [len(batch) * max(batch) if layout == "padded" else sum(batch) for batch in batches]
         tokens += sum(lengths)
         if step < STEPS_DRAWN:
             drawn.append(batches)

@@ -166,7 +166,7 @@ def _fill(fill: Fill) -> Iterator[str]:
     for step, batches in enumerate(fill.drawn, start=1):
         for number, lengths in enumerate(batches):
             name = f"step {step}" if number == 0 else ""
-            cost = sum(lengths) if fill.layout == "flat" else len(lengths) * max(lengths)
+            cost = len(lengths) * max(lengths) if fill.layout == "padded" else sum(lengths)
             beyond = cost > fill.max_tokens
             edge, more = (">", f", {cost / fill.max_tokens:.1f} times the bound") if beyond else ("|", "")
             bar = _bar(min(cost / fill.max_tokens, 1.0))
