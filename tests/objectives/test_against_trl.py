@@ -81,8 +81,8 @@ pytestmark = [
 def samples_of(name: str) -> list[Sample]:
     """Eight pairs; of `sft` the better answers alone, of KTO eight answers.
 
-    trl 1.16 trains the request as well (trl.experimental.orpo.orpo_trainer, lines 794 to 803: labels are all input ids), which the paper does
-    not: its requests have one token, the first, which nothing predicts.
+    trl 1.16 trains the request as well (trl.experimental.orpo.orpo_trainer, lines 794 to 803: labels are all input ids), which the
+    paper does not: the requests of ORPO have one token here, the first, which nothing predicts.
     """
     if CASES[name][1] == "kto":
         return make_answers((*JUDGED, (9, 30, 0)))
