@@ -259,6 +259,10 @@ def some_rows(folder: Path) -> Path:
     rows = folder / "train.jsonl"
     talk = [{"instruction": f"Say {number}.", "output": f"{number}, and {number} again!"} for number in range(40)]
     rows.write_text("".join(json.dumps(row) + "\n" for row in talk), encoding="utf-8")
+    pairs = [{"prompt": row["instruction"], "chosen": row["output"], "rejected": "No."} for row in talk]
+    texts = [{"text": row["output"]} for row in talk]
+    for name, others in (("pairs", pairs), ("texts", texts)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in others), encoding="utf-8")
     (folder / "faq.csv").write_text(
         "question,answer\n" + "".join(f'{row["instruction"]},"{row["output"]}"\n' for row in talk), encoding="utf-8"
     )

@@ -181,6 +181,16 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
+class Pieces:
+    """How encoded texts are cut into what is learned from."""
+
+    size: int | None
+    """tokens of the longest; None: what fits"""
+    joined: bool
+    """whether texts stand one after the other, and a piece may be of several"""
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """What is known of samples before one of them is read: each is [samples] int64, in the same order."""
 

@@ -32,6 +32,7 @@ DIVERGES = (
 )
 """What is learned makes the held-out answers, which have nothing to do with it, less likely."""
 
+WHOLE_TEXTS = ("data=texts.jsonl", "objective=pretrain", "learning_rate=1e-3")
 JUDGED = ("data=pairs.jsonl", "objective=kto", "learning_rate=1e-3")
 SCORED = ("data=pairs.jsonl", "objective=reward", "learning_rate=1e-3")
 PAIRED = ("data=pairs.jsonl", "objective=dpo", "learning_rate=1e-3")
@@ -188,6 +189,9 @@ CASES = {
     "objective.center_rewards_coefficient": Case(
         "center_rewards_coefficient=0", "center_rewards_coefficient=0.5", "metrics", SCORED
     ),
+    "objective.documents": Case("objective.documents=joined", "objective.documents=apart", "metrics", WHOLE_TEXTS),
+    "objective.block_size": Case("block_size=8", "block_size=16", "metrics", WHOLE_TEXTS),
+    "objective.document_separator": Case("document_separator=eos", "document_separator=none", "metrics", WHOLE_TEXTS),
     "objective.desirable_weight": Case("desirable_weight=1", "desirable_weight=1.2", "metrics", JUDGED),
     "objective.undesirable_weight": Case("undesirable_weight=1", "undesirable_weight=0.8", "metrics", JUDGED),
     "objective.teacher": Case("objective.teacher=model-2", "objective.teacher=model-3", "metrics", TAUGHT),
@@ -241,6 +245,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         "system": system,
         "strange": [{"instruction": "Zażółć", "output": "gęślą jaźń " * 9}],
         "pairs": [{"prompt": f"{n}?", "chosen": "yes " * (n % 3 + 1), "rejected": "no, no, no"} for n in range(20)],
+        "texts": [{"text": row["output"] * (1 + number % 3)} for number, row in enumerate(ROWS)],
         "bad": [*ROWS, {"instruction": "Say.", "output": ""}],
     }.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

@@ -197,13 +197,10 @@ def _stage(value: Any, _: Given) -> Answer:
         return Answer({"objective.kind": value})
     if value == "rm":
         return Answer({"objective.kind": "reward"})
-    return Answer(
-        {"objective.kind": "sft"},
-        "rows of the format text are learned whole" if value == "pt" else "",
-        stops=value not in ("pt", "sft"),
-    )
+    return Answer({"objective.kind": "pretrain" if value in ("pt", "pretrain") else "sft"}, stops=value not in STAGES)
 
 
+STAGES = ("pt", "pretrain", "sft")
 PAIRED = ("dpo", "simpo", "cpo", "orpo")
 
 

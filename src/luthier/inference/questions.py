@@ -180,11 +180,15 @@ def _prompts_alone(file: DataFile) -> list[Prompt] | None:
 
 
 def held_out_rows(opened: Opened, watch: Watch = unwatched) -> SampleSet:
-    """The rows that the run of an opened model held out, encoded as they were there; of pairs the better answers. Raises UserError as
-    `held_out_samples`.
+    """The rows that the run of an opened model held out, encoded as they were there; of pairs the better answers, of judged answers the
+    good ones. Raises UserError as `held_out_samples`, and where there are no such answers.
     """
     found = held_out_samples(opened, watch)
-    return Given(found) if found.roles.any() else found
+    given = Given(found) if found.roles.any() else found
+    if not len(given):
+        fix = f"luthier eval {opened.target} --data FILE"
+        raise UserError(opened.target, "it held out no good answers", "answers that should be likely", fix)
+    return given
 
 
 def held_out_samples(opened: Opened, watch: Watch = unwatched) -> SampleSet:
@@ -207,7 +211,7 @@ def held_out_samples(opened: Opened, watch: Watch = unwatched) -> SampleSet:
     if data.eval is None or (known is not None and data.eval.fingerprint != known):
         found = "its held-out rows are not those of the run any more: a file or the template changed"
         raise UserError(opened.target, found, "the rows of then", fix)
-    return data.eval
+    return data.learned["eval"]
 
 
 def read_samples(

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any, Literal, Protocol
 
 from luthier import component
-from luthier.types import Example, LossOut, MicroBatch, Plan, Policy, Renderer, Sample
+from luthier.types import Example, LossOut, MicroBatch, Pieces, Plan, Policy, Renderer, Sample
 
 TEACHER = "objective.teacher"
 """The key that names a teacher, in messages."""
@@ -49,6 +49,11 @@ class Objective(Protocol):
     `value` gives the model a head that scores documents in the place of the one of words."""
     keeps_reference: bool = False
     """Whether the reference's log-probabilities are computed once over the data, and not in every step."""
+    encoded_by: tuple[str, ...] | None = None
+    """The keys of its Config that decide what it makes of a row; None: all may. Rows that are encoded are found again after others
+    have changed."""
+    pieces: Pieces | None = None
+    """How rows of text become what is learned from; None: each row is learned as it is encoded."""
     mismatched: bool = False
     """Whether `survey` gets each prompt with the answer to another one, and not what is learned from."""
     teaching: Teaching | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from luthier.component import ComponentConfig
 from luthier.objectives import Objective
-from luthier.types import Conversation, Example, Plan, Renderer, Sample, Text
+from luthier.types import Conversation, Example, LossOut, MicroBatch, Plan, Policy, Renderer, Sample, Text
 
 TOKENS = "tokens"
 """The name of the weight."""
@@ -13,7 +13,7 @@ TOKENS = "tokens"
 class TrainedTokens(Objective):
     """An objective without its loss; weight = number of trained tokens."""
 
-    takes = (Conversation, Text)
+    takes: tuple[type, ...] = (Conversation, Text)
 
     def __init__(self, config: ComponentConfig) -> None:
         self.config = config
@@ -24,3 +24,14 @@ class TrainedTokens(Objective):
 
     def weights(self, plan: Plan) -> dict[str, float]:
         return {TOKENS: plan.tokens}
+
+
+def likelihood(policy: Policy, batch: MicroBatch) -> LossOut:
+    """- sum over trained tokens of log p(token | what stands before it), and how many of them were the most likely ones."""
+    scores = policy(batch, want=("correct",))
+    assert scores.correct is not None
+    return LossOut(
+        {TOKENS: -scores.logps.sum()},
+        {TOKENS: {"token_accuracy": scores.correct.sum()}},
+        documents=batch.by_document(-scores.logps),
+    )

@@ -71,6 +71,7 @@ class KTO(Objective):
     roles = ("good", "bad")
     by_likelihood = False
     usual = True
+    encoded_by = ()
     wants = ("reference",)
     defaults: Mapping[str, float] = MappingProxyType(
         {"num_train_epochs": 1.0, "warmup_steps": 0.1, "learning_rate": 5e-6}

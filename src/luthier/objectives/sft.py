@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from luthier.component import ComponentConfig
-from luthier.objectives._trained_tokens import TOKENS, TrainedTokens
+from luthier.objectives._trained_tokens import TrainedTokens, likelihood
 from luthier.types import LossOut, MicroBatch, Policy
 
 __all__ = ["SFT"]
@@ -20,10 +20,4 @@ class SFT(TrainedTokens):
     wants = ("correct",)
 
     def loss(self, policy: Policy, batch: MicroBatch) -> LossOut:
-        scores = policy(batch, want=self.wants)
-        assert scores.correct is not None
-        return LossOut(
-            {TOKENS: -scores.logps.sum()},
-            {TOKENS: {"token_accuracy": scores.correct.sum()}},
-            documents=batch.by_document(-scores.logps),
-        )
+        return likelihood(policy, batch)

@@ -115,7 +115,7 @@ def build(
         known = known_teacher(objective.teaching, trust_remote_code)
         data = prepare(config, tokenizer, context_length=context, objective=objective, watch=progress)
     refuse_unfit(known, source.name, tokenizer, data, engine)
-    mismatched = mismatched_of(data.sets, config.seed, limit_of(config.data, context)) if objective.mismatched else {}
+    mismatched = mismatched_of(data.learned, config.seed, limit_of(config.data, context)) if objective.mismatched else {}
     steps = data.steps(config)
     say("\n".join([f"model: {source.name}", _method(config), data.ledger.as_text(), *steps.notes(), *data.notes]))
     warmup_steps(config.training, steps.total)  # before the model is loaded
@@ -238,7 +238,7 @@ def _decide(
     verdict = prove(model_config, dtype, engine.device)
     layout, reason = choose_layout(config, model_config, verdict, objective, data.train)
     limit = tokens_per_micro_batch(config.training.max_tokens_per_micro_batch, engine.device)
-    longest = max(limit, int(data.train.tokens_together.max()))
+    longest = max(limit, int(data.learned["train"].tokens_together.max()))
     asked = config.training.activation_checkpointing
     held = _held_bytes(config, source, model_config, dtype, trust_remote_code) if asked == "auto" else 0
     held += teacher.held_bytes(dtype) if teacher is not None and asked == "auto" else 0
@@ -305,7 +305,7 @@ def build_policy(
         restored,
         source=source,
         base=base_record(config, source, data, dtype),
-        samples=data.train if data is not None else (),
+        samples=data.learned["train"] if data is not None else (),
         new=new,
         tell=say,
     )
@@ -397,8 +397,8 @@ def _job(
         wrapped=engine.wrap(policy),
         engine=engine,
         objective=objective,
-        samples=data.train,
-        held_out=data.eval,
+        samples=data.learned["train"],
+        held_out=data.learned.get("eval"),
         steps=steps,
         layout=layout,
         max_tokens=decisions["max_tokens_per_micro_batch"],

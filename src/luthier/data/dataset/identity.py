@@ -23,7 +23,7 @@ READ_WITH = ("jinja2", "tokenizers", "transformers", "sentencepiece", "pyarrow",
 
 def identity(config: RunConfig, parts: list[Part], encoding: Encoding) -> dict[str, Any]:
     """All that decides the result: the content of the files, template, tokenizer, options, and the code itself."""
-    data, renderer = config.data, encoding.renderer
+    data, renderer, objective = config.data, encoding.renderer, encoding.objective
     files = [
         (part.purpose, part.source.name, str(part.source.file.format), part.source.fingerprint()) for part in parts
     ]
@@ -35,13 +35,15 @@ def identity(config: RunConfig, parts: list[Part], encoding: Encoding) -> dict[s
             data.on_long_row,
             [data.max_row_bytes, data.max_row_messages, parts[0].source.limits.settable],  # the last one is in errors
             data.system,
-            encoding.limit,
+            encoding.limit if objective.pieces is None else None,
         ],
-        "objective": config.objective.model_dump(mode="json"),
+        "objective": config.objective.model_dump(
+            mode="json", include=None if objective.encoded_by is None else {"kind", *objective.encoded_by}
+        ),
         "template": renderer.template and [renderer.template.fingerprint, renderer.template.from_file],
         "tokenizer": tokenizer_fingerprint(renderer.tokenizer),
         "stop_ids": sorted(renderer.stop_ids),
-        "code": _code_fingerprint(encoding.objective, [part.source.file.format for part in parts]),
+        "code": _code_fingerprint(objective, [part.source.file.format for part in parts]),
     }
 
 

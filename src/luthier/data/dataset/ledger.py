@@ -84,6 +84,12 @@ class Ledger:
             else:
                 setattr(self, name, mine + theirs)
 
+    def trains(self, tokens: int) -> None:
+        """Of the tokens that are read to learn, so many have loss: texts are cut after they were counted."""
+        self.tokens_context += self.tokens_trained - tokens
+        self.tokens_trained = tokens
+        self.check()
+
     def check(self) -> None:
         """Raises RuntimeError (a bug) where a row or token is missing from the account."""
         parts = self.tokens_trained + self.tokens_context + self.tokens_held_out + self.tokens_cut + self.tokens_dropped

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from luthier.data.chat import laws
 from luthier.data.chat.renderer import ChatRenderer
 from luthier.data.chat.template import Template
 from luthier.data.dataset import cache
+from luthier.data.dataset.blocks import in_blocks, size_of_block
 from luthier.data.dataset.cache import Account, Found, Store
 from luthier.data.dataset.identity import identity
 from luthier.data.dataset.ledger import Ledger
@@ -50,6 +52,7 @@ class Prepared:
 
     train: SampleSet
     eval: SampleSet | None
+    """both row by row, as they are encoded"""
     ledger: Ledger
     rejected: list[dict[str, Any]]
     """what was dropped: {"where", "reason", "row"}; `row` holds the values as they were read"""
@@ -61,6 +64,8 @@ class Prepared:
     from_cache: bool
     parts: list[Part]
     """the files that were read, in their order"""
+    learned: Mapping[str, SampleSet]
+    """what a run learns from and holds out, by `PURPOSES`: the same, or blocks that are cut out of it"""
     mixture: Mixture | None = None
     """how the entries of `data.train` take turns, where they do not simply follow one another"""
     notes: list[str] = field(default_factory=list)
@@ -68,17 +73,12 @@ class Prepared:
     refused: UserError | None = None
     """what a run says of rows that were left out here though the configuration does not say that they may be"""
 
-    @property
-    def sets(self) -> dict[str, SampleSet]:
-        """What is learned from and what is held out, by `PURPOSES`."""
-        return {"train": self.train} | ({"eval": self.eval} if self.eval is not None else {})
-
     def steps(self, config: RunConfig) -> Steps:
         """Which of the examples each optimizer step takes."""
         training = config.training
         assert training.num_train_epochs is not None
         return Steps(
-            self.train.examples,
+            self.learned["train"].examples,
             training.global_batch_size,
             config.seed,
             training.num_train_epochs,
@@ -277,7 +277,9 @@ def _prepared(
     rejected: list[dict[str, Any]],
     from_cache: bool,
 ) -> Prepared:
-    data, mixture, mixed = encoding.data, None, list[str]()
+    data, mixture, mixed, told = encoding.data, None, list[str](), list[str]()
+    ledger, learned = Ledger.from_dict(meta["ledger"]), sets
+    sizes, weights = tuple[int, ...](), tuple[float, ...]()
     if data.mixing != "concatenate":
         trained = dict.fromkeys((part.entry for part in parts), 0)
         for part, count in zip(parts, meta["by_part"], strict=True):
@@ -285,19 +287,28 @@ def _prepared(
         entries = {part.entry: part for part in parts if part.purpose == "train" and trained[part.entry]}
         mixed = [part.source.file.path for part in entries.values()]
         weights = tuple(part.weight for part in entries.values())
-        mixture = Mixture(tuple(trained[entry] for entry in entries), weights, data.mixing)
+        sizes = tuple(trained[entry] for entry in entries)
+    if (pieces := encoding.objective.pieces) is not None:
+        size = size_of_block(pieces, data.max_length, encoding.limit)
+        learned = blocks = in_blocks(sets, size, pieces.joined, [0, *accumulate(sizes[:-1])])
+        sizes = blocks["train"].by_source
+        ledger.trains(int(blocks["train"].trained.sum()))
+        told.append(blocks["train"].says())
+    if data.mixing != "concatenate":
+        mixture = Mixture(sizes, weights, data.mixing)
     return Prepared(
         sets["train"],
         sets.get("eval"),
-        Ledger.from_dict(meta["ledger"]),
+        ledger,
         rejected,
         encoding.renderer,
         encoding.renderer.template,
         meta["system"],
         from_cache,
         parts,
+        learned,
         mixture,
-        notes_of(meta["system"], encoding.renderer.template, mixed, mixture),
+        [*told, *notes_of(meta["system"], encoding.renderer.template, mixed, mixture)],
         UserError(*meta["refused"]) if meta["refused"] else None,
     )
 

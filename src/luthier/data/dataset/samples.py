@@ -129,6 +129,10 @@ class SampleSet(Sequence[Sample]):
     def at(self, index: int) -> Sample:
         """The sample at `index`, which is within bounds."""
 
+    def ids(self, index: int, start: int, end: int) -> Ints:
+        """Some of the ids of a sample, from `start` up to `end` or its own end: of a long text not all need be read."""
+        return self.at(index).input_ids[start:end]
+
     @property
     def examples(self) -> int:
         """How many examples there are."""
@@ -293,6 +297,11 @@ class Samples(SampleSet):
             int(self.groups[index]),
             int(self.roles[index]),
         )
+
+    def ids(self, index: int, start: int, end: int) -> Ints:
+        first, last = int(self._offsets[index]), int(self._offsets[index + 1])
+        found: Ints = self._ids[first + start : min(first + end, last)].astype(np.int64)
+        return found
 
     def row(self, example: int) -> str:
         return bytes(self._row_text[self._row_offsets[example] : self._row_offsets[example + 1]]).decode()

@@ -110,7 +110,7 @@ class Encoding:
     renderer: ChatRenderer
     objective: Objective
     limit: int | None
-    """tokens of the longest row that fits"""
+    """tokens of the longest row that fits; where the objective cuts texts into pieces, of the longest piece"""
 
     def chunk(self, rows: list[Row | BadRow], parser: RowParser | None, purpose: Purpose) -> Chunk:
         """Encodes rows of one file, which `parser` (a format) parses."""
@@ -160,10 +160,11 @@ class Encoding:
         samples, ledger = whole, out.ledger
         if not samples:
             raise BadRow(row.place, "", "the objective makes no sample of it", "at least one")
-        if self.limit is not None and any(len(sample) > self.limit for sample in whole):
-            samples = within(whole, self.limit) if self.data.on_long_row == "truncate" else []
+        fits = self.limit if self.objective.pieces is None else None  # else nothing is too long: it is cut later
+        if fits is not None and any(len(sample) > fits for sample in whole):
+            samples = within(whole, fits) if self.data.on_long_row == "truncate" else []
             if not samples:
-                raise LongRow(row, whole, self.limit)
+                raise LongRow(row, whole, fits)
             ledger.rows_cut += 1
             ledger.cut.append(row.place)
             ledger.answer_tokens_cut += _trained(whole) - _trained(samples)

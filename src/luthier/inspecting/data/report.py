@@ -190,7 +190,7 @@ def _distribution(lengths: Ints) -> dict[str, Any]:
 
 def fill_of(config: RunConfig, prepared: Prepared, layout: Layout, max_tokens: int, processes: int) -> Fill:
     """Lays out the first steps as the run would."""
-    samples, steps, rows = prepared.train, prepared.steps(config), config.training.global_batch_size
+    samples, steps, rows = prepared.learned["train"], prepared.steps(config), config.training.global_batch_size
     count = min(steps.total, steps.per_epoch, max(1, MOST_LAID_OUT // rows))
     costs, tokens, drawn = list[int](), 0, list[list[list[int]]]()
     for step in range(count):

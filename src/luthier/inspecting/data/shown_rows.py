@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from luthier import component
 from luthier.config import RunConfig
+from luthier.data.dataset.blocks import Blocks
 from luthier.data.dataset.prepare import Prepared
 from luthier.data.dataset.reread import examples_of
 from luthier.data.dataset.samples import SampleSet
@@ -99,13 +100,24 @@ def shown_rows(
             examples.get(train.row(row)),
             train.place(row),
             "train",
-            why,
+            [*why, *_blocks(prepared, row)],
             roles=objective.roles,
         )
         for row, why in chosen.items()
         for sample in map(train.at, train.members_of([row]))
     )
     return [*asked, *views]
+
+
+def _blocks(prepared: Prepared, row: int) -> list[str]:
+    """In which blocks a text is learned, where it is learned in blocks, and what else is in them."""
+    blocks = prepared.learned["train"]
+    if not isinstance(blocks, Blocks) or not (having := blocks.blocks_of(row)):
+        return []
+    first, last = having[0], having[-1]
+    if first == last:
+        return [f"in block {first + 1:,} of {len(blocks):,}: {blocks.place(first)}"]
+    return [f"in blocks {first + 1:,} to {last + 1:,} of {len(blocks):,}: from {blocks.place(first)} on"]
 
 
 def trained_shares(samples: SampleSet) -> npt.NDArray[np.float64]:
