@@ -378,6 +378,16 @@ def test_what_has_no_objective_here_is_said_and_no_configuration_is_proposed() -
     assert "no objective learns from a model's own answers" in explain("ppo")
 
 
+def test_judged_answers_and_texts_of_another_tool_become_an_objective() -> None:
+    head = "model_name_or_path: m\ndataset: d.jsonl\n"
+    told = refusal(head + "stage: kto\npref_beta: 0.2\nkto_chosen_weight: 1.2\nkto_rejected_weight: 0.9\n")
+    for said in ("kind: kto", "beta: 0.2", "desirable_weight: 1.2", "undesirable_weight: 0.9"):
+        assert said in told
+    told = refusal(head + "stage: pt\ncutoff_len: 512\n")
+    assert "pretrain" in told
+    assert "max_length: 512" in told
+
+
 def test_preferences_of_another_tool_become_an_objective() -> None:
     of_factory = "model_name_or_path: m\ndataset: d.jsonl\nstage: dpo\npref_loss: ipo\npref_beta: 0.2\npref_ftx: 1.0\n"
     told = refusal(of_factory)

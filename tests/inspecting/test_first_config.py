@@ -125,6 +125,19 @@ def test_what_the_rows_are_for_is_written(capsys: pytest.CaptureFixture[str]) ->
     assert "dpo learns from its rows, but sft from those of answers.jsonl" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("rows", "objective"),
+    [
+        ([{"prompt": f"ask {number}", "completion": "b", "label": number % 2 == 0} for number in range(9)], "kto"),
+        ([{"text": f"text {number}"} for number in range(9)], "pretrain"),
+    ],
+)
+def test_judged_answers_and_texts_are_recognised(rows: list[dict[str, Any]], objective: str) -> None:
+    written("rows.jsonl", *rows)
+    assert main(["init", "rows.jsonl", "--model", "org/name"]) == 0
+    assert config.load("mine.yaml").objective.kind == objective
+
+
 def test_a_teacher_is_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -28,7 +28,7 @@ from luthier.system import machine
 from luthier.system.faults import faults_told
 from luthier.system.files import write_file
 from luthier.system.words import counted
-from luthier.types import Conversation, Example, Preference, Prompt, Row, Text, conversations_of
+from luthier.types import Conversation, Example, Feedback, Preference, Prompt, Row, Text, conversations_of
 
 MOST_ROWS = 200_000
 """Rows that are looked at in one file; more than that tells nothing new."""
@@ -198,7 +198,7 @@ def _look(source: Source, entry: Any, objective: str | None) -> DataLook:
             objective = _learns(source, row, example, parser.kind, able, objective)
         lengths.append(_length(example))
         answers.extend(_answer_lengths(example))
-        if isinstance(example, Preference):
+        if isinstance(example, Preference | Feedback):
             example = conversations_of(example)[0]
         if isinstance(example, Conversation):
             kept.add(example)
@@ -226,7 +226,7 @@ def _learns(source: Source, row: Row, example: Example, kind: str, able: list[st
         return usual[0]
     learner = asked or "an objective"
     found = f"its rows have the format {kind}, from which {learner} cannot learn"
-    expected = "rows with an answer to learn, pairs of answers, or texts"
+    expected = "rows with an answer to learn, pairs of answers, judged answers, or texts"
     if asked is not None:
         component.load("objectives", asked)  # one that is not there is told with its nearest
         raise UserError(source.name, found, "other rows", f"--objective {usual[0]}" if usual else "")
@@ -246,6 +246,8 @@ def _length(example: Example) -> int:
 def _answer_lengths(example: Example) -> list[int]:
     if isinstance(example, Preference):
         return [sum(len(message.content) for message in answer) for answer in (example.chosen, example.rejected)]
+    if isinstance(example, Feedback):
+        return [len(example.messages[-1].content)]
     if not isinstance(example, Conversation):
         return []
     return [len(message.content) for message in example.messages if message.role == "assistant" and message.train]

@@ -9,7 +9,7 @@ from luthier.data.chat.renderer import ChatRenderer
 from luthier.data.dataset.reread import asides_of, contents_of, served_prompts
 from luthier.inspecting.data.token_view import Token, texts_of, tokens_of
 from luthier.system.words import counted
-from luthier.types import Example, Preference, Sample, conversations_of
+from luthier.types import Example, Feedback, Preference, Sample, conversations_of
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class ShownRow:
     """how many of its tokens fit, where it has more than that"""
     served: list[ServedPrompt] = field(default_factory=list)
     role: str = ""
-    """what it is of the row, where that gives several samples that are read together: chosen, rejected"""
+    """what it is of the row, where that gives several samples or a judged one: chosen, rejected; good, bad"""
 
     @property
     def over(self) -> str:
@@ -79,6 +79,8 @@ def shown_row(
     tokenizer = renderer.tokenizer
     if isinstance(example, Preference):  # the first role is that of the best answer, the last that of the worst
         example = conversations_of(example)[-1 if sample.role else 0]
+    elif isinstance(example, Feedback):
+        example = conversations_of(example)[0]
     contents, asides = (contents_of(example), asides_of(example)) if example is not None else (None, ())
     served = served_prompts(renderer, example, sample) if example is not None else []
     return ShownRow(
