@@ -331,6 +331,9 @@ def draft(
 def _one_objective(looks: Sequence[DataLook], teacher: str | None) -> dict[str, Any]:
     """The key of the objective, where it is not the default. Raises UserError where files are for several."""
     found = {look.objective: look.path for look in looks}
+    default = DEFAULT_KINDS["objective"]
+    if len(found) > 1 and all(default in look.able for look in looks):  # texts beside conversations
+        return {}
     if len(found) > 1:
         (first, one), (second, other) = list(found.items())[:2]
         raise UserError(
@@ -339,7 +342,7 @@ def _one_objective(looks: Sequence[DataLook], teacher: str | None) -> dict[str, 
     (kind,) = found
     if teacher is not None:
         return {"objective": {"kind": kind, TEACHER: teacher}}
-    return {"objective": kind} if kind != DEFAULT_KINDS["objective"] else {}
+    return {"objective": kind} if kind != default else {}
 
 
 def _sample_prompts(looks: Sequence[DataLook], objective: str) -> list[str]:
