@@ -236,7 +236,7 @@ def _decide(
 ) -> dict[str, Any]:
     """What is chosen by measurement, on the first process."""
     verdict = prove(model_config, dtype, engine.device)
-    layout, reason = choose_layout(config, model_config, verdict, objective, data.train)
+    layout, reason = choose_layout(config, model_config, verdict, objective, data.learned["train"])
     limit = tokens_per_micro_batch(config.training.max_tokens_per_micro_batch, engine.device)
     longest = max(limit, int(data.learned["train"].tokens_together.max()))
     asked = config.training.activation_checkpointing

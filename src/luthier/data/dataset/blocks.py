@@ -45,7 +45,7 @@ class Blocks(SampleSet):
         self._edges = [*np.searchsorted(self._begins, sources).tolist(), len(self._begins)]
         self.lengths = np.minimum(self._begins + self.size, np.repeat(last, counts)) - self._begins
         self.trained = self.lengths
-        self.groups = self.roles = np.zeros(len(self.lengths), dtype=np.int64)
+        self.groups = self.roles = self.shared = np.zeros(len(self.lengths), dtype=np.int64)
         self.first_samples = np.arange(len(self.lengths))
         self._rows = np.searchsorted(self._starts, self._begins, side="right") - 1
         """[blocks] the text that each begins in"""

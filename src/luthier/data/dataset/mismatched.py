@@ -52,6 +52,7 @@ class Mismatched(SampleSet):
             self.trained[cut] = [self.at(int(place)).trained_tokens for place in cut]
         self.groups, self.roles, self.first_samples = whole.groups, whole.roles, whole.first_samples
         self.shared = np.zeros_like(whole.shared)
+        self.shared = np.zeros(len(whole), dtype=np.int64)
         self.prompt_keys, self.row_lines = whole.prompt_keys, whole.row_lines
 
     @property
