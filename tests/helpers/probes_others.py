@@ -1,7 +1,9 @@
-"""What is borrowed from inside peft, torch, bitsandbytes, accelerate, the hub's client and typer, with a probe each."""
+"""What is borrowed from inside peft, torch, bitsandbytes, accelerate, the hub's client, typer and Python, with a probe each."""
 
 from __future__ import annotations
 
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import torch
@@ -191,7 +193,9 @@ def _() -> bool:
     return {"rfilename", "size", "lfs"} <= RepoSibling.__dataclass_fields__.keys()
 
 
-@probe("huggingface_hub.utils.tqdm.tqdm", "a download tells a bar of its own, made of this one (data/readers/hub_data.py)")
+@probe(
+    "huggingface_hub.utils.tqdm.tqdm", "a download tells a bar of its own, made of this one (data/readers/hub_data.py)"
+)
 def _() -> bool:
     from huggingface_hub import HfApi
     from huggingface_hub.utils.tqdm import tqdm
@@ -211,3 +215,37 @@ def _() -> bool:
     from typer.core import TyperGroup
 
     return hasattr(TyperGroup, "list_commands") and hasattr(TyperGroup, "get_command")
+
+
+# Python
+
+
+@probe(
+    "_result_queue",
+    "what workers send a pool comes by its `_result_queue`, of which `_reader` is an end (data/dataset/workers.py)",
+)
+def _() -> bool:
+    with _idle_pool() as pool:
+        queue: Any = pool._result_queue
+        queue.put("sent")
+        return bool(queue._reader.recv() == "sent")
+
+
+@probe(
+    "_writer",
+    "where this process has closed `_writer` too, nobody waits for the rest of a message (data/dataset/workers.py)",
+)
+def _() -> bool:
+    with _idle_pool() as pool:
+        queue: Any = pool._result_queue
+        queue._writer.close()
+        try:
+            queue._reader.recv()
+        except EOFError:
+            return True
+    return False
+
+
+def _idle_pool() -> ProcessPoolExecutor:
+    """Whose workers would be started by the first work."""
+    return ProcessPoolExecutor(1, multiprocessing.get_context("fork"))

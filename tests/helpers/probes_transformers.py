@@ -267,3 +267,14 @@ def _() -> bool:
     from transformers.optimization import Adafactor
 
     return {"scale_parameter", "relative_step", "warmup_init"} <= set(parameters(Adafactor))
+
+
+@probe(
+    "_model_mapping",
+    "whether transformers has a class with a head for an architecture is asked of `_model_mapping` (models/score_head.py)",
+)
+def _() -> bool:
+    from transformers import AutoModelForSequenceClassification, LlamaConfig, MambaConfig
+
+    known = AutoModelForSequenceClassification._model_mapping
+    return LlamaConfig in known and MambaConfig not in known

@@ -43,12 +43,12 @@ class Reward(Pairs):
         return {PAIRS: super().weights(plan)[PAIRS]}
 
     def loss(self, policy: Policy, batch: MicroBatch) -> LossOut:
-        from torch.nn.functional import logsigmoid
+        from torch import nn
 
         values = policy(batch, want=self.wants, head=False).value
         assert values is not None
         rewards = of_pairs(batch, values.double())
-        losses = -logsigmoid(rewards.chosen - rewards.rejected - self.config.margin)
+        losses = -nn.functional.logsigmoid(rewards.chosen - rewards.rejected - self.config.margin)
         if (centred := self.config.center_rewards_coefficient) > 0:
             losses = losses + centred * (rewards.chosen + rewards.rejected).square()
         out = whole(batch, values, losses)

@@ -188,7 +188,9 @@ def scores_of(
         entropy=-(logits.softmax(-1) * logits.log_softmax(-1)).sum(-1) if "entropy" in want else None,
         logsumexp=logits.logsumexp(-1) if "logsumexp" in want else None,
         largest=logits.amax(-1) if "largest" in want else None,
-        **(compared._asdict() if compared is not None else {}),
+        divergence=compared.divergence if compared is not None else None,
+        teacher=compared.teacher if compared is not None else None,
+        agreed=compared.agreed if compared is not None else None,
     )
 
 
