@@ -185,16 +185,9 @@ EMPTINESS = {
     "white space": refused(at(9, alpaca(output=" \n\t")), "train.jsonl:9", "output", "an answer", MEND),
     "empty messages": refused(text([FINE, {"messages": []}]), "train.jsonl:2", "messages", "an empty list", MEND),
     "only a system message": refused(in_chat(("system", LONG)), "train.jsonl:3", "messages", "role system", MEND),
-    "empty prompt": refused(
-        text([{"prompt": "", "completion": LONG}]), "train.jsonl:1", "prompt", "a request", ALL_BAD
-    ),
+    "empty prompt": refused(text([{"prompt": "", "completion": LONG}]), "train.jsonl:1", "prompt", "a request", ALL_BAD),
     "all rows empty": refused(
-        text([{"instruction": "", "output": ""}] * 30),
-        "30 of 30 rows",
-        "train.jsonl:1",
-        "output",
-        "and 10 more",
-        ALL_BAD,
+        text([{"instruction": "", "output": ""}] * 30), "30 of 30 rows", "train.jsonl:1", "output", "and 10 more", ALL_BAD
     ),
 }
 

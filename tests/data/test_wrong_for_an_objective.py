@@ -31,27 +31,15 @@ PROMPTS = [{"prompt": f"ask {number}"} for number in range(3)]
 ALL = ("rows.jsonl:1", "rows.jsonl:2", "rows.jsonl:3")
 
 CASES: dict[str, tuple[str, Rows, tuple[str, ...]]] = {
-    "chosen equal to rejected": (
-        "dpo",
-        each({"chosen": "yes", "rejected": "yes"}),
-        ("the same answer as chosen", *ALL),
-    ),
+    "chosen equal to rejected": ("dpo", each({"chosen": "yes", "rejected": "yes"}), ("the same answer as chosen", *ALL)),
     "prompts of a pair differ": ("dpo", each(WHOLE), ("another request than the answers begin with", *ALL)),
     "an empty answer": ("simpo", each({"chosen": "yes", "rejected": ""}), ("rejected", *ALL)),
     "half of a pair": ("orpo", each({"chosen": "yes", "rejected": None}), ("rejected", *ALL)),
     "ranked answers that are equal": ("cpo", each({"answers": ["yes", "no", "yes"]}), ("the same answer", *ALL)),
     "no negative feedback": ("kto", each(GOOD), ("no negative feedback: 3 good answers",)),
     "no positive feedback": ("kto", each(BAD), ("no positive feedback: 3 bad answers",)),
-    "a label that is no verdict": (
-        "kto",
-        [*each(GOOD, BAD), *each({**GOOD, "label": "maybe"})],
-        ("label", "rows.jsonl:9"),
-    ),
-    "all answers equal": (
-        "kto",
-        each({**GOOD, "completion": "no"}, BAD),
-        ("all answers are the same", "apo_zero_unpaired"),
-    ),
+    "a label that is no verdict": ("kto", [*each(GOOD, BAD), *each({**GOOD, "label": "maybe"})], ("label", "rows.jsonl:9")),
+    "all answers equal": ("kto", each({**GOOD, "completion": "no"}, BAD), ("all answers are the same", "apo_zero_unpaired")),
     "feedback for dpo": ("dpo", each(GOOD, BAD), ("a feedback", "objective=kto", *ALL)),
     "pairs for pretrain": ("pretrain", each(PAIR), ("a preference", "objective=dpo", *ALL)),
     "text for dpo": ("dpo", TEXTS, ("a text", "a preference, which the objective takes", *ALL)),

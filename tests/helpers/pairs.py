@@ -68,13 +68,7 @@ def pair_job(
 ) -> MadeJob:
     """Of the seven pairs, with dropout; the beginning is that of the policy as it is made."""
     config = make_config(
-        folder,
-        "lora_dropout=0.1",
-        "global_batch_size=7",
-        "max_steps=5",
-        "learning_rate=1e-3",
-        "warmup_steps=0",
-        *overrides,
+        folder, "lora_dropout=0.1", "global_batch_size=7", "max_steps=5", "learning_rate=1e-3", "warmup_steps=0", *overrides
     )
     policy = make_policy(config, family, layout, warm=warm, scored=objective["kind"] == "reward")
     job = make_job(

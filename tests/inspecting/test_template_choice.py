@@ -97,9 +97,7 @@ def test_init_of_a_model_without_a_tokenizer_says_what_is_missing(
     assert not Path("mine.yaml").exists()
 
 
-@pytest.mark.parametrize(
-    ("tokens", "fix"), [(YUAN, "data.chat_template=yuan@2026-08"), ((), "data.chat_template=alpaca")]
-)
+@pytest.mark.parametrize(("tokens", "fix"), [(YUAN, "data.chat_template=yuan@2026-08"), ((), "data.chat_template=alpaca")])
 def test_a_missing_template_is_told_with_that_of_the_family_before_anything_is_loaded(
     tokens: tuple[str, ...], fix: str, tmp_path: Path
 ) -> None:

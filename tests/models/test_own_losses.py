@@ -40,9 +40,7 @@ def test_the_largest_logit_squared_is_the_original_models_own_loss(tmp_path: Pat
         policy.core.config.z_loss_weight = weight
         with torch.no_grad():
             losses.append(float(policy.core(input_ids=given, labels=given).loss))
-    assert WEIGHT * float(out.sums["tokens"].detach()) / (len(ids) - 1) == pytest.approx(
-        losses[1] - losses[0], rel=1e-3
-    )
+    assert WEIGHT * float(out.sums["tokens"].detach()) / (len(ids) - 1) == pytest.approx(losses[1] - losses[0], rel=1e-3)
     assert losses[1] - losses[0] > 1e-3
     gradient = torch.autograd.grad(out.sums["tokens"], [p for p in policy.parameters() if p.requires_grad])
     assert all(bool(part.any()) for part in gradient)

@@ -58,13 +58,7 @@ def kto_job(
 ) -> MadeJob:
     """All in one step, with dropout, from a policy that goes on from an adapter."""
     settings = make_config(
-        folder,
-        "lora_dropout=0.1",
-        "global_batch_size=7",
-        "max_steps=5",
-        "learning_rate=1e-3",
-        "warmup_steps=0",
-        *overrides,
+        folder, "lora_dropout=0.1", "global_batch_size=7", "max_steps=5", "learning_rate=1e-3", "warmup_steps=0", *overrides
     )
     policy = make_policy(settings, layout=layout)
     held_out = make_answers(JUDGED[:3], seed=5)
@@ -242,9 +236,7 @@ def test_a_partner_has_another_answer_and_where_there_is_one_another_prompt(
 def test_where_all_differ_each_answer_is_taken_once(count: int, seed: int) -> None:
     numbers = np.arange(count)
     assert sorted(partners(numbers, numbers, seed)) == list(range(count))
-    assert count < 4 or any(
-        (partners(numbers, numbers, seed) != partners(numbers, numbers, other)).any() for other in (7, 8, 9)
-    )
+    assert count < 4 or any((partners(numbers, numbers, seed) != partners(numbers, numbers, other)).any() for other in (7, 8, 9))
 
 
 def test_a_mismatched_pair_is_its_parts_and_no_longer_than_fits() -> None:
@@ -307,10 +299,7 @@ def test_a_pair_is_a_good_and_a_bad_answer(tmp_path: Path) -> None:
     model = tiny_llama(tmp_path / "model")
     rows = [{"prompt": "a b", "chosen": "c", "rejected": "d e"}, {"prompt": "b c", "chosen": "e f", "rejected": "a"}]
     turns = [{"role": role, "content": "a b"} for role in ("user", "assistant", "user", "assistant")]
-    for name, some in (
-        ("pairs", rows),
-        ("judged", [{"messages": turns, "label": good} for good in (True, False, True)]),
-    ):
+    for name, some in (("pairs", rows), ("judged", [{"messages": turns, "label": good} for good in (True, False, True)])):
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, some)) + "\n")
     from luthier.models.reading import load_tokenizer
 

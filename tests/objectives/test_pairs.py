@@ -99,9 +99,7 @@ def moved(job: MadeJob) -> None:
     with torch.no_grad():
         for parameter in job.policy.parameters():
             if parameter.requires_grad:
-                parameter.add_(
-                    0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(parameter)))
-                )
+                parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(parameter))))
 
 
 @pytest.mark.parametrize("keys", OBJECTIVES, ids=named)

@@ -32,7 +32,10 @@ def texts(lengths: list[int]) -> Listed:
     ends = np.cumsum(lengths)
     ids = [np.arange(end - length, end) for length, end in zip(lengths, ends, strict=True)]
     return Listed(
-        [Sample(one, np.append(one[1:], NO_TARGET), f"book.txt:{index + 1}", index) for index, one in enumerate(ids)]
+        [
+            Sample(one, np.append(one[1:], NO_TARGET), f"book.txt:{index + 1}", index)
+            for index, one in enumerate(ids)
+        ]
     )
 
 
@@ -44,7 +47,9 @@ def test_blocks_are_the_stream_cut_every_so_many_tokens(lengths: list[int], size
     wanted = list[tuple[list[int], list[int]]]()
     for start, end in zip(edges, [*edges[1:], len(lengths)], strict=True):
         stream = [token for row in range(start, end) for token in rows[row].input_ids.tolist()]
-        wanted += [(stream[:-1][at : at + size], stream[1:][at : at + size]) for at in range(0, len(stream) - 1, size)]
+        wanted += [
+            (stream[:-1][at : at + size], stream[1:][at : at + size]) for at in range(0, len(stream) - 1, size)
+        ]
     assert [(one.input_ids.tolist(), one.targets.tolist()) for one in blocks] == wanted
     assert sum(blocks.by_source) == len(blocks) == blocks.examples
     assert blocks.lengths.tolist() == blocks.trained.tolist() == [len(ids) for ids, _ in wanted]
@@ -82,13 +87,7 @@ def test_a_block_names_the_rows_in_it() -> None:
 
 @pytest.mark.parametrize(
     ("asked", "max_length", "fits", "size"),
-    [
-        (None, None, 4096, 2048),
-        (None, None, 512, 512),
-        (None, 4096, 4096, 4096),
-        (None, None, None, 2048),
-        (64, 99, 99, 64),
-    ],
+    [(None, None, 4096, 2048), (None, None, 512, 512), (None, 4096, 4096, 4096), (None, None, None, 2048), (64, 99, 99, 64)],
 )
 def test_the_size_of_a_block(asked: int | None, max_length: int | None, fits: int | None, size: int) -> None:
     assert size_of_block(Pieces(asked, joined=True), max_length, fits) == size
@@ -224,19 +223,8 @@ def test_killed_and_on_two_processes(objective: str, worker: Worker, tmp_path: P
 @pytest.mark.skipif(not WIKI.is_file(), reason="the text is not on this machine")
 def test_the_perplexity_of_real_text_falls(tmp_path: Path) -> None:
     tiny_llama(tmp_path / "model")
-    settings: list[Any] = [
-        f"model={tmp_path / 'model'}",
-        f"data={WIKI}",
-        "data.eval=0.1",
-        "tuning=full",
-        "max_steps=60",
-    ]
-    settings += [
-        "objective={kind: pretrain, block_size: 128}",
-        "global_batch_size=8",
-        "learning_rate=3e-3",
-        "eval_steps=60",
-    ]
+    settings: list[Any] = [f"model={tmp_path / 'model'}", f"data={WIKI}", "data.eval=0.1", "tuning=full", "max_steps=60"]
+    settings += ["objective={kind: pretrain, block_size: 128}", "global_batch_size=8", "learning_rate=3e-3", "eval_steps=60"]
     run.execute(config.load(None, [*settings, f"output_dir={tmp_path / 'run'}"]), say=lambda line: None)
     lines = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
     before, after = (line["eval_perplexity"] for line in lines if "eval_perplexity" in line)

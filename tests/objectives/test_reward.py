@@ -62,9 +62,7 @@ def test_it_is_its_equation(keys: dict[str, Any], layout: str, tmp_path: Path) -
     assert done.figures["tokens_rejected"] == pytest.approx(np.mean([rejected for *_, rejected in LENGTHS]))
 
 
-@pytest.mark.parametrize(
-    ("keys", "cut"), [(REWARDS[0], CUTS[5]), (REWARDS[1], CUTS[1]), (REWARDS[0], CUTS[7])], ids=str
-)
+@pytest.mark.parametrize(("keys", "cut"), [(REWARDS[0], CUTS[5]), (REWARDS[1], CUTS[1]), (REWARDS[0], CUTS[7])], ids=str)
 def test_how_a_step_is_cut_does_not_matter(keys: dict[str, Any], cut: tuple[str, int], tmp_path: Path) -> None:
     """With dropout on."""
     check_cut(keys, cut, tmp_path)

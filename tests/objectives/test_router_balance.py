@@ -107,9 +107,7 @@ def test_it_is_the_loss_of_transformers(family: str, layout: str, tmp_path: Path
     }
     for sample, logits in zip(samples, alone, strict=True):
         assert float(found[sample.row]) == pytest.approx(sample.trained_tokens * by_transformers(logits), rel=1e-5)
-    assert sum(float(out.sums["tokens"].detach()) for out in outs) == pytest.approx(
-        sum(map(float, found.values())), rel=1e-6
-    )
+    assert sum(float(out.sums["tokens"].detach()) for out in outs) == pytest.approx(sum(map(float, found.values())), rel=1e-6)
 
     job.objective = balance("step")
     survey(job, Step(0, [], Plan.of(samples), {}, batches))

@@ -106,10 +106,7 @@ def test_terms_share_one_forward_pass(tmp_path: Path) -> None:
 
     out = weighted(**FACTORS).loss(counted, batch)
     assert asked == [("correct", "logsumexp")]
-    alone = [
-        SFT(SFT.Config()).loss(policy, batch).sums["tokens"],
-        ZLoss(ZLoss.Config()).loss(policy, batch).sums["tokens"],
-    ]
+    alone = [SFT(SFT.Config()).loss(policy, batch).sums["tokens"], ZLoss(ZLoss.Config()).loss(policy, batch).sums["tokens"]]
     assert float(sum(out.sums.values())) == pytest.approx(float(0.7 * alone[0] + 0.01 * alone[1]), rel=1e-6)
     assert float(out.metrics["sft tokens"]["loss_sft"]) == pytest.approx(float(alone[0]), rel=1e-6)
     assert float(out.metrics["z_loss tokens"]["loss_z_loss"]) == pytest.approx(float(alone[1]), rel=1e-6)

@@ -121,9 +121,7 @@ class Document:
         if path[-1] in WITH_KEYS and not self._is_from_command_line(path):
             named = ", ".join(gone[:MOST_NAMED]) + (f" and {len(gone) - MOST_NAMED} more" if gone[MOST_NAMED:] else "")
             dotted = ".".join(path)
-            self.left_out.append(
-                f"command line: {dotted} replaces that of {self.place(path)}, whose {named} is left out"
-            )
+            self.left_out.append(f"command line: {dotted} replaces that of {self.place(path)}, whose {named} is left out")
 
 
 def _is_main_part(path: Sequence[str], value: Any, there: Mapping[str, Any]) -> bool:

@@ -359,7 +359,9 @@ def _unique_leaf(document: Document, key: str, text: str, value: Any) -> list[st
     if of_others := _of_another_kind(sections, key):
         raise UserError(f"command line: {key}", *of_others, f"leave {key} out")
     known = [name for schema in sections.values() for name in schema.model_fields]
-    raise UserError(f"command line: {key}", "there is no such key", "", component.did_you_mean(key, known) or LISTED)
+    raise UserError(
+        f"command line: {key}", "there is no such key", "", component.did_you_mean(key, known) or LISTED
+    )
 
 
 def _of_another_kind(sections: Mapping[str, type[Config]], key: str) -> tuple[str, str] | None:

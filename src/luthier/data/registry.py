@@ -150,17 +150,10 @@ def read_registry(path: Path) -> dict[str, Any]:
     """The entries by their names. Raises UserError where the file is no such registry."""
     try:
         if path.exists() and not path.is_file():
-            raise UserError(
-                f"data.registry: {path}",
-                "this is no ordinary file",
-                f"a {FILE_NAME}",
-                f"data.registry=PATH/{FILE_NAME}",
-            )
+            raise UserError(f"data.registry: {path}", "this is no ordinary file", f"a {FILE_NAME}", f"data.registry=PATH/{FILE_NAME}")
         if (size := path.stat().st_size) > MOST_BYTES:
             found, most = f"a file of {size:,} bytes", f"a {FILE_NAME}, at most {MOST_BYTES:,} bytes"
-            raise UserError(
-                f"data.registry: {path}", found, most, f"data.registry=PATH/{FILE_NAME} of the list, not of the data"
-            )
+            raise UserError(f"data.registry: {path}", found, most, f"data.registry=PATH/{FILE_NAME} of the list, not of the data")
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise UserError(

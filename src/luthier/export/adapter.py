@@ -64,7 +64,6 @@ class Adapter:
         """The base with the written adapter, by plain transformers and peft."""
         import torch
         from peft import PeftModel
-
         code = parts.trust_remote_code
         base = parts.loader.from_pretrained(parts.base, dtype=torch.float32, trust_remote_code=code, **parts.labels)
         rows = parts.origin.get("embedding_rows", 0)

@@ -115,7 +115,6 @@ class Merged:
     def reload(self, parts: Parts, folder: Path) -> Any:
         """The written model as anyone loads it, its weights then held in float32 so that only their rounding shows."""
         import torch
-
         code = parts.trust_remote_code
         return parts.loader.from_pretrained(folder, dtype=torch.float32, trust_remote_code=code).eval()
 

@@ -184,13 +184,7 @@ def _judged_measures(base: Floats, tuned: Floats, seed: int) -> list[Measure]:
     ahead = (float(won.mean()), *bootstrap_mean(won, seed))
     return [
         Measure("judge_score", before, after, moved, said),
-        Measure(
-            "judge_win_rate",
-            wins(base, tuned),
-            wins(tuned, base),
-            ahead,
-            verdict(len(base), ahead, lower_is_better=False),
-        ),
+        Measure("judge_win_rate", wins(base, tuned), wins(tuned, base), ahead, verdict(len(base), ahead, lower_is_better=False)),
     ]
 
 

@@ -192,9 +192,7 @@ def _line_that_asks(folder: Path, trust_remote_code: bool) -> str:
 def _open(target: str, base: Base, trust_remote_code: bool) -> Opened:
     """In float32 on the CPU."""
     where = torch.device("cpu")
-    return open_model(
-        target, dtype="float32", device=where, base=base, trust_remote_code=trust_remote_code, takes="either"
-    )
+    return open_model(target, dtype="float32", device=where, base=base, trust_remote_code=trust_remote_code, takes="either")
 
 
 def _effect_of_tuning(parts: Parts, original: Sequence[torch.Tensor], inputs: list[list[int]]) -> Drift | None:

@@ -22,9 +22,7 @@ def write_readme(folder: Path, plain: tuple[str, str | None], origin: Mapping[st
     name, revision = plain
     made = name.startswith(("pypi:", "ms:")) or Path(name).suffix == ".gguf"
     scored = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("task_type") == "SEQ_CLS"
-    does = (
-        "`luthier score` with this folder scores answers." if scored else "`luthier chat` with this folder talks to it."
-    )
+    does = "`luthier score` with this folder scores answers." if scored else "`luthier chat` with this folder talks to it."
     parts = [f"# An adapter of {name}", does, "## With transformers and peft"]
     if made:
         line = f"luthier export {shlex.quote(name)} --to merged --output {MADE_BASE}"

@@ -111,9 +111,7 @@ def check_adapter_config(file: Path) -> None:
             str(file), f"peft_type is {excerpt(kind)}", "LORA", "an adapter that was trained with LoRA or DoRA"
         )
     if isinstance(rank := tree.get("r"), bool) or not isinstance(rank, int | None) or not 1 <= (rank or 1) <= MOST_RANK:
-        raise UserError(
-            str(file), f"r is {excerpt(rank)}", f"a whole number, 1 to {MOST_RANK:,}", f"copy {file.name} again"
-        )
+        raise UserError(str(file), f"r is {excerpt(rank)}", f"a whole number, 1 to {MOST_RANK:,}", f"copy {file.name} again")
     if tree.get("megatron_config") is not None:
         raise UserError(
             str(file),

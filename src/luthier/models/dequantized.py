@@ -53,9 +53,7 @@ def refuse_unpacked_wrong(model: Any, name: str) -> None:
     Raises:
         UserError: names the width, and the way that holds.
     """
-    layers = {
-        module.quant_state.shape[-1]: module for module in model.modules() if type(module).__name__ == "Linear4bit"
-    }
+    layers = {module.quant_state.shape[-1]: module for module in model.modules() if type(module).__name__ == "Linear4bit"}
     for width, layer in sorted(layers.items()):
         if not _unpacks_right(width, layer):
             raise UserError(

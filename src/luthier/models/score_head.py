@@ -101,9 +101,7 @@ def settle_padding(core: Any, tokenizer: Any, stop_ids: set[int]) -> None:
     would read the score one token too early.
     """
     names = tokenizer.special_tokens_map
-    wanted = [names.get(name) for name in ("pad_token", "unk_token", "bos_token")] + sorted(
-        tokenizer.all_special_tokens
-    )
+    wanted = [names.get(name) for name in ("pad_token", "unk_token", "bos_token")] + sorted(tokenizer.all_special_tokens)
     ids = tokenizer.get_vocab()
     padding = next((one for one in wanted if one in ids and ids[one] not in stop_ids), None)
     if padding is not None:

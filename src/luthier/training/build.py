@@ -115,9 +115,7 @@ def build(
         known = known_teacher(objective.teaching, trust_remote_code)
         data = prepare(config, tokenizer, context_length=context, objective=objective, watch=progress)
     refuse_unfit(known, source.name, tokenizer, data, engine)
-    mismatched = (
-        mismatched_of(data.learned, config.seed, limit_of(config.data, context)) if objective.mismatched else {}
-    )
+    mismatched = mismatched_of(data.learned, config.seed, limit_of(config.data, context)) if objective.mismatched else {}
     steps = data.steps(config)
     say("\n".join([f"model: {source.name}", _method(config), data.ledger.as_text(), *steps.notes(), *data.notes]))
     warmup_steps(config.training, steps.total)  # before the model is loaded

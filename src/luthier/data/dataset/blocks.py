@@ -124,7 +124,9 @@ def size_of_block(pieces: Pieces, max_length: int | None, fits: int | None) -> i
     return pieces.size
 
 
-def in_blocks(sets: Mapping[str, SampleSet], size: int, joined: bool, edges: Sequence[int]) -> dict[str, Blocks]:
+def in_blocks(
+    sets: Mapping[str, SampleSet], size: int, joined: bool, edges: Sequence[int]
+) -> dict[str, Blocks]:
     """What is learned from and what is held out, in blocks.
 
     Args:
@@ -134,8 +136,7 @@ def in_blocks(sets: Mapping[str, SampleSet], size: int, joined: bool, edges: Seq
         UserError: no text of a set has a token behind another.
     """
     made = {
-        purpose: Blocks(samples, size, joined, edges if purpose == "train" else (0,))
-        for purpose, samples in sets.items()
+        purpose: Blocks(samples, size, joined, edges if purpose == "train" else (0,)) for purpose, samples in sets.items()
     }
     for purpose, blocks in made.items():
         if not len(blocks):

@@ -60,8 +60,7 @@ def look_at(called: Called, encoding: Encoding) -> list[ShownRow]:
                 why.append(f"it was cut: {counted(lost, 'token')} at its end {'is' if lost == 1 else 'are'} lost")
             roles = encoding.objective.roles
             return [
-                shown_row(encoding.renderer, sample, example, place, purpose, why, roles=roles)
-                for sample in made.samples
+                shown_row(encoding.renderer, sample, example, place, purpose, why, roles=roles) for sample in made.samples
             ]
     (rejected,) = chunk.rejected
     field = rejected["where"].removeprefix(place).strip()
