@@ -12,7 +12,7 @@ import torch
 from luthier import api, config
 from luthier.errors import UserError
 from luthier.inference.opened import open_model
-from luthier.runs.chain import going_on
+from luthier.runs.chain import TEMPLATE, going_on
 from tests.helpers.tiny_models import tiny_llama
 
 ROWS = [{"prompt": f"Say {number}.", "completion": f"{number}!"} for number in range(12)]
@@ -133,15 +133,37 @@ def test_what_it_learned_by_is_taken_over(place: Path, adapter: str) -> None:
     assert (said.data.system, said.data.chat_template) == ("Be loud.", "chatml")
 
 
-def test_a_file_of_the_users_is_not_read_again(place: Path) -> None:
-    """The template that a run was given as a file is taken from its result."""
+MARKED = (
+    "{% for message in messages %}{{ message.role }}: {% if message.role == 'assistant' %}{% generation %}{{ message.content }}"
+    "{{ eos_token }}{% endgeneration %}{% else %}{{ message.content }}{% endif %}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
+
+def test_a_template_of_the_users_is_the_same_to_the_letter(place: Path) -> None:
+    """What is saved of it is without its marks: another one. Where the file is gone, that is named, and refused with what to write."""
     own = place / "own.jinja"
-    own.write_text(
-        "{% for message in messages %}{{ message.role }}: {{ message.content }}{{ eos_token }}\n{% endfor %}"
-    )
+    own.write_text(MARKED)
     run = made(place, "own", place / "model", **{"data.chat_template": str(own)})
-    found = going_on(config.load(None, ["data=d", f"model={run}"]))
-    assert found.data.chat_template == str(run / "adapter" / "chat_template.jinja")
+    pairs = {"data": str(place / "pairs.jsonl"), "objective": "dpo"}
+    assert first_step(made(place, "own-next", run, **pairs))["margin"] == 0
+    own.unlink()
+    assert going_on(config.load(None, ["data=d", f"model={run}"])).data.chat_template == str(run / "adapter" / TEMPLATE)
+    with pytest.raises(
+        UserError, match=r"chat_template, on_system and enable_thinking as in the config.yaml of that run"
+    ):
+        made(place, "own-gone", run, **pairs)
+
+
+def test_a_system_text_of_the_rows_is_that_of_the_next_run(place: Path) -> None:
+    """All had it, so the model is asked with it; null leaves it out."""
+    rows = [{"messages": [{"role": "system", "content": "You are S."}, {"role": "user", "content": row["prompt"]},
+                          {"role": "assistant", "content": row["completion"]}]} for row in ROWS]  # fmt: skip
+    (place / "spoken.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name, tuning in {"spoken": "lora", "spoken-whole": "full"}.items():
+        run = made(place, name, place / "model", data=str(place / "spoken.jsonl"), tuning=tuning)
+        assert going_on(config.load(None, ["data=d", f"model={run}"])).data.system == "You are S."
+        assert going_on(config.load(None, ["data=d", f"model={run}", "data.system=null"])).data.system is None
 
 
 @pytest.mark.prove

@@ -5,15 +5,16 @@ found before the first update.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+import torch
 
 from luthier.errors import UserError
-from luthier.policy import policy as policies
+from luthier.policy.policy import Policy
 from luthier.system.paths import cache_dir
 from luthier.training import reference
+from luthier.types import MicroBatch
 from tests.helpers.killing import Worker, write_config
 from tests.training.test_preferences import figures, trained
 
@@ -89,7 +90,18 @@ def of_other_rows(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def with_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
     """The reference is scored as in training."""
-    monkeypatch.setattr(policies, "evaluating", lambda model: nullcontext())
+
+    @torch.no_grad()
+    def scored(self: Policy, batch: MicroBatch) -> torch.Tensor:
+        was = self.training
+        self.train()
+        try:
+            with self.reference():
+                return self._scored(batch, (), head=True).logps
+        finally:
+            self.train(was)
+
+    monkeypatch.setattr(Policy, "reference_logps", scored)
 
 
 FAULTS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], list[str], list[str]]] = {

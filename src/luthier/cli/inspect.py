@@ -42,11 +42,13 @@ def inspect(
     from luthier import config
     from luthier.cli._shared import is_config, print_json, split_config_and_overrides
     from luthier.inference.as_typed import check_names, config_of_model
+    from luthier.runs import chain
 
     target, *overrides = arguments
     checked = None
     if gradients or "=" in target or (is_config(target) and not target.endswith(".gguf")):
-        checked = config.load(*split_config_and_overrides(arguments), config.Typed(command="luthier inspect"))
+        typed = config.Typed(command="luthier inspect")
+        checked = chain.going_on(config.load(*split_config_and_overrides(arguments), typed))
     else:
         config_of_model(target, overrides)
         check_names("luthier inspect", [target], models=True)
@@ -61,11 +63,8 @@ def inspect(
         raise typer.Exit(found.exit_code)
     from luthier.inspecting import model, module_tree
 
-    node = (
-        model.look(target, overrides, trust_remote_code)
-        if checked is None
-        else model.look_at(checked, trust_remote_code)
-    )
+    code = trust_remote_code
+    node = model.look(target, overrides, code) if checked is None else model.look_at(checked, code)
     if json:
         print_json({"modules": list(module_tree.as_list(node)), "totals": module_tree.totals(node)})
     else:

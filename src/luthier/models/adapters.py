@@ -306,7 +306,9 @@ def _refuse_other_base(folder: Path, base: Mapping[str, Any] | None) -> None:
             f"was trained on {own['name']}{_held(own)}, this is {base['name']}{_held(base)}; they differ in their "
             + ", ".join(differing),
             "the base that it was trained on",
-            f"use {own['name']}{_held(own)}",
+            "data.chat_template, on_system and enable_thinking as in the config.yaml of that run"
+            if differing == ["template"]
+            else f"use {own['name']}{_held(own)}",
         )
 
 

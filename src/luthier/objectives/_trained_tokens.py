@@ -26,12 +26,16 @@ class TrainedTokens(Objective):
         return {TOKENS: plan.tokens}
 
 
-def likelihood(policy: Policy, batch: MicroBatch) -> LossOut:
-    """- sum over trained tokens of log p(token | what stands before it), and how many of them were the most likely ones."""
-    scores = policy(batch, want=("correct",))
-    assert scores.correct is not None
-    return LossOut(
-        {TOKENS: -scores.logps.sum()},
-        {TOKENS: {"token_accuracy": scores.correct.sum()}},
-        documents=batch.by_document(-scores.logps),
-    )
+class Likelihood(TrainedTokens):
+    """loss = - sum over trained tokens of log p(token | what stands before it)."""
+
+    wants = ("correct",)
+
+    def loss(self, policy: Policy, batch: MicroBatch) -> LossOut:
+        scores = policy(batch, want=self.wants)
+        assert scores.correct is not None
+        return LossOut(
+            {TOKENS: -scores.logps.sum()},
+            {TOKENS: {"token_accuracy": scores.correct.sum()}},
+            documents=batch.by_document(-scores.logps),
+        )

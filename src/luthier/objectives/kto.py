@@ -129,7 +129,10 @@ class KTO(Objective):
         }
 
     def first_step(self) -> dict[str, float]:
-        known = {"kl": 0.0, "reward_good": 0.0, "reward_bad": 0.0}
+        known = {
+            "reward_good": 0.0,
+            "reward_bad": 0.0,
+        }  # a kl that is not 0 shows in the loss, multiplied with beta as these are
         if self.config.desirable_weight == self.config.undesirable_weight:
             known["loss"] = 0.5 * self.config.desirable_weight
         return known

@@ -9,13 +9,13 @@ from pydantic import Field
 
 from luthier.component import ComponentConfig
 from luthier.config.bounds import MOST_TOKENS
-from luthier.objectives._trained_tokens import TrainedTokens, likelihood
+from luthier.objectives._trained_tokens import Likelihood
 from luthier.types import NO_TARGET, Example, LossOut, MicroBatch, Pieces, Policy, Renderer, Sample, Text
 
 __all__ = ["Pretrain"]
 
 
-class Pretrain(TrainedTokens):
+class Pretrain(Likelihood):
     """loss = - sum over tokens of log p(token | what stands before it in its block); weight = number of predicted tokens.
 
     - joined: the texts of a source stand one after the other, in the order of the data, and are cut into blocks of `block_size` tokens;
@@ -40,7 +40,6 @@ class Pretrain(TrainedTokens):
     takes = (Text,)
     usual = True
     encoded_by = ("document_separator",)
-    wants = ("correct",)
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
@@ -57,4 +56,4 @@ class Pretrain(TrainedTokens):
 
     def loss(self, policy: Policy, batch: MicroBatch) -> LossOut:
         """What a block loses is recorded by no row: it may be of many."""
-        return replace(likelihood(policy, batch), documents=None)
+        return replace(super().loss(policy, batch), documents=None)

@@ -5,19 +5,13 @@ from __future__ import annotations
 from typing import Literal
 
 from luthier.component import ComponentConfig
-from luthier.objectives._trained_tokens import TrainedTokens, likelihood
-from luthier.types import LossOut, MicroBatch, Policy
+from luthier.objectives._trained_tokens import Likelihood
 
 __all__ = ["SFT"]
 
 
-class SFT(TrainedTokens):
+class SFT(Likelihood):
     """loss = - sum over trained tokens of log p(token | what stands before it); weight = number of trained tokens."""
 
     class Config(ComponentConfig):
         kind: Literal["sft"] = "sft"
-
-    wants = ("correct",)
-
-    def loss(self, policy: Policy, batch: MicroBatch) -> LossOut:
-        return likelihood(policy, batch)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +19,14 @@ from luthier.errors import UserError
 from luthier.models.sources.resolve import base_of, is_adapter, is_run, result_of
 from luthier.runs.run_folder import CHECKPOINTS, CONFIG
 
-SERVED = ("enable_thinking", "system")
-"""Keys of `data` for how a conversation is put to the model that a template does not hold."""
-WORDS = ("chat_template", "on_system", "add_tokens", *SERVED)
-"""All that decide how a conversation becomes tokens."""
-TEMPLATE = "chat_template.jinja"
+WORDS = ("chat_template", "on_system", "enable_thinking")
+"""Keys of `data` that decide together what a template does."""
+TEMPLATE, ORIGIN = "chat_template.jinja", "luthier.json"
 
 
 def going_on(config: RunConfig) -> RunConfig:
-    """The configuration, with what it leaves at its default as it was in the run that is its model: system text, and where that run's
-    adapter is gone on from base, quantization, template and new tokens.
+    """The configuration, with what it leaves out as it was in the run that is its model: system text, and where that run's adapter is
+    gone on from base, quantization, template and new tokens.
 
     Raises:
         UserError: an adapter is to be gone on from, and cannot be; or the run has no result yet.
@@ -41,23 +38,44 @@ def going_on(config: RunConfig) -> RunConfig:
     if before is not None and _is_of_scores(before) and not _is_of_scores(config):
         what = f"{config.model.path} learned to score answers, and has no words of its own"
         raise UserError("model.path", what, "a model of words", f"model={shlex.quote(before.model.path)}")
+    said = config.data.model_fields_set
+    words: dict[str, Any] = {} if "system" in said else {"system": _system_of(folder, before)}
     if not is_adapter(folder) or not _goes_on(config, folder):
-        return _with(config, data=_unsaid(config, before, SERVED))
+        return _with(config, data=words)
     if getattr(config.tuning, "adapter_path", None) is not None:
         what = f"{config.model.path} is an adapter, and tuning.adapter_path names one"
         raise UserError("model.path", what, "one adapter", "model=BASE, or leave tuning.adapter_path out")
+    if "chat_template" not in said:
+        words |= _template_of(folder, before)
+    if before is not None and "add_tokens" not in said:
+        words["add_tokens"] = before.data.add_tokens
     name, revision = base_of(folder)
     held = config.model.quantization or (before.model.quantization if before is not None else None)
-    words = _unsaid(config, before, WORDS)
-    own, said = folder / TEMPLATE, words.get("chat_template", "auto" if before is not None else str(folder))
-    if own.is_file() and config.data.chat_template == "auto" and not is_name(said):
-        words["chat_template"] = str(own)  # a file of the user's may be another one by now
     return _with(
         config,
         model={"path": name, "revision": revision, "quantization": held, "adapter": "auto"},
         tuning={"adapter_path": config.model.path},
         data=words,
     )
+
+
+def _system_of(result: Path, before: RunConfig | None) -> str | None:
+    """The text that the conversations had which had none, else the one that all had by themselves."""
+    if before is not None and before.data.system is not None:
+        return before.data.system
+    found = _json(result / ORIGIN).get("system")
+    return found if isinstance(found, str) else None
+
+
+def _template_of(adapter: Path, before: RunConfig | None) -> dict[str, Any]:
+    """Of a run as it was named there, so that it is the same to the letter; else the one that is saved with the adapter."""
+    saved = {"chat_template": str(adapter / TEMPLATE)} if (adapter / TEMPLATE).is_file() else {}
+    if before is None:
+        return saved
+    named = before.data.chat_template
+    if named != "auto" and not is_name(named) and not Path(named).is_file():
+        return saved
+    return {name: getattr(before.data, name) for name in WORDS}
 
 
 def _result_at(path: str) -> Path | None:
@@ -96,19 +114,15 @@ def _is_of_scores(config: RunConfig) -> bool:
 
 
 def _gives_scores(adapter: Path) -> bool:
+    return bool(_json(adapter / "adapter_config.json").get("task_type") == "SEQ_CLS")
+
+
+def _json(file: Path) -> dict[str, Any]:
     try:
-        return bool(
-            json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8")).get("task_type") == "SEQ_CLS"
-        )
-    except (OSError, ValueError, AttributeError):  # whoever loads it says it better
-        return False
-
-
-def _unsaid(config: RunConfig, before: RunConfig | None, names: Sequence[str]) -> dict[str, Any]:
-    """Of `data`, what was there and is here at its default."""
-    fields = type(config.data).model_fields
-    left = [name for name in names if getattr(config.data, name) == fields[name].get_default()]
-    return {name: getattr(before.data, name) for name in left} if before is not None else {}
+        tree = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # whoever loads the model says it better
+        return {}
+    return tree if isinstance(tree, dict) else {}
 
 
 def _with(config: RunConfig, **sections: dict[str, Any]) -> RunConfig:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -165,7 +166,12 @@ def _model_to_tune(config: RunConfig, trust_remote_code: bool, say: Callable[[st
         )
     folder = run / MERGED
     if not folder.exists():
-        export(str(run), "merged", folder, unproven=True, trust_remote_code=trust_remote_code, say=say)
+        try:
+            export(str(run), "merged", folder, unproven=True, trust_remote_code=trust_remote_code, say=say)
+        except UserError as error:
+            line = f"luthier export {shlex.quote(str(run))} --to merged --output {shlex.quote(str(folder))}"
+            ways = f"{line} --dtype float32, or with --base where {run.name} was held in fewer bits; then this again"
+            raise UserError(f"model.path: {path} is merged first", error.found, error.expected, ways) from None
     return resolve(str(folder), None, trust_remote_code)
 
 

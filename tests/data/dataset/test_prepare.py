@@ -265,9 +265,9 @@ def test_answers_that_a_csv_file_calls_bad_are_not_learned() -> None:
 
 def test_rows_for_another_objective_name_it_and_dropping_all_of_them_is_no_advice() -> None:
     pairs = [{"prompt": f"p{number}", "chosen": "a", "rejected": "b"} for number in range(3)]
-    assert refused(pairs).endswith("fix: objective=cpo or objective=dpo or objective=orpo or objective=simpo")
-    judged = [{"prompt": f"p{number}", "completion": "a", "label": True} for number in range(3)]
-    assert refused(judged).endswith("fix: no objective learns from a feedback yet; leave it out")
+    able = " or ".join(f"objective={kind}" for kind in ("cpo", "dpo", "kto", "orpo", "reward", "simpo"))
+    assert refused(pairs).endswith(f"fix: {able}")
+    assert refused([{"prompt": "p", "completion": "a", "label": True}] * 3).endswith("fix: objective=kto")
 
 
 def test_answers_in_a_column_that_no_format_knows_are_found() -> None:

@@ -20,7 +20,15 @@ from luthier.types import NO_TARGET, Ints, Sample
 
 def mismatched_of(sets: Mapping[str, SampleSet], seed: int, limit: int | None) -> dict[str, SampleSet]:
     """For each set what is surveyed in its place. Raises UserError: all answers of one are the same."""
-    return {purpose: Mismatched(samples, seed, limit) for purpose, samples in sets.items()}
+    found = dict[str, SampleSet]()
+    for purpose, samples in sets.items():
+        try:
+            found[purpose] = Mismatched(samples, seed, limit)
+        except UserError as error:
+            fix = error.fix or ""
+            fix = fix if purpose == "train" else f"a larger data.eval, or {fix}"
+            raise UserError(f"data.{purpose}", error.found, error.expected, fix) from None
+    return found
 
 
 class Mismatched(SampleSet):
