@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from luthier import config
 from luthier.errors import EnvironmentProblem, UserError
-from luthier.inference import verified_export
+from luthier.inference import drift, verified_export
 from luthier.inference.chat import Chat
 from luthier.inference.opened import open_model
 from luthier.training.run import execute
@@ -228,19 +228,19 @@ def test_unknown_kinds_and_settings_are_refused(run: Path, tmp_path: Path) -> No
 
 def test_drift_of_a_model_from_itself_is_nothing_and_grows_with_the_difference() -> None:
     first = torch.randn(20, 30, generator=torch.Generator().manual_seed(0))
-    assert verified_export.drift([first], [first]) == verified_export.Drift(0.0, float(first.abs().max()), 1.0, 0.0, 20)
-    shifted = verified_export.drift([first], [first + 3.0])
+    assert drift.drift([first], [first]) == drift.Drift(0.0, float(first.abs().max()), 1.0, 0.0, 20)
+    shifted = drift.drift([first], [first + 3.0])
     assert shifted.mean_kl_nats < 1e-6  # a constant changes no probability
     other = first.clone()
     other[0] = -other[0]
-    found = verified_export.drift(first.split(5), other.split(5))
-    assert found == verified_export.drift([first], [other])
+    found = drift.drift(first.split(5), other.split(5))
+    assert found == drift.drift([first], [other])
     assert found.top1_agreement == 0.95
     expected = (
         torch.nn.functional.kl_div(other.log_softmax(-1), first.log_softmax(-1), log_target=True, reduction="sum") / 20
     )
     assert found.mean_kl_nats == pytest.approx(float(expected), rel=1e-4)
     other[3, 3] = torch.nan
-    broken = verified_export.drift([first, first], [other, first])
+    broken = drift.drift([first, first], [other, first])
     assert broken.max_logit_difference != broken.max_logit_difference
     assert broken.mean_kl_nats != broken.mean_kl_nats

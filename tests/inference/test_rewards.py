@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,16 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from luthier import config
 from luthier.cli import main
 from luthier.errors import UserError
+from luthier.inference.drift import ScoreDrift
 from luthier.inference.opened import open_model
 from luthier.inference.questions import held_out_samples
+from luthier.inference.verified_export import export
 from luthier.reporting.run.loss_curves import all_curves
 from luthier.reporting.run.next_lines import next_lines
 from luthier.runs.figures import read_figures
@@ -172,6 +176,32 @@ def test_it_is_exported(to: str, judge: Path, by_peft: tuple[Any, Any], tmp_path
         assert score_of((plain.eval(), tokenizer), *turns) == pytest.approx(wanted, abs=1e-5)
     else:
         assert "AutoModelForSequenceClassification" in (folder / "README.md").read_text()
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def test_a_merge_that_rounds_what_it_learned_away_is_refused(judge: Path, tmp_path: Path) -> None:
+    """By its scores: a softmax of one number is the same whatever the number is."""
+    faint = tmp_path / "faint"
+    shutil.copytree(judge / "adapter", faint)
+    file = faint / "adapter_model.safetensors"
+    weights = load_file(file)
+    save_file({name: one * 1e-3 if "lora_B" in name else one for name, one in weights.items()}, file)
+    half = {"dtype": "bfloat16"}
+    with pytest.raises(UserError, match="what was learned would be lost"):
+        export(str(faint), "merged", tmp_path / "lost", settings=half, say=lambda _: None)
+    save_file({name: one * 30 if "lora_B" in name else one for name, one in weights.items()}, file)
+    done = export(str(faint), "merged", tmp_path / "merged", settings=half, say=lambda _: None)
+    assert isinstance(done.drift, ScoreDrift)
+    assert isinstance(done.tuning, ScoreDrift)
+    assert 0 < done.drift.mean_score_difference < done.tuning.mean_score_difference / 2
+    assert "mean |dscore|" in done.as_text()
+    assert "top token" not in done.as_text()
+    kinds = {name: one.dtype for name, one in weights_of(tmp_path / "merged").items()}
+    assert kinds.pop("score.weight") == torch.float32, "the head is trained and held in float32"
+    assert set(kinds.values()) == {torch.bfloat16}
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ __all__ = ["Merged"]
 
 
 class Merged:
-    """W + lora_alpha / r * B A is computed in float32, then rounded to the dtype of the folder."""
+    """W + lora_alpha / r * B A is computed in float32, then rounded to the dtype of the folder; a head of scores stays in float32."""
 
     class Config(ComponentConfig):
         kind: Literal["merged"] = "merged"
@@ -63,6 +63,8 @@ class Merged:
         try:
             if not parts.as_stored:
                 raise NotByName("the values of its weights are in no file of a model")
+            if gives_scores(core):
+                raise NotByName("its head of scores is written in float32")
             if parts.adapter is not None and parts.model.active_peft_config.bias != "none":
                 raise NotByName("the adapter brings biases of the base's own")
             stored = Stored(core, parts.base, parts.base_name)
@@ -84,11 +86,14 @@ class Merged:
         model.tie_weights()  # embeddings and head that were trained whole are two equal weights now
         for parameter in model.parameters():
             parameter.requires_grad_(False)
+        head = model.score.weight.data.float() if gives_scores(model) else None
         narrowest = DTYPES[self.dtype(parts)]
         if self.config.dtype == "auto":
             hold_as_stored(model, parts.base, parts.base_name, narrowest)
         else:
             model.to(narrowest)
+        if head is not None:
+            model.score.weight.data = head
         model.save_pretrained(folder, max_shard_size=SHARD_BYTES)
         save_settings(model, folder, self._label(parts))  # transformers names the dtype of the first weight
 

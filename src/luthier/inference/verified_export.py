@@ -25,6 +25,7 @@ from luthier.errors import EnvironmentProblem, LuthierError, UserError, excerpt
 from luthier.export._parts import Parts
 from luthier.inference import served
 from luthier.inference.as_typed import refuse_used
+from luthier.inference.drift import Drift, ScoreDrift, drift, refuse_lost, score_drift
 from luthier.inference.opened import Base, Opened, base_dtype, open_model
 from luthier.inference.questions import held_out_rows
 from luthier.models.adapters import begins, origin_of, write_origin
@@ -51,32 +52,9 @@ MOST_TOKENS = 128
 """Of one text of the comparison."""
 MOST_RUN_PROMPTS = 4
 
-EXACT = 1e-3
-"""Largest difference of logits, relative to the largest logit, that float32 allows between two orders of summation."""
-LOST_SHARE = 0.5
-"""A merge whose rounding changes the model by this share of what tuning changed has lost the tuning."""
-NEGLIGIBLE_NATS = 1e-6
-
 BASES = get_args(Base)
 HELD_OUT_ROWS = 16
 """Of the run's held-out data, at most so many are compared on."""
-
-
-@dataclass(frozen=True)
-class Drift:
-    """How far one model's predictions are from another's, over all positions of the texts of the comparison."""
-
-    max_logit_difference: float
-    largest_logit: float
-    top1_agreement: float
-    """share of positions with the same most likely token"""
-    mean_kl_nats: float
-    """KL(original || written) of the next token, the mean over positions"""
-    positions: int
-
-    def as_text(self) -> str:
-        """What matters most of it."""
-        return f"same top token {100 * self.top1_agreement:.1f} %, mean KL {self.mean_kl_nats:.1e} nats"
 
 
 @dataclass(frozen=True)
@@ -87,15 +65,16 @@ class Exported:
     kind: str
     dtype: str
     size_bytes: int
-    drift: Drift
+    drift: Drift | ScoreDrift
     """the written folder against the run"""
-    tuning: Drift | None
-    """the base against the run: what the tuning changed, on the same texts; None without an adapter"""
+    tuning: Drift | ScoreDrift | None
+    """the base against the run: what the tuning changed, on the same texts, of scores with the head of the run in both; None
+    without an adapter"""
     prompts: served.Compared | None = None
     """whether another engine reads the prompts as they were trained; None where it was not asked"""
     system: str | None = None
     """the system text that all training conversations had; it is in the folder's luthier.json, and `chat` uses it"""
-    choice: Drift | None = None
+    choice: Drift | ScoreDrift | None = None
     """the base that was merged into against the quantized one of the training, each with the adapter; None where the base
     was not quantized"""
     next: str = ""
@@ -103,19 +82,12 @@ class Exported:
 
     def as_text(self) -> str:
         """For the terminal."""
-        drift, tuning = self.drift, self.tuning
-        lines = [
-            f"{self.folder}: {self.kind}, {self.dtype}, {self.size_bytes / 1e6:,.1f} MB",
-            f"drift over {drift.positions} positions: max |dlogit| {drift.max_logit_difference:.2e} "
-            f"(largest logit {drift.largest_logit:.3g}), {drift.as_text()}",
-        ]
-        if tuning is not None:
-            lines.append(f"for comparison, tuning itself changed: {tuning.as_text()}")
+        size = f"{self.size_bytes / 1e6:,.1f} MB"
+        lines = [f"{self.folder}: {self.kind}, {self.dtype}, {size}", self.drift.whole_text()]
+        if self.tuning is not None:
+            lines.append(f"for comparison, tuning itself changed: {self.tuning.as_text()}")
         if self.choice is not None:
-            lines.append(
-                f"this base against the quantized one of the training: max |dlogit| "
-                f"{self.choice.max_logit_difference:.2e}, {self.choice.as_text()}"
-            )
+            lines.append(f"this base against the quantized one of the training: {self.choice.whole_text()}")
         if self.prompts is not None:
             lines.append(self.prompts.as_text())
         if self.system:
@@ -176,7 +148,7 @@ def export(
     _refuse_full_disk(folder, exporter.size_bytes(parts))
     opened.model = None  # the parts alone hold it now, and let go of it
     original = _logits(parts.model, inputs)
-    choice = drift(held, original) if held is not None else None
+    choice = _drift(parts, held, original) if held is not None else None
     tuning = _effect_of_tuning(parts, original, inputs)
     renderer = None if unproven or exporter.needs_adapter or scored else opened.renderer
     written, prompts = _write_and_compare(exporter, parts, folder, original, inputs, tuning, renderer, say)
@@ -195,11 +167,18 @@ def _open(target: str, base: Base, trust_remote_code: bool) -> Opened:
     return open_model(target, dtype="float32", device=where, base=base, trust_remote_code=trust_remote_code, takes="either")
 
 
-def _effect_of_tuning(parts: Parts, original: Sequence[torch.Tensor], inputs: list[list[int]]) -> Drift | None:
+def _effect_of_tuning(parts: Parts, original: Sequence[torch.Tensor], inputs: list[list[int]]) -> Drift | ScoreDrift | None:
+    """Of a model of scores with the head that was trained: another one gives other scores, whatever else was learned."""
     if parts.adapter is None:
         return None
     with parts.model.disable_adapter():
-        return drift(original, _logits(parts.model, inputs))
+        if parts.scored:
+            parts.model.get_base_model().score.enable_adapters(True)
+        return _drift(parts, original, _logits(parts.model, inputs))
+
+
+def _drift(parts: Parts, original: Sequence[torch.Tensor], written: Sequence[torch.Tensor]) -> Drift | ScoreDrift:
+    return score_drift(original, written) if parts.scored else drift(original, written)
 
 
 def _write_and_compare(
@@ -208,10 +187,10 @@ def _write_and_compare(
     folder: Path,
     original: Sequence[torch.Tensor],
     inputs: list[list[int]],
-    tuning: Drift | None,
+    tuning: Drift | ScoreDrift | None,
     renderer: ChatRenderer | None,
     say: Callable[[str], None],
-) -> tuple[Drift, served.Compared | None]:
+) -> tuple[Drift | ScoreDrift, served.Compared | None]:
     """Writes aside, reads back, compares, and only then gives the folder its name.
 
     Args:
@@ -225,8 +204,8 @@ def _write_and_compare(
             parts.model = None
             give_back_memory()
             say("reading it back")
-            written = drift(original, _logits(exporter.reload(parts, temporary), inputs))
-        _refuse_lost(written, tuning, exporter.dtype(parts))
+            written = _drift(parts, original, _logits(exporter.reload(parts, temporary), inputs))
+        refuse_lost(written, tuning, exporter.dtype(parts))
         prompts = None
         if renderer is not None:
             say("comparing prompts with another engine")
@@ -355,39 +334,3 @@ def _logits(model: Any, inputs: list[list[int]]) -> list[torch.Tensor]:
             logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits
             found.append(logits.reshape(-1, logits.shape[-1]).float())
     return found
-
-
-def drift(original: Sequence[torch.Tensor], written: Sequence[torch.Tensor]) -> Drift:
-    """Of logits [T, V] of the same texts."""
-    found = []
-    for before, after in zip(original, written, strict=True):
-        first, second = before.log_softmax(-1), after.log_softmax(-1)
-        kl = (first.exp() * (first - second)).sum(-1).double().sum()
-        same = (before.argmax(-1) == after.argmax(-1)).double().sum()
-        found.append(torch.stack([(before - after).abs().max(), before.abs().max(), same, kl]))
-    (difference, largest), (same, kl) = torch.stack(found)[:, :2].amax(0), torch.stack(found)[:, 2:].sum(0)
-    positions = sum(map(len, original))
-    mean = float(kl) / positions
-    return Drift(
-        max_logit_difference=float(difference),
-        largest_logit=float(largest),
-        top1_agreement=float(same) / positions,
-        mean_kl_nats=0.0 if mean < 0 else mean,  # what is no number stays none
-        positions=positions,
-    )
-
-
-def _refuse_lost(written: Drift, tuning: Drift | None, dtype: str) -> None:
-    if dtype == "float32" and not written.max_logit_difference <= EXACT * max(written.largest_logit, 1.0):
-        raise RuntimeError(
-            f"the written model is not the one it came from: logits differ by {written.max_logit_difference:.2e}"
-        )
-    effect = tuning.mean_kl_nats if tuning is not None else float("inf")
-    if not written.mean_kl_nats <= max(NEGLIGIBLE_NATS, LOST_SHARE * effect):
-        raise UserError(
-            "export",
-            f"rounding to {dtype} changes the model by {written.mean_kl_nats:.1e} nats a token, tuning by {effect:.1e}: "
-            "what was learned would be lost",
-            "a dtype that holds it",
-            "--dtype float32, or --to adapter",
-        )
