@@ -106,7 +106,11 @@ def with_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
 
 FAULTS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], list[str], list[str]]] = {
     "a template that differs": (of_other_rows, ["data.chat_template=chatml"], ["data.system=Say no."]),
-    "dropout in the reference": (with_dropout, [], ["tuning.init_lora_weights=pissa"]),
+    "dropout in the reference": (
+        with_dropout,
+        ["learning_rate=3e-2"],
+        ["tuning={{kind: lora, adapter_path: {before}, lora_dropout: 0.5}}"],
+    ),
 }
 """What is broken, and the overrides of a run before it and of the run that must stop."""
 
@@ -116,8 +120,7 @@ def test_a_planted_fault_is_found(fault: str, tmp_path: Path, monkeypatch: pytes
     plant, before, then = FAULTS[fault]
     plant(monkeypatch)
     config_file = write_config(tmp_path, "dpo")
-    if before:
-        trained(config_file, tmp_path / "before", "max_steps=1")
+    trained(config_file, tmp_path / "before", *before, "max_steps=3")
     with pytest.raises(UserError, match=r"before anything was learned, and must be .*; nothing was updated"):
-        trained(config_file, tmp_path / "run", *then)
+        trained(config_file, tmp_path / "run", *(one.format(before=tmp_path / "before") for one in then))
     assert not (tmp_path / "run" / "checkpoints").exists()
