@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -22,9 +24,11 @@ from luthier.training.before_step import survey
 from luthier.training.job import Job
 from luthier.training.learning_check import LearningCheck
 from luthier.training.loop import train_step
+from luthier.training.objective_figures import check_first_step
 from luthier.training.step import optimizer_step, plan_step
-from luthier.types import NO_TARGET
+from luthier.types import NO_TARGET, Pieces, Text
 from tests.helpers.jobs import make_config, make_job, make_policy, make_samples
+from tests.helpers.pairs import pair_job
 from tests.helpers.tiny_models import tiny_llama
 
 LENGTHS = (3, 70, 17, 40, 5, 61, 33, 8)
@@ -192,3 +196,92 @@ def test_the_command_line_takes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert main(["data", *asked]) == 0
     assert main(["train", *asked, "max_steps=2"]) == 0
     assert {"loss_sft", "loss_z_loss"} <= read_lines(Path("run") / METRICS)[-1].keys()
+
+
+def sum_of(*terms: dict[str, Any]) -> Weighted:
+    return Weighted(Weighted.Config.model_validate({"kind": "weighted", "terms": terms}))
+
+
+@pytest.mark.parametrize("kinds", [("kto", "dpo"), ("dpo", "kto")])
+def test_terms_that_make_other_samples_of_a_row_are_refused(kinds: tuple[str, str]) -> None:
+    """Of KTO each answer is a group of its own: DPO would pair answers of different rows."""
+    with pytest.raises(UserError) as caught:
+        sum_of(*({"kind": kind} for kind in kinds))
+    assert f"{kinds[0]} beside {kinds[1]}: they do not make the same samples" in str(caught.value)
+    pasted = config.load(None, ["model=m", "data=d", caught.value.fix]).objective
+    assert isinstance(pasted, Weighted.Config)
+    assert Weighted(pasted).terms.keys() == {kinds[0]}
+
+
+def test_blocks_of_two_kinds_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SFT, "pieces", Pieces(8, joined=False))
+    with pytest.raises(UserError, match="same samples"):
+        sum_of({"kind": "pretrain", "block_size": 16}, {"kind": "sft"})
+
+
+@pytest.mark.parametrize("other", ["z_loss", "router_balance", "sft"])
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_sum_with_pretrain_learns_from_its_blocks(other: str, turned: bool) -> None:
+    terms = [{"kind": "pretrain", "block_size": 16, "document_separator": "none"}, {"kind": other, "weight": 0.1}]
+    objective = sum_of(*(reversed(terms) if turned else terms))
+    assert objective.pieces == Pieces(16, joined=True)
+    assert objective.takes == (Text,)
+    (row,) = make_samples((9,))
+    (made,) = objective.encode(Text("", "t.txt:1"), 0, cast("Any", SimpleNamespace(encode_text=lambda *_: row)))
+    assert len(made.input_ids) == 8, "encoded by pretrain"
+
+
+def test_a_figure_of_several_terms_is_that_of_the_first(tmp_path: Path) -> None:
+    pairs = {"kind": "dpo", "reference": "none"}
+    alone, _ = step_of_pairs(tmp_path / "a", pairs)
+    both, _ = step_of_pairs(tmp_path / "b", {"kind": "weighted", "terms": (pairs, {"kind": "cpo"})})
+    shared = {name for name in alone if name not in ("loss", "grad_norm")}
+    assert {"accuracy", "margin", "tokens_chosen", "nll"} <= shared
+    assert {name: both[name] for name in shared} == pytest.approx({name: alone[name] for name in shared}, rel=1e-6)
+
+
+def test_parts_of_a_figure_within_a_term_are_added_up(tmp_path: Path) -> None:
+    """As KTO's margin, whose parts are of good and of bad answers, under weights that its loss has no sum of."""
+    kto = {"kind": "kto", "loss": "apo_zero_unpaired"}
+    alone, _ = step_of_pairs(tmp_path / "a", kto)
+    inside, _ = step_of_pairs(tmp_path / "b", {"kind": "weighted", "terms": (kto,)})
+    assert alone["margin"] != 0
+    assert {name: inside[name] for name in alone} == pytest.approx(alone, rel=1e-6)
+
+
+def step_of_pairs(folder: Path, objective: dict[str, Any]) -> tuple[dict[str, float], Job]:
+    job = pair_job(folder, objective)
+    return optimizer_step(job, plan_step(job, 0)).figures, job
+
+
+def test_a_sum_over_pairs_is_one_of_pairs() -> None:
+    objective = sum_of({"kind": "dpo"}, {"kind": "simpo"})
+    assert objective.roles == ("chosen", "rejected")
+    assert objective.keeps_reference
+    assert not sum_of({"kind": "dpo", "reference": "live"}, {"kind": "simpo"}).keeps_reference
+    assert objective.first_step() == pytest.approx({"loss_dpo": math.log(2), "margin": 0.0})
+    assert sum_of({"kind": "simpo"}, {"kind": "dpo"}).first_step() == pytest.approx({"loss_dpo": math.log(2)}), (
+        "the margin is simpo's"
+    )
+
+
+def test_the_first_step_of_a_sum_is_known(tmp_path: Path) -> None:
+    terms = ({"kind": "dpo", "weight": 0.5}, {"kind": "simpo"})
+    job = pair_job(tmp_path, {"kind": "weighted", "terms": terms}, warm=False)
+    check_first_step(job, plan_step(job, 0))
+    job = pair_job(tmp_path, {"kind": "weighted", "terms": terms}, warm=False)
+    with torch.no_grad():
+        for parameter in job.policy.parameters():
+            if parameter.requires_grad:
+                parameter += 0.05
+    with pytest.raises(UserError, match=r"loss_dpo is .* must be 0\.693147"):
+        check_first_step(job, plan_step(job, 0))
+
+
+def test_pairs_of_a_sum_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny_llama(Path("model"))
+    rows = [{"prompt": f"Say {number}", "chosen": f"{number}!", "rejected": "no"} for number in range(4)]
+    Path("train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    objective = "objective={kind: weighted, terms: [{kind: dpo}, {kind: simpo}]}"
+    assert main(["data", "model=./model", "data=train.jsonl", "output_dir=run", objective]) == 0

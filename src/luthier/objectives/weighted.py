@@ -10,6 +10,7 @@ from pydantic import ConfigDict, Field, field_validator
 from luthier import component
 from luthier.component import ComponentConfig
 from luthier.config.bounds import Weight
+from luthier.config.combinations import weighted_sum
 from luthier.config.problems import Problem, checked, handed_on
 from luthier.errors import UserError
 from luthier.objectives import Objective
@@ -61,8 +62,9 @@ class Weighted(Objective):
         for term in config.terms:
             cls = component.load("objectives", term.kind)
             self.terms[term.kind] = cls(cls.Config.model_validate(_own_keys(term)))
+        self.encoder = self._encoder()
         self.takes = tuple(
-            kind for kind in self._first.takes if all(kind in term.takes for term in self.terms.values())
+            kind for kind in self.encoder.takes if all(kind in term.takes for term in self.terms.values())
         )
         if not self.takes:
             raise UserError(
@@ -71,6 +73,9 @@ class Weighted(Objective):
                 "terms that take the same examples",
                 "objective={kind: weighted, terms: [{kind: sft, weight: 1.0}, {kind: z_loss, weight: 1e-4}]}",
             )
+        self._refuse_other_samples()
+        self.roles, self.pieces = self.encoder.roles, self.encoder.pieces
+        self.keeps_reference = any(term.keeps_reference for term in self.terms.values())
         self.mismatched = any(term.mismatched for term in self.terms.values())
         wants = {want for term in self.terms.values() for want in term.wants}
         if "divergence" in wants and any("divergence" not in term.wants for term in self.terms.values()):
@@ -82,11 +87,31 @@ class Weighted(Objective):
         """how many totals of the step each term asks for"""
 
     @property
-    def _first(self) -> Any:
-        return next(iter(self.terms.values()))
+    def _speaking(self) -> dict[str, Any]:
+        """The terms that say something of the answers; the others take the samples as they come."""
+        return {kind: term for kind, term in self.terms.items() if term.only_as_term is None} or self.terms
+
+    def _encoder(self) -> Any:
+        """The term that makes the samples: the one that learns from blocks, where there is one."""
+        speaking = list(self._speaking.values())
+        return next((term for term in speaking if term.pieces is not None), speaking[0])
+
+    def _refuse_other_samples(self) -> None:
+        """Raises UserError: a term would read samples of another kind than its own, as answers of different rows as a pair."""
+        others = [kind for kind, term in self._speaking.items() if not _reads_samples_of(term, self.encoder)]
+        if not others:
+            return
+        own = next(kind for kind, term in self.terms.items() if term is self.encoder)
+        kept = tuple(term for term in self.config.terms if term.kind not in others)
+        raise UserError(
+            "objective.terms",
+            f"{own} beside {', '.join(others)}: they do not make the same samples of a row",
+            "terms that do, as one encoding serves all of them",
+            weighted_sum(self.config.model_copy(update={"terms": kept})),
+        )
 
     def encode(self, example: Example, index: int, renderer: Renderer) -> list[Sample]:
-        found: list[Sample] = self._first.encode(example, index, renderer)
+        found: list[Sample] = self.encoder.encode(example, index, renderer)
         return found
 
     def notes(self, plan: Plan) -> list[str]:
@@ -114,16 +139,31 @@ class Weighted(Objective):
     def loss(self, policy: Policy, batch: MicroBatch) -> LossOut:
         once = _Once(policy, self.wants)
         outs = {kind: term.loss(once, batch) for kind, term in self.terms.items()}
-        sums, metrics = dict[str, Any](), dict[str, dict[str, Any]]()
+        sums, metrics, reported = dict[str, Any](), dict[str, dict[str, Any]](), set[str]()
         for kind, out in outs.items():
             for name, part in out.sums.items():
                 sums[f"{kind} {name}"] = self.factors[kind] * part
-                metrics[f"{kind} {name}"] = {f"loss_{kind}": part.detach(), **out.metrics.get(name, {})}
+                metrics[f"{kind} {name}"] = {f"loss_{kind}": part.detach()}
+            for name, values in out.metrics.items():
+                new = {metric: value for metric, value in values.items() if metric not in reported}
+                metrics.setdefault(f"{kind} {name}", {}).update(new)
+            # What an earlier term has reported would be added up; within a term, parts of one figure are meant to be.
+            reported |= {metric for values in out.metrics.values() for metric in values}
         documents = [
             None if out.documents is None else self.factors[kind] * out.documents for kind, out in outs.items()
         ]
         known = [part for part in documents if part is not None]
         return LossOut(sums, metrics, documents=sum(known[1:], known[0]) if len(known) == len(documents) else None)
+
+    def first_step(self) -> dict[str, float]:
+        """The losses of all terms; other figures of the first only, as one of the same name may be reported by a term before."""
+        first = next(iter(self.terms))
+        return {
+            f"loss_{kind}" if name == "loss" else name: value
+            for kind, term in self.terms.items()
+            for name, value in term.first_step().items()
+            if name == "loss" or kind == first
+        }
 
     def parts(self) -> dict[str, WeightedTerm]:
         """Each term alone, with its factor, for its share of the gradient; none where the shares are not wanted."""
@@ -154,6 +194,12 @@ class _Once:
         if self.scores is None:
             self.scores = self.policy(batch, self.wants)
         return self.scores
+
+
+def _reads_samples_of(term: Any, encoder: Any) -> bool:
+    """Whether a term's samples are those that another makes: by the same function, or by one that refines the term's."""
+    functions = [getattr(cls, "encode", None) for cls in type(encoder).__mro__]
+    return type(term).encode in functions and term.roles == encoder.roles and term.pieces in (None, encoder.pieces)
 
 
 def _own_keys(term: Term) -> dict[str, Any]:
