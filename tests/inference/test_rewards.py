@@ -20,6 +20,7 @@ from luthier.errors import UserError
 from luthier.inference.drift import ScoreDrift
 from luthier.inference.opened import open_model
 from luthier.inference.questions import held_out_samples
+from luthier.inference.rewards import score_target
 from luthier.inference.verified_export import export
 from luthier.reporting.run.loss_curves import all_curves
 from luthier.reporting.run.next_lines import next_lines
@@ -107,6 +108,20 @@ def test_every_format_is_scored(judge: Path, by_peft: tuple[Any, Any], tmp_path:
         roles = ("user", "assistant", "user", "assistant")
         wanted = [score_of(by_peft, *zip(roles, (asked, *said), strict=False)) for said in answers]
         assert line["scores"] == pytest.approx(wanted, abs=1e-5), name
+
+
+@pytest.mark.parametrize("trained", [(True, False), (False, True)])
+def test_the_last_answer_is_scored_whatever_is_trained(
+    trained: tuple[bool, bool], judge: Path, by_peft: tuple[Any, Any], tmp_path: Path
+) -> None:
+    turns = (("user", "the violin"), ("assistant", "good"), ("user", "tunes"), ("assistant", "bad violin for"))
+    messages: list[dict[str, Any]] = [{"role": role, "content": text} for role, text in turns]
+    for message, train in zip(messages[1::2], trained, strict=True):
+        message["train"] = train
+    data = tmp_path / "rows.jsonl"
+    data.write_text(json.dumps({"messages": messages}) + "\n")
+    (row,) = score_target(str(judge), str(data)).rows
+    assert row.scores == pytest.approx([score_of(by_peft, *turns)], abs=1e-5)
 
 
 def test_scores_are_written_over_nothing(judge: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -261,6 +276,8 @@ def test_what_cannot_judge_is_said_before_anything_is_answered(
     assert "it is no reward model" in capsys.readouterr().err
     assert main(["compare", str(answering), *asked, "--judge", str(tmp_path / "none")]) == 2
     assert "none" in capsys.readouterr().err
+    assert main(["compare", *[str(answering)] * 2, "--judge", str(judge)]) == 2
+    assert "--prompt TEXT or --prompts FILE" in capsys.readouterr().err
     template = tmp_path / "other.jinja"
     template.write_text(CHATML.replace("<|im_start|>{{ message['role'] }}", "<|im_start|>x{{ message['role'] }}"))
     assert main(["compare", str(answering), *asked, "--judge", str(judge), "--chat-template", str(template)]) == 2

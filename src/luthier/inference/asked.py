@@ -44,5 +44,12 @@ class Asked:
                 "--prompt TEXT or --prompts FILE",
                 f'luthier compare {target} --prompt "Who are you?"',
             )
+        if self.judge is not None and not self.prompts and self.path is None:
+            raise UserError(
+                f"--judge {self.judge}",
+                "there is nothing to ask, so it would judge nothing",
+                "--prompt TEXT or --prompts FILE beside it",
+                '--prompt "Who are you?"',
+            )
         if self.path is not None:
             data_file(self.path)

@@ -38,11 +38,19 @@ class Answers(Reward):
     takes = (Conversation, Preference, Feedback, Text)
 
     def encode(self, example: Example, index: int, renderer: Renderer) -> list[Sample]:
-        if isinstance(example, Conversation | Text):
-            # Where the template writes history otherwise there is one of each answer.
-            return renderer.encode(example, index)[-1:]
+        if isinstance(example, Text):
+            return renderer.encode(example, index)
+        if isinstance(example, Conversation):
+            return renderer.encode(_of_last_answer(example), index)
         answered = [one for one in conversations_of(example) if isinstance(one, Conversation)]
         return [replace(renderer.encode_conversation(one, index), role=place) for place, one in enumerate(answered)]
+
+
+def _of_last_answer(conversation: Conversation) -> Conversation:
+    """Whatever the row trains: a document ends with the last answer that is trained."""
+    said = [place for place, message in enumerate(conversation.messages) if message.role == "assistant"]
+    messages = [replace(one, train=place in said[-1:]) for place, one in enumerate(conversation.messages)]
+    return replace(conversation, messages=tuple(messages))
 
 
 @dataclass(frozen=True)

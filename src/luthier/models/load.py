@@ -30,8 +30,9 @@ from luthier.models.patches.plain_linear import plain_linear
 from luthier.models.reading import install, load_config
 from luthier.models.score_head import (
     WEIGHT,
-    gives_scores,
+    head_weights,
     heads_of_words,
+    read_head,
     refuse_another_head,
     refuse_without_scores,
 )
@@ -118,6 +119,8 @@ def load_model(
     if scored:
         report = _with_scores(report, model, config, name, trust_remote_code)
     refuse_misfits(report, name)
+    if scored:
+        read_head(model, folder, name)
     _refuse_non_finite(model.named_parameters() if quantization is None else stored_weights(folder, name), name)
     refuse_misread(model, folder, name)
     if type(options.get("quantization_config")).__name__ == "BitsAndBytesConfig":
@@ -143,7 +146,7 @@ def _kind_of(config: Any, name: str, scored: bool) -> tuple[Any, Any]:
 
 def _hold_rest(model: PreTrainedModel, quantized_from: torch.dtype, dtype: torch.dtype) -> None:
     """What is not quantized, in `dtype`; a head of scores stays in float32."""
-    head = {id(weight) for weight in model.score.parameters()} if gives_scores(model) else set[int]()
+    head = head_weights(model)
     for weight in (*model.parameters(), *model.buffers()):
         if weight.dtype == quantized_from and id(weight) not in head:
             weight.data = weight.data.to(dtype)

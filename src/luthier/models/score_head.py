@@ -33,6 +33,12 @@ def gives_scores(model: Any) -> bool:
     return hasattr(core, SCORE) and core.get_output_embeddings() is None
 
 
+def head_weights(model: Any) -> set[int]:
+    """The ids of the parameters of this head, with its copies in an adapter; none of a model of words."""
+    core = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return {id(parameter) for parameter in core.score.parameters()} if gives_scores(model) else set()
+
+
 def stored_as_scores(folder: Path, name: str) -> bool:
     """Whether a model's folder says that it has this layout."""
     named = read_json(folder / "config.json", name).get("architectures")
@@ -76,6 +82,17 @@ def refuse_another_head(model: PreTrainedModel, name: str) -> None:
 
 
 @torch.no_grad()
+def read_head(model: Any, folder: Path, name: str) -> None:
+    """Takes the head from the files once more, where they have one: loaded with the other weights it was rounded to their type."""
+    from safetensors import safe_open
+
+    for tensor in tensors(folder, name):
+        if tensor.name == WEIGHT:
+            with safe_open(tensor.file, "pt") as opened:
+                model.score.weight.copy_(opened.get_tensor(WEIGHT))
+
+
+@torch.no_grad()
 def begin_head(model: Any, seed: int) -> None:
     """Draws a new head: normal numbers with the standard deviation 1 / sqrt(D + 1) (Stiennon et al., 2020, arXiv:2009.01325),
     a function of the seed alone.
@@ -98,13 +115,12 @@ def settle_padding(core: Any, tokenizer: Any, stop_ids: set[int]) -> None:
     """Gives model and tokenizer a padding token with which an answer never ends.
 
     transformers takes the last token that is no padding for the last one: where padding is the token at which answers end, it
-    would read the score one token too early.
+    would read the score one token too early. Where there is no other special token neither has one.
     """
     names = tokenizer.special_tokens_map
     wanted = [names.get(name) for name in ("pad_token", "unk_token", "bos_token")] + sorted(tokenizer.all_special_tokens)
     ids = tokenizer.get_vocab()
     padding = next((one for one in wanted if one in ids and ids[one] not in stop_ids), None)
-    if padding is not None:
-        tokenizer.pad_token = padding
+    tokenizer.pad_token = padding
     for config in (core.config, core.config.get_text_config()):
         config.pad_token_id = ids[padding] if padding is not None else None

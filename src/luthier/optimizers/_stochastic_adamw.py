@@ -29,6 +29,7 @@ def round_stochastically(values: torch.Tensor, *key: int | str, start: int = 0) 
 
 class StochasticAdamW(torch.optim.Optimizer):
     """AdamW (Loshchilov and Hutter, 2019, arXiv:1711.05101), computed in float32; parameters and both means are bfloat16.
+    What is given in float32 stays in it, with its means.
 
     8 bytes a parameter with its gradient, instead of 16. Every draw is a function of (seed, step, parameter, place).
     """
@@ -77,4 +78,6 @@ class StochasticAdamW(torch.optim.Optimizer):
         value = held.float().mul_(1 - group["lr"] * group["weight_decay"])
         value.addcdiv_(mean, width, value=-group["lr"] / (1 - beta1**step))
         for target, exact, what in ((held, value, "value"), (held_mean, mean, "mean"), (held_square, square, "square")):
-            target.copy_(round_stochastically(exact, self.seed, "rounding", step, number, what, start=start))
+            if target.dtype == torch.bfloat16:
+                exact = round_stochastically(exact, self.seed, "rounding", step, number, what, start=start)
+            target.copy_(exact)

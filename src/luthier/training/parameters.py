@@ -14,7 +14,7 @@ from luthier.config import TrainingConfig
 from luthier.errors import UserError
 from luthier.kernels.lora import starts_of
 from luthier.models.precision import dtype_name
-from luthier.models.score_head import SCORE
+from luthier.models.score_head import SCORE, head_weights
 from luthier.optimizers import Optimizer, TrainedParameters
 from luthier.policy.policy import Policy
 
@@ -68,7 +68,7 @@ def _refuse_lost_steps(kind: str, optimizer: Optimizer, policy: nn.Module) -> No
 
 
 def train_in_bfloat16(model: Any, dtype: torch.dtype, optim: ComponentConfig) -> None:
-    """Trained parameters, and what they are counted from, become bfloat16, as the optimizer wants them.
+    """Trained parameters, and what they are counted from, become bfloat16, as the optimizer wants them; a head of scores stays float32.
 
     Raises:
         UserError: another type is computed in.
@@ -80,8 +80,9 @@ def train_in_bfloat16(model: Any, dtype: torch.dtype, optim: ComponentConfig) ->
             "bfloat16",
             "model.dtype=bfloat16, or another training.optim",
         )
+    head = head_weights(model)
     for parameter in model.parameters():
-        if parameter.requires_grad:
+        if parameter.requires_grad and id(parameter) not in head:
             parameter.data = parameter.data.to(dtype)
     for start in starts_of(model).values():
         start.data = start.data.to(dtype)
