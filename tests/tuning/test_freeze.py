@@ -212,3 +212,12 @@ def test_what_is_held_is_counted(tmp_path: Path) -> None:
         assert (
             memory.held_bytes(total, count, 2, state_bytes=4, in_bfloat16=True) == 2 * (total - trained) + 8 * trained
         )
+
+
+def test_a_head_of_scores_can_be_named_and_is_counted() -> None:
+    model = twin("llama")
+    kind = component.load("tuning", "freeze")
+    tuning = kind(kind.Config(patterns=(r"score\.weight",)))
+    assert memory.trained_parameters(model.config, tuning, scored=True) == model.config.hidden_size
+    with pytest.raises(UserError, match="score"):
+        memory.trained_parameters(model.config, tuning)

@@ -117,10 +117,8 @@ def load_model(
             **options,
         )
     if scored:
-        report = _with_scores(report, model, config, name, trust_remote_code)
+        report = _with_scores(report, model, config, folder, name, trust_remote_code)
     refuse_misfits(report, name)
-    if scored:
-        read_head(model, folder, name)
     _refuse_non_finite(model.named_parameters() if quantization is None else stored_weights(folder, name), name)
     refuse_misread(model, folder, name)
     if type(options.get("quantization_config")).__name__ == "BitsAndBytesConfig":
@@ -153,7 +151,7 @@ def _hold_rest(model: PreTrainedModel, quantized_from: torch.dtype, dtype: torch
 
 
 def _with_scores(
-    report: dict[str, Any], model: PreTrainedModel, config: Any, name: str, trust_remote_code: bool
+    report: dict[str, Any], model: PreTrainedModel, config: Any, folder: Path, name: str, trust_remote_code: bool
 ) -> dict[str, Any]:
     """transformers' report of the loading of a model of scores, without what is to be so: a new head, and one of words left.
 
@@ -162,6 +160,7 @@ def _with_scores(
     """
     refuse_another_head(model, name)
     model.score.float()
+    read_head(model, folder, name)
     kept = {"missing_keys": {WEIGHT}, "unexpected_keys": heads_of_words(config, model, trust_remote_code)}
     return report | {kind: [key for key in report.get(kind) or () if key not in left] for kind, left in kept.items()}
 

@@ -87,7 +87,7 @@ def read_head(model: Any, folder: Path, name: str) -> None:
     from safetensors import safe_open
 
     for tensor in tensors(folder, name):
-        if tensor.name == WEIGHT:
+        if tensor.name == WEIGHT and tensor.shape == tuple(model.score.weight.shape):
             with safe_open(tensor.file, "pt") as opened:
                 model.score.weight.copy_(opened.get_tensor(WEIGHT))
 

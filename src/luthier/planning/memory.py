@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any, Literal
 
 import torch
@@ -34,16 +35,23 @@ def activation_bytes(model_config: Any, tokens: int) -> int:
     return 2 * tokens * int(text.num_hidden_layers) * per_layer
 
 
-def trained_parameters(model_config: Any, tuning: Tuning, trust_remote_code: bool = False) -> int:
+def trained_parameters(model_config: Any, tuning: Tuning, trust_remote_code: bool = False, scored: bool = False) -> int:
     """How many of the model's own weights a tuning without an adapter trains; found on a model without data.
+
+    Args:
+        scored: whether it has a head of scores in the place of that of words.
 
     Raises:
         UserError: as `tuning.apply`.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+    kind = AutoModelForSequenceClassification if scored else AutoModelForCausalLM
+    model_config = deepcopy(model_config)
+    if scored:
+        model_config.num_labels = 1
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(model_config, trust_remote_code=trust_remote_code)
+        model = kind.from_config(model_config, trust_remote_code=trust_remote_code)
     tuned = tuning.apply(model, Start(DropoutKeys(0))).model
     return sum(parameter.numel() for parameter in tuned.parameters() if parameter.requires_grad)
 

@@ -265,6 +265,10 @@ def _decide(
     return decided
 
 
+def _gives_scores(config: RunConfig) -> bool:
+    return "value" in component.load("objectives", config.objective.kind).wants
+
+
 def _held_bytes(
     config: RunConfig, source: ModelSource, model_config: Any, dtype: torch.dtype, trust_remote_code: bool
 ) -> int:
@@ -274,7 +278,8 @@ def _held_bytes(
     if config.model.quantization is not None:
         return stored.bytes
     tuning = component.make("tuning", config.tuning)
-    trained = 0 if tuning.makes_adapter else trained_parameters(model_config, tuning, trust_remote_code)
+    scored = _gives_scores(config)
+    trained = 0 if tuning.makes_adapter else trained_parameters(model_config, tuning, trust_remote_code, scored)
     optimizer = component.load("optimizers", config.training.optim.kind)
     return held_bytes(stored.parameters, trained, dtype.itemsize, optimizer.state_bytes, optimizer.in_bfloat16)
 
@@ -358,7 +363,7 @@ def _hold_base(
     """The model before anything is tuned, in `dtype` or in the bits that `model.quantization` asks for."""
     quantization = config.model.quantization
     held = component.make("quantization", quantization) if quantization is not None else None
-    scored = "value" in component.load("objectives", config.objective.kind).wants
+    scored = _gives_scores(config)
     model = load_model(
         source, dtype=dtype, device=device, quantization=held, trust_remote_code=trust_remote_code, scored=scored
     )
