@@ -17,6 +17,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from luthier import config
 from luthier.cli import main
 from luthier.errors import UserError
+from luthier.inference import comparison, side_by_side
 from luthier.inference.drift import ScoreDrift
 from luthier.inference.opened import open_model
 from luthier.inference.questions import held_out_samples
@@ -269,7 +270,11 @@ def test_answers_of_several_runs_are_judged(judge: Path, answering: Path, tmp_pa
 
 
 def test_what_cannot_judge_is_said_before_anything_is_answered(
-    judge: Path, answering: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    judge: Path,
+    answering: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked = ["--prompt", "the violin", "--max-new-tokens", "4"]
     assert main(["compare", str(answering), *asked, "--judge", str(answering)]) == 2
@@ -282,6 +287,11 @@ def test_what_cannot_judge_is_said_before_anything_is_answered(
     template.write_text(CHATML.replace("<|im_start|>{{ message['role'] }}", "<|im_start|>x{{ message['role'] }}"))
     assert main(["compare", str(answering), *asked, "--judge", str(judge), "--chat-template", str(template)]) == 2
     assert "it reads requests otherwise" in capsys.readouterr().err
+    monkeypatch.setattr(comparison, "compare", pytest.fail)
+    monkeypatch.setattr(side_by_side, "generate", pytest.fail)
+    for runs in ([str(answering)], [str(answering)] * 2):
+        assert main(["compare", *runs, *asked, "--judge", str(judge), "--chat-template", str(template)]) == 2
+        assert "it reads requests otherwise" in capsys.readouterr().err
 
 
 def test_its_page_and_its_next_lines_are_of_scores(judge: Path) -> None:

@@ -20,7 +20,7 @@ from rich.text import Text
 from luthier.inference.asked import Asked
 from luthier.inference.generation import Generation, generate
 from luthier.inference.intervals import FEWEST_PAIRS, Floats, bootstrap_mean, bootstrap_ratio, paired_bootstrap, wilson
-from luthier.inference.judge import SCORED_TOKENS, Reading, judged, reading_of, wins
+from luthier.inference.judge import SCORED_TOKENS, Reading, check_reading, judged, reading_of, wins
 from luthier.inference.opened import check_kind, open_model
 from luthier.inference.questions import Question, matches, questions_of
 from luthier.inference.scoring import RowScores, score_rows
@@ -191,6 +191,9 @@ def _judged_measures(base: Floats, tuned: Floats, seed: int) -> list[Measure]:
 def _compared(target: str, asked: Asked, progress: Watch) -> tuple[Comparison, Reading | None]:
     """The comparison without a judge, whose model is let go of; and how that reads a request, where a judge is to know it."""
     opened = open_model(target, chat_template=asked.chat_template, trust_remote_code=asked.trust_remote_code)
+    reading = reading_of(opened) if asked.judge is not None else None
+    if asked.judge is not None and reading is not None:
+        check_reading(asked.judge, reading, asked.trust_remote_code)
     policy = opened.policy(with_reference=True)
     return (
         compare(
@@ -205,7 +208,7 @@ def _compared(target: str, asked: Asked, progress: Watch) -> tuple[Comparison, R
             seed=asked.seed,
             watch=progress,
         ),
-        reading_of(opened) if asked.judge is not None else None,
+        reading,
     )
 
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from luthier.errors import UserError
 from luthier.inference.generation import Generation
 from luthier.inference.intervals import wilson
-from luthier.inference.opened import Opened, open_model
+from luthier.inference.opened import Opened, open_model, open_tokenizer
 from luthier.inference.scoring import score_answers
 from luthier.system.progress import Watch, unwatched
 from luthier.types import NO_TARGET, Conversation, Message, Sample
@@ -41,6 +41,22 @@ def reading_of(opened: Opened) -> Reading:
     return Reading(opened.target, opened.tokenizer.get_vocab(), tuple(opened.prompt_ids(REQUEST)))
 
 
+def check_reading(judge: str, other: Reading, trust_remote_code: bool = False) -> None:
+    """Before anything is answered. Raises UserError where a judge reads requests otherwise, or has no chat template."""
+    tokenizer, renderer = open_tokenizer(judge, trust_remote_code)
+    _refuse_other(judge, Reading(judge, tokenizer.get_vocab(), tuple(renderer.prompt_ids(REQUEST))), other)
+
+
+def _refuse_other(judge: str, own: Reading, other: Reading) -> None:
+    if (own.vocabulary, own.request) != (other.vocabulary, other.request):
+        raise UserError(
+            f"--judge {judge}",
+            f"it reads requests otherwise than {other.target}: its tokenizer or chat template is another",
+            "a reward run on a model of the same tokenizer and template",
+            f"train one on the model of {other.target}, or leave --judge out",
+        )
+
+
 def judged(
     judge: str,
     readings: Sequence[Reading],
@@ -62,13 +78,7 @@ def judged(
     opened = open_model(judge, trust_remote_code=trust_remote_code, takes="scores")
     own = reading_of(opened)
     for other in readings:
-        if (own.vocabulary, own.request) != (other.vocabulary, other.request):
-            raise UserError(
-                f"--judge {judge}",
-                f"it reads requests otherwise than {other.target}: its tokenizer or chat template is another",
-                "a reward run on a model of the same tokenizer and template",
-                f"train one on the model of {other.target}, or leave --judge out",
-            )
+        _refuse_other(judge, own, other)
     end = _end_of_answers(opened)
     policy, found = opened.policy(), list[Scores]()
     for some in answers:

@@ -196,7 +196,7 @@ def open_model(
     model = _loaded(source, result, chosen, where, held, base, trust_remote_code, scored)
     if found is not None:
         found.put_into(model, weights)
-    tokenizer = load_tokenizer(result if (result / TOKENIZER).is_file() else source.folder, trust_remote_code)
+    tokenizer = _tokenizer_of(source, trust_remote_code)
     if chat_template is not None:
         tokenizer.chat_template = _template_of(tokenizer, chat_template)
     template = Template.choose(tokenizer) if tokenizer.chat_template else None
@@ -225,6 +225,19 @@ def check_kind(target: str, takes: Takes, trust_remote_code: bool = False) -> No
     found = at_step(target)
     path = str(found.run) if found is not None else target
     _is_scored(resolve(path, trust_remote_code=trust_remote_code), target, takes)
+
+
+def open_tokenizer(target: str, trust_remote_code: bool = False) -> tuple[Any, ChatRenderer]:
+    """As `open_model` has them, without the model and so without its tokens that end an answer. Raises UserError."""
+    found = at_step(target)
+    source = resolve(str(found.run) if found is not None else target, trust_remote_code=trust_remote_code)
+    tokenizer = _tokenizer_of(source, trust_remote_code)
+    return tokenizer, ChatRenderer(tokenizer, Template.choose(tokenizer) if tokenizer.chat_template else None)
+
+
+def _tokenizer_of(source: ModelSource, trust_remote_code: bool) -> Any:
+    result = source.adapter or source.folder
+    return load_tokenizer(result if (result / TOKENIZER).is_file() else source.folder, trust_remote_code)
 
 
 def _is_scored(source: ModelSource, target: str, takes: Takes) -> bool:

@@ -227,6 +227,9 @@ def _told(target: str, asked: Asked, watch: Watch) -> _Told:
     """Opens a target, and lets go of it again."""
     opened = open_model(target, chat_template=asked.chat_template, trust_remote_code=asked.trust_remote_code)
     questions = questions_of(opened, asked, watch)
+    reading = reading_of(opened) if asked.judge is not None and questions else None
+    if asked.judge is not None and reading is not None:
+        judge.check_reading(asked.judge, reading, asked.trust_remote_code)
     scores = _scores(opened, questions if asked.path is not None else None, asked.limit, watch)
     answers = _answers(opened, questions, asked, watch)
     keys = _keys(questions)
@@ -236,7 +239,7 @@ def _told(target: str, asked: Asked, watch: Watch) -> _Told:
         [key for key, question in zip(keys, questions, strict=True) if question.sample is not None],
         scores,
         {key: question.prompt_ids for key, question in zip(keys, questions, strict=True)},
-        reading_of(opened) if asked.judge is not None and questions else None,
+        reading,
     )
 
 
