@@ -24,7 +24,7 @@ from tests.helpers.killing import Worker, kill_and_resume, rows_of, write_config
 from tests.helpers.pairs import made
 from tests.helpers.tiny_models import tiny_llama
 
-WIKI = Path("/work/shared/data/wiki_demo.txt")
+WIKI = Path(__file__).parents[3] / "shared" / "data" / "wiki_demo.txt"
 
 
 def texts(lengths: list[int]) -> Listed:
