@@ -23,9 +23,11 @@ from luthier.policy.policy import Policy
 from luthier.randomness import key
 from luthier.runs.checkpoint import Checkpoints
 from luthier.runs.recorder import Recorder
+from luthier.training.before_step import survey
 from luthier.training.job import Job, Record
 from luthier.training.parameters import make_optimizer
 from luthier.training.schedule import make_schedule
+from luthier.training.step import StepDone, optimizer_step, plan_step
 from luthier.tuning import Start
 from luthier.tuning._anatomy import trained_experts
 from luthier.types import NO_TARGET, Sample, shared_tokens
@@ -150,3 +152,14 @@ def make_job(
         waiting=trained_experts(policy),
         record=Record(recorder, {}, lambda step: None),
     )
+
+
+def step_of(job: MadeJob) -> tuple[torch.Tensor, StepDone]:
+    """The gradient of the first step, and what it reports."""
+    job.wrapped.train()
+    step = plan_step(job, 0)
+    survey(job, step)
+    done = optimizer_step(job, step)
+    return torch.cat(
+        [p.grad.flatten() for p in job.policy.parameters() if p.requires_grad and p.grad is not None]
+    ), done

@@ -18,20 +18,11 @@ from luthier.policy.policy import enable_activation_checkpointing
 from luthier.policy.teacher import Teacher
 from luthier.training.learning_check import LearningCheck
 from luthier.training.loop import evaluate, train_step
-from luthier.training.step import StepDone, optimizer_step, plan_step
+from luthier.training.step import optimizer_step, plan_step
 from luthier.types import NO_TARGET
-from tests.helpers.jobs import MadeJob, make_samples
+from tests.helpers.jobs import MadeJob, make_samples, step_of
 from tests.helpers.taught import LENGTHS, OBJECTIVES, distill, make_teacher, named, taught_job
 from tests.helpers.tiny_models import VOCAB
-
-CUTS = [(layout, limit) for layout in ("flat", "padded") for limit in (100_000, 90, 1)]
-
-
-def step_of(job: MadeJob) -> tuple[torch.Tensor, StepDone]:
-    """The gradient of the first step, and what it reports."""
-    job.wrapped.train()
-    done = optimizer_step(job, plan_step(job, 0))
-    return gradient_of(job), done
 
 
 def gradient_of(job: MadeJob) -> torch.Tensor:
@@ -129,28 +120,6 @@ def test_all_tokens_as_the_likeliest_are_the_whole(tmp_path: Path) -> None:
         for gradient, done in found[1:]:
             assert apart(gradient, found[0][0]) < 1e-5
             assert done.figures == pytest.approx(found[0][1].figures, rel=1e-5)
-
-
-def check_cut(keys: dict[str, Any], cut: tuple[str, int], folder: Path) -> None:
-    wanted, figures = step_of(taught_job(folder / "a", distill(**keys)))
-    got, found = step_of(taught_job(folder / "b", distill(**keys), *cut))
-    assert apart(got, wanted) < 2e-6
-    assert found.figures == pytest.approx(figures.figures, rel=2e-6, abs=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("keys", "cut"), [(one, CUTS[1 + number % 5]) for number, one in enumerate(OBJECTIVES)], ids=str
-)
-def test_how_a_step_is_cut_does_not_matter(keys: dict[str, Any], cut: tuple[str, int], tmp_path: Path) -> None:
-    """With dropout on. Each objective once here."""
-    check_cut(keys, cut, tmp_path)
-
-
-@pytest.mark.prove
-@pytest.mark.parametrize("cut", CUTS[1:], ids=str)
-@pytest.mark.parametrize("keys", OBJECTIVES, ids=named)
-def test_no_cut_matters(keys: dict[str, Any], cut: tuple[str, int], tmp_path: Path) -> None:
-    check_cut(keys, cut, tmp_path)
 
 
 @pytest.mark.parametrize("size", [1, 7, 100])

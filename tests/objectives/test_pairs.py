@@ -19,22 +19,13 @@ from luthier.policy.policy import enable_activation_checkpointing
 from luthier.training.learning_check import LearningCheck
 from luthier.training.loop import evaluate, train_step
 from luthier.training.objective_figures import check_first_step
-from luthier.training.step import StepDone, optimizer_step, plan_step
+from luthier.training.step import plan_step
 from luthier.types import Sample
-from tests.helpers.jobs import MadeJob, make_config, make_policy
+from tests.helpers.jobs import MadeJob, make_config, make_policy, step_of
 from tests.helpers.pairs import LENGTHS, OBJECTIVES, made, make_pairs, named, pair_job
 
-CUTS = [(layout, limit) for layout in ("flat", "padded", "shared") for limit in (100_000, 330, 1)]
 WEIGHTED = [one for one in OBJECTIVES if one.get("sft_weight") or one["kind"] in ("cpo", "orpo")]
 REFERRED = [one for one in OBJECTIVES if one["kind"] == "dpo" and one.get("reference") != "none"]
-
-
-def step_of(job: MadeJob) -> tuple[torch.Tensor, StepDone]:
-    """The gradient of the first step, and what it reports."""
-    job.wrapped.train()
-    done = optimizer_step(job, plan_step(job, 0))
-    gradient = [p.grad.flatten() for p in job.policy.parameters() if p.requires_grad and p.grad is not None]
-    return torch.cat(gradient), done
 
 
 def s(x: float) -> float:
@@ -99,7 +90,9 @@ def moved(job: MadeJob) -> None:
     with torch.no_grad():
         for parameter in job.policy.parameters():
             if parameter.requires_grad:
-                parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(parameter))))
+                parameter.add_(
+                    0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(parameter)))
+                )
 
 
 @pytest.mark.parametrize("keys", OBJECTIVES, ids=named)
@@ -120,28 +113,6 @@ def test_it_is_its_equation(keys: dict[str, Any], tmp_path: Path) -> None:
     assert done.figures["nll"] == pytest.approx(nll, rel=1e-6)
     assert done.figures["logps_chosen"] == pytest.approx(mean([sum(policy[i]) for i in pairs]), rel=1e-6)
     assert done.figures["tokens_rejected"] == pytest.approx(mean([rejected for *_, rejected in LENGTHS]))
-
-
-def check_cut(keys: dict[str, Any], cut: tuple[str, int], folder: Path) -> None:
-    wanted, figures = step_of(pair_job(folder / "a", keys))
-    got, found = step_of(pair_job(folder / "b", keys, *cut))
-    assert float((got - wanted).norm() / wanted.norm()) < 1e-6
-    assert found.figures == pytest.approx(figures.figures, rel=1e-6, abs=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("keys", "cut"), [(one, CUTS[1 + number % 8]) for number, one in enumerate(OBJECTIVES)], ids=str
-)
-def test_how_a_step_is_cut_does_not_matter(keys: dict[str, Any], cut: tuple[str, int], tmp_path: Path) -> None:
-    """With dropout on. Each objective once here."""
-    check_cut(keys, cut, tmp_path)
-
-
-@pytest.mark.prove
-@pytest.mark.parametrize("cut", CUTS[1:], ids=str)
-@pytest.mark.parametrize("keys", OBJECTIVES, ids=named)
-def test_no_cut_matters(keys: dict[str, Any], cut: tuple[str, int], tmp_path: Path) -> None:
-    check_cut(keys, cut, tmp_path)
 
 
 @pytest.mark.parametrize("family", ["mistral", "baichuan_alibi"])

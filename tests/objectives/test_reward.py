@@ -20,10 +20,9 @@ from luthier.training.learning_check import LearningCheck
 from luthier.training.loop import evaluate, train_step
 from luthier.tuning import Start
 from luthier.types import Sample
-from tests.helpers.jobs import MadeJob, make_config, make_policy
+from tests.helpers.jobs import MadeJob, make_config, make_policy, step_of
 from tests.helpers.pairs import LENGTHS, made, make_pairs, pair_job
 from tests.helpers.tiny_models import HIDDEN, scored_twin, twin_config
-from tests.objectives.test_pairs import CUTS, check_cut, step_of
 
 REWARDS = ({"kind": "reward"}, {"kind": "reward", "margin": 0.5, "center_rewards_coefficient": 0.3})
 FREEZE = "tuning={kind: freeze, last_layers: 1}"
@@ -60,19 +59,6 @@ def test_it_is_its_equation(keys: dict[str, Any], layout: str, tmp_path: Path) -
     assert done.figures["margin"] == pytest.approx((better - worse).mean(), abs=1e-6)
     assert done.figures["accuracy"] == pytest.approx((better > worse).mean())
     assert done.figures["tokens_rejected"] == pytest.approx(np.mean([rejected for *_, rejected in LENGTHS]))
-
-
-@pytest.mark.parametrize(("keys", "cut"), [(REWARDS[0], CUTS[5]), (REWARDS[1], CUTS[1]), (REWARDS[0], CUTS[7])], ids=str)
-def test_how_a_step_is_cut_does_not_matter(keys: dict[str, Any], cut: tuple[str, int], tmp_path: Path) -> None:
-    """With dropout on."""
-    check_cut(keys, cut, tmp_path)
-
-
-@pytest.mark.prove
-@pytest.mark.parametrize("cut", CUTS[1:], ids=str)
-@pytest.mark.parametrize("keys", REWARDS, ids=["plain", "centred"])
-def test_no_cut_matters(keys: dict[str, Any], cut: tuple[str, int], tmp_path: Path) -> None:
-    check_cut(keys, cut, tmp_path)
 
 
 @pytest.mark.parametrize("layout", ["flat", "padded"])

@@ -4,7 +4,6 @@ model to be told of a name that is written wrongly.
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from luthier.data.recognise import files_of, row_parser_of, sources_of
 from luthier.errors import BadRow, UserError
 from luthier.models.sources.resolve import at_hand, named, refuse_missing
 from luthier.objectives import TEACHER
+from luthier.system.strict_json import map_in
 from luthier.types import Conversation, Row
 
 TOKENIZER_FILES = (
@@ -50,22 +50,14 @@ def check(config: RunConfig) -> None:
 
 def model_type_of(folder: Path) -> str:
     """What config.json says that a model is; "" where it does not."""
-    return str(_json(folder / "config.json").get("model_type", ""))
-
-
-def _json(file: Path) -> dict[str, object]:
-    try:
-        tree = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # whoever loads the model says it better
-        return {}
-    return tree if isinstance(tree, dict) else {}
+    return str(map_in(folder / "config.json").get("model_type", ""))
 
 
 def _has_no_template(folder: Path) -> bool:
     """Whether a model's files hold a tokenizer and no chat template."""
     if not (folder / TOKENIZER_FILES[0]).is_file() or any((folder / name).exists() for name in TEMPLATE_FILES):
         return False
-    return not _json(folder / TOKENIZER_FILES[0]).get("chat_template")
+    return not map_in(folder / TOKENIZER_FILES[0]).get("chat_template")
 
 
 def _refuse_conversations(found: list[tuple[str, Source]], folder: Path) -> None:

@@ -23,7 +23,6 @@ from luthier.inference.as_typed import TEMPLATE, named_by
 from luthier.kernels.dropout import DropoutKeys
 from luthier.models.adapters import CONFIG as ADAPTER_CONFIG
 from luthier.models.adapters import (
-    OF_SCORES,
     begins,
     load_adapter,
     quantized_from,
@@ -40,7 +39,7 @@ from luthier.models.precision import DTYPES, choose_dtype
 from luthier.models.reading import context_length, load_tokenizer
 from luthier.models.score_head import gives_scores, settle_padding, stored_as_scores
 from luthier.models.settings import read_json
-from luthier.models.source import ModelSource
+from luthier.models.source import OF_SCORES, ModelSource
 from luthier.models.sources.resolve import resolve
 from luthier.policy.policy import Policy
 from luthier.runs import beginning

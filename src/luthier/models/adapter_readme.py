@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from luthier.models.source import OF_SCORES
+
 README = "README.md"
 MADE_BASE = "BASE"
 
@@ -21,8 +23,10 @@ def write_readme(folder: Path, plain: tuple[str, str | None], origin: Mapping[st
     """
     name, revision = plain
     made = name.startswith(("pypi:", "ms:")) or Path(name).suffix == ".gguf"
-    scored = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("task_type") == "SEQ_CLS"
-    does = "`luthier score` with this folder scores answers." if scored else "`luthier chat` with this folder talks to it."
+    scored = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("task_type") == OF_SCORES
+    does = (
+        "`luthier score` with this folder scores answers." if scored else "`luthier chat` with this folder talks to it."
+    )
     parts = [f"# An adapter of {name}", does, "## With transformers and peft"]
     if made:
         line = f"luthier export {shlex.quote(name)} --to merged --output {MADE_BASE}"

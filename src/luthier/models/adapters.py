@@ -29,8 +29,6 @@ from luthier.system.files import sha256
 STARTS_AT_ZERO = (True, "gaussian", "eva", "orthogonal")
 """PEFT's ways to begin that leave the base as it is; others (PiSSA, OLoRA, ...) change its weights."""
 
-OF_SCORES = "SEQ_CLS"
-"""peft's word for an adapter of a model that gives scores."""
 WEIGHTS, CONFIG, OURS = "adapter_model.safetensors", "adapter_config.json", "luthier.json"
 
 UNFIT = (

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+OF_SCORES = "SEQ_CLS"
+"""peft's word, `task_type` in its configuration, for an adapter of a model that gives scores."""
+
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:

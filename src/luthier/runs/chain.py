@@ -6,7 +6,6 @@ were put to it. Where the adapter is merged first, the tokenizer of the merged m
 
 from __future__ import annotations
 
-import json
 import shlex
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,10 @@ from luthier import config as configuration
 from luthier.config import RunConfig
 from luthier.data.chat.library import is_name
 from luthier.errors import UserError
+from luthier.models.source import OF_SCORES
 from luthier.models.sources.resolve import base_of, is_adapter, is_run, result_of
 from luthier.runs.run_folder import CHECKPOINTS, CONFIG
+from luthier.system.strict_json import map_in
 
 WORDS = ("chat_template", "on_system", "enable_thinking")
 """Keys of `data` that decide together what a template does."""
@@ -63,7 +64,7 @@ def _system_of(result: Path, before: RunConfig | None) -> str | None:
     """The text that the conversations had which had none, else the one that all had by themselves."""
     if before is not None and before.data.system is not None:
         return before.data.system
-    found = _json(result / ORIGIN).get("system")
+    found = map_in(result / ORIGIN).get("system")
     return found if isinstance(found, str) else None
 
 
@@ -114,15 +115,7 @@ def _is_of_scores(config: RunConfig) -> bool:
 
 
 def _gives_scores(adapter: Path) -> bool:
-    return bool(_json(adapter / "adapter_config.json").get("task_type") == "SEQ_CLS")
-
-
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        tree = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # whoever loads the model says it better
-        return {}
-    return tree if isinstance(tree, dict) else {}
+    return bool(map_in(adapter / "adapter_config.json").get("task_type") == OF_SCORES)
 
 
 def _with(config: RunConfig, **sections: dict[str, Any]) -> RunConfig:

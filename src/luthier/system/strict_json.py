@@ -11,6 +11,7 @@ import json
 from collections import Counter
 from dataclasses import dataclass, field
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 from luthier.errors import excerpt
@@ -85,6 +86,15 @@ def parse(text: str) -> Any:
     if parser.faults:
         raise ValueError(parser.faults[0][0])
     return value
+
+
+def map_in(file: Path) -> dict[str, Any]:
+    """What a file holds, for who asks before it is read for good; nothing where it is no map: whoever reads it then says it better."""
+    try:
+        tree = parse(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return tree if isinstance(tree, dict) else {}
 
 
 def reason(error: ValueError) -> str:
