@@ -131,8 +131,11 @@ def _by_method(name: str) -> str:
     kinds: dict[str, list[str]] = {}
     for family in ("tuning", "objectives"):
         for kind in component.listing(family):
-            if (value := component.load(family, kind).defaults.get(name)) is not None:
+            cls = component.load(family, kind)
+            if (value := cls.defaults.get(name)) is not None:
                 kinds.setdefault(as_yaml(value), []).append(kind)
+            if (own := getattr(cls, "defaults_of_own_weights", {}).get(name)) is not None:
+                kinds.setdefault(as_yaml(own), []).append(f"{kind} without an adapter")
     return ", ".join(kinds) if len(kinds) < 2 else ", ".join(f"{v} ({', '.join(held)})" for v, held in kinds.items())
 
 
