@@ -24,7 +24,7 @@ HELD_OUT = ("data.eval=0.2",)
 DIVERGES = (
     "data.eval=strange.jsonl",
     "tuning=full",
-    "learning_rate=0.02",
+    "learning_rate=0.1",
     "warmup_steps=0",
     "lr_scheduler_type=constant",
     "eval_steps=1",
