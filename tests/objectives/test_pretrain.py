@@ -13,8 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from luthier import config
+from luthier.data.dataset import workers
 from luthier.data.dataset.blocks import Blocks, size_of_block
 from luthier.data.dataset.prepare import Prepared, prepare
+from luthier.data.dataset.streamed import KEPT_CHUNKS
+from luthier.data.steps.order import Steps
 from luthier.errors import UserError
 from luthier.models.reading import load_tokenizer
 from luthier.training import run
@@ -159,6 +162,40 @@ def test_streamed_rows_give_the_same_blocks(documents: str, folder: Path) -> Non
     assert [one.input_ids.tolist() for one in kept.learned["train"]] == [
         one.input_ids.tolist() for one in streamed.learned["train"]
     ]
+
+
+@pytest.mark.parametrize(("count", "words", "size"), [(3000, 3, 60), (200, 100, 10)])
+def test_streamed_rows_are_not_encoded_for_each_block_again(
+    count: int, words: int, size: int, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blocks of many short rows, and rows of many blocks."""
+    monkeypatch.setattr(workers, "CHUNK_ROWS", 16)
+    monkeypatch.setattr(workers, "CHUNK_CHARACTERS", 600)
+    rows = [{"text": f"{number} " + "word " * words} for number in range(count)]
+    (folder / "many.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    encoded, encode = list[int](), workers.Encoding.chunk
+
+    def counted(self: workers.Encoding, *given: Any) -> workers.Chunk:
+        encoded.append(1)
+        return encode(self, *given)
+
+    monkeypatch.setattr(workers.Encoding, "chunk", counted)
+    objective = "{kind: pretrain, block_size: " + str(size) + "}"
+    found = prepared(folder, objective, f"data.train={folder / 'many.jsonl'}", "data.streaming=true", "num_workers=0")
+    chunks, blocks = len(encoded), found.learned["train"]
+    assert chunks > KEPT_CHUNKS
+    steps = Steps(len(blocks), 64, 0, 1.0, neighbours=blocks.neighbours)
+    seen = sum(len(blocks[index]) for step in range(steps.total) for index in steps.indices(step))
+    assert seen == int(blocks.lengths.sum())
+    assert len(encoded) - chunks <= 3 * chunks
+
+
+def test_a_source_of_a_mixture_has_a_block(folder: Path) -> None:
+    (folder / "short.jsonl").write_text('{"text": "a"}\n', encoding="utf-8")
+    files = f"data.train=[{folder / 'a.jsonl'}, {folder / 'short.jsonl'}]"
+    with pytest.raises(UserError, match="short") as caught:
+        prepared(folder, "{kind: pretrain, document_separator: none}", files, "data.mixing=all_exhausted")
+    assert "one token" in str(caught.value)
 
 
 def test_no_block_of_a_mixture_has_texts_of_two_sources(folder: Path) -> None:

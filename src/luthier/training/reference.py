@@ -31,7 +31,7 @@ def keep_reference(job: Job, base: Mapping[str, Any], say: Callable[[str], None]
     Raises:
         EnvironmentProblem: the cache cannot be written.
     """
-    if not job.objective.keeps_reference or job.samples.streamed:
+    if not job.objective.keeps_reference or job.samples.neighbours is not None:
         return
     for purpose, samples in sets_of(job).items():
 

@@ -251,7 +251,7 @@ def keep_teacher(job: Job, known: KnownTeacher, say: Callable[[str], None]) -> N
     """
     teacher, count = job.policy.teacher, known.how.top_k
     assert isinstance(teacher, Teacher)
-    if count is None or job.samples.streamed:
+    if count is None or job.samples.neighbours is not None:
         return
     count = min(count, teacher.words)
     for purpose, samples in sets_of(job).items():

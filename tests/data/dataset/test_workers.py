@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from luthier import component, config
 from luthier.data.dataset import cache, prepare, workers
 from luthier.data.dataset.prepare import Prepared
-from luthier.data.steps.order import BLOCK, WINDOW, Mixture, Steps
+from luthier.data.steps.order import BLOCKS_OF_A_WINDOW, Mixture, Steps
 from luthier.errors import EnvironmentProblem, UserError
 from luthier.types import Row
 from tests.helpers import tokenizers
@@ -79,7 +79,7 @@ def test_one_process_or_several_kept_or_streamed(monkeypatch: pytest.MonkeyPatch
     assert one.ledger.rows_dropped == len(one.rejected) == len(range(5, ROWS, 97))
     wanted = content(one)
     streamed = run("streaming=true", "num_workers=0", "data.eval=0.2")
-    assert streamed.train.streamed
+    assert streamed.train.neighbours is not None
     assert not streamed.from_cache
     assert content(streamed) == wanted
     assert [streamed.train.row(index) for index in (0, 200, len(one.train) - 1)] == [
@@ -205,31 +205,32 @@ def test_unused_data_are_removed_in_time() -> None:
 # ---- the order of the data
 
 
-@given(st.integers(1, 3 * WINDOW), st.integers(1, 5000), st.integers(0, 9), st.integers(0, 3))
+@given(st.integers(1, 20_000), st.sampled_from([1, 7, 512]), st.integers(1, 5000), st.integers(0, 9), st.integers(0, 3))
 @examples(40)
-def test_streamed_order_covers_all_once_and_stays_near(examples: int, batch: int, seed: int, epoch: int) -> None:
-    steps = Steps(examples, batch, seed, 9.0, streamed=True)
+def test_streamed_order_covers_all_once_and_stays_near(
+    examples: int, neighbours: int, batch: int, seed: int, epoch: int
+) -> None:
+    steps, window = Steps(examples, batch, seed, 9.0, neighbours=neighbours), BLOCKS_OF_A_WINDOW * neighbours
     order = [i for inside in range(steps.per_epoch) for i in steps.indices(epoch * steps.per_epoch + inside)]
     assert sorted(order) == list(range(examples))
-    for start in range(0, examples, WINDOW):
-        blocks = {i // BLOCK for i in order[start : start + WINDOW]}
-        assert (
-            len(blocks) <= WINDOW // BLOCK + 1
-        )  # the last block of a file is short, so windows need not fall on blocks
+    for start in range(0, examples, window):
+        blocks = {i // neighbours for i in order[start : start + window]}
+        # the last block of a file is short, so windows need not fall on blocks
+        assert len(blocks) <= BLOCKS_OF_A_WINDOW + 1
 
 
 @pytest.mark.prove
 @given(
     st.lists(st.tuples(st.integers(1, 400), st.floats(0.1, 10)), min_size=1, max_size=4),
     st.sampled_from(["first_exhausted", "all_exhausted"]),
-    st.booleans(),
+    st.sampled_from([None, 5, 512]),
     st.integers(0, 5),
 )
 @examples(150)
-def test_mixtures(sources: list[tuple[int, float]], until: Any, streamed: bool, seed: int) -> None:
+def test_mixtures(sources: list[tuple[int, float]], until: Any, neighbours: int | None, seed: int) -> None:
     sizes, weights = zip(*sources, strict=True)
     mixture = Mixture(sizes, weights, until)
-    steps = Steps(sum(sizes), 16, seed, 4.0, mixture=mixture, streamed=streamed)
+    steps = Steps(sum(sizes), 16, seed, 4.0, mixture=mixture, neighbours=neighbours)
     starts = np.concatenate([[0], np.cumsum(sizes)])
     seen: Counter[int] = Counter()
     for epoch in range(4):

@@ -98,15 +98,15 @@ def documents_of(batch: MicroBatch) -> list[int]:
     st.integers(1, MOST_PROCESSES),
     st.integers(1, 90),
     st.sampled_from(["flat", "shared", "padded"]),
-    st.booleans(),
+    st.sampled_from([None, 3, 512]),
 )
 @examples(60)
 def test_an_epoch_has_every_example_once_and_whole(
-    groups: list[list[int]], batch: int, processes: int, max_tokens: int, layout: Layout, streamed: bool
+    groups: list[list[int]], batch: int, processes: int, max_tokens: int, layout: Layout, neighbours: int | None
 ) -> None:
     with TemporaryDirectory() as folder:
         samples = kept(Path(folder), groups)
-        steps = Steps(samples.examples, batch, 1, 2.0, streamed=streamed)
+        steps = Steps(samples.examples, batch, 1, 2.0, neighbours=neighbours)
         assert steps.per_epoch == -(-len(groups) // batch)
         for epoch in range(2):
             seen: list[int] = []
@@ -124,16 +124,16 @@ def test_an_epoch_has_every_example_once_and_whole(
     st.lists(st.floats(0.2, 5), min_size=3, max_size=3),
     st.sampled_from(["first_exhausted", "all_exhausted"]),
     st.integers(1, MOST_PROCESSES),
-    st.booleans(),
+    st.sampled_from([None, 3, 512]),
 )
 @examples(40)
 def test_a_mixture_counts_examples(
-    sources: list[list[list[int]]], weights: list[float], until: Any, processes: int, streamed: bool
+    sources: list[list[list[int]]], weights: list[float], until: Any, processes: int, neighbours: int | None
 ) -> None:
     with TemporaryDirectory() as folder:
         samples = kept(Path(folder), [groups for source in sources for groups in source])
         mixture = Mixture(tuple(map(len, sources)), tuple(weights[: len(sources)]), until)
-        steps = Steps(samples.examples, 4, 1, 2.0, mixture=mixture, streamed=streamed)
+        steps = Steps(samples.examples, 4, 1, 2.0, mixture=mixture, neighbours=neighbours)
         edges = np.cumsum([0, *mixture.sizes])
         for epoch in range(2):
             seen: Counter[int] = Counter()

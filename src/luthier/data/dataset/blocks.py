@@ -32,7 +32,7 @@ class Blocks(SampleSet):
             joined: whether texts stand one after the other.
             edges: the first example of each source; no block has texts of two.
         """
-        self._whole, self.streamed = whole, whole.streamed
+        self._whole = whole
         self.size, self._joined = size, joined
         self._starts = np.concatenate([[0], np.cumsum(whole.lengths)])
         """[rows + 1] where each text begins among all tokens"""
@@ -49,6 +49,8 @@ class Blocks(SampleSet):
         self.first_samples = np.arange(len(self.lengths))
         self._rows = np.searchsorted(self._starts, self._begins, side="right") - 1
         """[blocks] the text that each begins in"""
+        if whole.neighbours is not None:  # of about as many texts
+            self.neighbours = max(1, whole.neighbours * len(self.lengths) // len(whole))
         self.prompt_keys, self.row_lines = whole.prompt_keys[self._rows], whole.row_lines[self._rows]
 
     @property
@@ -140,5 +142,10 @@ def in_blocks(
     }
     for purpose, blocks in made.items():
         if not len(blocks):
-            raise UserError(f"data.{purpose}", "its texts have one token each", "texts of two tokens and more")
+            raise no_blocks(f"data.{purpose}")
     return made
+
+
+def no_blocks(name: str) -> UserError:
+    """Of data out of which no block can be cut."""
+    return UserError(name, "its texts have one token each", "texts of two tokens and more")

@@ -17,7 +17,7 @@ from luthier.data.chat import laws
 from luthier.data.chat.renderer import ChatRenderer
 from luthier.data.chat.template import Template
 from luthier.data.dataset import cache
-from luthier.data.dataset.blocks import in_blocks, size_of_block
+from luthier.data.dataset.blocks import in_blocks, no_blocks, size_of_block
 from luthier.data.dataset.cache import Account, Found, Store
 from luthier.data.dataset.identity import identity
 from luthier.data.dataset.ledger import Ledger
@@ -84,7 +84,7 @@ class Prepared:
             training.num_train_epochs,
             training.max_steps,
             self.mixture,
-            self.train.streamed,
+            self.learned["train"].neighbours,
         )
 
 
@@ -292,6 +292,9 @@ def _prepared(
         size = size_of_block(pieces, data.max_length, encoding.limit)
         learned = blocks = in_blocks(sets, size, pieces.joined, [0, *accumulate(sizes[:-1])])
         sizes = blocks["train"].by_source
+        for name, count in zip(mixed, sizes, strict=False):  # no mixture: no names
+            if not count:
+                raise no_blocks(name)
         ledger.trains(int(blocks["train"].trained.sum()))
         told.append(blocks["train"].says())
     if data.mixing != "concatenate":

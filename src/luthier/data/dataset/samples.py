@@ -109,8 +109,8 @@ class SampleSet(Sequence[Sample]):
     first_samples: Ints
     prompt_keys: npt.NDArray[np.uint64]
     row_lines: Ints
-    streamed: bool = False
-    """whether neighbours are best read together"""
+    neighbours: int | None = None
+    """examples that are best read together, where data are streamed; None where each is at hand"""
 
     @abstractmethod
     def row(self, example: int) -> str:
@@ -213,7 +213,7 @@ class First(SampleSet):
     """The first so many examples of others."""
 
     def __init__(self, whole: SampleSet, examples: int) -> None:
-        self._whole, self.streamed = whole, whole.streamed
+        self._whole, self.neighbours = whole, whole.neighbours
         end = len(whole) if examples >= whole.examples else int(whole.first_samples[examples])
         self.lengths, self.trained = whole.lengths[:end], whole.trained[:end]
         self.groups, self.roles, self.shared = whole.groups[:end], whole.roles[:end], whole.shared[:end]
@@ -237,7 +237,7 @@ class Given(SampleSet):
     """
 
     def __init__(self, whole: SampleSet) -> None:
-        self._whole, self.streamed = whole, whole.streamed
+        self._whole, self.neighbours = whole, whole.neighbours
         self._chosen = np.flatnonzero(whole.roles == 0)
         plan = whole.plan(self._chosen.tolist())
         self.lengths, self.trained, self.groups, self.roles = plan.lengths, plan.trained, plan.groups, plan.roles

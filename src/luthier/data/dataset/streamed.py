@@ -20,11 +20,11 @@ from luthier.data.dataset.samples import DTYPES, FINGERPRINTED, OF_SAMPLES, Samp
 from luthier.data.dataset.workers import Chunk, Encoding
 from luthier.data.files import Source
 from luthier.data.recognise import Purpose, RowParser
-from luthier.data.steps.order import BLOCK, WINDOW
+from luthier.data.steps.order import BLOCKS_OF_A_WINDOW
 from luthier.errors import UserError
 from luthier.types import Sample
 
-KEPT_CHUNKS = 4 * WINDOW // BLOCK
+KEPT_CHUNKS = 4 * BLOCKS_OF_A_WINDOW
 """Encoded chunks that are kept in memory: those of a window, also where many rows of a chunk were dropped. And two more of
 each file, for in a mixture a window has rows of all.
 """
@@ -49,8 +49,6 @@ class Place:
 class StreamedSamples(SampleSet):
     """Built by a `Counter` from the chunks of one pass."""
 
-    streamed = True
-
     def __init__(
         self, encoding: Encoding, purpose: str, places: list[Place], arrays: dict[str, Any], fingerprint: str
     ) -> None:
@@ -64,6 +62,8 @@ class StreamedSamples(SampleSet):
         self.lengths, self.trained, self.groups, self.roles, self.shared = (arrays[name] for name in OF_SAMPLES)
         self.first_samples, self.prompt_keys = arrays["first_samples"], arrays["prompt_keys"]
         self.row_lines = arrays["row_lines"]
+        in_chunks = np.diff([*np.searchsorted(self.first_samples, self._starts), self.examples])
+        self.neighbours = int(in_chunks.max())
 
     @property
     def fingerprint(self) -> str:

@@ -20,11 +20,8 @@ from luthier.types import Ints
 
 Until = Literal["first_exhausted", "all_exhausted"]
 
-BLOCK = 512
-"""Examples that are read together where data are streamed."""
-WINDOW = 16 * BLOCK
-"""Examples that are shuffled among each other where data are streamed: what a reader keeps in memory."""
-
+BLOCKS_OF_A_WINDOW = 16
+"""Blocks of neighbours that are shuffled among each other where data are streamed: what a reader keeps in memory."""
 
 MANY_EPOCHS = 50
 """Of which `max_steps` may be more by mistake: what is learned by heart is learned by then."""
@@ -74,8 +71,8 @@ class Steps:
     epochs: float
     max_steps: int | None = None
     mixture: Mixture | None = None
-    streamed: bool = False
-    """whether neighbours are drawn together, so that a reader of files need not jump"""
+    neighbours: int | None = None
+    """how many of these are drawn together, so that a reader of files need not jump; None: none"""
 
     @property
     def per_pass(self) -> int:
@@ -111,46 +108,48 @@ class Steps:
     def indices(self, step: int) -> list[int]:
         """The examples of a step (from 0), by their places in the data set."""
         epoch, inside = divmod(step, self.per_epoch)
-        order = _order(self.examples, self.mixture, self.streamed, self.seed, epoch)
+        order = _order(self.examples, self.mixture, self.neighbours, self.seed, epoch)
         return [int(i) for i in order[inside * self.global_batch_size : (inside + 1) * self.global_batch_size]]
 
 
 @lru_cache(maxsize=2)
-def _order(examples: int, mixture: Mixture | None, streamed: bool, seed: int, epoch: int) -> Ints:
+def _order(examples: int, mixture: Mixture | None, neighbours: int | None, seed: int, epoch: int) -> Ints:
     """[examples of the epoch]: their places in the data set."""
     if mixture is None:
-        order = _pass(examples, streamed, seed, "order", epoch)
-        return _shuffled_in_windows(order, seed, epoch) if streamed else order
+        order = _pass(examples, neighbours, seed, "order", epoch)
+        return order if neighbours is None else _shuffled_in_windows(order, neighbours, seed, epoch)
     chosen, places, start = [], [], 0
     for number, (size, count) in enumerate(zip(mixture.sizes, mixture.counts, strict=True)):
-        chosen.append(start + _endless(size, epoch * count, count, streamed, seed, number))
+        chosen.append(start + _endless(size, epoch * count, count, neighbours, seed, number))
         places.append((np.arange(count) + 0.5) / count)  # evenly over the epoch
         start += size
     order = np.concatenate(chosen)[np.argsort(np.concatenate(places), kind="stable")]
-    if streamed:
-        return _shuffled_in_windows(order, seed, epoch)
+    if neighbours is not None:
+        return _shuffled_in_windows(order, neighbours, seed, epoch)
     return order[permutation(len(order), seed, "order", epoch)]
 
 
-def _endless(size: int, start: int, count: int, streamed: bool, seed: int, source: int) -> Ints:
+def _endless(size: int, start: int, count: int, neighbours: int | None, seed: int, source: int) -> Ints:
     """`count` indices of a source from `start` on, in whole passes over it, each in an order of its own: rows that one
     epoch leaves out come first in the next.
     """
     first, last = start // size, (start + count - 1) // size
-    passes = [_pass(size, streamed, seed, f"source {source}", number) for number in range(first, last + 1)]
+    passes = [_pass(size, neighbours, seed, f"source {source}", number) for number in range(first, last + 1)]
     return np.concatenate(passes)[start - first * size :][:count]
 
 
-def _pass(size: int, streamed: bool, seed: int, stream: str, number: int) -> Ints:
+def _pass(size: int, neighbours: int | None, seed: int, stream: str, number: int) -> Ints:
     """Each index below `size` once; whole blocks of neighbours where data are streamed."""
-    if not streamed:
+    if neighbours is None:
         return permutation(size, seed, stream, number)
-    blocks = permutation(math.ceil(size / BLOCK), seed, stream, number)
-    return np.concatenate([np.arange(block * BLOCK, min(size, (block + 1) * BLOCK)) for block in blocks])
+    blocks = permutation(math.ceil(size / neighbours), seed, stream, number)
+    starts = [block * neighbours for block in blocks]
+    return np.concatenate([np.arange(start, min(size, start + neighbours)) for start in starts])
 
 
-def _shuffled_in_windows(order: Ints, seed: int, epoch: int) -> Ints:
-    windows = [order[start : start + WINDOW] for start in range(0, len(order), WINDOW)]
+def _shuffled_in_windows(order: Ints, neighbours: int, seed: int, epoch: int) -> Ints:
+    size = BLOCKS_OF_A_WINDOW * neighbours
+    windows = [order[start : start + size] for start in range(0, len(order), size)]
     return np.concatenate(
         [window[permutation(len(window), seed, "window", epoch, place)] for place, window in enumerate(windows)]
     )
