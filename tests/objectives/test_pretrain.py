@@ -138,6 +138,27 @@ def test_every_token_is_in_the_ledger_and_the_encoded_rows_do_not_depend_on_the_
     assert not any(eos in one.input_ids for one in bare.learned["train"])
 
 
+@pytest.mark.parametrize(("documents", "learned"), [("joined", [False, True, True]), ("apart", [False] * 3)])
+def test_a_row_is_shown_as_it_is_learned(
+    documents: str, learned: list[bool], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first token of a text is learned where one stands before it; the report and a row alone say the same."""
+    from luthier.cli import main
+
+    pretrain = f"{{kind: pretrain, block_size: 64, documents: {documents}}}"
+    keys = [f"model={folder / 'model'}", f"data={folder / 'a.jsonl'}", f"objective={pretrain}", "output_dir=out"]
+    assert main(["data", *keys, "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)["rows"]
+    assert [row["tokens"][0]["trained"] for row in shown] == learned
+    assert [row["trained"] == len(row["tokens"]) for row in shown] == learned
+    for number, first in enumerate(learned, 1):
+        assert main(["data", *keys, "--row", str(number), "--json"]) == 0
+        (alone,) = json.loads(capsys.readouterr().out)["rows"]
+        assert alone["tokens"][0]["trained"] == first
+    assert main(["data", *keys, "--worst", "--json"]) == 0
+    assert all("shortest" in row["why"][0] for row in json.loads(capsys.readouterr().out)["rows"])
+
+
 def test_the_report_on_the_data_shows_the_blocks(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from luthier.cli import main
 

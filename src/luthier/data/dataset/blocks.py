@@ -38,6 +38,8 @@ class Blocks(SampleSet):
         """[rows + 1] where each text begins among all tokens"""
         sources = self._starts[whole.first_samples[list(edges)]]
         first = sources if joined else self._starts[:-1]
+        self._streams = frozenset(first.tolist())
+        """where each begins among all tokens"""
         last = np.append(first[1:], self._starts[-1]) - 1
         counts = np.maximum(0, -(-(last - first) // self.size))
         inside = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
@@ -73,6 +75,10 @@ class Blocks(SampleSet):
         last = np.searchsorted(self._begins, self._starts[row + 1], side="left")
         first = np.searchsorted(self._begins + self.lengths, self._starts[row], side="right")
         return range(int(first), int(last))
+
+    def follows(self, row: int) -> bool:
+        """Whether a text stands before this one in its stream, so that its first token is learned too."""
+        return int(self._starts[row]) not in self._streams
 
     def row(self, example: int) -> str:
         """That of the first of its texts."""

@@ -58,9 +58,12 @@ def look_at(called: Called, encoding: Encoding) -> list[ShownRow]:
         if len(made):
             if lost := chunk.ledger.tokens_cut:
                 why.append(f"it was cut: {counted(lost, 'token')} at its end {'is' if lost == 1 else 'are'} lost")
-            roles = encoding.objective.roles
+            roles, pieces = encoding.objective.roles, encoding.objective.pieces
+            # which rows before it are held out or dropped is not known here: that there are any is taken as one being learned
+            follows = pieces is not None and pieces.joined and isinstance(row, Row) and row.number > 1
             return [
-                shown_row(encoding.renderer, sample, example, place, purpose, why, roles=roles) for sample in made.samples
+                shown_row(encoding.renderer, sample, example, place, purpose, why, roles=roles, follows=follows)
+                for sample in made.samples
             ]
     (rejected,) = chunk.rejected
     field = rejected["where"].removeprefix(place).strip()

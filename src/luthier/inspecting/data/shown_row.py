@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from luthier.data.chat.renderer import ChatRenderer
 from luthier.data.dataset.reread import asides_of, contents_of, served_prompts
@@ -67,6 +67,7 @@ def shown_row(
     why: list[str],
     fits: int | None = None,
     roles: Sequence[str] = ("",),
+    follows: bool = False,
 ) -> ShownRow:
     """A sample of a row.
 
@@ -75,6 +76,7 @@ def shown_row(
         place: what the row is called.
         fits: as `ShownRow.fits`.
         roles: of the objective.
+        follows: it is a text that is learned behind another one, so its first token is learned too.
     """
     tokenizer = renderer.tokenizer
     if isinstance(example, Preference):  # the first role is that of the best answer, the last that of the worst
@@ -83,12 +85,15 @@ def shown_row(
         example = conversations_of(example)[0]
     contents, asides = (contents_of(example), asides_of(example)) if example is not None else (None, ())
     served = served_prompts(renderer, example, sample) if example is not None else []
+    tokens = tokens_of(tokenizer, sample, contents, renderer.encoder.control_ids, asides)
+    if follows:
+        tokens[0] = replace(tokens[0], trained=True)
     return ShownRow(
         row=place,
         purpose=purpose,
         why=why,
-        tokens=tokens_of(tokenizer, sample, contents, renderer.encoder.control_ids, asides),
-        trained=sample.trained_tokens,
+        tokens=tokens,
+        trained=sample.trained_tokens + follows,
         fits=fits,
         role=roles[sample.role],
         served=[

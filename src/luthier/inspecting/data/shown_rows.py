@@ -19,6 +19,7 @@ from luthier.data.row_names import short_names, some
 from luthier.inspecting.data.one_row import look_at, rows_called
 from luthier.inspecting.data.shown_row import ShownRow, shown_row
 from luthier.objectives import Objective
+from luthier.system.words import counted
 from luthier.types import Ints
 
 NEAR_LIMIT = 0.95
@@ -66,7 +67,7 @@ def shown_rows(
     Raises:
         UserError: the one that is asked for is not there.
     """
-    train = prepared.train
+    train, learned = prepared.train, prepared.learned["train"]
     chosen: dict[int, list[str]] = {}
 
     def choose(row: int, why: str) -> None:
@@ -102,6 +103,7 @@ def shown_rows(
             "train",
             [*why, *_blocks(prepared, row)],
             roles=objective.roles,
+            follows=isinstance(learned, Blocks) and learned.follows(row),
         )
         for row, why in chosen.items()
         for sample in map(train.at, train.members_of([row]))
@@ -136,9 +138,10 @@ def worst(prepared: Prepared, limit: int | None, duplicates: dict[str, Any], mos
     """The training rows that a careful person would look at first, and why.
 
     In this order: rows that were cut, rows whose prompt has another answer elsewhere, rows that nearly fill the limit,
-    rows of which hardly anything is trained; last, whichever have the smallest share of trained tokens.
+    rows of which hardly anything is trained; last, whichever have the smallest share of trained tokens. Texts that are learned in
+    blocks have no limit and are trained whole: of these the shortest.
     """
-    train = prepared.train
+    train, in_blocks = prepared.train, isinstance(prepared.learned["train"], Blocks)
     shares, lengths = trained_shares(train), longest_samples(train)
     cut = set(prepared.ledger.cut)
     conflicting = {
@@ -158,6 +161,10 @@ def worst(prepared: Prepared, limit: int | None, duplicates: dict[str, Any], mos
             same, group = conflicting[train.place(index)]
             others = [name for name in group if name != train.place(index)]
             out.setdefault(index, f"{same} prompt has another answer in {some(short_names(others))}")
+    if in_blocks:
+        for index in np.argsort(lengths, kind="stable")[: most + len(out)]:
+            out.setdefault(int(index), f"one of the shortest: {counted(int(lengths[index]), 'token')}")
+        return list(out.items())[:most]
     if limit is not None:
         for index in np.flatnonzero(lengths >= NEAR_LIMIT * limit)[: most + len(out)]:
             out.setdefault(int(index), f"{lengths[index]:,} of {limit:,} tokens: a little more would not fit")
