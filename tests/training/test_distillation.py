@@ -154,6 +154,9 @@ def test_a_checkpoint_is_a_teacher(tmp_path: Path) -> None:
     trained(config_file, tmp_path / "of-run", f"objective.teacher={tmp_path / 'run'}")
     early, late = (figures(tmp_path / name)[1, "teacher_nll"] for name in ("of-checkpoint", "of-run"))
     assert early != late
+    trained(config_file, tmp_path / "run2", "objective=sft", "tuning=full", "save_steps=2")
+    of_full = [f"objective.teacher={tmp_path / 'run2/checkpoints/step-000002'}", "objective.teacher_quantization=nf4"]
+    refused(config_file, tmp_path / "held", r"has weights of its own[\s\S]*luthier merge", *of_full)
 
 
 @pytest.mark.prove

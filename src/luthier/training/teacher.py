@@ -40,6 +40,7 @@ from luthier.training.job import Job
 from luthier.training.kept import numbers_of, path_of
 from luthier.training.reference import sets_of
 from luthier.tuning import Tuned
+from luthier.types import NO_TARGET
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,13 @@ def known_teacher(how: Teaching | None, trust_remote_code: bool) -> KnownTeacher
         adapter = None
         if source.adapter is not None:
             adapter = hash_of_adapter(how.teacher) if step is not None else adapter_hash(source.adapter)
+        elif step is not None and how.quantization is not None:
+            raise UserError(
+                "",
+                f"{how.teacher} has weights of its own, which are put into a model as they are",
+                "a folder of the whole model, which can be quantized as it is loaded",
+                f"{KEY}_quantization=null; or luthier merge {how.teacher} --output teacher, and {KEY}=teacher",
+            )
         return KnownTeacher(
             how,
             source,
@@ -145,10 +153,8 @@ def _held(how: Teaching, source: ModelSource) -> Mapping[str, Any] | None:
     trained = trained_quantization(source.adapter) if source.adapter is not None else None
     asked = _asked(how)
     if trained is not None and asked is not None and trained != asked.model_dump(mode="json"):
-        key = f"{KEY}_quantization"
-        raise UserError(
-            key, f"the adapter was trained on a base held in {trained['kind']}", "that, or none", f"{key}=null"
-        )
+        found = f"the adapter was trained on a base held in {trained['kind']}"
+        raise UserError("", found, "that, or none", f"{KEY}_quantization=null")
     return trained or (asked.model_dump(mode="json") if asked is not None else None)
 
 
@@ -193,8 +199,10 @@ def refuse_unfit(known: KnownTeacher | None, model: str, tokenizer: Any, data: P
 
 
 def _ids(sets: Sequence[SampleSet]) -> set[int]:
-    """Of all tokens that are read."""
-    return {int(number) for one in sets for index in range(len(one)) for number in set(one[index].input_ids.tolist())}
+    """Of all tokens that are read or learned."""
+    samples = (one[index] for one in sets for index in range(len(one)))
+    found = {int(number) for one in samples for number in {*one.input_ids.tolist(), *one.targets.tolist()}}
+    return found - {NO_TARGET}
 
 
 def make_teacher(
