@@ -49,6 +49,7 @@ def test_prompts_of_pairs_are_shared() -> None:
         ({"samples": make_pairs(((3, 40, 50),))}, "flat", ""),
         ({"family": "yuan"}, "flat", "each answer has its prompt again: logits of documents that share tokens differ"),
         ({"family": "lfm2"}, "padded", ""),
+        ({"classifier_dropout": 0.1}, "shared", "; answers to one prompt share it"),
         ({"attention_dropout": 0.1}, "flat", "each answer has its prompt again: the model has dropout of its own"),
         (
             {"objective": RouterBalance(RouterBalance.Config())},
@@ -62,4 +63,4 @@ def test_where_that_is_not_exact_or_does_not_pay_they_are_not(given: dict[str, A
     found, why = chosen(**given)
     assert found == layout
     assert words in why
-    assert ("each answer has its prompt again" in why) is bool(words)
+    assert ("each answer has its prompt again" in why) is bool(words and layout != "shared")

@@ -46,6 +46,7 @@ def _against(model_config: Any, verdict: Verdict, objective: Objective) -> str:
 
 
 def has_dropout(model_config: Any) -> bool:
-    """Whether a model drops by itself in training; LoRA's dropout is keyed, and not meant."""
+    """Whether a model drops by itself in training; LoRA's dropout is keyed, and not meant, nor that of heads that classify tokens."""
     text = model_config.get_text_config().to_dict()
-    return any(isinstance(value, float) and value > 0 for name, value in text.items() if "drop" in name)
+    rates = (value for name, value in text.items() if "drop" in name and not name.startswith(("classifier", "summary")))
+    return any(isinstance(value, float) and value > 0 for value in rates)
