@@ -40,6 +40,15 @@ def test_all_weights_and_held_out_data_have_their_own_defaults() -> None:
     assert (run.training.learning_rate, run.training.weight_decay, run.training.eval_steps) == (2e-5, 0.01, 0.1)
 
 
+@pytest.mark.parametrize(
+    ("terms", "defaults"),
+    [("sft, weight: 0.2}, {kind: dpo", (5e-6, 1.0, 0.1)), ("sft}, {kind: z_loss, weight: 0.1", (2e-4, 3.0, 0.03))],
+)
+def test_a_sum_takes_the_most_careful_defaults_of_its_terms(terms: str, defaults: tuple[float, ...]) -> None:
+    training = load(SMALL + f"objective: {{kind: weighted, terms: [{{kind: {terms}}}]}}\n").training
+    assert (training.learning_rate, training.num_train_epochs, training.warmup_steps) == defaults
+
+
 def test_a_bare_string_means_the_same_as_its_map() -> None:
     long = """
 model: {path: org/name, quantization: {kind: nf4}}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from luthier import component
 from luthier.component import ComponentConfig
 
@@ -19,6 +21,9 @@ COMPONENTS: dict[tuple[str, ...], str] = {
 DEFAULT_KINDS = {"tuning": "lora", "objective": "sft", "optim": "adamw"}
 """What a key means that is left out."""
 
+CAREFUL = {"warmup_steps": max}
+"""Which of several defaults is the most careful, where that is not the smallest."""
+
 AUTO = {"format": "auto", "distributed": "auto"}
 """The word that stands for no component, where there is one."""
 
@@ -30,8 +35,14 @@ def default_component(key: str) -> ComponentConfig:
     return config
 
 
-def method_defaults(tuning: str, objective: str) -> dict[str, object]:
-    """Values of `training` keys that the user left out: the tuning method's, and over them those of the objective."""
-    method, learned = component.load("tuning", tuning), component.load("objectives", objective)
-    own = {} if method.makes_adapter else learned.defaults_of_own_weights
-    return {**method.defaults, **learned.defaults, **own}
+def method_defaults(tuning: str, objectives: Sequence[str]) -> dict[str, float]:
+    """Values of `training` keys that the user left out: the tuning method's, and over them those of the objective; of a sum's terms
+    the most careful ones.
+    """
+    method, found = component.load("tuning", tuning), dict[str, list[float]]()
+    for kind in objectives:
+        learned = component.load("objectives", kind)
+        own = {} if method.makes_adapter else learned.defaults_of_own_weights
+        for key, value in {**learned.defaults, **own}.items():
+            found.setdefault(key, []).append(value)
+    return {**method.defaults, **{key: CAREFUL.get(key, min)(values) for key, values in found.items()}}

@@ -132,6 +132,8 @@ def _by_method(name: str) -> str:
     for family in ("tuning", "objectives"):
         for kind in component.listing(family):
             cls = component.load(family, kind)
+            if getattr(cls, "is_sum", False):  # its terms' own
+                continue
             if (value := cls.defaults.get(name)) is not None:
                 kinds.setdefault(as_yaml(value), []).append(kind)
             if (own := getattr(cls, "defaults_of_own_weights", {}).get(name)) is not None:

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from luthier import component
 from luthier.component import ComponentConfig, Config
-from luthier.config.combinations import refuse_wrong_combinations
+from luthier.config.combinations import refuse_wrong_combinations, terms_of
 from luthier.config.components import AUTO, COMPONENTS, DEFAULT_KINDS, method_defaults
 from luthier.config.documents import Document, read_yaml, to_line, to_yaml
 from luthier.config.foreign_keys import generic
@@ -391,7 +391,7 @@ def _of_a_file(document: Document, key: str, text: str, value: Any) -> str:
 
 
 def _with_method_defaults(config: RunConfig) -> RunConfig:
-    chosen = method_defaults(config.tuning.kind, config.objective.kind)
+    chosen = method_defaults(config.tuning.kind, [term.kind for term in terms_of(config.objective)])
     if config.training.lr_scheduler_type == WITHOUT_WARMUP:
         chosen["warmup_steps"] = 0
     if config.data.eval is not None:

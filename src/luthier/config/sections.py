@@ -132,7 +132,7 @@ class DataConfig(Config):
 
 
 class TrainingConfig(Config):
-    """How it is learned. Keys left out take the defaults of the method, printed at the start."""
+    """How it is learned. Keys left out take the defaults of the method, of a sum the most careful of its terms, printed at the start."""
 
     global_batch_size: Rows = 16
     """Examples (rows) of one optimizer step, over all processes: the only spelling of a batch. A row counts once, also where each of
