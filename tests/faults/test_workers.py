@@ -17,8 +17,8 @@ from tests.faults.test_disk import ERRORS, gone_on, told_wrongly
 from tests.helpers.faults import Commands, Ended, Plan, What
 from tests.helpers.killing import WORDS
 
-ROWS = 3_500
-"""Seven chunks: more than wait for two workers at a time."""
+ROWS = 7_000
+"""Fourteen chunks: when half of them are written, two are not given to the two workers yet, however fast these are."""
 
 pytestmark = pytest.mark.prove
 
