@@ -23,7 +23,7 @@ from luthier.models.reading import load_tokenizer
 from luthier.training import run
 from luthier.types import NO_TARGET, Pieces, Sample
 from tests.helpers.jobs import Listed
-from tests.helpers.killing import Worker, kill_and_resume, rows_of, write_config
+from tests.helpers.killing import write_config
 from tests.helpers.pairs import made
 from tests.helpers.tiny_models import tiny_llama
 
@@ -263,18 +263,6 @@ def test_a_run_reports_perplexity_and_how_a_step_is_cut_does_not_matter(tmp_path
     assert curves[0] == pytest.approx(curves[1], rel=1e-5)
     assert len(curves[0]) >= 5
     assert not (tmp_path / "0" / "row_losses.jsonl").exists() or not (tmp_path / "0" / "row_losses.jsonl").read_text()
-
-
-@pytest.mark.prove
-@pytest.mark.processes
-@pytest.mark.parametrize("objective", OBJECTIVES)
-def test_killed_and_on_two_processes(objective: str, worker: Worker, tmp_path: Path) -> None:
-    config_file = text_config(tmp_path, objective)
-    worker.run(config_file, tmp_path / "whole", "new")
-    kill_and_resume(worker, config_file, tmp_path / "killed", tmp_path / "whole", kills=2, seed=1)
-    worker.run(config_file, tmp_path / "two", "new", processes=2)
-    assert rows_of(tmp_path / "two") == rows_of(tmp_path / "whole")
-    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "whole"), rel=1e-4)
 
 
 @pytest.mark.prove

@@ -18,7 +18,7 @@ from luthier.models.reading import load_tokenizer
 from luthier.reporting.run.page import write_report
 from luthier.system.paths import cache_dir
 from luthier.training import run, teacher
-from tests.helpers.killing import Worker, kill_and_resume, outcome, rows_of, write_config
+from tests.helpers.killing import outcome, write_config
 from tests.helpers.tiny_models import save_twin, tiny_llama
 
 FIGURES = ("loss", "forward_kl", "jsd", "teacher_nll", "agreement", "eval_loss", "eval_jsd", "eval_teacher_nll")
@@ -232,16 +232,3 @@ def test_another_teacher_under_the_same_name_ends_a_resume(tmp_path: Path) -> No
     tiny_llama(tmp_path / "teacher", seed=9)
     with pytest.raises(UserError, match="the teacher changed since the run began"):
         trained(config_file, tmp_path / "out", resume=True)
-
-
-@pytest.mark.prove
-@pytest.mark.processes
-@pytest.mark.parametrize("keys", ["", ", top_k: 5, divergence: reverse, temperature: 2.0"])
-def test_killed_and_on_two_processes(keys: str, worker: Worker, tmp_path: Path) -> None:
-    config_file = taught(tmp_path, keys)
-    worker.run(config_file, tmp_path / "whole", "new")
-    kill_and_resume(worker, config_file, tmp_path / "killed", tmp_path / "whole", kills=2, seed=1)
-    worker.run(config_file, tmp_path / "two", "new", processes=2)
-    assert rows_of(tmp_path / "two") == rows_of(tmp_path / "whole")
-    assert figures(tmp_path / "two") == pytest.approx(figures(tmp_path / "whole"), rel=1e-3, abs=1e-4)
-    kill_and_resume(worker, config_file, tmp_path / "both", tmp_path / "two", kills=2, seed=2, processes=2)

@@ -11,7 +11,7 @@ from luthier import config
 from luthier.errors import UserError
 from luthier.system.paths import cache_dir
 from luthier.training import reference, run
-from tests.helpers.killing import Worker, kill_and_resume, outcome, rows_of, write_config
+from tests.helpers.killing import outcome, write_config
 
 FIGURES = ("loss", "margin", "accuracy", "kl", "eval_loss", "eval_margin", "eval_nll", "eval_kl")
 
@@ -83,16 +83,3 @@ def test_another_beginning_is_another_reference(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(UserError, match=r"before anything was learned, and must be 0\.693147"):
         trained(config_file, tmp_path / "fourth", *goes_on)
     assert not (tmp_path / "fourth" / "checkpoints").exists()
-
-
-@pytest.mark.prove
-@pytest.mark.processes
-@pytest.mark.parametrize("objective", ["dpo", "{kind: dpo, reference: live}", "orpo", "kto", "reward"])
-def test_killed_and_on_two_processes(objective: str, worker: Worker, tmp_path: Path) -> None:
-    config_file = write_config(tmp_path, objective)
-    worker.run(config_file, tmp_path / "whole", "new")
-    kill_and_resume(worker, config_file, tmp_path / "killed", tmp_path / "whole", kills=2, seed=1)
-    worker.run(config_file, tmp_path / "two", "new", processes=2)
-    assert rows_of(tmp_path / "two") == rows_of(tmp_path / "whole")
-    assert figures(tmp_path / "two") == pytest.approx(figures(tmp_path / "whole"), rel=1e-4, abs=2e-4)
-    kill_and_resume(worker, config_file, tmp_path / "both", tmp_path / "two", kills=2, seed=2, processes=2)
