@@ -30,7 +30,7 @@ WRITER_ROWS, ASKED, TIMES, TESTED = 250, 300, 4, 150
 """Rows of the writer's tuning, requests it is asked, answers to each, requests of each of the two tests."""
 SEED = 7
 """Of the tests: not those by which the demo was made."""
-COMMON = ("global_batch_size=8", "num_train_epochs=3", "save_total_limit=1")
+COMMON = ("global_batch_size=8", "num_train_epochs=3", "save_steps=null")
 RECIPES = {
     "sft": ("objective=sft", "learning_rate=2e-4"),
     "kto": ("objective=kto", "learning_rate=2e-4"),
