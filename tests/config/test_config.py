@@ -42,7 +42,7 @@ def test_all_weights_and_held_out_data_have_their_own_defaults() -> None:
 
 @pytest.mark.parametrize(
     ("terms", "defaults"),
-    [("sft, weight: 0.2}, {kind: dpo", (5e-6, 1.0, 0.1)), ("sft}, {kind: z_loss, weight: 0.1", (2e-4, 3.0, 0.03))],
+    [("dpo}, {kind: orpo, weight: 0.3", (5e-6, 1.0, 0.1)), ("sft}, {kind: z_loss, weight: 0.1", (2e-4, 3.0, 0.03))],
 )
 def test_a_sum_takes_the_most_careful_defaults_of_its_terms(terms: str, defaults: tuple[float, ...]) -> None:
     training = load(SMALL + f"objective: {{kind: weighted, terms: [{{kind: {terms}}}]}}\n").training

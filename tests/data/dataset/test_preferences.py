@@ -36,6 +36,23 @@ def test_rows_of_a_better_and_a_worse_answer_are_two_samples_of_one_group(stream
     assert "No 0." in texts[1]
 
 
+SUM = "{kind: weighted, terms: [{kind: sft}, {kind: z_loss, weight: 0.1}]}"
+
+
+@pytest.mark.parametrize(("objective", "file"), [("dpo", "_pairs.py"), ("dpo", "dpo.py"), (SUM, "sft.py")])
+def test_rows_are_encoded_anew_where_the_code_of_an_objective_changed(
+    objective: str, file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of the class that it is built on, and of a term."""
+    pairs = [{"prompt": f"Say {number}.", "chosen": f"{number}!", "rejected": f"No {number}."} for number in range(3)]
+    rows = [{"instruction": row["prompt"], "output": row["chosen"]} for row in pairs] if objective == SUM else pairs
+    assert not run(rows, f"objective={objective}").from_cache
+    assert run(rows, f"objective={objective}").from_cache
+    read = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda self: read(self) + b" " * (self.name == file))
+    assert not run(rows, f"objective={objective}").from_cache
+
+
 def test_a_row_of_which_one_answer_breaks_a_law_is_refused_whole() -> None:
     """Also where the objective takes the others only: a row is used, or it is not."""
     Path("loses.jinja").write_text(CHATML.replace("message['content']", "message['content'] | replace('Perhaps', '')"))

@@ -68,13 +68,19 @@ def _code_fingerprint(objective: Objective, given: Sequence[str | ComponentConfi
     """A hash of the source code that encodes: a changed line makes the cache anew, and nobody has to remember a version
     number.
     """
+    digest = hashlib.sha256(json.dumps({name: version(name) for name in READ_WITH}).encode())
+    for file in _files_that_encode(objective, given):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def _files_that_encode(objective: Objective, given: Sequence[str | ComponentConfig]) -> list[Path]:
+    """Also those of the classes that an objective is built on, and of the terms of a sum."""
     here = Path(__file__).parent.parent
     files = [*sorted(Path(formats.__file__).parent.glob("*.py")), *sorted(here.rglob("*.py"))]
     files += [here.parent / name for name in ("errors.py", "randomness.py", "system/strict_json.py", "types.py")]
     kinds = [one.kind for one in given if isinstance(one, ComponentConfig)]
-    classes = [type(objective), *(component.load("formats", kind) for kind in kinds)]
-    files += [Path(name) for cls in classes if (name := inspect.getsourcefile(cls))]
-    digest = hashlib.sha256(json.dumps({name: version(name) for name in READ_WITH}).encode())
-    for file in files:
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
+    classes = [component.load("formats", kind) for kind in kinds]
+    for one in (objective, *getattr(objective, "terms", {}).values()):
+        classes += [cls for cls in type(one).__mro__ if cls.__module__ not in ("abc", "builtins", "typing")]
+    return [*files, *(Path(name) for cls in classes if (name := inspect.getsourcefile(cls)))]

@@ -59,7 +59,7 @@ def look_at(called: Called, encoding: Encoding) -> list[ShownRow]:
             if lost := chunk.ledger.tokens_cut:
                 why.append(f"it was cut: {counted(lost, 'token')} at its end {'is' if lost == 1 else 'are'} lost")
             roles, pieces = encoding.objective.roles, encoding.objective.pieces
-            # which rows before it are held out or dropped is not known here: that there are any is taken as one being learned
+            # Whether a text before it is learned is not known of a row alone: where there is one, it is taken to be.
             follows = pieces is not None and pieces.joined and isinstance(row, Row) and row.number > 1
             return [
                 shown_row(encoding.renderer, sample, example, place, purpose, why, roles=roles, follows=follows)
