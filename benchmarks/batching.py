@@ -3,8 +3,8 @@
     python benchmarks/batching.py --trl PYTHON [--record]
 
 Eight requests with two answers of 3 to 200 words (KTO: the better of one, the worse of the next), a small random Llama with
-SmolLM2's tokenizer, all its weights in float32. What is shown is how far the first gradient is from that of the step in one piece:
-the largest difference of a tensor's, relative to its norm. PYTHON is one of another environment, which has trl; it gets the same
+SmolLM2's tokenizer, all its weights in float32. What is shown is how far the first gradient is from that of the step in one piece,
+relative to its norm: as a whole, and in the tensor that differs most. PYTHON is one of another environment, which has trl; it gets the same
 ids. trl's KTO takes no micro-batches of one row, so it is asked for the others.
 """
 
@@ -15,6 +15,7 @@ import json
 import random
 import subprocess
 import tempfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -146,15 +147,15 @@ def rows_of(job: Job) -> list[dict[str, Any]]:
     return found
 
 
-def measure(folder: Path, python: Path) -> dict[str, tuple[float, float]]:
-    """name -> the largest difference of luthier's gradient over the cuts, and of trl's."""
+def measure(folder: Path, python: Path) -> dict[str, tuple[list[float], list[float]]]:
+    """name -> the largest differences of luthier's gradient over the cuts, as a whole and in one tensor, and those of trl's."""
     ours, runs = {}, []
     for name, (objective, trainer, settings) in CASES.items():
         jobs = [job_of(objective, folder, most) for most in MOST_TOKENS]
         gradients, pieces = zip(*map(gradient_of, jobs), strict=True)
         assert pieces[0] == 1, pieces
         assert ROWS == pieces[2] > pieces[1] > 1, pieces
-        ours[name] = max(apart(gradient, gradients[0]) for gradient in gradients)
+        ours[name] = largest(apart(gradient, gradients[0]) for gradient in gradients)
         if trainer == "reward":
             jobs[0].policy.core.save_pretrained(folder / "scored")
         cuts = CUTS[:2] if trainer == "kto" else CUTS
@@ -164,7 +165,12 @@ def measure(folder: Path, python: Path) -> dict[str, tuple[float, float]]:
     side = Path(__file__).with_name("trl_side.py")
     subprocess.run([python, side, folder / "given.json", folder / "found.json"], check=True, stdout=subprocess.DEVNULL)
     theirs = json.loads((folder / "found.json").read_text(encoding="utf-8"))
-    return {name: (ours[name], max(theirs[name]["apart"])) for name in CASES}
+    return {name: (ours[name], largest(theirs[name]["apart"])) for name in CASES}
+
+
+def largest(found: Iterable[Sequence[float]]) -> list[float]:
+    """Of each column."""
+    return [max(column) for column in zip(*found, strict=True)]
 
 
 def main() -> None:
@@ -177,14 +183,17 @@ def main() -> None:
         small_model(folder / "model")
         write_rows(folder)
         found = measure(folder, given.trl)
-    for name, (ours, theirs) in found.items():
-        print(f"{name:10} luthier {ours:.1e}   trl {theirs:.1e}")
+    print("relative to the gradient's norm: of the whole (of the tensor that differs most)")
+    for name, both in found.items():
+        ours, theirs = (f"{whole:.1e} ({tensor:.1e})" for whole, tensor in both)
+        print(f"{name:10} luthier {ours}   trl {theirs}")
     if given.record:
-        what = "gradient of eight rows in one, four and eight micro-batches, largest relative difference"
+        what = "gradient of eight rows in one, four and eight micro-batches, largest difference relative to the norm"
         figures = [
-            Figure(f"{what}: {name}{side}", float(f"{value:.1e}"), "")
+            Figure(f"{what}, {of}: {name}{side}", float(f"{value:.1e}"), "")
             for name, both in found.items()
-            for side, value in zip((", luthier", ", beside it, trl"), both, strict=True)
+            for side, values in zip((", luthier", ", beside it, trl"), both, strict=True)
+            for of, value in zip(("of the whole", "of the tensor that differs most"), values, strict=True)
         ]
         record("batching", figures, command="python benchmarks/batching.py --trl PYTHON", device="CPU, float32")
 

@@ -5,7 +5,8 @@
 GIVEN: `model`, a folder, and beside it `scored`, the same with a head of scores; `runs`, each with `name`, `trainer`, `settings` (of
 its configuration), `steps`, `cuts` (pairs of rows a micro-batch and micro-batches a step) and `rows`: maps of the ids `prompt`,
 `chosen`, `rejected`; for KTO of `prompt`, `answer`, `other` (the answer to another prompt), and `good`.
-FOUND: name -> `losses`, of each step, and `apart`, how far the first gradient is from that of the first cut; a list of each, by cut.
+FOUND: name -> `losses`, of each step, and `apart`, how far the first gradient is from that of the first cut, as a whole
+and in the tensor that differs most; a list of each, by cut.
 
 The trainers get the ids as they are: a chat template's end, truncation and stop tokens are no part of the comparison.
 """
@@ -13,6 +14,7 @@ The trainers get the ids as they are: a chat template's end, truncation and stop
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import tempfile
@@ -40,9 +42,11 @@ class FirstGradient(TrainerCallback):
             self.found = {name: p.grad.detach().clone() for name, p in named if p.grad is not None}
 
 
-def apart(some: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> float:
-    """The largest difference of a tensor's gradient, relative to its norm."""
-    return max(float((some[name] - others[name]).norm() / others[name].norm()) for name in others)
+def apart(some: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> tuple[float, float]:
+    """The norm of the difference of two gradients, relative to the second's norm: of the whole, and of the tensor that differs most."""
+    lengths = {name: (float((some[name] - other).norm()), float(other.norm())) for name, other in others.items()}
+    differences, norms = zip(*lengths.values(), strict=True)
+    return math.hypot(*differences) / math.hypot(*norms), max(far / length for far, length in lengths.values())
 
 
 def trainer_of(kind: str) -> tuple[Any, Any]:
