@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
+import signal
+import struct
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import gguf
@@ -20,6 +23,7 @@ from luthier.inference.chat import Chat
 from luthier.inference.opened import open_model
 from luthier.models.folder import summarise
 from luthier.models.load import load_model
+from luthier.models.patches import gguf_read_once
 from luthier.models.reading import load_tokenizer
 from luthier.models.sources.resolve import base_of, resolve
 from luthier.system.words import human_bytes
@@ -61,23 +65,26 @@ def test_a_gguf_file_becomes_a_folder_once_and_is_the_same_model(
     assert list((cache / "gguf").iterdir()) == [source.folder]
 
 
-@pytest.mark.parametrize("name", ["GGUFReader", "get_tensor_name_map"])
-def test_nothing_of_a_gguf_file_is_read_twice(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("module", "name"), [(gguf_read_once, "WholeReader"), (gguf, "get_tensor_name_map")])
+def test_nothing_of_a_gguf_file_is_read_twice(
+    module: ModuleType, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = to_gguf(tmp_path / "tiny.gguf")
-    plain, calls = getattr(gguf, name), list[tuple[Any, ...]]()
+    before = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}
+    plain, calls = getattr(module, name), list[tuple[Any, ...]]()
 
     def counted(*given: Any) -> Any:
         calls.append(given)
         return plain(*given)
 
-    monkeypatch.setattr(gguf, name, counted)
+    monkeypatch.setattr(module, name, counted)
     monkeypatch.chdir(tmp_path)
     resolve("tiny.gguf", say=lambda text: None)
     assert calls
     assert len(calls) == len(set(calls))
-    if name == "GGUFReader":
+    if name == "WholeReader":
         assert calls == [(str(file),)]
-    assert getattr(gguf, name) is counted
+    assert {name: getattr(gguf, name) for name in before} == (before | ({name: counted} if name in before else {}))
 
 
 def test_a_file_of_that_name_where_one_works_is_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,6 +182,35 @@ def test_a_tokenizer_that_splits_in_an_unknown_way_is_refused(tmp_path: Path, ca
 def test_a_gguf_file_that_lacks_a_weight(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="lacks 1 weights"):
         resolve(str(to_gguf(tmp_path / "tiny.gguf", drop="blk.1.ffn_up.weight")))
+
+
+def test_weights_of_other_sizes_than_the_file_names(tmp_path: Path, cache: Path) -> None:
+    file = to_gguf(tmp_path / "tiny.gguf")
+    key = b"llama.feed_forward_length" + struct.pack("<I", 4)  # a number of 32 bits
+    whole = file.read_bytes()
+    assert key + struct.pack("<I", 128) in whole
+    file.write_bytes(whole.replace(key + struct.pack("<I", 128), key + struct.pack("<I", 96)))
+    with pytest.raises(UserError, match=r"mlp\.\w+\.weight is \[.*128.*\] in the file, and \[.*96.*\] by the sizes"):
+        resolve(str(file))
+    assert list((cache / "gguf").iterdir()) == []
+
+
+def test_a_list_that_never_ends(tmp_path: Path) -> None:
+    """The architecture's name becomes a list with as many entries as its letters are, read as a number."""
+    file = to_gguf(tmp_path / "tiny.gguf")
+    whole = file.read_bytes()
+    end = whole.index(name := b"general.architecture") + len(name)
+    for entries, said in ((whole[end + 8 : end + 16], "a list of"), (struct.pack("<Q", 1 << 20), "ends at byte")):
+        of_numbers = struct.pack("<II", 9, 5)  # a list, of 32-bit numbers
+        file.write_bytes(whole[:end] + of_numbers + entries + whole[end + 16 :])
+        before = signal.signal(signal.SIGALRM, lambda *_: pytest.fail("it is read for ever"))
+        signal.alarm(20)
+        try:
+            with pytest.raises(UserError, match=said):
+                resolve(str(file))
+        finally:
+            signal.alarm(0)
+            signal.signal(signal.SIGALRM, before)
 
 
 @pytest.mark.parametrize("size", [0, 3, 40, 5_000, 200_000])

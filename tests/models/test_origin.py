@@ -21,6 +21,8 @@ from luthier.models import adapters
         (b'{"base": {"name": "m", "quantization": "nf4"}}', "base.quantization"),
         (b'{"base": {"name": "m", "quantization": {"kind": 4}}}', "base.quantization.kind"),
         (b'{"new_tokens": {"<a>": "7"}}', "new_tokens.<a>"),
+        (b'{"new_tokens": {"<a>": -7}}', "new_tokens.<a>"),
+        (b'{"embedding_rows": 10000000000000000000000}', "embedding_rows"),
     ],
 )
 def test_a_damaged_one_is_refused(text: bytes, said: str, tmp_path: Path) -> None:

@@ -6,11 +6,11 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -371,6 +371,10 @@ def trained_system(folder: Path) -> str | None:
     return found if isinstance(found, str) else None
 
 
+_Row = Annotated[int, Field(ge=0, le=1 << 20)]
+"""Of embeddings. The largest vocabularies have 900,000 tokens; room for what a damaged number says is not to be had."""
+
+
 class _HeldAs(BaseModel, extra="allow"):
     kind: str
 
@@ -388,8 +392,8 @@ class _Origin(BaseModel, extra="allow"):
 
     base: _Base | None = None
     system: str | None = None
-    new_tokens: dict[str, int] = {}
-    embedding_rows: int = 0
+    new_tokens: dict[str, _Row] = {}
+    embedding_rows: _Row = 0
     adapter_path: str | None = None
     starts_at_base: bool = True
 

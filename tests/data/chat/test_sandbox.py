@@ -48,6 +48,8 @@ def render(source: str, *requests: Request) -> list[str | UserError]:
         "{% for i in range(90000) %}{{ 'a' * 1000 }}{% endfor %}",
         "{{ 'a' * 9000000000 }}",
         "{{ '%9000000000d' | format(1) }}",
+        "{{ '\\ud800' }}",
+        "{{ raise_exception('\\ud800') }}",
     ],
 )
 def test_attacks_and_faults_are_errors(source: str) -> None:
@@ -114,7 +116,7 @@ def test_a_pause_of_the_whole_program_is_not_counted(tmp_path: Path) -> None:
     program = """
 from luthier.data.chat import template
 template.BATCH_LIMIT_S = 5.0
-spins = "{% for i in range(100) %}{% for j in range(9999) %}{% endfor %}{% endfor %}{{ messages[0].content }}"
+spins = "{% for i in range(1500) %}{% for j in range(9999) %}{% endfor %}{% endfor %}{{ messages[0].content }}"
 made = template.Template(spins, "x", {})
 print(made._started()._process.pid, flush=True)
 print(made.render([template.Request((("user", "hello"),))]))
@@ -123,13 +125,16 @@ print(made.render([template.Request((("user", "hello"),))]))
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, **ENVIRONMENT}) as process:
         assert process.stdout is not None
         both = process.pid, int(process.stdout.readline())
-        time.sleep(0.1)
-        for pid in both:
-            os.kill(pid, signal.SIGSTOP)
-        time.sleep(6)
-        for pid in both:
-            os.kill(pid, signal.SIGCONT)
-        assert process.stdout.read() == "['hello']\n"
+        time.sleep(0.1)  # it renders, for half a second
+        try:
+            for pid in both:
+                os.kill(pid, signal.SIGSTOP)
+            time.sleep(6)
+            for pid in both:
+                os.kill(pid, signal.SIGCONT)
+            assert process.stdout.read() == "['hello']\n"
+        finally:
+            process.kill()
 
 
 def test_the_clock_stands_still() -> None:

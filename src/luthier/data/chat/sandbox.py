@@ -120,7 +120,11 @@ class Asked:
                 if size > limit:
                     return {"error": f"it writes more than {limit:,} characters"}
                 pieces.append(piece)
-            return {"text": "".join(pieces)}
+            text = "".join(pieces)
+            text.encode()
+            return {"text": text}
+        except UnicodeEncodeError as error:
+            return {"error": f"it writes half of a surrogate pair (\\u{ord(error.object[error.start]):04x})"}
         except MemoryError:
             return {"error": "it needs too much memory"}
         except TEMPLATE_FAULTS as error:

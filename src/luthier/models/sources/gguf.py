@@ -30,6 +30,8 @@ keeps disk and time in bounds."""
 
 _MAGIC = b"GGUF"
 _SPLIT_COUNT = "split.count"
+_DAMAGED = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What libraries raise of an architecture that they do not know, and of damaged sizes and settings."""
 
 
 def convert(file: Path, say: Say) -> Path:
@@ -139,15 +141,15 @@ def _convert(file: Path, folder: Path, header: dict[str, Any]) -> None:
             dtype=dtype,
             trust_remote_code=False,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # told below, by name
         )
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise UserError(
-            str(file),
-            f"the file lacks {len(missing)} weights, the first is {missing[0]}",
-            "a whole model",
-            "the model's safetensors",
-        )
+    missing, other = sorted(report["missing_keys"]), sorted(report["mismatched_keys"])
+    if missing or other:
+        found = f"the file lacks {len(missing)} weights, the first is {missing[0]}" if missing else ""
+        if other:
+            name, stored, expected = other[0]
+            found = f"{name} is {list(stored)} in the file, and {list(expected)} by the sizes that the file names"
+        raise UserError(str(file), found, "a whole model", "the model's safetensors")
     with quiet():
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -183,7 +185,8 @@ def _tokenizer(file: Path, header: dict[str, Any]) -> Any:
 def _architecture_errors(file: Path, header: dict[str, Any]) -> Iterator[None]:
     try:
         yield
-    except (ValueError, KeyError, NotImplementedError) as error:
+    except _DAMAGED as error:
+        raise_fault(file, error)
         raise UserError(
             str(file),
             f"transformers cannot read it (architecture {header['architecture']}): {excerpt(str(error), 200)}",
