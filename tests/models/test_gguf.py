@@ -7,6 +7,8 @@ import shlex
 import shutil
 import signal
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -184,15 +186,39 @@ def test_a_gguf_file_that_lacks_a_weight(tmp_path: Path) -> None:
         resolve(str(to_gguf(tmp_path / "tiny.gguf", drop="blk.1.ffn_up.weight")))
 
 
-def test_weights_of_other_sizes_than_the_file_names(tmp_path: Path, cache: Path) -> None:
+@pytest.mark.parametrize(
+    ("key", "stored", "damaged", "said"),
+    [
+        ("feed_forward_length", 128, 96, r"mlp\.\w+\.weight is \[.*128.*\] in the file, and \[.*96.*\] by the sizes"),
+        ("feed_forward_length", 128, 128 << 24, "feed_forward_length of 2147483648, and its tensors have room for 512"),
+        ("embedding_length", 64, 64 << 24, "embedding_length"),
+        ("attention.head_count", 4, 4 << 24, "head_count"),
+        ("block_count", 2, 173 << 24, "block_count of 2902458368, and its tensors have room for 2"),
+    ],
+)
+def test_weights_of_other_sizes_than_the_file_names(
+    key: str, stored: int, damaged: int, said: str, tmp_path: Path, cache: Path
+) -> None:
     file = to_gguf(tmp_path / "tiny.gguf")
-    key = b"llama.feed_forward_length" + struct.pack("<I", 4)  # a number of 32 bits
-    whole = file.read_bytes()
-    assert key + struct.pack("<I", 128) in whole
-    file.write_bytes(whole.replace(key + struct.pack("<I", 128), key + struct.pack("<I", 96)))
-    with pytest.raises(UserError, match=r"mlp\.\w+\.weight is \[.*128.*\] in the file, and \[.*96.*\] by the sizes"):
+    whole, kind = file.read_bytes(), struct.pack("<I", 4)  # a number of 32 bits
+    before, after = (f"llama.{key}".encode() + kind + struct.pack("<I", size) for size in (stored, damaged))
+    assert before in whole
+    file.write_bytes(whole.replace(before, after))
+    with limited(), pytest.raises(UserError, match=said):
         resolve(str(file))
-    assert list((cache / "gguf").iterdir()) == []
+    assert not (cache / "gguf").is_dir() or list((cache / "gguf").iterdir()) == []
+
+
+@contextmanager
+def limited() -> Iterator[None]:
+    """What is never done with is a failure."""
+    before = signal.signal(signal.SIGALRM, lambda *_: pytest.fail("it does not end"))
+    signal.alarm(20)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_a_list_that_never_ends(tmp_path: Path) -> None:
@@ -203,14 +229,8 @@ def test_a_list_that_never_ends(tmp_path: Path) -> None:
     for entries, said in ((whole[end + 8 : end + 16], "a list of"), (struct.pack("<Q", 1 << 20), "ends at byte")):
         of_numbers = struct.pack("<II", 9, 5)  # a list, of 32-bit numbers
         file.write_bytes(whole[:end] + of_numbers + entries + whole[end + 16 :])
-        before = signal.signal(signal.SIGALRM, lambda *_: pytest.fail("it is read for ever"))
-        signal.alarm(20)
-        try:
-            with pytest.raises(UserError, match=said):
-                resolve(str(file))
-        finally:
-            signal.alarm(0)
-            signal.signal(signal.SIGALRM, before)
+        with limited(), pytest.raises(UserError, match=said):
+            resolve(str(file))
 
 
 @pytest.mark.parametrize("size", [0, 3, 40, 5_000, 200_000])

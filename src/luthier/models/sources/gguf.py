@@ -7,7 +7,8 @@ The weights are those of the quantized file, dequantized: beside figures of such
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,15 @@ keeps disk and time in bounds."""
 
 _MAGIC = b"GGUF"
 _SPLIT_COUNT = "split.count"
+_BLOCKS = "block_count"
+_SIZES = (
+    "embedding_length",
+    "feed_forward_length",
+    "vocab_size",
+    "expert_count",
+    "attention.head_count",
+    "attention.key_length",
+)
 _DAMAGED = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 """What libraries raise of an architecture that they do not know, and of damaged sizes and settings."""
 
@@ -116,13 +126,33 @@ def _header(file: Path) -> dict[str, Any]:
         raise UserError(
             str(file), f"one of {parts} parts of a model", "one file", "gguf-split --merge, or the model's safetensors"
         )
+    architecture = value("general.architecture")
+    _refuse_odd_sizes(file, reader.tensors, {key: value(f"{architecture}.{key}") for key in (_BLOCKS, *_SIZES)})
     return {
-        "architecture": value("general.architecture"),
+        "architecture": architecture,
         "tokenizer": value("tokenizer.ggml.model"),
         "split": value("tokenizer.ggml.pre"),
         "file_type": value("general.file_type"),
         "parameters": sum(int(tensor.n_elements) for tensor in reader.tensors),
     }
+
+
+def _refuse_odd_sizes(file: Path, tensors: Sequence[Any], named: Mapping[str, Any]) -> None:
+    """Raises UserError where the file names more blocks than it has, or a size that none of its tensors has room for: the model is built by
+    what is named, with time and memory to match.
+    """
+    numbers = (re.match(r"blk\.(\d{1,9})\.", tensor.name) for tensor in tensors)
+    most = dict.fromkeys(_SIZES, max((int(side) for tensor in tensors for side in tensor.shape), default=0))
+    most[_BLOCKS] = len({number[1] for number in numbers if number})
+    for key, found in named.items():
+        sizes = found if isinstance(found, list) else [found]
+        if any(isinstance(size, int) and size > most[key] for size in sizes):
+            raise UserError(
+                str(file),
+                f"it names a {key} of {excerpt(found)}, and its tensors have room for {most[key]}",
+                "a whole .gguf file",
+                "download the file again",
+            )
 
 
 def _convert(file: Path, folder: Path, header: dict[str, Any]) -> None:
