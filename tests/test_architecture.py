@@ -320,8 +320,8 @@ def test_nothing_is_pickled_and_no_shell_is_used() -> None:
 
 def test_no_broad_except() -> None:
     """The exceptions are the top of the command line, which turns what is left into an exit code; where an exception is
-    looked at, whether it is a fault of the machine (libraries in Rust raise a bare one), and raised again; and where a
-    stranger's module is imported, which may raise anything."""
+    looked at, whether it is a fault of the machine or of a damaged file (libraries in Rust raise a bare one), and one of ours is
+    raised in its place, or it is raised again; and where a stranger's module is imported, which may raise anything."""
     allowed = {
         "cli/__init__.py": ["Exception"],
         "system/faults.py": ["Exception"],

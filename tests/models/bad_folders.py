@@ -152,6 +152,15 @@ def duplicated_ids(folder: Path) -> None:
     (folder / "tokenizer.json").write_text(json.dumps(tree))
 
 
+def model_of_tokenizer(**changed: Any) -> Change:
+    def change(folder: Path) -> None:
+        tree = json.loads((folder / "tokenizer.json").read_text())
+        tree["model"] |= changed
+        (folder / "tokenizer.json").write_text(json.dumps(tree))
+
+    return change
+
+
 def base_is(folder: Path, **changed: Any) -> None:
     tree = json.loads((folder / "luthier.json").read_text())
     tree["base"] |= changed
@@ -210,6 +219,8 @@ TOKENS = {
     "a template that fails on rows": Case(
         template("{{ raise_exception('only for the rich') }}"), ("only for the rich", "fix")
     ),
+    "pairs of what is no token": Case(model_of_tokenizer(merges=[["zzz", "q"]]), ("tokenizer", "zzz", AGAIN)),
+    "a tokenizer of no known kind": Case(model_of_tokenizer(type="Nope"), ("tokenizer", "any variant", AGAIN)),
     "two special tokens with one id": Case(duplicated_ids, ("<|im_end|>", "id 1", "tokenizer.json")),
 }
 WRAPPED = {

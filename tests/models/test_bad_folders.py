@@ -16,7 +16,7 @@ from luthier.cli import main
 from tests.helpers.tiny_models import tiny_llama, tiny_tokenizer, twin
 from tests.models.bad_folders import ADAPTER, CATEGORIES, WEIGHTS, Canary, Case, canary
 
-COUNTS = {"missing": 6, "damaged": 8, "keys": 4, "tokens": 10, "wrapped": 5, "adapters": 10}
+COUNTS = {"missing": 6, "damaged": 8, "keys": 4, "tokens": 12, "wrapped": 5, "adapters": 10}
 NAMES = [(category, name) for category, cases in CATEGORIES.items() for name in cases]
 
 

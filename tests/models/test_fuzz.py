@@ -1,4 +1,4 @@
-"""Headers of safetensors, GGUF files and the settings of adapters, damaged: see `tests/data/fuzzed.py`."""
+"""Headers of safetensors, GGUF files, tokenizers and the settings of adapters, damaged: see `tests/data/fuzzed.py`."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from safetensors.torch import save
 
 from luthier.models import adapters
 from luthier.models.headers import file_tensors
+from luthier.models.reading import load_tokenizer
 from luthier.models.sources import gguf
 from tests.data.fuzzed import fuzz
 from tests.helpers.gguf_files import to_gguf
-from tests.helpers.tiny_models import twin
+from tests.helpers.tiny_models import tiny_tokenizer, twin
 
 pytestmark = pytest.mark.prove
 
@@ -31,6 +32,13 @@ def test_gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LUTHIER_CACHE", str(tmp_path / "cache"))
     seed = to_gguf(tmp_path / "seed.gguf").read_bytes()
     assert fuzz(lambda path: gguf.convert(path, lambda words: None), tmp_path / "a.gguf", [seed], "gguf") > 0
+
+
+def test_tokenizers(tmp_path: Path) -> None:
+    tiny_tokenizer().save_pretrained(tmp_path)
+    tree = json.loads(text := (tmp_path / "tokenizer.json").read_bytes())
+    compact = json.dumps(tree).encode()
+    assert fuzz(lambda path: load_tokenizer(path.parent), tmp_path / "tokenizer.json", [text, compact], "tokenizer") > 3
 
 
 def test_the_settings_of_an_adapter(tmp_path: Path) -> None:

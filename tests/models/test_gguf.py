@@ -221,6 +221,15 @@ def limited() -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
+def test_a_tokenizer_that_joins_what_is_no_token(tmp_path: Path, cache: Path) -> None:
+    file = to_gguf(tmp_path / "tiny.gguf")
+    whole = file.read_bytes()
+    at = whole.index(b" ", whole.index(b"tokenizer.ggml.merges") + 50)
+    file.write_bytes(whole[: at - 1] + b"\0 \0" + whole[at + 2 :])
+    with pytest.raises(UserError, match="transformers cannot read it"):
+        resolve(str(file))
+
+
 def test_a_list_that_never_ends(tmp_path: Path) -> None:
     """The architecture's name becomes a list with as many entries as its letters are, read as a number."""
     file = to_gguf(tmp_path / "tiny.gguf")

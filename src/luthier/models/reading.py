@@ -10,7 +10,7 @@ from luthier.errors import EnvironmentProblem, UserError, excerpt
 from luthier.models import architectures
 from luthier.models.folder import native_type
 from luthier.models.settings import read_json, refuse_methods
-from luthier.system.faults import raise_fault
+from luthier.system.faults import damage_told, raise_fault
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -52,25 +52,23 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> PreTrainedT
     from transformers import AutoTokenizer
 
     native = native_type(folder)
+
+    def damaged(error: Exception) -> UserError:
+        found = f"the tokenizer cannot be loaded: {excerpt(str(error), 200)}"
+        return UserError(str(folder), found, "tokenizer.json, whole", "download the model again")
+
     try:
-        if native:
-            tokenizer = architectures.tokenizer_class(native).from_pretrained(folder)
-        else:
-            tokenizer = AutoTokenizer.from_pretrained(
-                folder, trust_remote_code=trust_remote_code, local_files_only=True
-            )
+        with damage_told(folder, damaged):
+            if native:
+                tokenizer = architectures.tokenizer_class(native).from_pretrained(folder)
+            else:
+                tokenizer = AutoTokenizer.from_pretrained(
+                    folder, trust_remote_code=trust_remote_code, local_files_only=True
+                )
     except ImportError as error:
         raise_fault(folder, error)
         raise EnvironmentProblem(
             str(folder), excerpt(str(error), 200), "the package that this tokenizer needs", install(error)
-        ) from error
-    except (ValueError, KeyError, TypeError, OSError, RuntimeError) as error:
-        raise_fault(folder, error)
-        raise UserError(
-            str(folder),
-            f"the tokenizer cannot be loaded: {excerpt(str(error), 200)}",
-            "tokenizer.json, whole",
-            "download the model again",
         ) from error
     if (folder / "config.json").is_file():
         check_vocabulary(load_config(folder, trust_remote_code), tokenizer, str(folder))

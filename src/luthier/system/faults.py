@@ -79,6 +79,20 @@ def raise_fault(place: Path | str, error: Exception) -> None:
 
 
 @contextmanager
+def damage_told(place: Path | str, tell: Callable[[Exception], LuthierError]) -> Iterator[None]:
+    """Around a library that reads `place`, which may be damaged: whatever it raises is a fault of the machine, or what `tell` makes of
+    it. (Libraries in Rust raise a bare Exception.) What is not installed is neither.
+    """
+    try:
+        yield
+    except (LuthierError, ImportError):
+        raise
+    except Exception as error:
+        raise_fault(place, error)
+        raise tell(error) from error
+
+
+@contextmanager
 def faults(tell: Callable[[Exception, str], EnvironmentProblem]) -> Iterator[None]:
     """Around work on files: a fault of the machine becomes what `tell` makes of it and its reason; anything else goes on.
 

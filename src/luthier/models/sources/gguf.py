@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from luthier.errors import UserError, excerpt
-from luthier.system.faults import raise_fault
+from luthier.system.faults import damage_told
 from luthier.system.files import sha256
 from luthier.system.paths import cache_dir, cache_folder
 from luthier.system.streams import Say
@@ -40,8 +40,6 @@ _SIZES = (
     "attention.head_count",
     "attention.key_length",
 )
-_DAMAGED = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
-"""What libraries raise of an architecture that they do not know, and of damaged sizes and settings."""
 
 
 def convert(file: Path, say: Say) -> Path:
@@ -99,42 +97,42 @@ def _header(file: Path) -> dict[str, Any]:
             "a whole .gguf file",
             "download the file again",
         )
-    try:
+
+    def damaged(error: Exception) -> UserError:
+        found = f"the GGUF file is damaged or cut off: {excerpt(str(error))}"
+        return UserError(str(file), found, "a whole .gguf file", "download the file again")
+
+    with damage_told(file, damaged):
         reader = GGUFReader(_whole_name(file))
-    except (ValueError, IndexError, KeyError, OSError) as error:
-        raise_fault(file, error)
-        raise UserError(
-            str(file),
-            f"the GGUF file is damaged or cut off: {excerpt(str(error))}",
-            "a whole .gguf file",
-            "download the file again",
-        ) from None
-    end = max((int(tensor.data_offset + tensor.n_bytes) for tensor in reader.tensors), default=0)
-    if end > file.stat().st_size:
-        raise UserError(
-            str(file),
-            f"the file ends at byte {file.stat().st_size}; its tensors end at {end}",
-            "a whole .gguf file",
-            "download the file again",
-        )
+        end = max((int(tensor.data_offset + tensor.n_bytes) for tensor in reader.tensors), default=0)
+        if end > file.stat().st_size:
+            raise UserError(
+                str(file),
+                f"the file ends at byte {file.stat().st_size}; its tensors end at {end}",
+                "a whole .gguf file",
+                "download the file again",
+            )
 
-    def value(key: str) -> Any:
-        field = reader.get_field(key)
-        return field.contents() if field is not None else None
+        def value(key: str) -> Any:
+            field = reader.get_field(key)
+            return field.contents() if field is not None else None
 
-    if (parts := value(_SPLIT_COUNT)) and parts > 1:
-        raise UserError(
-            str(file), f"one of {parts} parts of a model", "one file", "gguf-split --merge, or the model's safetensors"
-        )
-    architecture = value("general.architecture")
-    _refuse_odd_sizes(file, reader.tensors, {key: value(f"{architecture}.{key}") for key in (_BLOCKS, *_SIZES)})
-    return {
-        "architecture": architecture,
-        "tokenizer": value("tokenizer.ggml.model"),
-        "split": value("tokenizer.ggml.pre"),
-        "file_type": value("general.file_type"),
-        "parameters": sum(int(tensor.n_elements) for tensor in reader.tensors),
-    }
+        if (parts := value(_SPLIT_COUNT)) and parts > 1:
+            raise UserError(
+                str(file),
+                f"one of {parts} parts of a model",
+                "one file",
+                "gguf-split --merge, or the model's safetensors",
+            )
+        architecture = value("general.architecture")
+        _refuse_odd_sizes(file, reader.tensors, {key: value(f"{architecture}.{key}") for key in (_BLOCKS, *_SIZES)})
+        return {
+            "architecture": architecture,
+            "tokenizer": value("tokenizer.ggml.model"),
+            "split": value("tokenizer.ggml.pre"),
+            "file_type": value("general.file_type"),
+            "parameters": sum(int(tensor.n_elements) for tensor in reader.tensors),
+        }
 
 
 def _refuse_odd_sizes(file: Path, tensors: Sequence[Any], named: Mapping[str, Any]) -> None:
@@ -163,7 +161,7 @@ def _convert(file: Path, folder: Path, header: dict[str, Any]) -> None:
 
     tokenizer = _tokenizer(file, header)
     dtype = torch.float32 if header["parameters"] <= FLOAT32_PARAMETERS else torch.bfloat16
-    with quiet(), _architecture_errors(file, header):
+    with quiet(), _read_by_transformers(file, header):
         model, report = AutoModelForCausalLM.from_pretrained(
             str(file.parent),
             gguf_file=_whole_name(file),
@@ -202,7 +200,7 @@ def _tokenizer(file: Path, header: dict[str, Any]) -> Any:
                 "a name that says how; guessing would train on wrong tokens",
                 "the model's own folder with tokenizer.json",
             )
-    with _architecture_errors(file, header):
+    with _read_by_transformers(file, header):
         tokenizer = AutoTokenizer.from_pretrained(
             str(file.parent), gguf_file=_whole_name(file), trust_remote_code=False
         )
@@ -211,15 +209,14 @@ def _tokenizer(file: Path, header: dict[str, Any]) -> Any:
     return tokenizer
 
 
-@contextmanager
-def _architecture_errors(file: Path, header: dict[str, Any]) -> Iterator[None]:
-    try:
-        yield
-    except _DAMAGED as error:
-        raise_fault(file, error)
-        raise UserError(
+def _read_by_transformers(file: Path, header: dict[str, Any]) -> AbstractContextManager[None]:
+    """Raises UserError in the place of whatever transformers makes of what it does not know, or of damage."""
+    return damage_told(
+        file,
+        lambda error: UserError(
             str(file),
             f"transformers cannot read it (architecture {header['architecture']}): {excerpt(str(error), 200)}",
             "an architecture and a quantization that it knows",
             "the model's safetensors",
-        ) from error
+        ),
+    )
