@@ -221,6 +221,9 @@ TOKENS = {
     ),
     "pairs of what is no token": Case(model_of_tokenizer(merges=[["zzz", "q"]]), ("tokenizer", "zzz", AGAIN)),
     "a tokenizer of no known kind": Case(model_of_tokenizer(type="Nope"), ("tokenizer", "any variant", AGAIN)),
+    "a prefix longer than the pairs": Case(
+        model_of_tokenizer(continuing_subword_prefix="##" * 25), ("tokenizer", "out of range", AGAIN)
+    ),
     "two special tokens with one id": Case(duplicated_ids, ("<|im_end|>", "id 1", "tokenizer.json")),
 }
 WRAPPED = {

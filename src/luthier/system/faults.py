@@ -81,13 +81,19 @@ def raise_fault(place: Path | str, error: Exception) -> None:
 @contextmanager
 def damage_told(place: Path | str, tell: Callable[[Exception], LuthierError]) -> Iterator[None]:
     """Around a library that reads `place`, which may be damaged: whatever it raises is a fault of the machine, or what `tell` makes of
-    it. (Libraries in Rust raise a bare Exception.) What is not installed is neither.
+    it. What is not installed is neither.
+
+    Libraries in Rust raise a bare Exception, and where they have not thought of something an exception of their own that is none.
     """
     try:
         yield
     except (LuthierError, ImportError):
         raise
-    except Exception as error:
+    except BaseException as error:
+        if type(error).__name__ == "PanicException":
+            raise tell(RuntimeError(str(error))) from None
+        if not isinstance(error, Exception):
+            raise
         raise_fault(place, error)
         raise tell(error) from error
 
