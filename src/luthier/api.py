@@ -21,7 +21,7 @@ from luthier.runs.recorder import read_lines
 from luthier.runs.run_folder import CONFIG, METRICS, REPORT
 from luthier.system import streams
 from luthier.system.files import MANIFEST, write_file
-from luthier.system.floors import check_floors
+from luthier.system.floors import check_address_space, check_floors
 from luthier.system.paths import cache_dir, cache_written
 from luthier.system.words import counted
 
@@ -66,12 +66,13 @@ def train_from(
     Raises:
         UserError, EnvironmentProblem, NonFinite, Stopped: as `luthier.training.run.execute`.
     """
+    check_floors()
+    check_address_space()
     from luthier.reporting.run.page import write_report
     from luthier.reporting.run.summary import end_summary
     from luthier.system.devices import is_main_process
     from luthier.training import run
 
-    check_floors()
     place = Path(checked.output_dir)
     before = _last_noted(place)
     folder = run.execute(checked, resume=resume, trust_remote_code=trust_remote_code, say=say)

@@ -25,6 +25,8 @@ from tests.helpers.configs import load, refusal
 from tests.helpers.faults import Plan, What
 from tests.helpers.processes import ENVIRONMENT, ROOT
 
+SOME_MEGABYTES = (1, 4, 8, 16, 18.5, 20, 22.25, 22.625, 24, 28, 30.5, 32, 36, 40, 44.75, 48)
+"""In which different things fail: many sizes, for what fails at one depends on the machine's state."""
 SIZES = (4, 16, 40, 64, 100, 200, 400, 700, 1_000, 1_400, 2_000, 8_000)
 """kB"""
 
@@ -95,11 +97,11 @@ def test_a_clock_that_is_wrong(how: str, small: Small, whole: Whole, tmp_path: P
 
 
 @pytest.mark.prove
-@pytest.mark.parametrize("megabytes", [1, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512])
-def test_too_little_address_space(megabytes: int, small: Small, whole: Whole, tmp_path: Path) -> None:
+@pytest.mark.parametrize("megabytes", [*SOME_MEGABYTES, 64, 96, 128, 192, 256, 384, 512])
+def test_too_little_address_space(megabytes: float, small: Small, whole: Whole, tmp_path: Path) -> None:
     run = tmp_path.resolve() / "place" / "run"
     run.parent.mkdir()
-    ended = small.train(run, room_bytes=megabytes << 20)
+    ended = small.train(run, room_bytes=int(megabytes * (1 << 20)))
     assert "Traceback" not in ended.said
     assert "bug" not in ended.said
     if ended.code:
@@ -123,7 +125,7 @@ def manifests(run: Path) -> dict[str, Any]:
 
 @pytest.mark.prove
 @pytest.mark.processes
-@pytest.mark.parametrize("megabytes", [60, 200, 400, 600, 800, 1_000, 1_300])
+@pytest.mark.parametrize("megabytes", [60, 200, 400, 600, 800, 1_000, 1_300, 1_600, 2_000])
 def test_too_little_address_space_from_the_start(megabytes: int, small: Small, tmp_path: Path) -> None:
     command = f'"{sys.executable}" -m luthier train {small.folder / "mine.yaml"} output_dir={tmp_path / "run"}'
     line = f"ulimit -v {megabytes * 1_000}; {command}"
@@ -230,6 +232,36 @@ def test_what_fails_while_a_model_is_read_may_be_the_machine() -> None:
             raise_fault("model", error)
     raise_fault("model", FileNotFoundError(errno.ENOENT, "No such file"))  # which is not the machine's fault
     raise_fault("model", RuntimeError("a size mismatch"))
+    with pytest.raises(EnvironmentProblem, match="not enough memory"):
+        raise_fault("model", RuntimeError("std::bad_alloc"))
+
+
+def test_words_that_are_cut_off_are_not_believed_with_too_little_memory() -> None:
+    """As those of a library that had no memory for its own message."""
+    program = """
+import resource
+from pathlib import Path
+from luthier.system.faults import raise_fault
+from luthier.system.memory import ROOM
+raise_fault("model", RuntimeError("[enforce fail a"))
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + ROOM // 4,) * 2)
+raise_fault("model", RuntimeError("[enforce fail a"))
+"""
+    command, variables = [sys.executable, "-c", program], {**os.environ, **ENVIRONMENT}
+    done = subprocess.run(command, env=variables, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert "model: cannot be read: there is not enough memory" in done.stderr
+    assert "line 8" in done.stderr, "it is the second that is not believed"
+
+
+@pytest.mark.parametrize(("megabytes", "code"), [(1_400, 3), (1_600, 0)])
+def test_an_address_space_without_room_for_the_libraries(megabytes: int, code: int) -> None:
+    """They would end the process, and say nothing."""
+    line = f"ulimit -v {megabytes * 1_000}; '{sys.executable}' -m luthier explain r"
+    variables = {**os.environ, **ENVIRONMENT}
+    done = subprocess.run(["bash", "-c", line], env=variables, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr
+    assert ("ulimit -v" in done.stderr) == (code == 3)
 
 
 def test_paths_of_a_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from luthier.errors import EnvironmentProblem, LuthierError
 from luthier.system.faults import fault
-from luthier.system.floors import check_floors
+from luthier.system.floors import check_address_space, check_floors
 from luthier.system.outgoing import block_kernels
 from luthier.system.quiet import hush
 from luthier.system.streams import OUT, complain, hide_secrets_in_tracebacks, is_lost, open_all, show, silence
@@ -182,6 +182,7 @@ def _guarded(function: Callable[..., None]) -> Callable[..., None]:
             arguments.pop("debug")
         try:
             check_floors()
+            check_address_space()
             function(**arguments)
             sys.stdout.flush()
         except KeyboardInterrupt:

@@ -44,6 +44,7 @@ _TEXTS = {
     "Cannot allocate memory": errno.ENOMEM,
     "can't allocate memory": errno.ENOMEM,
     "cannot allocate memory": errno.ENOMEM,
+    "bad_alloc": errno.ENOMEM,
     "failed to map segment": errno.ENOMEM,
     "can't start new thread": errno.ENOMEM,
 }
@@ -65,12 +66,17 @@ def fault(error: BaseException) -> str | None:
 
 
 def raise_fault(place: Path | str, error: Exception) -> None:
-    """Where a library has failed with what it was given: whether it was the machine.
+    """Where a library has failed with what it was given: whether it was the machine. With too little memory the library's words may be
+    cut off, so memory is looked at too.
 
     Raises:
         EnvironmentProblem: it was.
     """
+    from luthier.system.memory import is_short_of_memory
+
     why = None if getattr(error, "errno", None) in OF_PATHS else fault(error)
+    if why is None and isinstance(error, RuntimeError) and is_short_of_memory():
+        why = NO_MEMORY
     if why is not None:
         found = f"cannot be read: {why}"
         raise EnvironmentProblem(

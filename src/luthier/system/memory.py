@@ -1,10 +1,23 @@
-"""Memory that is not needed any more goes back to the system, before as much is asked for again."""
+"""Memory that is not needed any more goes back to the system, before as much is asked for again; and whether any is left."""
 
 from __future__ import annotations
 
 import ctypes
 import gc
+import mmap
 import sys
+
+ROOM = 256 << 20
+"""Of address space: with less what libraries say of their failures is not to be believed."""
+
+
+def is_short_of_memory() -> bool:
+    """Whether ROOM more is not to be had; nothing of it is used."""
+    try:
+        mmap.mmap(-1, ROOM).close()
+    except (OSError, MemoryError):
+        return True
+    return False
 
 
 def give_back_memory() -> None:

@@ -91,27 +91,14 @@ def _header(file: Path) -> dict[str, Any]:
     with file.open("rb") as opened:
         magic = opened.read(4)
     if magic != _MAGIC:
-        raise UserError(
-            str(file),
-            f"this is no GGUF file: it starts with {excerpt(magic)}",
-            "a whole .gguf file",
-            "download the file again",
-        )
-
-    def damaged(error: Exception) -> UserError:
-        found = f"the GGUF file is damaged or cut off: {excerpt(str(error))}"
-        return UserError(str(file), found, "a whole .gguf file", "download the file again")
-
-    with damage_told(file, damaged):
+        raise _not_whole(file, f"this is no GGUF file: it starts with {excerpt(magic)}")
+    with damage_told(
+        file, lambda error: _not_whole(file, f"the GGUF file is damaged or cut off: {excerpt(str(error))}")
+    ):
         reader = GGUFReader(_whole_name(file))
         end = max((int(tensor.data_offset + tensor.n_bytes) for tensor in reader.tensors), default=0)
         if end > file.stat().st_size:
-            raise UserError(
-                str(file),
-                f"the file ends at byte {file.stat().st_size}; its tensors end at {end}",
-                "a whole .gguf file",
-                "download the file again",
-            )
+            raise _not_whole(file, f"the file ends at byte {file.stat().st_size}; its tensors end at {end}")
 
         def value(key: str) -> Any:
             field = reader.get_field(key)
@@ -135,6 +122,10 @@ def _header(file: Path) -> dict[str, Any]:
         }
 
 
+def _not_whole(file: Path, found: str) -> UserError:
+    return UserError(str(file), found, "a whole .gguf file", "download the file again")
+
+
 def _refuse_odd_sizes(file: Path, tensors: Sequence[Any], named: Mapping[str, Any]) -> None:
     """Raises UserError where the file names more blocks than it has, or a size that none of its tensors has room for: the model is built by
     what is named, with time and memory to match.
@@ -145,12 +136,7 @@ def _refuse_odd_sizes(file: Path, tensors: Sequence[Any], named: Mapping[str, An
     for key, found in named.items():
         sizes = found if isinstance(found, list) else [found]
         if any(isinstance(size, int) and size > most[key] for size in sizes):
-            raise UserError(
-                str(file),
-                f"it names a {key} of {excerpt(found)}, and its tensors have room for {most[key]}",
-                "a whole .gguf file",
-                "download the file again",
-            )
+            raise _not_whole(file, f"it names a {key} of {excerpt(found)}, and its tensors have room for {most[key]}")
 
 
 def _convert(file: Path, folder: Path, header: dict[str, Any]) -> None:
