@@ -14,9 +14,10 @@ import torch
 from luthier.data.steps.kept_reference import KeptReference
 from luthier.training.job import SURVEYED
 from luthier.training.step import StepDone, plan_step
+from luthier.types import Sample
 from tests.helpers.jobs import MadeJob, step_of
 from tests.helpers.pairs import OBJECTIVES as PAIRED
-from tests.helpers.pairs import named, pair_job
+from tests.helpers.pairs import make_pairs, named, pair_job
 from tests.helpers.taught import taught_job
 from tests.objectives.test_distill import OBJECTIVES as TAUGHT
 from tests.objectives.test_distill import distill
@@ -32,9 +33,11 @@ NEAR_OF_DISTRIBUTIONS = 2e-6
 """A divergence sums a whole vocabulary in float32."""
 
 
-def judged(keys: dict[str, object], folder: Path, layout: str, limit: int) -> MadeJob:
+def judged(
+    keys: dict[str, object], folder: Path, layout: str, limit: int, samples: list[Sample] | None = None
+) -> MadeJob:
     """Away from the reference of the beginning, so that z is not 0."""
-    job = kto_job(folder, keys, layout, limit)
+    job = kto_job(folder, keys, layout, limit, samples=samples)
     sets = {"train": job.samples}
     if job.objective.mismatched:
         sets[SURVEYED.format("train")] = job.mismatched["train"]
@@ -56,6 +59,7 @@ TAUGHT_CASES: dict[str, Make] = {
 CASES: dict[str, Make] = {
     **{named(keys): lambda folder, *cut, keys=keys: pair_job(folder, keys, *cut) for keys in (*PAIRED, *REWARDS)},
     **{named(keys): lambda folder, *cut, keys=keys: judged(keys, folder, *cut) for keys in JUDGED},
+    "kto of pairs": lambda folder, *cut: judged(JUDGED[0], folder, *cut, samples=make_pairs()),
     **TAUGHT_CASES,
 }  # fmt: skip
 ALL = [(case, cut) for case in CASES for cut in CUTS[1 : 6 if case in TAUGHT_CASES else None]]

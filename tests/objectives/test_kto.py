@@ -26,9 +26,9 @@ from luthier.training.learning_check import LearningCheck
 from luthier.training.loop import evaluate, train_step
 from luthier.training.objective_figures import check_first_step
 from luthier.training.step import optimizer_step, plan_step
-from luthier.types import NO_TARGET, Plan, Sample
+from luthier.types import NO_TARGET, Plan, Sample, shared_tokens
 from tests.helpers.jobs import Listed, MadeJob, make_config, make_job, make_policy, step_of
-from tests.helpers.pairs import made, named
+from tests.helpers.pairs import made, make_pairs, named
 from tests.helpers.tiny_models import VOCAB
 from tests.objectives.test_pairs import alone, mean, moved, s
 
@@ -54,7 +54,13 @@ def make_answers(lengths: Any = JUDGED, seed: int = 0) -> list[Sample]:
 
 
 def kto_job(
-    folder: Path, keys: dict[str, Any], layout: str = "flat", limit: int = 100_000, *overrides: str, **kwargs: Any
+    folder: Path,
+    keys: dict[str, Any],
+    layout: str = "flat",
+    limit: int = 100_000,
+    *overrides: str,
+    samples: list[Sample] | None = None,
+    **kwargs: Any,
 ) -> MadeJob:
     """All in one step, with dropout, from a policy that goes on from an adapter."""
     settings = make_config(
@@ -68,7 +74,7 @@ def kto_job(
     )
     policy = make_policy(settings, layout=layout)
     held_out = make_answers(JUDGED[:3], seed=5)
-    job = make_job(settings, make_answers(), policy, layout=layout, max_tokens=limit, held_out=held_out, **kwargs)
+    job = make_job(settings, samples or make_answers(), policy, layout=layout, max_tokens=limit, held_out=held_out, **kwargs)
     job.objective = made(**keys)
     job.steps = Steps(job.samples.examples, settings.training.global_batch_size, settings.seed, 1.0, 5)
     if job.objective.mismatched:
@@ -295,11 +301,39 @@ def test_a_pair_is_a_good_and_a_bad_answer(tmp_path: Path) -> None:
         found[name] = prepare(asked, tokenizer, context_length=None, objective=made(kind="kto"))
     assert found["pairs"].train.roles.tolist() == [0, 1, 0, 1]
     assert found["pairs"].train.plan().examples.tolist() == [0, 0, 1, 1]
+    prompts = [int((one.targets != NO_TARGET).argmax()) for one in found["pairs"].train]
+    assert found["pairs"].train.shared.tolist() == [0, prompts[1], 0, prompts[3]]
     assert found["judged"].train.roles.tolist() == [0, 1, 0]
     (first, *_) = found["judged"].train
     gaps = np.diff(np.flatnonzero(first.targets != NO_TARGET))
     assert set(gaps.tolist()) == {1}
     assert first.trained_tokens < len(first) / 2
+
+
+def test_of_a_pair_that_is_too_long_each_answer_is_cut_by_itself(tmp_path: Path) -> None:
+    """Nothing reads the two together: the short one stays whole."""
+    from luthier.data.dataset.prepare import prepare
+    from luthier.models.reading import load_tokenizer
+    from tests.helpers.tiny_models import tiny_llama
+
+    model = tiny_llama(tmp_path / "model")
+    rows = [{"prompt": "a b", "chosen": "c", "rejected": "d e " * 30}, {"prompt": "b c", "chosen": "e f", "rejected": "a"}]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    keys = [f"model={model}", f"data={tmp_path / 'pairs.jsonl'}", "data.max_length=24", "data.on_long_row=truncate"]
+    asked = config.load(None, [*keys, "objective=kto"])
+    tokenizer = load_tokenizer(Path(str(model)), trust_remote_code=False)
+    found = prepare(asked, tokenizer, context_length=None, objective=made(kind="kto")).train
+    assert (found.roles.tolist(), found.plan().examples.tolist()) == ([0, 1, 0, 1], [0, 0, 1, 1])
+    assert found.lengths[1] == 24 > found.lengths[0]
+    assert found.shared[1] == int((found[1].targets != NO_TARGET).argmax()) > 0
+
+
+@pytest.mark.parametrize("limit", [None, 101, 125])
+def test_mismatched_answers_of_a_pair_share_its_prompt(limit: int | None) -> None:
+    pairs = Listed(make_pairs())
+    others = Mismatched(pairs, 42, limit)
+    assert others.shared.tolist() == pairs.shared.tolist() == shared_tokens(list(others))
+    assert others.shared.any()
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def ways_of(keys: Keys) -> list[str]:
     left_out = set[str]()
     if keys["kind"] not in ("dpo", "kto") or "reference" in keys:
         left_out.add("live")
-    if keys not in PAIRED and keys not in REWARDS:
+    if keys not in (*PAIRED, *REWARDS, *JUDGED):
         left_out.add("apart")
     return [way for way in WAYS if way not in left_out]
 

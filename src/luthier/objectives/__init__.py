@@ -60,6 +60,8 @@ class Objective(Protocol):
     """The teacher that `divergence` is asked of."""
     roles: tuple[str, ...] = ("",)
     """What a sample of it may be in its group, as people call it; the first are the answers to be given."""
+    reads_together: bool = True
+    """Whether its loss reads the samples of a group together: then none of them is cut or left out alone where they are too long."""
     usual: bool = False
     """Whether it is the one that is taken for the examples it learns from, where the default objective cannot learn from them."""
     by_likelihood: bool = True

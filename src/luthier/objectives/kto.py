@@ -69,6 +69,7 @@ class KTO(Objective):
 
     takes = (Feedback, Preference)
     roles = ("good", "bad")
+    reads_together = False
     by_likelihood = False
     usual = True
     encoded_by = ()
@@ -85,14 +86,12 @@ class KTO(Objective):
         """of the step"""
 
     def encode(self, example: Example, index: int, renderer: Renderer) -> list[Sample]:
-        """Each answer is a group of its own: nothing of the loss reads two together."""
+        """The answers of a pair are a group, so that they can share their prompt; the loss reads each alone."""
         answered = [one for one in conversations_of(example) if isinstance(one, Conversation)]
+        judged = {0: answered[0], 1: answered[-1]}
         if isinstance(example, Feedback):
-            return [replace(renderer.encode_conversation(answered[0], index), role=int(not example.good))]
-        pair = (answered[0], answered[-1])
-        return [
-            replace(renderer.encode_conversation(one, index), group=role, role=role) for role, one in enumerate(pair)
-        ]
+            judged = {int(not example.good): answered[0]}
+        return [replace(renderer.encode_conversation(one, index), role=role) for role, one in judged.items()]
 
     def notes(self, plan: Plan) -> list[str]:
         good, bad = int((plan.roles == 0).sum()), int((plan.roles == 1).sum())

@@ -82,6 +82,7 @@ class Weighted(Objective):
             wants.add("logps")  # with a gradient, for the others
         self.wants = tuple(sorted(wants))
         self.teaching = next((term.teaching for term in self.terms.values() if term.teaching is not None), None)
+        self.reads_together = any(term.reads_together for term in self.terms.values())
         self.by_likelihood = all(term.by_likelihood for term in self.terms.values())
         self._counts: dict[str, int] = {}
         """how many totals of the step each term asks for"""

@@ -59,8 +59,9 @@ class Mismatched(SampleSet):
             self.lengths[cut] = limit
             self.trained[cut] = [self.at(int(place)).trained_tokens for place in cut]
         self.groups, self.roles, self.first_samples = whole.groups, whole.roles, whole.first_samples
-        self.shared = np.zeros_like(whole.shared)
-        self.shared = np.zeros(len(whole), dtype=np.int64)
+        # What answers to one prompt share of it: each prompt stands here too, up to its last token, and no answer begins alike.
+        lenders = np.maximum.accumulate(np.where(whole.shared == 0, np.arange(len(whole)), 0))
+        self.shared = np.minimum(whole.shared, first[lenders] + 1)
         self.prompt_keys, self.row_lines = whole.prompt_keys, whole.row_lines
 
     @property

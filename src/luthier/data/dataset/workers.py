@@ -162,7 +162,7 @@ class Encoding:
             raise BadRow(row.place, "", "the objective makes no sample of it", "at least one")
         fits = self.limit if self.objective.pieces is None else None  # else nothing is too long: it is cut later
         if fits is not None and any(len(sample) > fits for sample in whole):
-            samples = within(whole, fits) if self.data.on_long_row == "truncate" else []
+            samples = within(whole, fits, self.objective.reads_together) if self.data.on_long_row == "truncate" else []
             if not samples:
                 raise LongRow(row, whole, fits)
             ledger.rows_cut += 1
@@ -231,20 +231,24 @@ def prompt_of(example: Example) -> str:
     return "\x1e".join([example.tools, *(f"{message.role}\x1f{message.content}" for message in asked)])
 
 
-def within(samples: Sequence[Sample], limit: int) -> list[Sample]:
+def within(samples: Sequence[Sample], limit: int, together: bool = True) -> list[Sample]:
     """What is left of an example of which no sample may have more than `limit` tokens.
 
     A sample that is a group of its own loses its end, and is left out where nothing is trained before it. So a conversation
     that was split keeps what it would keep as one sample: the answers that fit, and the beginning of the one that does not.
     Of several that a loss reads together none is cut or left out alone: it would be another comparison than the row's.
+
+    Args:
+        together: whether the loss reads the samples of a group together (`Objective.reads_together`).
     """
-    members = Counter(sample.group for sample in samples)
-    long = {sample.group for sample in samples if len(sample) > limit}
+    units = [sample.group if together else place for place, sample in enumerate(samples)]
+    members = Counter(units)
+    long = {unit for unit, sample in zip(units, samples, strict=True) if len(sample) > limit}
     left = []
-    for sample in samples:
-        if members[sample.group] == 1:
+    for unit, sample in zip(units, samples, strict=True):
+        if members[unit] == 1:
             left += [cut] if (cut := truncated(sample, limit)).trained_tokens else []
-        elif sample.group not in long:
+        elif unit not in long:
             left.append(sample)
     return left
 
