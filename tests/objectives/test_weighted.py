@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 import torch
 
-from luthier import config
+from luthier import component, config
 from luthier.cli import main
 from luthier.data.steps.layout import micro_batches
 from luthier.errors import UserError
@@ -204,13 +204,43 @@ def sum_of(*terms: dict[str, Any]) -> Weighted:
 
 @pytest.mark.parametrize("kinds", [("kto", "dpo"), ("dpo", "kto")])
 def test_terms_that_make_other_samples_of_a_row_are_refused(kinds: tuple[str, str]) -> None:
-    """Of KTO each answer is a group of its own: DPO would pair answers of different rows."""
+    """KTO reads answers as good and bad ones, each alone, and DPO the halves of a pair."""
     with pytest.raises(UserError) as caught:
         sum_of(*({"kind": kind} for kind in kinds))
     assert f"{kinds[0]} beside {kinds[1]}: they do not make the same samples" in str(caught.value)
     pasted = config.load(None, ["model=m", "data=d", caught.value.fix]).objective
     assert isinstance(pasted, Weighted.Config)
     assert Weighted(pasted).terms.keys() == {kinds[0]}
+
+
+@pytest.mark.parametrize(
+    ("terms", "fixes"),
+    [
+        (
+            [{"kind": "dpo", "beta": 0.3}, {"kind": "sft", "weight": 0.5}],
+            ["objective={kind: dpo, beta: 0.3, sft_weight: 0.5}", "objective={kind: weighted, terms: [{kind: dpo"],
+        ),
+        ([{"kind": "sft"}, {"kind": "cpo", "weight": 2.0}], ["objective={kind: cpo, sft_weight: 1.5}", "terms: [{kind: sft"]),
+        (
+            [{"kind": "simpo"}, {"kind": "sft"}],
+            ["objective={kind: weighted, terms: [{kind: simpo}, {kind: orpo}]}", "terms: [{kind: simpo"],
+        ),
+        ([{"kind": "orpo", "weight": 0.3}, {"kind": "sft"}], ["objective={kind: weighted, terms: [{kind: orpo}]}", "orpo"]),
+        ([{"kind": "kto"}, {"kind": "sft"}], ["terms: [{kind: kto"]),
+        ([{"kind": "z_loss"}, {"kind": "dpo"}], ["terms: [{kind: dpo"]),
+    ],
+    ids=str,
+)
+def test_terms_of_other_rows_are_met_with_a_sum_that_works(terms: list[dict[str, Any]], fixes: list[str]) -> None:
+    """Who puts supervised tuning beside an objective of pairs means the better answers."""
+    with pytest.raises(UserError) as caught:
+        sum_of(*terms)
+    assert "do not learn from the same rows" in str(caught.value)
+    lines = [line.removesuffix(" where rows are pairs") for line in caught.value.fix.split("; or ")]
+    for line, words in zip(lines, fixes, strict=True):
+        assert words in line
+        pasted = config.load(None, ["model=m", "data=d", line]).objective
+        component.load("objectives", pasted.kind)(pasted)
 
 
 def test_blocks_of_two_kinds_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,12 +11,18 @@ from luthier import component
 from luthier.component import ComponentConfig
 from luthier.config.bounds import Weight
 from luthier.config.combinations import weighted_sum
+from luthier.config.documents import to_line
 from luthier.config.problems import Problem, checked, handed_on
 from luthier.errors import UserError
 from luthier.objectives import Objective
-from luthier.types import Example, LossOut, MicroBatch, Plan, Policy, Renderer, Sample, Scores
+from luthier.types import Example, LossOut, MicroBatch, Plan, Policy, Preference, Renderer, Sample, Scores
 
 __all__ = ["Weighted"]
+
+SFT_WEIGHT = "sft_weight"
+"""The key of objectives of pairs that adds the likelihood of the better answers."""
+LIKELY_PAIRS = "{kind: orpo}"
+"""One of pairs that has it in any case."""
 
 
 class Term(ComponentConfig):
@@ -71,7 +77,7 @@ class Weighted(Objective):
                 "objective.terms",
                 f"{', '.join(self.terms)} do not learn from the same rows",
                 "terms that take the same examples",
-                "objective={kind: weighted, terms: [{kind: sft, weight: 1.0}, {kind: z_loss, weight: 1e-4}]}",
+                self._of_the_same_rows(),
             )
         self._refuse_other_samples()
         self.roles, self.pieces = self.encoder.roles, self.encoder.pieces
@@ -96,6 +102,24 @@ class Weighted(Objective):
         """The term that makes the samples: the one that learns from blocks, where there is one."""
         speaking = list(self._speaking.values())
         return next((term for term in speaking if term.pieces is not None), speaking[0])
+
+    def _of_the_same_rows(self) -> str:
+        """What is proposed where terms learn from different rows: those that learn from what the first does. Where one learns from pairs
+        and another from conversations, the likelihood of the better answers is meant, which objectives of pairs have too.
+        """
+        kept = tuple(term for term in self.config.terms if set(self.terms[term.kind].takes) & set(self.encoder.takes))
+        alone = weighted_sum(self.config.model_copy(update={"terms": kept}))
+        speaking = [term for term in self.config.terms if term.kind in self._speaking]
+        likely = [term for term in speaking if self.terms[term.kind].by_likelihood]
+        pairs = [term for term in speaking if self.terms[term.kind].takes == (Preference,)]
+        if not likely or not pairs:
+            return alone
+        given = _shortly(pairs[0])
+        if SFT_WEIGHT in _own_keys(pairs[0]):
+            share = _own_keys(pairs[0])[SFT_WEIGHT] + likely[0].weight / pairs[0].weight
+            return f"objective={to_line(given | {SFT_WEIGHT: float(f'{share:.3g}')})} where rows are pairs; or {alone}"
+        terms = list(dict.fromkeys([to_line(given), LIKELY_PAIRS]))
+        return f"objective={{kind: weighted, terms: [{', '.join(terms)}]}} where rows are pairs; or {alone}"
 
     def _refuse_other_samples(self) -> None:
         """Raises UserError: a term would read samples of another kind than its own, as answers of different rows as a pair."""
@@ -205,6 +229,12 @@ def _reads_samples_of(term: Any, encoder: Any) -> bool:
 
 def _own_keys(term: Term) -> dict[str, Any]:
     return {"kind": term.kind, **(term.model_extra or {})}
+
+
+def _shortly(term: Term) -> dict[str, Any]:
+    """The same without what is as it is by default."""
+    usual = component.load("objectives", term.kind).Config.model_fields
+    return {key: value for key, value in _own_keys(term).items() if key == "kind" or value != usual[key].default}
 
 
 def _filled(index: int, term: Term) -> tuple[Term, list[Problem]]:
