@@ -46,8 +46,9 @@ def eval(
 ) -> None:
     """Measure a run or a model on the rows that the run held out, or on a file.
 
-    NLL, perplexity, token accuracy and exact match of generated answers, each with a 95 % interval over rows. Of a reward model:
-    how often the better answer of a pair gets the higher score, also by which of the two is longer, and by how much.
+    NLL, perplexity, token accuracy and exact match of generated answers, each with a 95 % interval over rows. Of a run that learned
+    from pairs or judged answers also its objective's loss, accuracy and margin. Of a reward model: how often the better answer of a
+    pair gets the higher score, also by which of the two is longer, and by how much.
 
     Example:
       luthier eval runs/mine

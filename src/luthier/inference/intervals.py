@@ -73,6 +73,20 @@ def bootstrap_ratio(
     return _ends(ratios)
 
 
+def bootstrap_sum_of_ratios(parts: Sequence[tuple[Floats, Floats]], seed: int = 0) -> tuple[float, float]:
+    """The interval of a sum of ratios as that of `bootstrap_ratio`, over the same rows; without the draws in which a denominator is 0.
+
+    Args:
+        parts: numerators and denominators, [n] each, none negative and of no part all 0.
+    """
+    drawn = []
+    for rows in _resamples(len(parts[0][0]), seed):
+        sums = [(above[rows].sum(axis=1), below[rows].sum(axis=1)) for above, below in parts]
+        there = np.all([below > 0 for _, below in sums], axis=0)
+        drawn.append(np.sum([above[there] / below[there] for above, below in sums], axis=0))
+    return _ends(np.concatenate(drawn))
+
+
 def paired_bootstrap(
     a: Sequence[float] | Numbers, b: Sequence[float] | Numbers, seed: int = 0
 ) -> tuple[float, float, float]:

@@ -15,7 +15,15 @@ from luthier.inference.generation import generate
 from luthier.inference.intervals import bootstrap_ratio
 from luthier.inference.judge import SCORED_TOKENS
 from luthier.inference.opened import open_model
-from luthier.inference.questions import from_sample, held_out_rows, held_out_samples, matches, read_samples
+from luthier.inference.own_figures import (
+    ACCURACY,
+    OwnFigures,
+    own_figures,
+    own_objective,
+    own_or_plain,
+    with_own_reference,
+)
+from luthier.inference.questions import from_sample, given, held_out_samples, matches, read_samples
 from luthier.inference.rewards import JudgedPairs, judge_pairs, reward_objective
 from luthier.inference.rewards import render as render_pairs
 from luthier.inference.scoring import perplexity, score_rows
@@ -45,6 +53,8 @@ class Measured:
     """of which exact_match is the share"""
     dropped_rows: int = 0
     """rows that could not be used and were left out, as asked for"""
+    own: OwnFigures | None = None
+    """of the objective that the run learned from judged answers by"""
 
     def as_dict(self) -> dict[str, Any]:
         """For programs."""
@@ -58,6 +68,7 @@ class Measured:
             "tokens": self.tokens,
             "answered_rows": self.answered_rows,
             **figures,
+            **({"objective": self.own.as_dict()} if self.own is not None else {}),
         }
 
 
@@ -135,21 +146,22 @@ def measure_target(
         data_file(path)  # what is wrong with its map is told before the model is loaded
     opened = open_model(target, chat_template=chat_template, trust_remote_code=trust_remote_code, takes="either")
     with Progress() as progress:
-        scored = opened.gives_scores
+        scored, own = opened.gives_scores, own_objective(opened)
         if path is None:
-            samples, dropped = (held_out_samples if scored else held_out_rows)(opened, progress), 0
+            whole, dropped = held_out_samples(opened, progress), 0
         else:
-            by = reward_objective(opened) if scored else None
+            by = reward_objective(opened) if scored else own_or_plain(own) if own is not None else None
             prepared = read_samples(opened, path, drop_bad_rows=drop_bad_rows, watch=progress, objective=by)
-            samples, dropped = prepared.train, len(prepared.rejected)
-        samples = samples if limit is None else First(samples, limit)
+            whole, dropped = prepared.train, len(prepared.rejected)
         data = path if path is not None else "the rows that it held out"
         if scored:
-            return judge_pairs(opened, samples, data=data, seed=seed, dropped_rows=dropped, watch=progress)
+            some = _first(whole, limit)
+            return judge_pairs(opened, some, data=data, seed=seed, dropped_rows=dropped, watch=progress)
+        policy, missing = with_own_reference(opened, own)
         measured = measure(
-            opened.policy(),
+            policy,
             opened.tokenizer,
-            samples,
+            _first(given(opened, whole), limit),
             stop_ids=opened.renderer.stop_ids,
             target=target,
             data=data,
@@ -158,7 +170,14 @@ def measure_target(
             seed=seed,
             watch=progress,
         )
+        if own is not None:
+            found = own_figures(opened, own, policy, missing, _first(whole, limit), seed, progress)
+            measured = replace(measured, own=found)
     return replace(measured, dropped_rows=dropped)
+
+
+def _first(samples: SampleSet, limit: int | None) -> SampleSet:
+    return samples if limit is None else First(samples, limit)
 
 
 def render(measured: Measured | JudgedPairs) -> Table:
@@ -181,4 +200,13 @@ def render(measured: Measured | JudgedPairs) -> Table:
             figure(value, percent=name in ("token_accuracy", "exact_match")),
             notes.get(name, ""),
         )
+    if measured.own is not None:
+        for name, (value, rows) in measured.own.figures.items():
+            table.add_row(
+                name.replace("_", " "),
+                figure(value, percent=name.startswith(ACCURACY)),
+                f"of {measured.own.kind}, {counted(rows, 'row')}",
+            )
+        if measured.own.missing:
+            table.add_row(measured.own.kind, "", measured.own.missing)
     return table

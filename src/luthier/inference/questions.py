@@ -183,12 +183,16 @@ def held_out_rows(opened: Opened, watch: Watch = unwatched) -> SampleSet:
     """The rows that the run of an opened model held out, encoded as they were there; of pairs the better answers, of judged answers the
     good ones. Raises UserError as `held_out_samples`, and where there are no such answers.
     """
-    found = held_out_samples(opened, watch)
-    given = Given(found) if found.roles.any() else found
-    if not len(given):
+    return given(opened, held_out_samples(opened, watch))
+
+
+def given(opened: Opened, samples: SampleSet) -> SampleSet:
+    """The answers that should be likely: of pairs the better ones, of judged answers the good ones. Raises UserError: there are none."""
+    found = Given(samples) if samples.roles.any() else samples
+    if not len(found):
         fix = f"luthier eval {opened.target} --data FILE"
-        raise UserError(opened.target, "it held out no good answers", "answers that should be likely", fix)
-    return given
+        raise UserError(opened.target, "there are no good answers among its rows", "answers that should be likely", fix)
+    return found
 
 
 def held_out_samples(opened: Opened, watch: Watch = unwatched) -> SampleSet:
