@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from luthier import api, config
 from luthier.errors import UserError
@@ -81,6 +83,26 @@ def test_a_run_is_merged_first(place: Path) -> None:
     assert first_step(other)["margin"] == 0
     assert config.load(other / "config.yaml").model.path == str(place / "sft")
     assert not torch.allclose(logits(other), logits(place / "sft"), atol=1e-4)
+
+
+def test_a_merged_folder_is_of_the_adapter_that_is_there(place: Path) -> None:
+    """Where the run has gone on since, it is not taken for it; a run that began on it goes on with it."""
+    sft, pairs = place / "gone-on", {"data": str(place / "pairs.jsonl"), "objective": "dpo", "tuning": "full"}
+    shutil.copytree(place / "sft", sft)
+    shutil.rmtree(sft / "merged", ignore_errors=True)
+    made(place, "on-first", sft, **pairs)
+    weights = sft / "adapter" / "adapter_model.safetensors"
+    save_file({name: 2 * value for name, value in load_file(weights).items()}, weights)
+    with pytest.raises(UserError, match="was not made of the adapter that") as caught:
+        made(place, "on-second", sft, **pairs)
+    assert caught.value.fix.startswith(f"rm -r {sft / 'merged'};")
+    note = place / "on-first" / "manifest.json"
+    note.write_text(note.read_text().replace('"finished"', '"stopped"'))
+    shutil.rmtree(place / "on-first" / "model")
+    made(place, "on-first", sft, **pairs, resume=True)
+    shutil.rmtree(sft / "merged")
+    made(place, "on-second", sft, **pairs)
+    assert torch.allclose(logits(sft / "merged"), logits(sft), atol=1e-5)
 
 
 @pytest.mark.prove

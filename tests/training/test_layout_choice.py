@@ -64,3 +64,11 @@ def test_where_that_is_not_exact_or_does_not_pay_they_are_not(given: dict[str, A
     assert found == layout
     assert words in why
     assert ("each answer has its prompt again" in why) is bool(words and layout != "shared")
+
+
+def test_what_a_forward_pass_must_hold_is_planned_as_it_lies() -> None:
+    """A prompt that two answers share once, and padding with them."""
+    pairs = Listed(make_pairs(((100, 40, 60), (4, 9, 3))))
+    found = {layout: pairs.tokens_together(layout).tolist() for layout in ("flat", "shared", "padded")}
+    assert found == {"flat": [300, 20], "shared": [201, 17], "padded": [320, 26]}
+    assert Listed(make_samples((5, 9))).tokens_together("padded").tolist() == [5, 9]

@@ -28,8 +28,9 @@ from luthier.inference.as_typed import refuse_used
 from luthier.inference.drift import Drift, ScoreDrift, drift, refuse_lost, score_drift
 from luthier.inference.opened import Base, Opened, base_dtype, open_model
 from luthier.inference.questions import held_out_rows
-from luthier.models.adapters import begins, origin_of, write_origin
+from luthier.models.adapters import adapter_hash, begins, origin_of, write_origin
 from luthier.models.load import fingerprint, quiet
+from luthier.runs.at_step import hash_of_adapter
 from luthier.runs.run_folder import ANSWERS
 from luthier.system.files import whole_folder
 from luthier.system.memory import give_back_memory
@@ -284,10 +285,16 @@ def _parts(opened: Opened, as_stored: bool) -> Parts:
         as_stored and (opened.step is None or opened.adapter is not None),
         opened.adapter,
         opened.trust_remote_code,
-        origin_of(opened.adapter or opened.source.folder, base),
+        origin_of(opened.adapter or opened.source.folder, base, _adapter_hash(opened)),
         opened.gives_scores,
         opened.step,
     )
+
+
+def _adapter_hash(opened: Opened) -> str | None:
+    if opened.adapter is None:
+        return None
+    return adapter_hash(opened.adapter) if opened.step is None else hash_of_adapter(opened.target)
 
 
 def _inputs(opened: Opened, say: Callable[[str], None]) -> list[list[int]]:

@@ -30,6 +30,7 @@ STARTS_AT_ZERO = (True, "gaussian", "eva", "orthogonal")
 """PEFT's ways to begin that leave the base as it is; others (PiSSA, OLoRA, ...) change its weights."""
 
 WEIGHTS, CONFIG, OURS = "adapter_model.safetensors", "adapter_config.json", "luthier.json"
+FROM_ADAPTER = "from_adapter"
 
 UNFIT = (
     ValueError, TypeError, KeyError, AttributeError, IndexError, NotImplementedError, RuntimeError, OverflowError, ImportError
@@ -360,9 +361,20 @@ def starts_at_base(folder: Path) -> bool:
     return config.get("init_lora_weights", True) in STARTS_AT_ZERO
 
 
-def origin_of(folder: Path, base: Mapping[str, Any]) -> dict[str, Any]:
-    """What `luthier.json` says of a copy of a result of `base`: what it says of the result, as far as it says something."""
-    return {"base": dict(base), "system": trained_system(folder), **_origin(folder)}
+def origin_of(folder: Path, base: Mapping[str, Any], adapter: str | None = None) -> dict[str, Any]:
+    """What `luthier.json` says of a copy of a result of `base`: what it says of the result, as far as it says something.
+
+    Args:
+        adapter: the hash of the adapter that is in the copy.
+    """
+    found = {"base": dict(base), "system": trained_system(folder), **_origin(folder)}
+    return found if adapter is None else found | {FROM_ADAPTER: adapter}
+
+
+def made_of(folder: Path) -> str | None:
+    """The hash of the adapter that a copy was made of; None where nothing says it."""
+    found = _origin(folder).get(FROM_ADAPTER)
+    return found if isinstance(found, str) else None
 
 
 def trained_system(folder: Path) -> str | None:

@@ -199,7 +199,12 @@ def _remove(path: Path) -> None:
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Writes or replaces a file in one move: there is the old one or the new one, and it lasts.
+    """Writes or replaces a file in one move: there is the old one or the new one, and it lasts. Raises as `write_pieces`."""
+    write_pieces(path, lambda file: file.write(content))
+
+
+def write_pieces(path: Path, fill: Callable[[BinaryIO], object]) -> None:
+    """The same of a file that `fill` writes piece by piece.
 
     Raises:
         UserError: `path` is a link, a folder or anything else but a file.
@@ -211,7 +216,7 @@ def write_file(path: Path, content: bytes) -> None:
     try:
         with _created(new) as file:
             _lock(file.fileno())
-            file.write(content)
+            fill(file)
             file.flush()
             os.fsync(file.fileno())
             if path.exists():

@@ -26,6 +26,7 @@ from luthier.engines import Engine
 from luthier.errors import EnvironmentProblem, UserError
 from luthier.inference.verified_export import export
 from luthier.kernels.dropout import DropoutKeys, seeded
+from luthier.models.adapters import adapter_hash, made_of
 from luthier.models.checks import quantized
 from luthier.models.flat import prove, use_flat_attention
 from luthier.models.folder import summarise
@@ -108,7 +109,7 @@ def build(
     engine.scale_losses(dtype == torch.float16)
     objective: Objective = component.make("objectives", config.objective)
     with _main_process_first(engine), RowProgress() as progress:
-        source = _model_to_tune(config, trust_remote_code, say)
+        source = _model_to_tune(config, trust_remote_code, say, resumed=decided is not None)
         tokenizer = load_tokenizer(source.folder, trust_remote_code=trust_remote_code)
         new = add_tokens(tokenizer, config.data.add_tokens)
         model_config = _model_config(source, objective, trust_remote_code)
@@ -149,15 +150,20 @@ def build(
     return Built(source, tokenizer, data, decisions, tuned, new, restored, job, known)
 
 
-def _model_to_tune(config: RunConfig, trust_remote_code: bool, say: Callable[[str], None]) -> ModelSource:
-    """The model, or what a run's adapter and its base are together, which is written beside the adapter the first time."""
+def _model_to_tune(
+    config: RunConfig, trust_remote_code: bool, say: Callable[[str], None], resumed: bool
+) -> ModelSource:
+    """The model, or what a run's adapter and its base are together, which is written beside the adapter the first time. A run that is
+    resumed goes on with what it began on, whatever became of the adapter.
+    """
     path = config.model.path
     step = at_step(path)
     source = resolve(path if step is None else str(step.run), config.model.revision, trust_remote_code)
-    run = source.adapter.parent if source.adapter is not None else None
-    if step is None and run is None:
+    adapter = source.adapter
+    if step is None and adapter is None:
         return source
-    if step is not None or run is None or not is_run(run) or Path(path).expanduser().resolve() != run:
+    run = adapter.parent if adapter is not None else Path()
+    if step is not None or adapter is None or not is_run(run) or Path(path).expanduser().resolve() != run:
         raise UserError(
             "model.path",
             f"{path} is {f'a checkpoint of {step.run}' if step is not None else f'an adapter on {source.name}'}",
@@ -172,6 +178,13 @@ def _model_to_tune(config: RunConfig, trust_remote_code: bool, say: Callable[[st
             line = f"luthier export {shlex.quote(str(run))} --to merged --output {shlex.quote(str(folder))}"
             ways = f"{line} --dtype float32, or with --base where {run.name} was held in fewer bits; then this again"
             raise UserError(f"model.path: {path} is merged first", error.found, error.expected, ways) from None
+    elif not resumed and made_of(folder) != adapter_hash(adapter):
+        raise UserError(
+            "model.path",
+            f"{folder} was not made of the adapter that {path} has now: the run has gone on since, or a file is another",
+            "what this adapter and its base are together",
+            f"rm -r {shlex.quote(str(folder))}; then the same command, which merges it anew",
+        )
     return resolve(str(folder), None, trust_remote_code)
 
 
@@ -244,10 +257,11 @@ def _decide(
     verdict = prove(model_config, dtype, engine.device)
     layout, reason = choose_layout(config, model_config, verdict, objective, data.learned["train"])
     limit = tokens_per_micro_batch(config.training.max_tokens_per_micro_batch, engine.device)
-    longest = max(limit, int(data.learned["train"].tokens_together.max()))
+    longest = max(limit, int(data.learned["train"].tokens_together(layout).max()))
     asked = config.training.activation_checkpointing
     held = _held_bytes(config, source, model_config, dtype, trust_remote_code) if asked == "auto" else 0
-    held += teacher.held_bytes(dtype) if teacher is not None and asked == "auto" else 0
+    if teacher is not None and asked == "auto":
+        held += teacher.held_bytes(dtype, streamed=data.learned["train"].neighbours is not None)
     found = {
         "layout": layout,
         "layout_reason": reason,

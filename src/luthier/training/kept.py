@@ -7,10 +7,12 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -19,9 +21,10 @@ import transformers
 
 from luthier.data.dataset.samples import SampleSet
 from luthier.data.steps.layout import Chosen, Layout, micro_batches
+from luthier.errors import EnvironmentProblem
 from luthier.system.devices import hardware
-from luthier.system.files import write_file
-from luthier.system.paths import cache_dir, cache_written
+from luthier.system.files import require_room, write_pieces
+from luthier.system.paths import CACHE_WITH_ROOM, cache_dir, cache_written
 from luthier.system.progress import Progress
 from luthier.system.words import counted
 from luthier.training.job import Job
@@ -57,63 +60,98 @@ def numbers_of(
     layout: Layout,
     say: Callable[[], None],
 ) -> Numbers:
-    """[trained tokens of all samples, width], sample after sample, the same on every process: read, or computed and kept.
+    """[trained tokens of all samples, width], sample after sample, the same on every process: read, or computed and kept. They
+    are mapped from the disk, not held.
 
     Args:
         compute: a micro-batch in `layout` -> [N, width] or, where width is 1, [N].
         say: called before they are computed.
 
     Raises:
-        EnvironmentProblem: the cache cannot be written.
+        EnvironmentProblem: the cache cannot be written, has no room, or is not the same for all processes.
     """
-    rows = int(samples.trained.sum())
-    found = _read(path, rows, width) if job.engine.main else None
-    if not job.engine.from_main(found is not None):
+    rows, engine = int(samples.trained.sum()), job.engine
+    there = engine.main and _whole(path, rows, width)
+    if not engine.from_main(there):
         say()
-        found = _computed(job, samples, width, compute, layout)
-        if job.engine.main:
-            _write(path, found)
-        job.engine.barrier()
-    elif found is None:
-        found = _read(path, rows, width)
-    assert found is not None, f"{path} is gone"
-    return found
+        pieces = _computed(job, samples, width, compute, layout)
+        if engine.main:
+            _write(path, pieces, 4 * rows * width)
+        else:
+            deque(pieces, maxlen=0)
+        engine.barrier()
+    seen = path.is_file()
+    if engine.sum([float(not seen)])[0]:
+        raise EnvironmentProblem(
+            str(path), "a process does not see what another one keeps", "one cache for all", "set LUTHIER_CACHE to a shared folder"
+        )
+    if not rows:
+        return np.zeros((0, width), np.float32)  # nothing can be mapped
+    return np.memmap(path, dtype="<f4", mode="r", offset=DIGEST_BYTES, shape=(rows, width))
 
 
 def _computed(
     job: Job, samples: SampleSet, width: int, compute: Callable[[MicroBatch], torch.Tensor], layout: Layout
-) -> Numbers:
-    starts = np.concatenate([[0], np.cumsum(samples.trained)])
-    found = torch.zeros(int(starts[-1]), width, dtype=torch.float32)
-    with torch.no_grad(), Progress() as progress:
-        for number, places in enumerate(samples.windows(WINDOW)):
-            if number % job.engine.processes != job.engine.rank:
-                continue
-            for batch in micro_batches(
-                Chosen(samples, places),
-                places,
-                plan=samples.plan(places),
-                layout=layout,
-                max_tokens=job.max_tokens,
-                step=0,
-            ):
-                numbers = compute(batch).float().cpu().reshape(-1, width)
-                counts = [int(samples.trained[place]) for place in batch.places]
-                for place, part in zip(batch.places, torch.split(numbers, counts), strict=True):
-                    found[starts[place] : starts[place + 1]] = part
-            done = places[-1] + 1
+) -> Iterator[torch.Tensor]:
+    """The numbers of all trained tokens, a window a process at a time and in their order, [tokens of these, width]: the same on every
+    process. So they need never be in memory together.
+    """
+    starts, engine, windows = np.concatenate([[0], np.cumsum(samples.trained)]), job.engine, samples.windows(WINDOW)
+    with Progress() as progress:
+        while together := list(islice(windows, engine.processes)):
+            done = together[-1][-1] + 1
+            begin = int(starts[together[0][0]])
+            found = torch.zeros(int(starts[done]) - begin, width, dtype=torch.float32)
+            for place, numbers in _of_window(job, samples, together[engine.rank : engine.rank + 1], width, compute, layout):
+                found[starts[place] - begin : starts[place + 1] - begin] = numbers
+            if engine.processes > 1:  # each number is one process's, the others have 0
+                found = found.to(engine.device)
+                torch.distributed.all_reduce(found)
             progress(f"{done:,} of {counted(len(samples), 'answer')} scored", done / len(samples))
-    if job.engine.processes > 1:  # each number is one process's, the others have 0
-        found = found.to(job.engine.device)
-        torch.distributed.all_reduce(found)
-    return found.cpu().numpy()
+            yield found.cpu()
 
 
-def _write(path: Path, numbers: Numbers) -> None:
-    content = numbers.astype("<f4").tobytes()
+@torch.no_grad()
+def _of_window(
+    job: Job,
+    samples: SampleSet,
+    windows: Sequence[list[int]],
+    width: int,
+    compute: Callable[[MicroBatch], torch.Tensor],
+    layout: Layout,
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Each sample of some windows, by its place, and its numbers: [its trained tokens, width]."""
+    for places in windows:
+        for batch in micro_batches(
+            Chosen(samples, places),
+            places,
+            plan=samples.plan(places),
+            layout=layout,
+            max_tokens=job.max_tokens,
+            step=0,
+        ):
+            numbers = compute(batch).float().cpu().reshape(-1, width)
+            counts = [int(samples.trained[place]) for place in batch.places]
+            yield from zip(batch.places, torch.split(numbers, counts), strict=True)
+
+
+def _write(path: Path, pieces: Iterator[torch.Tensor], size: int) -> None:
+    """Writes them as they come: of all there is one copy, on the disk."""
+
+    def fill(file: BinaryIO) -> None:
+        digest = hashlib.sha256()
+        file.write(bytes(DIGEST_BYTES))
+        for piece in pieces:
+            content = piece.numpy().astype("<f4", copy=False).tobytes()
+            digest.update(content)
+            file.write(content)
+        file.seek(0)
+        file.write(digest.digest())
+
     with cache_written(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_file(path, hashlib.sha256(content).digest() + content)
+        require_room(path.parent, size, "what is kept of the answers", CACHE_WITH_ROOM[1])
+        write_pieces(path, fill)
     oldest = time.time() - UNUSED_DAYS * 86_400
     for other in path.parent.glob("*.f32"):
         with suppress(OSError):
@@ -121,8 +159,8 @@ def _write(path: Path, numbers: Numbers) -> None:
                 other.unlink()
 
 
-def _read(path: Path, rows: int, width: int) -> Numbers | None:
-    """Mapped, not held; None where there is nothing, or it is not what was written."""
+def _whole(path: Path, rows: int, width: int) -> bool:
+    """Whether what was written is there, as it was written; then it is marked as used."""
     digest = hashlib.sha256()
     try:
         with path.open("rb") as file:
@@ -131,11 +169,9 @@ def _read(path: Path, rows: int, width: int) -> Numbers | None:
                 digest.update(piece)
             size = file.tell() - DIGEST_BYTES
     except FileNotFoundError:
-        return None
+        return False
     if written != digest.digest() or size != 4 * rows * width:
-        return None
+        return False
     with suppress(OSError):  # a cache that may only be read
         os.utime(path)
-    if not rows:
-        return np.zeros((0, width), np.float32)  # nothing can be mapped
-    return np.memmap(path, dtype="<f4", mode="r", offset=DIGEST_BYTES, shape=(rows, width))
+    return True

@@ -78,9 +78,11 @@ class KnownTeacher:
         """In which it is held and computes."""
         return of_run if self.how.dtype == "auto" else DTYPES[self.how.dtype]
 
-    def held_bytes(self, of_run: torch.dtype) -> int:
-        """Estimated, beside the policy while that is trained: of all of it, or where its likeliest tokens are kept nothing."""
-        if self.how.top_k is not None:
+    def held_bytes(self, of_run: torch.dtype, streamed: bool) -> int:
+        """Estimated, beside the policy while that is trained: of all of it, or where its likeliest tokens are kept nothing. Of data that
+        stream nothing is kept: it is asked in every step.
+        """
+        if self.how.top_k is not None and not streamed:
             return 0
         return self.stored_bytes(self.dtype(of_run))
 

@@ -156,7 +156,7 @@ def test_what_lies_together_is_what_a_forward_pass_must_hold(groups: list[list[i
         names = [(sample.example, sample.group) for sample in samples]
         plan = lay_out(samples.lengths.tolist(), names, processes=1, max_tokens=1, layout="flat")
         costs = [sum(int(samples.lengths[index]) for index in batch) for batch in plan[0]]
-        assert sorted(costs) == sorted(samples.tokens_together.tolist())
+        assert sorted(costs) == sorted(samples.tokens_together("flat").tolist())
 
 
 # ---- from files

@@ -179,14 +179,20 @@ class SampleSet(Sequence[Sample]):
         """[samples] -> [examples]: the sums of what the samples of each have."""
         return np.add.reduceat(values, self.first_samples)
 
-    @property
-    def tokens_together(self) -> Ints:
-        """[groups of all examples] tokens of the samples that one forward pass must hold, as a loss reads them together."""
+    def tokens_together(self, layout: str) -> Ints:
+        """[groups of all examples] tokens that one forward pass must hold, as a loss reads the samples of a group together: with padding
+        in that layout, and what they share once in the shared one.
+        """
         if self.examples == len(self):
             return self.lengths
-        examples = np.repeat(np.arange(self.examples), self.last_samples - self.first_samples + 1)
-        _, group = np.unique(examples * (self.groups.max() + 1) + self.groups, return_inverse=True)
-        return np.bincount(group, self.lengths).astype(np.int64)
+        plan = self.plan()
+        _, group = np.unique(plan.examples * (plan.groups.max() + 1) + plan.groups, return_inverse=True)
+        standing = plan.standing(layout)
+        if layout != "padded":
+            return np.bincount(group, standing).astype(np.int64)
+        longest = np.zeros(group.max() + 1, dtype=np.int64)
+        np.maximum.at(longest, group, standing)
+        return longest * np.bincount(group)
 
     def __len__(self) -> int:
         """Samples."""
