@@ -163,11 +163,9 @@ def test_what_is_read_together_is_whole_or_not_there() -> None:
     assert left(sample(14, 0), sample(14, 0)) == []
     assert left(sample(5, 0), sample(10, 0)) == [(0, 5), (0, 10)]
     assert left(sample(5, 0), sample(14, 0), sample(6, 1), sample(6, 1), sample(14, 2)) == [(1, 6), (1, 6), (2, 10)]
-    apart = module.within([sample(5, 0), sample(14, 0)], 10, together=False)
-    assert [len(one) for one in apart] == [5, 10]
+    assert [len(one) for one in module.within([sample(5, 0), sample(14, 0)], 10, together=False)] == [5, 10]
     (cut,) = module.within([sample(14, 3)], 10)
-    assert cut.targets[-1] == NO_TARGET
-    assert cut.trained_tokens == 8
+    assert (cut.targets[-1], cut.trained_tokens) == (NO_TARGET, 8)
 
 
 @pytest.mark.parametrize("streaming", ["false", "true"])
