@@ -276,6 +276,7 @@ def test_weights_that_are_not_advised_are_told_with_the_line_that_mends_it(
     notes = made(kind="kto", **keys).notes(plan_of([0] * counts[0] + [1] * counts[1]))
     cost, *notes = notes
     assert cost.startswith(f"z: {7 * sum(counts):,} tokens an epoch")
+    assert "share" not in cost
     assert [note.split("objective.")[1] for note in notes] == [mended] * bool(mended)
 
 
@@ -334,6 +335,8 @@ def test_mismatched_answers_of_a_pair_share_its_prompt(limit: int | None) -> Non
     others = Mismatched(pairs, 42, limit)
     assert others.shared.tolist() == pairs.shared.tolist() == shared_tokens(list(others))
     assert others.shared.any()
+    (cost,) = made(kind="kto").notes(pairs.plan())
+    assert cost.endswith(f"; {int((pairs.lengths - pairs.shared).sum()):,} where answers share their prompt")
 
 
 @pytest.mark.parametrize(

@@ -29,11 +29,20 @@ def _is_sum(objective: ComponentConfig) -> bool:
 
 def weighted_sum(objective: ComponentConfig, before: Sequence[Any] = (), after: Sequence[Any] = ()) -> str:
     """The override for a weighted sum of an objective, or of its terms, with more terms before and after them."""
-    terms = [term.model_dump(exclude_unset=True) for term in terms_of(objective)]
-    terms = [{key: value for key, value in term.items() if (key, value) != ("weight", 1)} for term in terms]
+    terms = [shortly(term) for term in terms_of(objective)]
     own = objective.model_dump(exclude_unset=True, exclude={"kind", "terms"}) if _is_sum(objective) else {}
     kinds = [kind for kind in component.listing("objectives") if component.load("objectives", kind).is_sum]
     return f"objective={to_line({'kind': kinds[0], 'terms': [*before, *terms, *after], **own})}"
+
+
+def shortly(term: ComponentConfig) -> dict[str, Any]:
+    """An objective, or the term of a sum, without what is as it is by default."""
+    usual = component.load("objectives", term.kind).Config.model_fields
+    return {
+        key: value
+        for key, value in term.model_dump(exclude_unset=True).items()
+        if key == "kind" or value != (1 if key == "weight" else usual[key].default)
+    }
 
 
 def refuse_wrong_combinations(document: Document, config: RunConfig) -> None:

@@ -105,7 +105,9 @@ class KTO(Objective):
                 "good and bad answers, of which the policy learns the difference",
                 "add rows with label: false; good answers alone are for sft" if good else "add rows with label: true",
             )
+        once = plan.standing("shared").sum()
         cost = f"z: {plan.lengths.sum():,} tokens an epoch of prompts with the answers to others, in a pass without gradient"
+        cost += f"; {once:,} where answers share their prompt" if once < plan.lengths.sum() else ""
         notes = [cost] if self.mismatched else []
         weights = (good * self.config.desirable_weight, bad * self.config.undesirable_weight)
         low, high = BALANCED

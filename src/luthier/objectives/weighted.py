@@ -10,12 +10,12 @@ from pydantic import ConfigDict, Field, field_validator
 from luthier import component
 from luthier.component import ComponentConfig
 from luthier.config.bounds import Weight
-from luthier.config.combinations import weighted_sum
+from luthier.config.combinations import shortly, weighted_sum
 from luthier.config.documents import to_line
 from luthier.config.problems import Problem, checked, handed_on
 from luthier.errors import UserError
 from luthier.objectives import Objective
-from luthier.types import Example, LossOut, MicroBatch, Plan, Policy, Preference, Renderer, Sample, Scores
+from luthier.types import Conversation, Example, LossOut, MicroBatch, Plan, Policy, Preference, Renderer, Sample, Scores
 
 __all__ = ["Weighted"]
 
@@ -110,11 +110,11 @@ class Weighted(Objective):
         kept = tuple(term for term in self.config.terms if set(self.terms[term.kind].takes) & set(self.encoder.takes))
         alone = weighted_sum(self.config.model_copy(update={"terms": kept}))
         speaking = [term for term in self.config.terms if term.kind in self._speaking]
-        likely = [term for term in speaking if self.terms[term.kind].by_likelihood]
+        likely = [term for term in speaking if Conversation in self.terms[term.kind].takes]
         pairs = [term for term in speaking if self.terms[term.kind].takes == (Preference,)]
         if not likely or not pairs:
             return alone
-        given = _shortly(pairs[0])
+        given = {key: value for key, value in shortly(pairs[0]).items() if key != "weight"}
         if SFT_WEIGHT in _own_keys(pairs[0]):
             share = _own_keys(pairs[0])[SFT_WEIGHT] + likely[0].weight / pairs[0].weight
             return f"objective={to_line(given | {SFT_WEIGHT: float(f'{share:.3g}')})} where rows are pairs; or {alone}"
@@ -229,12 +229,6 @@ def _reads_samples_of(term: Any, encoder: Any) -> bool:
 
 def _own_keys(term: Term) -> dict[str, Any]:
     return {"kind": term.kind, **(term.model_extra or {})}
-
-
-def _shortly(term: Term) -> dict[str, Any]:
-    """The same without what is as it is by default."""
-    usual = component.load("objectives", term.kind).Config.model_fields
-    return {key: value for key, value in _own_keys(term).items() if key == "kind" or value != usual[key].default}
 
 
 def _filled(index: int, term: Term) -> tuple[Term, list[Problem]]:
