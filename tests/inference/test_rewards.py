@@ -218,6 +218,7 @@ def test_a_merge_that_rounds_what_it_learned_away_is_refused(judge: Path, tmp_pa
     kinds = {name: one.dtype for name, one in weights_of(tmp_path / "merged").items()}
     assert kinds.pop("score.weight") == torch.float32, "the head is trained and held in float32"
     assert set(kinds.values()) == {torch.bfloat16}
+    assert json.loads((tmp_path / "merged" / "config.json").read_text())["dtype"] == "bfloat16", "that of all but the head"
 
 
 @pytest.fixture(scope="module")
