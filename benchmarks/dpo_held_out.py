@@ -23,7 +23,7 @@ from luthier.inference.intervals import bootstrap_mean, wilson
 from luthier.training import run
 from records import Figure, device_of, record
 
-HELD_OUT, PAIRS, EVALUATIONS, LONGEST = 0.2, 8, 3, 4096
+HELD_OUT, PAIRS, EVALUATIONS, LONGEST = 0.2, 8, 3, 8192
 """Share of the rows, pairs a step, evaluations after the first step, tokens of an answer with its prompt."""
 
 
