@@ -33,7 +33,7 @@ SEED = 7
 COMMON = ("global_batch_size=8", "num_train_epochs=3", "save_steps=null")
 RECIPES = {
     "sft": ("objective=sft", "learning_rate=2e-4"),
-    "kto": ("objective=kto", "learning_rate=2e-4"),
+    "kto": ("objective={kind: kto, desirable_weight: 1.33}", "learning_rate=5e-5"),
     "orpo": ("objective=orpo", "learning_rate=2e-4"),
     "simpo": ("objective={kind: simpo, beta: 2.0, gamma_beta_ratio: 0.5}", "learning_rate=5e-5"),
     "dpo": ("objective=dpo", "learning_rate=1e-4"),

@@ -16,6 +16,7 @@ import pytest
 from luthier.cli import main
 from luthier.data.dataset.samples import DTYPES, SampleBuffer, SampleWriter
 from luthier.errors import EnvironmentProblem
+from luthier.inspecting.data.report import FOUND
 from tests.data.dataset.test_prepare import alpaca, run
 from tests.helpers.looked_at import PLAIN, looked, prepare_folder
 
@@ -124,7 +125,7 @@ def test_what_nobody_used_for_a_month_is_removed() -> None:
 def test_a_report_is_made_where_nothing_can_be_kept_beside_the_data() -> None:
     prepare_folder(PLAIN)
     found = looked().duplicates
-    (kept,) = Path("cache/encoded").rglob("duplicates.json")
+    (kept,) = Path("cache/encoded").rglob(FOUND)
     kept.unlink()
     kept.mkdir()
     assert looked().duplicates == found
